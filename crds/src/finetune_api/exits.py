@@ -1,0 +1,132 @@
+"""Exit codes of the trainer and what each means for whoever started it.
+
+The trainer ends with one of these; the operator and `finetune run` read the meaning from the same table.
+Codes above 128 are signals (128 + number) and are read as such.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+
+
+class Retry(StrEnum):
+    """Whether another run may mend the failure."""
+
+    NEVER = "never"
+    """The same job fails the same way: the input has to change first."""
+    BUDGET = "budget"
+    """Another run may succeed; it costs one of `lifecycle.maxRestarts`."""
+    FREE = "free"
+    """Not the job's fault: another run costs nothing."""
+
+
+class Exit(IntEnum):
+    """How a trainer process ends."""
+
+    OK = 0
+    CRASHED = 1
+    CONFIG_REFUSED = 2
+    DATA_REFUSED = 3
+    MODEL_REFUSED = 4
+    OUTPUT_REFUSED = 5
+    UNSUPPORTED = 6
+    NON_FINITE = 7
+    OUT_OF_MEMORY = 8
+    PEER_LOST = 9
+    STORAGE_FAILED = 10
+    STOPPED = 75  # EX_TEMPFAIL of sysexits.h: stopped on request, a checkpoint is written, try again later
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What an exit code tells: a CamelCase reason, whether to retry, one sentence, and the way out."""
+
+    reason: str
+    retry: Retry
+    sentence: str
+    remedy: str
+
+
+MEANINGS: dict[Exit, Meaning] = {
+    Exit.OK: Meaning("Succeeded", Retry.NEVER, "The run finished and its output is complete.", ""),
+    Exit.CRASHED: Meaning(
+        "TrainerCrashed",
+        Retry.BUDGET,
+        "The trainer failed in a way it has no name for.",
+        "Read the log of the rank named in the message.",
+    ),
+    Exit.CONFIG_REFUSED: Meaning(
+        "ConfigRefused",
+        Retry.NEVER,
+        "The run configuration is wrong or contradicts itself.",
+        "Correct the key that the message names.",
+    ),
+    Exit.DATA_REFUSED: Meaning(
+        "DataRefused",
+        Retry.NEVER,
+        "The dataset has rows that cannot be trained on.",
+        "Mend the lines that the message names, or set data.on_bad_row: skip.",
+    ),
+    Exit.MODEL_REFUSED: Meaning(
+        "ModelRefused",
+        Retry.NEVER,
+        "The base model could not be loaded as asked.",
+        "Correct job.model, or give the job the credentials to read it.",
+    ),
+    Exit.OUTPUT_REFUSED: Meaning(
+        "OutputRefused",
+        Retry.NEVER,
+        "The output folder holds the work of another job.",
+        "Choose another output, or restore the keys that the message names.",
+    ),
+    Exit.UNSUPPORTED: Meaning(
+        "Unsupported",
+        Retry.NEVER,
+        "The trainer of this version cannot do what the job asks.",
+        "Choose one of the combinations that the message lists.",
+    ),
+    Exit.NON_FINITE: Meaning(
+        "NonFinite",
+        Retry.NEVER,
+        "The loss or the gradient stopped being a number.",
+        "Lower hyperparameters.learning_rate, lengthen the warmup, or look at the rows named in the message.",
+    ),
+    Exit.OUT_OF_MEMORY: Meaning(
+        "OutOfMemory",
+        Retry.NEVER,
+        "A device ran out of memory.",
+        "Lower hyperparameters.per_device_batch first, then sequence_length; "
+        "or set activation_checkpointing, shard with FSDP, or add GPUs.",
+    ),
+    Exit.PEER_LOST: Meaning(
+        "PeerLost",
+        Retry.BUDGET,
+        "Another rank went away.",
+        "Look for the rank that failed first: its own report has the cause.",
+    ),
+    Exit.STORAGE_FAILED: Meaning(
+        "StorageFailed",
+        Retry.BUDGET,
+        "The output could not be written.",
+        "Free space on the output volume, or check that it can be written to.",
+    ),
+    Exit.STOPPED: Meaning(
+        "Stopped",
+        Retry.FREE,
+        "The run was asked to stop and wrote a checkpoint first.",
+        "Start it again: it continues from that checkpoint.",
+    ),
+}
+
+
+def meaning(code: int) -> Meaning:
+    """The meaning of any exit code, signals and unknown codes included."""
+    if code in {int(e) for e in Exit}:
+        return MEANINGS[Exit(code)]
+    if code > 128:
+        return Meaning(
+            "Killed",
+            Retry.BUDGET,
+            f"The trainer was ended by signal {code - 128}.",
+            "Signal 9 is most often the memory limit of the pod: raise pods.memory.",
+        )
+    return MEANINGS[Exit.CRASHED]

@@ -1,0 +1,234 @@
+"""A few predicates over a spec that can say themselves twice: in Python, and in CEL for the API server.
+
+Rules are written once with these, so `finetune validate` and the API server cannot disagree on them.
+Paths are relative to spec (compute.gpu_type). In CEL `self` is the spec, and no predicate trusts that a
+parent exists.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+Spec = Mapping[str, Any]
+
+
+class Predicate(Protocol):
+    def holds(self, spec: Spec) -> bool:
+        """Whether `spec` (plain JSON data, already of the right shape) satisfies the predicate."""
+
+    def cel(self) -> str:
+        """The same as a CEL expression over `self`."""
+
+
+class Number(Protocol):
+    def value(self, spec: Spec) -> int: ...
+
+    def cel(self) -> str: ...
+
+
+def find(spec: Spec, path: str) -> Any:
+    """The value at `path`, or None where any part of it is absent."""
+    at: Any = spec
+    for name in path.split("."):
+        if not isinstance(at, Mapping) or name not in at:
+            return None
+        at = at[name]
+    return at
+
+
+def _has(path: str) -> str:
+    names = path.split(".")
+    return " && ".join(f"has(self.{'.'.join(names[: i + 1])})" for i in range(len(names)))
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _all_of(paths: tuple[str, ...]) -> str:
+    """CEL list of the values that are present."""
+    return " + ".join(f"({_has(p)} ? [self.{p}] : [])" for p in paths)
+
+
+@dataclass(frozen=True)
+class Present:
+    """At least one of the keys is there."""
+
+    paths: tuple[str, ...]
+
+    def holds(self, spec: Spec) -> bool:
+        return any(find(spec, p) is not None for p in self.paths)
+
+    def cel(self) -> str:
+        return " || ".join(f"({_has(p)})" for p in self.paths)
+
+
+@dataclass(frozen=True)
+class Absent:
+    """The key is not there."""
+
+    path: str
+
+    def holds(self, spec: Spec) -> bool:
+        return find(spec, self.path) is None
+
+    def cel(self) -> str:
+        return f"!({_has(self.path)})"
+
+
+@dataclass(frozen=True)
+class Among:
+    """The key is there and has one of the values (strings, booleans or integers)."""
+
+    path: str
+    values: tuple[str | bool | int, ...]
+
+    def holds(self, spec: Spec) -> bool:
+        return find(spec, self.path) in self.values and find(spec, self.path) is not None
+
+    def cel(self) -> str:
+        shown = ", ".join(_quoted(v) if isinstance(v, str) else str(v).lower() for v in self.values)
+        return f"({_has(self.path)} && self.{self.path} in [{shown}])"
+
+
+@dataclass(frozen=True)
+class Matches:
+    """The key is absent, or the whole of its text matches (syntax common to Python and RE2)."""
+
+    path: str
+    pattern: str
+
+    def holds(self, spec: Spec) -> bool:
+        value = find(spec, self.path)
+        return value is None or re.search(self.pattern, value) is not None
+
+    def cel(self) -> str:
+        return f"!({_has(self.path)}) || self.{self.path}.matches({_quoted(self.pattern)})"
+
+
+@dataclass(frozen=True)
+class NoNames:
+    """No key of a map, or no `name` of a list of maps, matches the pattern."""
+
+    path: str
+    pattern: str
+    of_list: bool = False
+
+    def holds(self, spec: Spec) -> bool:
+        value = find(spec, self.path)
+        names = [item["name"] for item in value or ()] if self.of_list else list(value or ())
+        return not any(re.search(self.pattern, name) for name in names)
+
+    def cel(self) -> str:
+        name = "x.name" if self.of_list else "x"
+        pattern = _quoted(self.pattern)
+        return f"!({_has(self.path)}) || self.{self.path}.all(x, !{name}.matches({pattern}))"
+
+
+@dataclass(frozen=True)
+class Agree:
+    """All keys that are there have the same value."""
+
+    paths: tuple[str, ...]
+
+    def holds(self, spec: Spec) -> bool:
+        values = [v for p in self.paths if (v := find(spec, p)) is not None]
+        return all(v == values[0] for v in values)
+
+    def cel(self) -> str:
+        return f"[{_all_of(self.paths)}].all(l, l.all(x, x == l[0]))"
+
+
+@dataclass(frozen=True)
+class First:
+    """The first key that is there, as a number, else the default."""
+
+    paths: tuple[str, ...]
+    default: int
+
+    def value(self, spec: Spec) -> int:
+        return next((int(v) for p in self.paths if (v := find(spec, p)) is not None), self.default)
+
+    def cel(self) -> str:
+        return f"({_all_of(self.paths)} + [{self.default}])[0]"
+
+
+@dataclass(frozen=True)
+class Constant:
+    number: int
+
+    def value(self, spec: Spec) -> int:
+        return self.number
+
+    def cel(self) -> str:
+        return str(self.number)
+
+
+@dataclass(frozen=True)
+class Times:
+    factors: tuple[Number, ...]
+
+    def value(self, spec: Spec) -> int:
+        product = 1
+        for factor in self.factors:
+            product *= factor.value(spec)
+        return product
+
+    def cel(self) -> str:
+        return "(" + " * ".join(f.cel() for f in self.factors) + ")"
+
+
+@dataclass(frozen=True)
+class Compare:
+    """left <operator> right, of whole numbers; operator is ==, <= or 'divides' (right % left == 0)."""
+
+    left: Number
+    operator: str
+    right: Number
+
+    def holds(self, spec: Spec) -> bool:
+        left, right = self.left.value(spec), self.right.value(spec)
+        if self.operator == "divides":
+            return right % left == 0
+        return left == right if self.operator == "==" else left <= right
+
+    def cel(self) -> str:
+        if self.operator == "divides":
+            return f"{self.right.cel()} % {self.left.cel()} == 0"
+        return f"{self.left.cel()} {self.operator} {self.right.cel()}"
+
+
+@dataclass(frozen=True)
+class Not:
+    inner: Predicate
+
+    def holds(self, spec: Spec) -> bool:
+        return not self.inner.holds(spec)
+
+    def cel(self) -> str:
+        return f"!({self.inner.cel()})"
+
+
+@dataclass(frozen=True)
+class All:
+    inner: tuple[Predicate, ...]
+
+    def holds(self, spec: Spec) -> bool:
+        return all(p.holds(spec) for p in self.inner)
+
+    def cel(self) -> str:
+        return " && ".join(f"({p.cel()})" for p in self.inner)
+
+
+@dataclass(frozen=True)
+class Either:
+    inner: tuple[Predicate, ...]
+
+    def holds(self, spec: Spec) -> bool:
+        return any(p.holds(spec) for p in self.inner)
+
+    def cel(self) -> str:
+        return " || ".join(f"({p.cel()})" for p in self.inner)

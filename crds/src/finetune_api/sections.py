@@ -1,0 +1,342 @@
+"""The sections mirrored from a finetuning TOML. A TOML pastes in as it is, so names stay in snake_case.
+
+No key has a default here: a default in the schema would be written into stored jobs and change what a queued
+job means when it changes. Defaults are decided by the plan and shown in the job's status.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from .keys import Section, informational, key, refused
+
+Word = Annotated[str, Field(min_length=1, max_length=128)]
+Name = Annotated[str, Field(min_length=1, max_length=256)]
+Uri = Annotated[str, Field(min_length=1, max_length=1024)]
+Prose = Annotated[str, Field(max_length=2048)]
+Words = Annotated[tuple[Word, ...], Field(min_length=1, max_length=64)]
+Gpus = Annotated[int, Field(ge=1, le=16384)]
+Rows = Annotated[int, Field(ge=1, le=1048576)]
+Tokens = Annotated[int, Field(ge=1, le=16777216)]
+Steps = Annotated[int, Field(ge=1, le=100000000)]
+Width = Annotated[int, Field(ge=1, le=1024)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Dropout = Annotated[float, Field(ge=0, lt=1)]
+Rank = Annotated[int, Field(ge=1, le=256)]
+Alpha = Annotated[float, Field(gt=0, le=4096)]
+Json = str | int | float | bool | None
+Free = Annotated[dict[Annotated[str, Field(max_length=128)], object], Field(max_length=64)]
+
+RL = "it belongs to reinforcement learning, and a FinetuneJob trains on a dataset"
+HOSTED = "it belongs to the hosted service that the file was written for"
+ELSEWHERE = "it is about using the model after training"
+
+
+class AlgorithmType(StrEnum):
+    OFFLINE = "offline"
+
+
+class AlgorithmMethod(StrEnum):
+    SFT = "sft"
+    SUPERVISED_FINETUNE = "supervised_finetune"
+
+
+class Variety(StrEnum):
+    FFT = "fft"
+    LORA = "lora"
+    QLORA = "qlora"
+
+
+class TrainKind(StrEnum):
+    FFT = "fft"
+    PEFT = "peft"
+
+
+class Mode(StrEnum):
+    FFT = "fft"
+    FULL = "full"
+    FULL_FINETUNE = "full_finetune"
+    LORA = "lora"
+    QLORA = "qlora"
+    SFT_OFFLINE = "sft_offline"
+
+
+class TrainerMode(StrEnum):
+    FULL = "full"
+    LORA = "lora"
+    QLORA = "qlora"
+
+
+class EvaluationStrategy(StrEnum):
+    NO = "no"
+    STEPS = "steps"
+    EPOCH = "epoch"
+
+
+class Metric(StrEnum):
+    VAL_LOSS = "val.loss"
+    EVAL_LOSS = "eval_loss"
+
+
+class Scheduler(StrEnum):
+    CONSTANT = "constant"
+    COSINE = "cosine"
+    LINEAR = "linear"
+
+
+class OptimizerName(StrEnum):
+    ADAMW = "adamw"
+    ADAMW_TORCH = "adamw_torch"
+    ADAMW_TORCH_FUSED = "adamw_torch_fused"
+
+
+class DataFormat(StrEnum):
+    MESSAGES = "messages"
+
+
+class BadRow(StrEnum):
+    REFUSE = "refuse"
+    SKIP = "skip"
+
+
+class Algorithm(Section):
+    """What kind of training this is. Optional: the other sections say enough."""
+
+    type: AlgorithmType | None = key("Training on a fixed dataset: offline.")
+    method: AlgorithmMethod | None = key("Supervised finetuning, by either of its names.")
+    variety: Variety | None = key(
+        "Full finetuning or adapters. Yields to training.use_qlora, training.mode and "
+        "hyperparameters.train_kind where they differ; the status says so."
+    )
+
+
+class Job(Section):
+    """What is trained on what."""
+
+    model: Name | None = key(
+        "Base model: org/name or org/name@revision of the Hugging Face Hub, a URI, or a folder."
+    )
+    data: Uri | None = key(
+        "Training rows: a JSONL file by path or URI (pvc://claim/file, configmap://name/key)."
+    )
+    data_path: Uri | None = key("Another name of job.data.")
+    poll_seconds: Annotated[int, Field(ge=0, le=86400)] | None = informational(
+        "Seconds between two looks at the job.", "the job's status is watched, not polled"
+    )
+    suffix: Word | None = informational("Suffix of the finished model's name.", "output.uri names the result")
+    description: Prose | None = informational("Words for people.", "it changes nothing")
+    modalities: Annotated[tuple[Word, ...], Field(max_length=8)] | None = informational(
+        "Kinds of content in the rows.", "the rows themselves say what they hold; images are refused there"
+    )
+
+
+class Policy(Section):
+    """How other systems name and sample the model."""
+
+    model_name: Name | None = key("Base model, where job.model is absent.")
+    source: Name | None = key("Base model, where job.model and policy.model_name are absent.")
+    trainer_mode: TrainerMode | None = key("Full finetuning or adapters, where nothing else says so.")
+    label: Name | None = informational("Name of the policy.", ELSEWHERE)
+    max_tokens: Tokens | None = informational("Longest answer in tokens.", ELSEWHERE)
+    temperature: Annotated[float, Field(ge=0, le=100)] | None = informational(
+        "Sampling temperature.", ELSEWHERE
+    )
+    top_p: Share | None = informational("Nucleus sampling share.", ELSEWHERE)
+    top_k: Annotated[int, Field(ge=-1, le=1000000)] | None = informational("Sampling candidates.", ELSEWHERE)
+    repetition_penalty: Annotated[float, Field(ge=0, le=100)] | None = informational(
+        "Penalty on repeated tokens.", ELSEWHERE
+    )
+    stop_sequences: Annotated[tuple[Word, ...], Field(max_length=64)] | None = informational(
+        "Texts that end an answer.", ELSEWHERE
+    )
+    inference_url: Uri | None = informational("Where the model is served.", ELSEWHERE)
+
+
+class RolloutTopology(Section):
+    """Split of GPUs between rollouts and training."""
+
+    type: Word | None = informational("Name of the split.", RL)
+    gpus_for_vllm: Annotated[int, Field(ge=0, le=16384)] | None = refused("GPUs that generate.", RL)
+    gpus_for_ref: Annotated[int, Field(ge=0, le=16384)] | None = refused("GPUs of the reference model.", RL)
+    reference_placement: Word | None = refused("Where the reference model runs.", RL)
+    gpus_for_training: Gpus | None = key("GPUs that train: all of them. Must agree with compute.gpu_count.")
+    tensor_parallel: Width | None = key("Another name of hyperparameters.parallelism.tensor_parallel_size.")
+
+
+class Compute(Section):
+    """The machines. gpu_count = nodes x gpus_per_node; say two of them, or one, or none."""
+
+    gpu_type: Annotated[str, Field(min_length=1, max_length=63)] | None = key(
+        "Kind of accelerator, such as H100, or CPU. Required."
+    )
+    gpu_count: Gpus | None = key("Accelerators in all. With gpu_type CPU: processes in all.")
+    nodes: Annotated[int, Field(ge=1, le=2048)] | None = key("Machines; each becomes one pod. 1 if absent.")
+    gpus_per_node: Annotated[int, Field(ge=1, le=64)] | None = key("Accelerators of one machine.")
+    variant: Word | None = informational(
+        "Name of the machine shape, such as H100-8x.", "gpu_type, gpu_count and nodes say the same"
+    )
+    topology: RolloutTopology | None = key("Split of GPUs between rollouts and training.")
+
+
+class Topology(Section):
+    """The layout said once more. Must agree with compute."""
+
+    container_count: Gpus | None = informational(
+        "Containers in all.", "a node is one pod, whatever this says"
+    )
+    gpus_per_node: Annotated[int, Field(ge=1, le=64)] | None = key("As compute.gpus_per_node.")
+    total_gpus: Gpus | None = key("As compute.gpu_count.")
+    nodes: Annotated[int, Field(ge=1, le=2048)] | None = key("As compute.nodes.")
+    variant: Word | None = informational(
+        "Name of the machine shape.", "gpu_type, gpu_count and nodes say the same"
+    )
+    tensor_parallel: Width | None = key("As hyperparameters.parallelism.tensor_parallel_size.")
+    data_parallel: Annotated[int, Field(ge=1, le=16384)] | None = key(
+        "Replicas of the model: gpu_count / (tensor_parallel x pipeline_parallel). Checked."
+    )
+
+
+class Data(Section):
+    """The rows."""
+
+    topology: Topology | None = key("The layout said once more.")
+    validation_path: Uri | None = key(
+        "Rows to evaluate on, in the same format. Nothing is split off silently."
+    )
+    format: DataFormat | None = key("Format of the rows. messages if absent.")
+    on_bad_row: BadRow | None = key(
+        "What to do with a row that cannot be trained on: refuse the job (if absent), "
+        "or skip it, counted and named."
+    )
+    max_bad_share: Share | None = key("With on_bad_row skip: the largest share of bad rows. 0.01 if absent.")
+    examples: Annotated[int, Field(ge=1, le=1000000000)] | None = key(
+        "Train on the first so many rows: a smoke test."
+    )
+    shuffle: bool | None = key("Draw a new order of rows in every epoch, from training.seed. true if absent.")
+
+
+class ValidationSection(Section):
+    """Evaluation while training. Needs data.validation_path."""
+
+    enabled: bool | None = key(
+        "Whether to evaluate. true if absent; said in the status where there is no file."
+    )
+    evaluation_strategy: EvaluationStrategy | None = key("By steps (if absent), by epoch, or not at all.")
+    eval_steps: Annotated[int, Field(ge=0, le=100000000)] | None = key(
+        "Optimizer steps between evaluations. 0 or absent: at the end of every epoch."
+    )
+    save_best_model_at_end: bool | None = key("The best evaluated weights become the result. true if absent.")
+    metric_for_best_model: Metric | None = key("What best means: val.loss.")
+    greater_is_better: bool | None = key("Must be false or absent: a loss is better when smaller.")
+
+
+class Adapter(Section):
+    """Low-rank adapters."""
+
+    r: Rank | None = key("Rank of the adapters. 16 if absent.")
+    alpha: Alpha | None = key("Scale: the adapter's output is multiplied by alpha / r. 2 r if absent.")
+    dropout: Dropout | None = key("Dropout on the adapter's input. 0 if absent.")
+    target_modules: Words | None = key("Names of the layers that get adapters, or all-linear (if absent).")
+
+
+class Training(Section):
+    """How training goes about its work."""
+
+    mode: Mode | None = key("Full finetuning or adapters; sft_offline leaves that to the other keys.")
+    use_qlora: bool | None = key(
+        "true: adapters on a base quantised to four bits. Wins over every other key."
+    )
+    validation: ValidationSection | None = key("Evaluation while training.")
+    lora: Adapter | None = key("Low-rank adapters.")
+    seed: Annotated[int, Field(ge=0, le=4294967295)] | None = key(
+        "Seed of row order, dropout and new weights. 42 if absent."
+    )
+    save_steps: Annotated[int, Field(ge=0, le=100000000)] | None = key(
+        "Optimizer steps between checkpoints. 0 or absent: at the end of every epoch."
+    )
+    save_total_limit: Annotated[int, Field(ge=1, le=1000)] | None = key("Checkpoints that stay. 2 if absent.")
+    logging_steps: Annotated[int, Field(ge=1, le=1000000)] | None = key(
+        "Optimizer steps between progress records. 1 if absent."
+    )
+
+
+class Parallelism(Section):
+    """How the model is spread over accelerators. Keys of an engine that is off change nothing."""
+
+    use_deepspeed: bool | None = key("Shard with DeepSpeed ZeRO. Not together with fsdp.")
+    deepspeed_stage: Annotated[int, Field(ge=0, le=3)] | None = key(
+        "ZeRO stage; 2 if absent. 0 is plain data parallel."
+    )
+    fsdp: bool | None = key("Shard with PyTorch FSDP. Not together with use_deepspeed.")
+    fsdp_sharding_strategy: Annotated[str, Field(min_length=1, max_length=32)] | None = key(
+        "full_shard (if absent) or no_shard, which is plain data parallel."
+    )
+    fsdp_auto_wrap_policy: Annotated[str, Field(min_length=1, max_length=64)] | None = key(
+        "transformer_block (if absent): every decoder layer is a shard group."
+    )
+    fsdp_use_orig_params: bool | None = informational("Keep original parameters.", "FSDP2 always does")
+    bf16: bool | None = key("Compute in bfloat16. true if absent, on GPUs. Not together with fp16.")
+    fp16: bool | None = key("Compute in float16. Not together with bf16.")
+    tensor_parallel_size: Width | None = key("Accelerators that share one layer's matrices. 1 if absent.")
+    pipeline_parallel_size: Width | None = key("Stages the layers are split into. 1 if absent.")
+    activation_checkpointing: bool | None = key(
+        "Recompute activations in the backward pass: less memory, about a quarter more time. false if absent."
+    )
+    topology: Topology | None = key("The layout said once more.")
+
+
+class Hyperparameters(Section):
+    """Numbers of the optimization."""
+
+    n_epochs: Annotated[int, Field(ge=1, le=10000)] | None = key("Passes over the rows. 1 if absent.")
+    total_steps: Steps | None = key("End after so many optimizer steps, even within an epoch.")
+    train_steps: Steps | None = key("Another name of total_steps.")
+    steps: Steps | None = key("Another name of total_steps.")
+    batch_size: Rows | None = key("Another name of per_device_batch.")
+    per_device_batch: Rows | None = key(
+        "Micro batch: rows of one forward pass on one accelerator. 1 if absent."
+    )
+    gradient_accumulation_steps: Annotated[int, Field(ge=1, le=1048576)] | None = key(
+        "Forward passes per optimizer step. If absent: what global_batch asks for, else 1."
+    )
+    global_batch: Rows | None = key(
+        "Rows per optimizer step. Sets gradient_accumulation_steps where that is absent; otherwise a check."
+    )
+    sequence_length: Tokens | None = key(
+        "Longest row in tokens; longer rows are cut and counted. "
+        "2048 if absent, or the model's own limit if that is smaller."
+    )
+    max_seq_length: Tokens | None = key("Another name of sequence_length.")
+    learning_rate: Annotated[float, Field(gt=0, le=1)] | None = key(
+        "Peak learning rate. If absent: 1e-5 for full finetuning, 2e-4 for adapters."
+    )
+    warmup_ratio: Share | None = key("Share of all steps in which the learning rate rises. 0.03 if absent.")
+    lr_scheduler_type: Scheduler | None = key("How the learning rate falls afterwards. cosine if absent.")
+    weight_decay: Share | None = key("AdamW's decoupled weight decay, on matrices only. 0 if absent.")
+    max_grad_norm: Annotated[float, Field(ge=0, le=1000000)] | None = key(
+        "Gradients are scaled down to this norm; 0 leaves them alone. 1 if absent."
+    )
+    optim: OptimizerName | None = key("AdamW, by any of its names.")
+    train_kind: TrainKind | None = key("fft: every weight. peft: adapters.")
+    world_size: Gpus | None = key("As compute.gpu_count. Checked.")
+    lora_rank: Rank | None = key("As training.lora.r.")
+    lora_alpha: Alpha | None = key("As training.lora.alpha.")
+    lora_dropout: Dropout | None = key("As training.lora.dropout.")
+    lora_target_modules: Words | None = key("As training.lora.target_modules.")
+    lora: Adapter | None = key("As training.lora.")
+    parallelism: Parallelism | None = key("How the model is spread over accelerators.")
+
+
+class ModelConfig(Section):
+    """What the base model can do."""
+
+    supports_vision: bool | None = informational(
+        "Whether it reads images.", "the model's own configuration says so"
+    )
+    max_images_per_message: Annotated[int, Field(ge=0, le=1024)] | None = informational(
+        "Images of one message.", "rows with images are refused"
+    )
+    max_model_len: Tokens | None = key("Longest context of the model; caps sequence_length.")

@@ -1,0 +1,147 @@
+"""What the operator says about a job. Only the operator writes it; people and Argo CD read it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Text = Annotated[str, Field(max_length=1024)]
+Long = Annotated[str, Field(max_length=32768)]
+Time = Annotated[str, Field(max_length=32, json_schema_extra={"format": "date-time"})]
+Int = Annotated[int, Field(ge=-(2**53), le=2**53)]
+Texts = Annotated[tuple[Text, ...], Field(max_length=64)]
+
+
+class Phase(StrEnum):
+    """A one-word summary for people. Programs read conditions."""
+
+    QUEUED = "Queued"
+    PREPARING = "Preparing"
+    STARTING = "Starting"
+    TRAINING = "Training"
+    SAVING = "Saving"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    SUSPENDED = "Suspended"
+    CANCELLED = "Cancelled"
+
+
+class ConditionStatus(StrEnum):
+    TRUE = "True"
+    FALSE = "False"
+    UNKNOWN = "Unknown"
+
+
+class Part(BaseModel):
+    """Base of the status' parts. A key that is absent is not known yet."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", defer_build=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+
+def key(description: str) -> Any:
+    return Field(default=None, description=description)
+
+
+class Condition(Part):
+    """One observation, in the shape of metav1.Condition."""
+
+    type: Annotated[str, Field(max_length=64)] = Field(description="What is observed, in CamelCase.")
+    status: ConditionStatus = Field(description="True, False or Unknown.")
+    reason: Annotated[str, Field(max_length=128)] = Field(description="Why, in one CamelCase word.")
+    message: Long = Field(description="Why, in sentences, with the way out.")
+    lastTransitionTime: Time = Field(description="When the status last changed.")  # noqa: N815
+    observedGeneration: Int | None = key("Generation of the job that this is about.")  # noqa: N815
+
+
+class Resolved(Part):
+    """What was decided when the job was accepted. It serves every later run."""
+
+    image: Text | None = key("Trainer image.")
+    method: Text | None = key("fft, lora or qlora.")
+    methodReason: Text | None = key("Which key decided the method.")  # noqa: N815
+    engine: Text | None = key("single, ddp, fsdp2 or a ZeRO stage.")
+    precision: Text | None = key("Number format of the computation.")
+    rowsPerStep: Int | None = key("Rows of one optimizer step over all ranks.")  # noqa: N815
+    network: Text | None = key("Network profile.")
+    digest: Text | None = key("Digest of the run configuration.")
+
+
+class Layout(Part):
+    """How ranks are laid out: nodes x gpusPerNode = worldSize = data x tensor x pipeline parallel."""
+
+    nodes: Int | None = key("Pods.")
+    gpusPerNode: Int | None = key("Ranks of one pod.")  # noqa: N815
+    worldSize: Int | None = key("Ranks in all.")  # noqa: N815
+    dataParallel: Int | None = key("Replicas of the model, or shards of its state.")  # noqa: N815
+    tensorParallel: Int | None = key("Ranks that share a layer.")  # noqa: N815
+    pipelineParallel: Int | None = key("Stages.")  # noqa: N815
+    reasons: Texts | None = key("Which keys decided, and what was assumed.")
+
+
+class NetworkStatus(Part):
+    profile: Text | None = key("Network profile in use.")
+    reason: Text | None = key("Why this one.")
+
+
+class DatasetStatus(Part):
+    rows: Int | None = key("Rows read.")
+    used: Int | None = key("Rows trained on.")
+    refused: Int | None = key("Rows that cannot be trained on.")
+    tokens: Int | None = key("Tokens of the rows trained on.")
+    maskedFraction: float | None = key("Share of tokens that carry no loss.")  # noqa: N815
+
+
+class ProgressStatus(Part):
+    """From rank 0's last progress record."""
+
+    step: Int | None = key("Optimizer steps done.")
+    totalSteps: Int | None = key("Optimizer steps in all.")  # noqa: N815
+    epoch: float | None = key("Passes over the rows done.")
+    percent: Int | None = key("step of totalSteps.")
+    loss: float | None = key("Mean loss per target token of the last step, in nats.")
+    evalLoss: float | None = key("Mean loss per target token of the validation rows.")  # noqa: N815
+    learningRate: float | None = key("Learning rate of the last step.")  # noqa: N815
+    gradNorm: float | None = key("Gradient norm of the last step, before clipping.")  # noqa: N815
+    tokensPerSecond: float | None = key("Tokens over all ranks.")  # noqa: N815
+    etaSeconds: Int | None = key("Seconds to the end at this pace.")  # noqa: N815
+    checkpointStep: Int | None = key("Step of the newest checkpoint.")  # noqa: N815
+
+
+class ResultStatus(Part):
+    uri: Text | None = key("Where the result lies.")
+    digest: Text | None = key("Digest of the run that made it.")
+    metrics: Annotated[dict[str, float], Field(max_length=64)] | None = key("Final metrics.")
+    best: Int | None = key("Step whose weights the result holds.")
+
+
+class Usage(Part):
+    gpuSeconds: Int | None = key("GPU seconds held.")  # noqa: N815
+    lostGpuSeconds: Int | None = key("GPU seconds whose work was lost to restarts.")  # noqa: N815
+
+
+class Status(Part):
+    """Status of a FinetuneJob."""
+
+    observedGeneration: Int | None = key("Generation that this status is about.")  # noqa: N815
+    phase: Phase | None = key("One-word summary.")
+    conditions: Annotated[tuple[Condition, ...], Field(max_length=16)] | None = key(
+        "Ready, Accepted, DataReady, PodsReady, Training, Healthy, Suspended, Complete, Failed."
+    )
+    run: Int | None = key("Number of the current run; every run is one PyTorchJob.")
+    restarts: Int | None = key(
+        "Runs that failed and were replaced; these count against lifecycle.maxRestarts."
+    )
+    resolved: Resolved | None = key("What was decided when the job was accepted.")
+    layout: Layout | None = key("How ranks are laid out.")
+    network: NetworkStatus | None = key("How ranks reach each other.")
+    dataset: DatasetStatus | None = key("What the rows are like.")
+    progress: ProgressStatus | None = key("How far training is.")
+    result: ResultStatus | None = key("What came out.")
+    usage: Usage | None = key("What it cost.")
+    informational: Texts | None = key("Keys that were accepted and change nothing.")
+    startTime: Time | None = key("When the first run started.")  # noqa: N815
+    completionTime: Time | None = key("When the job ended.")  # noqa: N815

@@ -1,0 +1,133 @@
+"""One message of a conversation: role, content, and whether it is trained. Called by the format files."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+
+from . import tools
+from .fields import listed, mapped, optional_text, text
+from .jsonl import kind
+from .problems import BadRow
+from .rows import Json, Message, Role, ToolCall
+
+NO_IMAGES = "images are not trained: only text models are supported today; take out the image or the row"
+
+_ROLES = {role.value: role for role in Role}
+_IMAGE_PARTS = {"image", "image_url", "input_image"}
+_RETIRED = {"function_call": "tool_calls"}
+_REASONING = ("reasoning", "reasoning_content", "thinking")
+_USED = {"role", "content", "weight", "train", "tool_calls", "tool_call_id", "name", *_REASONING}
+
+
+def conversation(value: Json, ignored: Counter[str]) -> tuple[Message, ...]:
+    """The messages of a row. Raises BadRow with the place of the first wrong one."""
+    found = listed(value, "messages")
+    if not found:
+        raise BadRow("messages is empty; write the conversation, or take the row out")
+    return tuple(_message(message, f"messages[{i}]", ignored) for i, message in enumerate(found))
+
+
+def _message(value: Json, where: str, ignored: Counter[str]) -> Message:
+    message = mapped(value, where)
+    _check_keys(message, where, ignored)
+    role = _role(message.get("role"), where)
+    trainable = _trainable(message, role, where)
+    calls = tools.calls(listed(message.get("tool_calls"), f"{where}.tool_calls"), f"{where}.tool_calls")
+    if calls and role is not Role.ASSISTANT:
+        raise BadRow(f"{where}.tool_calls belongs to an assistant, not to {role.value}; correct the role")
+    return Message(
+        role,
+        _content(message.get("content"), calls, role, where, trainable=trainable),
+        trainable,
+        _reasoning(message, where),
+        calls,
+        _call_id(message.get("tool_call_id"), where),
+        optional_text(message.get("name"), f"{where}.name"),
+    )
+
+
+def _check_keys(message: dict[str, Json], where: str, ignored: Counter[str]) -> None:
+    if message.keys() <= _USED:
+        return
+    for key, value in message.items():
+        if key in _USED or value is None:
+            continue
+        if key in _RETIRED:
+            raise BadRow(f"{where}.{key} is the retired form; write {_RETIRED[key]}")
+        if key in ("images", *_IMAGE_PARTS) and value:
+            raise BadRow(f"{where}.{key}: {NO_IMAGES}")
+        ignored[f"messages[].{key}"] += 1
+
+
+def _role(value: Json, where: str) -> Role:
+    role = _ROLES.get(value) if isinstance(value, str) else None
+    if role is not None:
+        return role
+    if value is None:
+        raise BadRow(f"{where}.role is missing; write one of {', '.join(_ROLES)}")
+    name = text(value, f"{where}.role")
+    if name == "function":
+        raise BadRow(f"{where}.role 'function' is the retired form; write 'tool'")
+    near = difflib.get_close_matches(name.strip().lower(), _ROLES, n=1, cutoff=0.5)
+    meant = f"write {near[0]!r}?" if near else f"write one of {', '.join(_ROLES)}"
+    raise BadRow(f"{where}.role {name!r} is unknown; {meant}")
+
+
+def _trainable(message: dict[str, Json], role: Role, where: str) -> bool:
+    weight, train = message.get("weight"), message.get("train")
+    if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
+        raise BadRow(f"{where}.weight is {weight!r}; write 1 to train the message or 0 to leave it out")
+    if train is not None and not isinstance(train, bool):
+        raise BadRow(f"{where}.train is {kind(train)}; write true or false")
+    if weight is not None and train is not None and bool(weight) != train:
+        raise BadRow(f"{where}.weight and {where}.train contradict each other; keep one")
+    asked = train if weight is None else bool(weight)
+    if asked and role is not Role.ASSISTANT:
+        raise BadRow(f"{where} asks to train {role.value} text; only an assistant's is trained: set it to 0")
+    return role is Role.ASSISTANT and asked is not False
+
+
+def _content(
+    value: Json, calls: tuple[ToolCall, ...], role: Role, where: str, *, trainable: bool
+) -> str | None:
+    if value is None and role is not Role.ASSISTANT:
+        raise BadRow(f"{where}.content is missing; write the {role.value}'s text")
+    content = None if value is None else _text(value, f"{where}.content")
+    if trainable and not calls and not (content or "").strip():
+        reason = "is an assistant message without text or tool_calls"
+        raise BadRow(f"{where} {reason}; write the answer to learn, or set its weight to 0")
+    return content
+
+
+def _text(value: Json, where: str) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict):
+        return _part(value, where)
+    if isinstance(value, list):
+        return "".join(_part(part, f"{where}[{i}]") for i, part in enumerate(value))
+    raise BadRow(f"{where} is {kind(value)}; write a string or a list of text parts")
+
+
+def _part(value: Json, where: str) -> str:
+    part = mapped(value, where)
+    form = part.get("type")
+    if form in _IMAGE_PARTS:
+        raise BadRow(f"{where}: {NO_IMAGES}")
+    if form != "text":
+        raise BadRow(f'{where}.type is {form!r}; only {{"type": "text", "text": ...}} parts are trained')
+    return text(part.get("text"), f"{where}.text")
+
+
+def _reasoning(message: dict[str, Json], where: str) -> str | None:
+    given = {key: text(message[key], f"{where}.{key}") for key in _REASONING if message.get(key) is not None}
+    if len(set(given.values())) > 1:
+        raise BadRow(f"{where}: {' and '.join(given)} differ; keep one")
+    return next(iter(given.values()), None)
+
+
+def _call_id(value: Json, where: str) -> str | None:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return optional_text(value, f"{where}.tool_call_id")

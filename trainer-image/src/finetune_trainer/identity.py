@@ -1,0 +1,189 @@
+"""Whose output folder this is: checkpoints are continued by the same job and by no other.
+
+The identity of a run is a flat document of what makes it what it is: keys of its configuration
+(finetune_api.run.IDENTITY), the content of model and data, and the rows of one optimizer step. The first run
+writes it; every later start in the same folder compares, and is refused with the keys that differ.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from finetune_api.output import CHECKPOINTS, RESULT, RUN_FILE
+from finetune_api.run import IDENTITY, SPEC_KEYS, RunConfig
+
+from .agreement import first_rank
+from .errors import OutputRefused
+from .files import storage_errors, write_durable
+
+ROWS_PER_STEP = "rows_per_step"
+CONTENT = "content."
+"""Prefix of the fingerprints' keys in the identity."""
+_ABSENT = object()
+_NAMES = {ROWS_PER_STEP: "hyperparameters.global_batch"} | SPEC_KEYS
+
+# Beside the weights, these say what a model folder means: sizes, vocabulary, template.
+_SMALL = ("*.json", "*.jinja", "*.model", "*.txt")
+_BLOCK = 1 << 16
+_BLOCKS = 16
+
+
+def claim(output: Path, config: RunConfig, fingerprint: Mapping[str, str], rows_per_step: int) -> str:
+    """Make `output` the folder of this run, or find that it already is. Returns the digest, 'sha256:...'.
+
+    Every rank calls it; rank 0 looks. Raises OutputRefused if the folder belongs to another run, StorageFailed
+    if it cannot be written.
+    """
+    identity = document(config, fingerprint, rows_per_step)
+    return first_rank(partial(_claim, output, identity))
+
+
+def document(config: RunConfig, fingerprint: Mapping[str, str], rows_per_step: int) -> dict[str, Any]:
+    """The identity as one flat document: dotted key to JSON value."""
+    values = config.model_dump(mode="json")
+    keyed = {key: _at(values, key) for key in IDENTITY}
+    content = {CONTENT + name: digest for name, digest in fingerprint.items()}
+    return dict(_flat(keyed)) | content | {ROWS_PER_STEP: rows_per_step}
+
+
+def digest(identity: Mapping[str, Any]) -> str:
+    """sha256 over the identity as JSON with sorted keys and without blanks."""
+    canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _named(hashlib.sha256(canonical.encode()))
+
+
+def fingerprints(model_folder: Path, data_path: Path) -> dict[str, str]:
+    """Digests of what stands behind job.model and job.data, for `claim`.
+
+    Data is read whole. Of a model the small files are read whole, and of each weight file its size, its header
+    and 16 blocks of 64 KiB spread over it: enough to tell two models of the same shape apart without
+    reading 30 GB. Raises OSError for files that are not there: whoever loads them says so better.
+    """
+    return {"model": _model_fingerprint(model_folder), "data": _file_fingerprint(data_path)}
+
+
+def _claim(output: Path, identity: dict[str, Any]) -> str:
+    path = output / RUN_FILE
+    with storage_errors(path):
+        output.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            _compare(output, _read(path), identity)
+        else:
+            _require_unowned(output)
+            text = json.dumps({"digest": digest(identity), "identity": identity}, indent=1, sort_keys=True)
+            write_durable(path, text.encode() + b"\n")
+    return digest(identity)
+
+
+def _require_unowned(output: Path) -> None:
+    """Without run.json nobody knows whose checkpoints or result these are.
+
+    Any other file may stay (lost+found of a fresh volume, a note, the log of an earlier refusal): we write
+    beside it and never over it.
+    """
+    strangers = [name for name in (CHECKPOINTS, RESULT) if (output / name).exists()]
+    if strangers:
+        raise OutputRefused(
+            f"output {output} holds {' and '.join(strangers)} but no {RUN_FILE} that says whose they are; "
+            "choose another output, or move them away"
+        )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        identity = json.loads(path.read_bytes())["identity"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise OutputRefused(f"{path} is not the identity of a run ({error!r}); choose another output") from error
+    if not isinstance(identity, dict):
+        raise OutputRefused(f"{path} is not the identity of a run; choose another output")
+    return identity
+
+
+def _compare(output: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    differing = [
+        key for key in sorted(old.keys() | new.keys()) if old.get(key, _ABSENT) != new.get(key, _ABSENT)
+    ]
+    if not differing:
+        return
+    values = "; ".join(f"{_name(key)} is {_shown(old, key)} there and {_shown(new, key)} here" for key in differing)
+    remedies = ", ".join(_remedy(old, key) for key in differing)
+    raise OutputRefused(
+        f"output {output} holds the work of another job: {values}. Choose another output, or {remedies}"
+    )
+
+
+def _name(key: str) -> str:
+    if key.startswith(CONTENT):
+        return f"the content of job.{key.removeprefix(CONTENT)}"
+    return _NAMES.get(key, key)
+
+
+def _shown(identity: Mapping[str, Any], key: str) -> str:
+    return json.dumps(identity[key]) if key in identity else "absent"
+
+
+def _remedy(old: Mapping[str, Any], key: str) -> str:
+    if key.startswith(CONTENT):
+        return f"bring back {_name(key)}"
+    return f"set {_name(key)} back to {_shown(old, key)}" if key in old else f"leave {_name(key)} out"
+
+
+def _at(values: dict[str, Any], key: str) -> Any:
+    value: Any = values
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _model_fingerprint(folder: Path) -> str:
+    total = hashlib.sha256()
+    small = {path for pattern in _SMALL for path in folder.glob(pattern)}
+    for path in sorted(small):
+        _add(total, path.name, [path.read_bytes()])
+    for path in sorted(folder.glob("*.safetensors")):
+        _add(total, path.name, _sample(path))
+    return _named(total)
+
+
+def _add(total: hashlib._Hash, name: str, parts: Iterable[bytes]) -> None:
+    """Add a file so that no two folders of other names or cuts give the same bytes to the digest."""
+    inner = hashlib.sha256()
+    for part in parts:
+        inner.update(part)
+    total.update(f"{name}\0{inner.hexdigest()}\n".encode())
+
+
+def _sample(path: Path) -> Iterator[bytes]:
+    """Size, header and evenly spread blocks of a safetensors file (8 bytes of header length, header, data)."""
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        yield size.to_bytes(8, "little")
+        length = stream.read(8)
+        header_end = 8 + int.from_bytes(length, "little")
+        yield stream.read(min(header_end, size) - 8)
+        step = max(_BLOCK, (size - header_end) // _BLOCKS)
+        for start in range(header_end, size, step):
+            stream.seek(start)
+            yield stream.read(_BLOCK)
+
+
+def _file_fingerprint(path: Path) -> str:
+    with path.open("rb") as stream:
+        return _named(hashlib.file_digest(stream, "sha256"))
+
+
+def _named(total: hashlib._Hash) -> str:
+    return f"sha256:{total.hexdigest()}"

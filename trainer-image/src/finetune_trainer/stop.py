@@ -1,0 +1,60 @@
+"""Stopping on request: a signal is noted, and all ranks end at the same step.
+
+The loop asks once per step. Signals reach the ranks at different moments; a rank that left on its own would
+leave the others waiting in a collective, and save a checkpoint of a step the others have not done.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Self
+
+import torch
+import torch.distributed as dist
+
+from .agreement import world_size
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+_Handler = Callable[[int, FrameType | None], object] | int | None
+
+
+class Stop:
+    """Context in which SIGTERM and SIGINT are requests to stop. Main thread only, as signal.signal is.
+
+    The second signal of the same number does what it did before: whoever sends it twice wants out now.
+    """
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        """The first signal this rank has received."""
+        self._before: dict[int, _Handler] = {}
+
+    def __enter__(self) -> Self:
+        for number in SIGNALS:
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+    def agreed(self, device: torch.device) -> bool:
+        """Whether any rank has been asked to stop. Collective; the answer is the same on every rank.
+
+        `device` is where the process group computes: the rank's GPU under NCCL, the CPU under gloo.
+        """
+        if world_size() == 1:
+            return self.signal is not None
+        flag = torch.tensor(int(self.signal is not None), device=device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return bool(flag.item())
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signal = self.signal or signal.Signals(number)
+        signal.signal(number, self._before[number])
