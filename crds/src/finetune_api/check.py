@@ -99,9 +99,7 @@ def _problem(loc: tuple[int | str, ...], kind: str, text: str, value: Any, ctx: 
     if kind == "missing":
         return Problem(path, "Missing", "The key is required.", "Set it.")
     if kind == "enum":
-        return Problem(
-            path, "UnknownValue", f"{value!r} is not one of {ctx['expected']}.", "Choose one of these."
-        )
+        return Problem(path, "UnknownValue", f"{value!r} is not one of {ctx['expected']}.", "Choose one of these.")
     if path == "metadata.name":
         return Problem(path, "BadName", f"{value!r} is not a legal name.",
                        "Use at most 45 lower-case letters, digits and dashes, and a letter first.")  # fmt: skip

@@ -50,9 +50,7 @@ def refused(description: str, because: str, **bounds: Any) -> Any:
 
 def _field(description: str, fate: Fate, because: str, bounds: dict[str, Any]) -> Any:
     bounds.setdefault("default", None)
-    return Field(
-        description=description, json_schema_extra={"fate": fate.value, "because": because}, **bounds
-    )
+    return Field(description=description, json_schema_extra={"fate": fate.value, "because": because}, **bounds)
 
 
 class Section(BaseModel):

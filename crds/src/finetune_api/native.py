@@ -48,8 +48,7 @@ class Output(Native):
     """Where the result goes. It outlives the job."""
 
     uri: Uri | None = declare(
-        "Folder of checkpoints and result: pvc://claim/path or a path. "
-        "Shared by all nodes where there are several."
+        "Folder of checkpoints and result: pvc://claim/path or a path. Shared by all nodes where there are several."
     )
 
 
@@ -93,9 +92,9 @@ class Pods(Native):
         "Taints that the pods tolerate."
     )
     labels: Labels | None = declare("Labels on the pods.")
-    annotations: (
-        Annotated[dict[LabelKey, Annotated[str, Field(max_length=1024)]], Field(max_length=32)] | None
-    ) = declare("Annotations on the pods.")
+    annotations: Annotated[dict[LabelKey, Annotated[str, Field(max_length=1024)]], Field(max_length=32)] | None = (
+        declare("Annotations on the pods.")
+    )
     env: Annotated[tuple[EnvVar, ...], Field(max_length=64)] | None = declare("Plain environment variables.")
     priorityClassName: DnsName | None = declare("Priority class of the pods.")  # noqa: N815
     serviceAccountName: DnsName | None = declare(  # noqa: N815

@@ -183,9 +183,7 @@ def refusals() -> Iterator[Rule]:
     for each in keys(Spec, ""):
         path = each.path.lstrip(".")
         if each.fate is Fate.REFUSED:
-            yield Rule(
-                path, "RefusedKey", Absent(path), f"This key is refused: {each.because}.", "Remove it."
-            )
+            yield Rule(path, "RefusedKey", Absent(path), f"This key is refused: {each.because}.", "Remove it.")
 
 
 def all_rules() -> tuple[Rule, ...]:

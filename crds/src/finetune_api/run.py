@@ -17,6 +17,7 @@ CONFIG_ENV = "FINETUNE_RUN_CONFIG"
 REPORT_ENV = "FINETUNE_REPORT"
 """Environment variable with the path that the final report is written to besides the output
 (the termination message of a pod)."""
+DEFAULT_SEQUENCE_LENGTH = 2048
 NODE_RANK_ENV = "PET_NODE_RANK"
 NODES_ENV = "PET_NNODES"
 MASTER_ADDR_ENV = "PET_MASTER_ADDR"
@@ -174,7 +175,8 @@ class RunConfig(Frozen):
     precision: Precision
     data: Data
     sequence_length: Positive | None
-    """Longest row in tokens; longer rows are cut at the end and counted. None: what the model allows."""
+    """Longest row in tokens; longer rows are cut at the end and counted. None: DEFAULT_SEQUENCE_LENGTH, or
+    the model's own limit if that is smaller."""
     lora: Lora | None
     mesh: Mesh
     batch: Batch

@@ -116,12 +116,8 @@ class Algorithm(Section):
 class Job(Section):
     """What is trained on what."""
 
-    model: Name | None = key(
-        "Base model: org/name or org/name@revision of the Hugging Face Hub, a URI, or a folder."
-    )
-    data: Uri | None = key(
-        "Training rows: a JSONL file by path or URI (pvc://claim/file, configmap://name/key)."
-    )
+    model: Name | None = key("Base model: org/name or org/name@revision of the Hugging Face Hub, a URI, or a folder.")
+    data: Uri | None = key("Training rows: a JSONL file by path or URI (pvc://claim/file, configmap://name/key).")
     data_path: Uri | None = key("Another name of job.data.")
     poll_seconds: Annotated[int, Field(ge=0, le=86400)] | None = informational(
         "Seconds between two looks at the job.", "the job's status is watched, not polled"
@@ -141,9 +137,7 @@ class Policy(Section):
     trainer_mode: TrainerMode | None = key("Full finetuning or adapters, where nothing else says so.")
     label: Name | None = informational("Name of the policy.", ELSEWHERE)
     max_tokens: Tokens | None = informational("Longest answer in tokens.", ELSEWHERE)
-    temperature: Annotated[float, Field(ge=0, le=100)] | None = informational(
-        "Sampling temperature.", ELSEWHERE
-    )
+    temperature: Annotated[float, Field(ge=0, le=100)] | None = informational("Sampling temperature.", ELSEWHERE)
     top_p: Share | None = informational("Nucleus sampling share.", ELSEWHERE)
     top_k: Annotated[int, Field(ge=-1, le=1000000)] | None = informational("Sampling candidates.", ELSEWHERE)
     repetition_penalty: Annotated[float, Field(ge=0, le=100)] | None = informational(
@@ -184,15 +178,11 @@ class Compute(Section):
 class Topology(Section):
     """The layout said once more. Must agree with compute."""
 
-    container_count: Gpus | None = informational(
-        "Containers in all.", "a node is one pod, whatever this says"
-    )
+    container_count: Gpus | None = informational("Containers in all.", "a node is one pod, whatever this says")
     gpus_per_node: Annotated[int, Field(ge=1, le=64)] | None = key("As compute.gpus_per_node.")
     total_gpus: Gpus | None = key("As compute.gpu_count.")
     nodes: Annotated[int, Field(ge=1, le=2048)] | None = key("As compute.nodes.")
-    variant: Word | None = informational(
-        "Name of the machine shape.", "gpu_type, gpu_count and nodes say the same"
-    )
+    variant: Word | None = informational("Name of the machine shape.", "gpu_type, gpu_count and nodes say the same")
     tensor_parallel: Width | None = key("As hyperparameters.parallelism.tensor_parallel_size.")
     data_parallel: Annotated[int, Field(ge=1, le=16384)] | None = key(
         "Replicas of the model: gpu_count / (tensor_parallel x pipeline_parallel). Checked."
@@ -203,13 +193,10 @@ class Data(Section):
     """The rows."""
 
     topology: Topology | None = key("The layout said once more.")
-    validation_path: Uri | None = key(
-        "Rows to evaluate on, in the same format. Nothing is split off silently."
-    )
+    validation_path: Uri | None = key("Rows to evaluate on, in the same format. Nothing is split off silently.")
     format: DataFormat | None = key("Format of the rows. messages if absent.")
     on_bad_row: BadRow | None = key(
-        "What to do with a row that cannot be trained on: refuse the job (if absent), "
-        "or skip it, counted and named."
+        "What to do with a row that cannot be trained on: refuse the job (if absent), or skip it, counted and named."
     )
     max_bad_share: Share | None = key("With on_bad_row skip: the largest share of bad rows. 0.01 if absent.")
     examples: Annotated[int, Field(ge=1, le=1000000000)] | None = key(
@@ -221,9 +208,7 @@ class Data(Section):
 class ValidationSection(Section):
     """Evaluation while training. Needs data.validation_path."""
 
-    enabled: bool | None = key(
-        "Whether to evaluate. true if absent; said in the status where there is no file."
-    )
+    enabled: bool | None = key("Whether to evaluate. true if absent; said in the status where there is no file.")
     evaluation_strategy: EvaluationStrategy | None = key("By steps (if absent), by epoch, or not at all.")
     eval_steps: Annotated[int, Field(ge=0, le=100000000)] | None = key(
         "Optimizer steps between evaluations. 0 or absent: at the end of every epoch."
@@ -246,9 +231,7 @@ class Training(Section):
     """How training goes about its work."""
 
     mode: Mode | None = key("Full finetuning or adapters; sft_offline leaves that to the other keys.")
-    use_qlora: bool | None = key(
-        "true: adapters on a base quantised to four bits. Wins over every other key."
-    )
+    use_qlora: bool | None = key("true: adapters on a base quantised to four bits. Wins over every other key.")
     validation: ValidationSection | None = key("Evaluation while training.")
     lora: Adapter | None = key("Low-rank adapters.")
     seed: Annotated[int, Field(ge=0, le=4294967295)] | None = key(
@@ -296,9 +279,7 @@ class Hyperparameters(Section):
     train_steps: Steps | None = key("Another name of total_steps.")
     steps: Steps | None = key("Another name of total_steps.")
     batch_size: Rows | None = key("Another name of per_device_batch.")
-    per_device_batch: Rows | None = key(
-        "Micro batch: rows of one forward pass on one accelerator. 1 if absent."
-    )
+    per_device_batch: Rows | None = key("Micro batch: rows of one forward pass on one accelerator. 1 if absent.")
     gradient_accumulation_steps: Annotated[int, Field(ge=1, le=1048576)] | None = key(
         "Forward passes per optimizer step. If absent: what global_batch asks for, else 1."
     )
@@ -333,9 +314,7 @@ class Hyperparameters(Section):
 class ModelConfig(Section):
     """What the base model can do."""
 
-    supports_vision: bool | None = informational(
-        "Whether it reads images.", "the model's own configuration says so"
-    )
+    supports_vision: bool | None = informational("Whether it reads images.", "the model's own configuration says so")
     max_images_per_message: Annotated[int, Field(ge=0, le=1024)] | None = informational(
         "Images of one message.", "rows with images are refused"
     )

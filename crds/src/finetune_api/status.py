@@ -132,9 +132,7 @@ class Status(Part):
         "Ready, Accepted, DataReady, PodsReady, Training, Healthy, Suspended, Complete, Failed."
     )
     run: Int | None = key("Number of the current run; every run is one PyTorchJob.")
-    restarts: Int | None = key(
-        "Runs that failed and were replaced; these count against lifecycle.maxRestarts."
-    )
+    restarts: Int | None = key("Runs that failed and were replaced; these count against lifecycle.maxRestarts.")
     resolved: Resolved | None = key("What was decided when the job was accepted.")
     layout: Layout | None = key("How ranks are laid out.")
     network: NetworkStatus | None = key("How ranks reach each other.")

@@ -42,9 +42,7 @@ class Spec(Native):
     metadata: sections.Free | None = informational("Words for people and machines.", "they change nothing")
     model: sections.ModelConfig | None = key("What the base model can do.", alias="model_config")
 
-    suspend: bool | None = key(
-        "true: stop after a checkpoint and give the GPUs back; false: go on from there."
-    )
+    suspend: bool | None = key("true: stop after a checkpoint and give the GPUs back; false: go on from there.")
     cancel: bool | None = key("true: end the job for good, after a checkpoint.")
     output: native.Output | None = key("Where the result goes.")
     pods: native.Pods | None = key("What the training pods look like.")

@@ -11,12 +11,21 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Any, Protocol
 
 from .errors import StorageFailed
 
 TEMPORARY = ".tmp-"
 """Prefix of names that hold nothing yet. Whatever carries it after a crash may be removed."""
+
+
+class Sink(Protocol):
+    """What a save needs of a file that is being written: bytes go to its end."""
+
+    def write(self, content: Any, /) -> int: ...
+    def flush(self) -> None: ...
+    def tell(self) -> int: ...
+    def close(self) -> None: ...
 
 
 class Files(Protocol):
@@ -25,7 +34,7 @@ class Files(Protocol):
     def folder(self, path: Path) -> None:
         """Make one folder; its parent exists, it does not."""
 
-    def create(self, path: Path) -> AbstractContextManager[IO[bytes]]:
+    def create(self, path: Path) -> AbstractContextManager[Sink]:
         """Open a new file, or an emptied old one, for writing; the write is done when the context ends."""
 
     def fsync(self, path: Path) -> None:
@@ -44,7 +53,7 @@ class Disk:
     def folder(self, path: Path) -> None:
         path.mkdir()
 
-    def create(self, path: Path) -> AbstractContextManager[IO[bytes]]:
+    def create(self, path: Path) -> AbstractContextManager[Sink]:
         return path.open("wb")
 
     def fsync(self, path: Path) -> None:
@@ -78,7 +87,7 @@ def write_durable(path: Path, content: bytes, files: Files = DISK) -> None:
 
 
 def fsync_tree(folder: Path, files: Files = DISK) -> None:
-    """Bring a folder that others have written to the disk: every file in it, then every folder, inmost first."""
+    """Bring a folder that others have written to the disk: its files first, then the list of their names."""
     for path in sorted(folder.iterdir()):
         if path.is_dir():
             fsync_tree(path, files)

@@ -36,8 +36,8 @@ _BLOCKS = 16
 def claim(output: Path, config: RunConfig, fingerprint: Mapping[str, str], rows_per_step: int) -> str:
     """Make `output` the folder of this run, or find that it already is. Returns the digest, 'sha256:...'.
 
-    Every rank calls it; rank 0 looks. Raises OutputRefused if the folder belongs to another run, StorageFailed
-    if it cannot be written.
+    Every rank calls it; rank 0 looks. Raises OutputRefused if the folder belongs to another run,
+    StorageFailed if it cannot be written.
     """
     identity = document(config, fingerprint, rows_per_step)
     return first_rank(partial(_claim, output, identity))
@@ -60,8 +60,8 @@ def digest(identity: Mapping[str, Any]) -> str:
 def fingerprints(model_folder: Path, data_path: Path) -> dict[str, str]:
     """Digests of what stands behind job.model and job.data, for `claim`.
 
-    Data is read whole. Of a model the small files are read whole, and of each weight file its size, its header
-    and 16 blocks of 64 KiB spread over it: enough to tell two models of the same shape apart without
+    Data is read whole. Of a model the small files are read whole, and of each weight file its size, its
+    header and 16 blocks of 64 KiB spread over it: enough to tell two models of the same shape apart without
     reading 30 GB. Raises OSError for files that are not there: whoever loads them says so better.
     """
     return {"model": _model_fingerprint(model_folder), "data": _file_fingerprint(data_path)}
@@ -98,7 +98,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         identity = json.loads(path.read_bytes())["identity"]
     except (ValueError, KeyError, TypeError) as error:
-        raise OutputRefused(f"{path} is not the identity of a run ({error!r}); choose another output") from error
+        raise OutputRefused(
+            f"{path} is not the identity of a run ({error!r}); choose another output"
+        ) from error
     if not isinstance(identity, dict):
         raise OutputRefused(f"{path} is not the identity of a run; choose another output")
     return identity
@@ -110,7 +112,9 @@ def _compare(output: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> No
     ]
     if not differing:
         return
-    values = "; ".join(f"{_name(key)} is {_shown(old, key)} there and {_shown(new, key)} here" for key in differing)
+    values = "; ".join(
+        f"{_name(key)} is {_shown(old, key)} there and {_shown(new, key)} here" for key in differing
+    )
     remedies = ", ".join(_remedy(old, key) for key in differing)
     raise OutputRefused(
         f"output {output} holds the work of another job: {values}. Choose another output, or {remedies}"
@@ -167,7 +171,7 @@ def _add(total: hashlib._Hash, name: str, parts: Iterable[bytes]) -> None:
 
 
 def _sample(path: Path) -> Iterator[bytes]:
-    """Size, header and evenly spread blocks of a safetensors file (8 bytes of header length, header, data)."""
+    """Size, header and evenly spread blocks of a safetensors file (length, header, data)."""
     size = path.stat().st_size
     with path.open("rb") as stream:
         yield size.to_bytes(8, "little")

@@ -18,7 +18,7 @@ from .agreement import world_size
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-_Handler = Callable[[int, FrameType | None], object] | int | None
+_Handler = Callable[[int, FrameType | None], object] | int
 
 
 class Stop:
@@ -34,7 +34,7 @@ class Stop:
 
     def __enter__(self) -> Self:
         for number in SIGNALS:
-            self._before[number] = signal.signal(number, self._note)
+            self._before[number] = signal.signal(number, self._note) or signal.SIG_DFL
         return self
 
     def __exit__(

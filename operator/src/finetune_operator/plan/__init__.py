@@ -1,0 +1,8 @@
+"""What should exist for a job, and what its status says: pure functions, no clock, no I/O, no randomness.
+
+resolve   job + settings        -> every decision, with its reason (method, layout, batch, engine ...)
+workload  resolution            -> replicas, command, environment, volumes; knows no backend
+backends  workload              -> a PyTorchJob
+validate  any mapping           -> everything that is wrong with it, at once
+status    resolution + records  -> what the status says
+"""

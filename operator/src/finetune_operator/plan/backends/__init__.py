@@ -1,0 +1,1 @@
+"""Renderings of a Workload. A new backend is one file here."""

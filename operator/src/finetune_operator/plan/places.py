@@ -1,0 +1,30 @@
+"""Where a URI of the job lies inside a pod, and which volume brings it there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from finetune_api import sources
+from finetune_api.sources import Scheme
+
+CLAIMS = "/mnt/claims"
+CONFIG_MAPS = "/mnt/configmaps"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A path inside the pod, and the volume under it if there is one."""
+
+    path: str
+    claim: str = ""
+    config_map: str = ""
+
+
+def place(uri: str, *, model: bool = False) -> Place:
+    """The place of a URI; URIs that the trainer fetches by itself stay as they are."""
+    source = sources.parse(uri, model=model)
+    if source.scheme is Scheme.PVC:
+        return Place(f"{CLAIMS}/{source.name}/{source.path}".rstrip("/"), claim=source.name)
+    if source.scheme is Scheme.CONFIG_MAP:
+        return Place(f"{CONFIG_MAPS}/{source.name}/{source.path}", config_map=source.name)
+    return Place(uri)

@@ -1,0 +1,46 @@
+"""What an administrator decides for all jobs. The operator fills it from its environment; the CLI uses the
+defaults, so an offline answer is the answer of a cluster with default settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """What pods need to get one kind of GPU."""
+
+    products: tuple[str, ...]
+    """Values of the node label `nvidia.com/gpu.product` (GPU feature discovery) that are this kind."""
+    memory_gib: int
+    resource: str = "nvidia.com/gpu"
+
+
+ACCELERATORS: Mapping[str, Accelerator] = {
+    "A10G": Accelerator(("NVIDIA-A10G",), 24),
+    "A100": Accelerator(("NVIDIA-A100-SXM4-80GB", "NVIDIA-A100-80GB-PCIe", "NVIDIA-A100-SXM4-40GB",
+                         "NVIDIA-A100-PCIE-40GB"), 40),
+    "B200": Accelerator(("NVIDIA-B200",), 180),
+    "GB200": Accelerator(("NVIDIA-GB200",), 186),
+    "H100": Accelerator(("NVIDIA-H100-80GB-HBM3", "NVIDIA-H100-PCIe", "NVIDIA-H100-NVL"), 80),
+    "H200": Accelerator(("NVIDIA-H200", "NVIDIA-H200-NVL"), 141),
+    "L4": Accelerator(("NVIDIA-L4",), 24),
+    "L40S": Accelerator(("NVIDIA-L40S",), 48),
+}  # fmt: skip
+"""Memory is that of the smallest product of the kind."""
+
+CPU = "CPU"
+"""gpu_type of a job that trains without accelerators."""
+
+
+@dataclass(frozen=True)
+class PlanSettings:
+    trainer_image: str = "ghcr.io/finetune-operator/trainer:0.1.0"
+    accelerators: Mapping[str, Accelerator] = field(default_factory=lambda: ACCELERATORS)
+    service_accounts: tuple[str, ...] = ()
+    """Service accounts that a job may name in pods.serviceAccountName."""
+    shared_memory: str = "8Gi"
+    """Size of /dev/shm where neither pods.sharedMemory nor pods.memory says one: NCCL's buffers of one node."""
+    grace_period_seconds: int = 300
+    """Seconds for one step and a checkpoint, where lifecycle.terminationGracePeriodSeconds is absent."""

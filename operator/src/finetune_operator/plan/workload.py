@@ -1,0 +1,111 @@
+"""What runs, said without the words of any backend: replicas, command, environment, volumes, resources.
+
+plan/backends renders it for a cluster; `finetune run` executes the same replicas as local processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_api import labels, run
+from finetune_api.logic import find
+from finetune_api.rules import DATA, MODEL
+from finetune_api.v1alpha1 import FinetuneJob
+
+from .facts import get, plain
+from .places import Place, place
+from .resolve import Resolution, is_cpu
+from .runconfig import default_output
+from .settings import Accelerator, PlanSettings
+
+CONFIG_PATH = "/etc/finetune/run.json"
+CREDENTIALS = "/etc/finetune/credentials"
+SCRATCH = "/scratch"
+CACHE = "/mnt/cache"
+TERMINATION_LOG = "/dev/termination-log"
+RENDEZVOUS_PORT = 23456
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One run of a job: `nodes` equal replicas, each starting `processes_per_node` ranks."""
+
+    name: str
+    run: int
+    nodes: int
+    processes_per_node: int
+    command: tuple[str, ...]
+    env: Mapping[str, str]
+    config_json: str
+    image: str
+    labels: Mapping[str, str]
+    accelerator: Accelerator | None
+    places: tuple[Place, ...]
+    """Where model, data and output lie."""
+    spec: Mapping[str, Any]
+    """The job's own words, for the parts that only pods have."""
+    settings: PlanSettings
+
+
+def workload(job: FinetuneJob, resolution: Resolution, settings: PlanSettings, run_number: int = 1) -> Workload:
+    """The workload of one run."""
+    spec = plain(job)
+    mesh = resolution.run_config.mesh
+    return Workload(
+        name=f"{job.metadata.name}-{run_number}",
+        run=run_number,
+        nodes=mesh.nodes,
+        processes_per_node=mesh.processes_per_node,
+        command=("python", "-m", "finetune_trainer"),
+        env=_environment(spec),
+        config_json=resolution.config_json,
+        image=get(spec, settings.trainer_image, "pods.image"),
+        labels=_labels(job, spec, run_number),
+        accelerator=None if is_cpu(spec) else settings.accelerators[spec["compute"]["gpu_type"].upper()],
+        places=_places(job.metadata.name, spec),
+        spec=spec,
+        settings=settings,
+    )
+
+
+def rendezvous(work: Workload, node_rank: int, address: str, port: int) -> dict[str, str]:
+    """What the Training Operator adds to each pod, for whoever starts replicas without one."""
+    return {
+        run.NODES_ENV: str(work.nodes),
+        run.NODE_RANK_ENV: str(node_rank),
+        run.MASTER_ADDR_ENV: address,
+        run.MASTER_PORT_ENV: str(port),
+    }
+
+
+def _environment(spec: Mapping[str, Any]) -> dict[str, str]:
+    env = {
+        run.CONFIG_ENV: CONFIG_PATH,
+        run.REPORT_ENV: TERMINATION_LOG,
+        "HF_HOME": f"{CACHE if find(spec, 'storage.cacheClaim') else SCRATCH}/huggingface",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if find(spec, "network.profile") == "tcp":
+        env["NCCL_IB_DISABLE"] = "1"
+    if find(spec, "credentials.huggingFace"):
+        env["HF_TOKEN_PATH"] = f"{CREDENTIALS}/hugging-face/token"
+    return env | {e["name"]: e["value"] for e in find(spec, "pods.env") or ()}
+
+
+def _labels(job: FinetuneJob, spec: Mapping[str, Any], run_number: int) -> dict[str, str]:
+    ours = {labels.JOB: job.metadata.name, labels.RUN: str(run_number)}
+    if job.metadata.uid:
+        ours[labels.JOB_UID] = job.metadata.uid
+    return dict(find(spec, "pods.labels") or {}) | ours
+
+
+def _places(name: str, spec: Mapping[str, Any]) -> tuple[Place, ...]:
+    uris = [
+        get(spec, None, *DATA),
+        find(spec, "data.validation_path"),
+        get(spec, default_output(name), "output.uri"),
+    ]
+    return (place(get(spec, "", *MODEL), model=True), *(place(u) for u in uris if u))
