@@ -8,7 +8,7 @@ import json
 import select
 import ssl
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
@@ -23,13 +23,17 @@ TIMEOUT_S = 30
 
 
 class ApiError(Exception):
-    """The API server refused; `status` is the HTTP code, `reason` and `message` are the server's own."""
+    """The API server refused; `status` is the HTTP code, `reason` and `message` are the server's own.
 
-    def __init__(self, status: int, reason: str, message: str) -> None:
+    causes: what it objects to, one by one, each a dict of reason, message and field.
+    """
+
+    def __init__(self, status: int, reason: str, message: str, causes: Sequence[Json] = ()) -> None:
         super().__init__(f"{status} {reason}: {message}")
         self.status = status
         self.reason = reason
         self.message = message
+        self.causes = tuple(causes)
 
 
 class Api:
@@ -183,6 +187,7 @@ def _with_query(path: str, query: Mapping[str, str] | None) -> str:
 def _refusal(response: HTTPResponse, text: bytes) -> ApiError:
     try:
         status = json.loads(text)
-        return ApiError(response.status, status.get("reason", response.reason), status.get("message", ""))
+        causes = (status.get("details") or {}).get("causes") or ()
+        return ApiError(response.status, status.get("reason", response.reason), status.get("message", ""), causes)
     except ValueError:  # a proxy or a dying server answers in plain text
         return ApiError(response.status, response.reason, text.decode(errors="replace"))

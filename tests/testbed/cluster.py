@@ -126,5 +126,5 @@ def write_private(path: Path, text: str) -> Path:
 
 
 def _condition(item: Json, kind: str) -> bool:
-    conditions = item.get("status", {}).get("conditions", [])
+    conditions = item.get("status", {}).get("conditions") or []
     return any(entry["type"] == kind and entry["status"] == "True" for entry in conditions)

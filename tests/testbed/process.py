@@ -12,6 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -98,10 +99,8 @@ class Process:
         if grace_s and child.poll() is None:
             child.terminate()
             child.send_signal(signal.SIGCONT)  # a process stopped by SIGSTOP would never see the SIGTERM
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 child.wait(grace_s)
-            except subprocess.TimeoutExpired:
-                pass
         child.kill()  # does nothing to a process already reaped
         child.wait()
 

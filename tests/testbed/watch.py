@@ -20,9 +20,7 @@ class WaitError(Exception):
     """What was waited for did not come in time; the message shows the last state seen."""
 
 
-def wait_for(
-    api: Api, path: str, until: Callable[[Json | None], Any], *, timeout_s: float = 30
-) -> Json | None:
+def wait_for(api: Api, path: str, until: Callable[[Json | None], Any], *, timeout_s: float = 30) -> Json | None:
     """Wait until `until(object)` is true for the object at a path (None: it is not there), and return it."""
     collection, _, name = path.rpartition("/")
     selector = f"metadata.name={name}"

@@ -1,59 +1,85 @@
-"""What the trainer of this version can do, as one table, and why it cannot do the rest.
+"""What the trainer of this version can do: engine x method, and why some cells of that table stay empty.
 
-The plan asks before pods exist, the trainer asks again before weights load. A cell of the table moves from
-PLANNED to SUPPORTED when its parity test exists, and nowhere else does anything change.
+Pure data and one question. The trainer asks before anything is loaded, the plan and the CLI before anything
+is sent; the documentation's table is made from the same lines.
 """
 
 from __future__ import annotations
 
-from enum import Enum, auto
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from .run import Engine, Method, Precision, RunConfig
+from .run import Engine, Method, Precision
 
-
-class Cell(Enum):
-    SUPPORTED = auto()
-    PLANNED = auto()
-    IMPOSSIBLE = auto()
-
-
-_DATA_PARALLEL = (Engine.SINGLE, Engine.DDP, Engine.FSDP2)
-_ZERO = (Engine.ZERO1, Engine.ZERO2, Engine.ZERO3)
-
-TABLE: dict[tuple[Engine, Method], Cell] = (
-    {(engine, method): Cell.SUPPORTED for engine in _DATA_PARALLEL for method in (Method.FFT, Method.LORA)}
-    | {(engine, Method.QLORA): Cell.PLANNED for engine in _DATA_PARALLEL}
-    | {(engine, method): Cell.PLANNED for engine in _ZERO for method in Method}
-    | {(Engine.ZERO3, Method.QLORA): Cell.IMPOSSIBLE}
-)
-IMPOSSIBLE_BECAUSE = {
-    (Engine.ZERO3, Method.QLORA): "ZeRO-3 does not shard a quantised base: use ZeRO-2, or FSDP.",
-}
+METHODS = (Method.FFT, Method.LORA)
+ENGINES = (Engine.SINGLE, Engine.DDP, Engine.FSDP2)
 PRECISIONS = (Precision.FP32, Precision.BF16)
 
+_ZERO = (Engine.ZERO1, Engine.ZERO2, Engine.ZERO3)
 
-def refusal(config: RunConfig) -> str | None:
-    """The sentence that refuses a run of this configuration, or None if the trainer can do it."""
-    engine, method, mesh = config.engine, config.method, config.mesh
-    if TABLE[engine, method] is Cell.IMPOSSIBLE:
-        return IMPOSSIBLE_BECAUSE[engine, method]
-    if engine in _ZERO and mesh.tensor_parallel * mesh.pipeline_parallel > 1:
-        return "DeepSpeed ZeRO does not combine with tensor or pipeline parallelism: use FSDP."
-    if TABLE[engine, method] is Cell.PLANNED:
-        return f"{method} with {engine} is not supported by this version. {supported()}"
-    if mesh.tensor_parallel > 1 or mesh.pipeline_parallel > 1:
-        return f"Tensor and pipeline parallelism are not supported by this version. {supported()}"
-    if config.precision not in PRECISIONS:
-        return f"Computing in {config.precision} is not supported by this version. {supported()}"
-    return None
+
+@dataclass(frozen=True)
+class Combination:
+    """The choices that decide which code runs."""
+
+    method: Method
+    engine: Engine
+    precision: Precision
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+
+
+@dataclass(frozen=True)
+class Impossible:
+    """A combination that no version will have, whatever else is built."""
+
+    name: str
+    reason: str
+    applies: Callable[[Combination], bool]
+
+
+IMPOSSIBLE = (
+    Impossible(
+        "ZeRO-3 with QLoRA",
+        "ZeRO-3 does not shard a quantised base",
+        lambda c: c.engine is Engine.ZERO3 and c.method is Method.QLORA,
+    ),
+    Impossible(
+        "tensor parallelism with QLoRA",
+        "blocks of nf4 do not follow the columns that tensor parallelism cuts",
+        lambda c: c.tensor_parallel > 1 and c.method is Method.QLORA,
+    ),
+    Impossible(
+        "ZeRO with tensor or pipeline parallelism",
+        "ZeRO owns the gradients and the optimizer state that these would cut differently",
+        lambda c: c.engine in _ZERO and (c.tensor_parallel > 1 or c.pipeline_parallel > 1),
+    ),
+)
 
 
 def supported() -> str:
-    """The sentence that lists what can be chosen."""
-    methods = sorted({m.value for (_, m), cell in TABLE.items() if cell is Cell.SUPPORTED})
-    engines = sorted({e.value for (e, _), cell in TABLE.items() if cell is Cell.SUPPORTED})
-    precisions = sorted(p.value for p in PRECISIONS)
+    """What can be chosen, as the end of a sentence."""
     return (
-        f"Supported are {', '.join(methods)} with {', '.join(engines)} in {', '.join(precisions)}, "
-        "with tensor_parallel_size and pipeline_parallel_size 1."
+        f"supported are methods {', '.join(METHODS)}; engines {', '.join(ENGINES)}; "
+        f"precisions {', '.join(PRECISIONS)}; tensor_parallel 1; pipeline_parallel 1"
     )
+
+
+def refuse(asked: Combination) -> str | None:
+    """Why this version cannot run `asked`, as a sentence that names what it can; None if it can."""
+    for cell in IMPOSSIBLE:
+        if cell.applies(asked):
+            return f"{cell.name} cannot work: {cell.reason}; {supported()}"
+    missing = _missing(asked)
+    return f"this version does not have {' and '.join(missing)}; {supported()}" if missing else None
+
+
+def _missing(asked: Combination) -> list[str]:
+    checks = (
+        (asked.method in METHODS, f"method {asked.method}"),
+        (asked.engine in ENGINES, f"engine {asked.engine}"),
+        (asked.precision in PRECISIONS, f"precision {asked.precision}"),
+        (asked.tensor_parallel == 1, f"tensor_parallel {asked.tensor_parallel}"),
+        (asked.pipeline_parallel == 1, f"pipeline_parallel {asked.pipeline_parallel}"),
+    )
+    return [name for fine, name in checks if not fine]

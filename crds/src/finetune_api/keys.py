@@ -63,6 +63,7 @@ class Section(BaseModel):
         protected_namespaces=(),
         defer_build=True,
         allow_inf_nan=False,
+        json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
     )
 
 

@@ -128,8 +128,10 @@ class Status(Part):
 
     observedGeneration: Int | None = key("Generation that this status is about.")  # noqa: N815
     phase: Phase | None = key("One-word summary.")
-    conditions: Annotated[tuple[Condition, ...], Field(max_length=16)] | None = key(
-        "Ready, Accepted, DataReady, PodsReady, Training, Healthy, Suspended, Complete, Failed."
+    conditions: Annotated[tuple[Condition, ...], Field(max_length=16)] | None = Field(
+        default=None,
+        description="Ready, Accepted, DataReady, PodsReady, Training, Healthy, Suspended, Complete, Failed.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
     run: Int | None = key("Number of the current run; every run is one PyTorchJob.")
     restarts: Int | None = key("Runs that failed and were replaced; these count against lifecycle.maxRestarts.")

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from . import native, sections
-from .keys import Native, informational, key
+from .keys import Section, informational, key
 from .status import Status
 
 GROUP = "finetune.dev"
@@ -27,7 +27,7 @@ NAME_LENGTH = 45
 services, which end at 63."""
 
 
-class Spec(Native):
+class Spec(Section):
     """What to train, on what, and how."""
 
     algorithm: sections.Algorithm | None = key("What kind of training this is.")

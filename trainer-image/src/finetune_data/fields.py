@@ -53,5 +53,5 @@ def within(value: str, where: str) -> Json:
     try:
         return value_of(value)
     except BadRow as problem:
-        reason = str(problem).split("; ")[0]
-        raise BadRow(f"{where} is a string that is {reason}; write valid JSON in it") from None
+        reason = str(problem).split("; ")[0].removeprefix("not JSON: ")
+        raise BadRow(f"{where} is a string of broken JSON ({reason}); write valid JSON in it") from None

@@ -32,7 +32,7 @@ def records(path: Path) -> Iterator[tuple[int, Record | BadRow]]:
         for number, raw in enumerate(lines, start=1):
             line = raw.removeprefix(_BOM) if number == 1 else raw
             if line.strip():
-                yield number, _parsed(line)
+                yield number, _parsed(line.rstrip(b"\r\n"))
 
 
 def _parsed(line: bytes) -> Record | BadRow:
@@ -63,11 +63,13 @@ def value_of(text: str) -> Json:
     try:
         value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
-        raise BadRow(f"not JSON: {error.msg} at column {error.colno}; {ONE_A_LINE}") from None
+        raise BadRow(f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}; {ONE_A_LINE}") from None
     except RecursionError:
         raise BadRow("nested too deeply to read; flatten the row") from None
-    except ValueError as error:  # an integer of more digits than Python converts
-        raise error if isinstance(error, BadRow) else BadRow(f"not usable JSON: {error}; shorten it") from None
+    except BadRow:
+        raise
+    except ValueError:
+        raise BadRow("a number has too many digits to read; write it as a string") from None
     if _SURROGATE.search(text):
         _refuse_half_characters(value)
     return value

@@ -1,4 +1,7 @@
-"""Read a dataset file into rows, and refuse it by the policy of the job. Called by the CLI and the trainer."""
+"""Read a dataset file into rows, and refuse it by the policy of the job.
+
+Called by the CLI and the trainer.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,8 @@ def read(
 ) -> Dataset:
     """The dataset in the JSON Lines file `path`, or its first `examples` rows, good and bad.
 
-    Raises DatasetRefused if the file is missing, unreadable or empty, and, with the bad rows by line, if it has
-    more of them than `on_bad_row` and `max_bad_share` (a fraction of the rows seen) allow.
+    Raises DatasetRefused if the file is missing, unreadable or empty, and, with the bad rows by line, if it
+    has more of them than `on_bad_row` and `max_bad_share` (a fraction of the rows seen) allow.
     """
     rows: list[Row] = []
     problems, ignored = Problems(), Counter[str]()

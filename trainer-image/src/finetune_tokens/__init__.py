@@ -5,14 +5,13 @@ model is trained on can be seen without either.
 """
 
 from .chat import ChatTokenizer
-from .errors import NoTargets, StopTokenUntrained, TokenizerRefused
+from .errors import StopTokenUntrained, TokenizerRefused
 from .prepare import prepare
 from .prepared import Prepared
 from .preview import Segment, preview
 
 __all__ = [
     "ChatTokenizer",
-    "NoTargets",
     "Prepared",
     "Segment",
     "StopTokenUntrained",

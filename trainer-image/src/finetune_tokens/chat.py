@@ -61,9 +61,7 @@ class ChatTokenizer:
         return self.tokenizer.decode([int(number) for number in ids], skip_special_tokens=False)
 
 
-def _compiled(
-    folder: Path, sources: Mapping[str, str], special: Mapping[str, str]
-) -> dict[str, ChatTemplate]:
+def _compiled(folder: Path, sources: Mapping[str, str], special: Mapping[str, str]) -> dict[str, ChatTemplate]:
     if "default" not in sources:
         reason = "there is no chat template" if not sources else "no chat template is named default"
         remedy = "add chat_template.jinja, or train an instruction-tuned variant of the model"

@@ -9,9 +9,5 @@ class TokenizerRefused(ValueError):
     """The model's folder has no tokenizer or chat template that can be used. Says reason and remedy."""
 
 
-class NoTargets(DatasetRefused):
-    """Nothing would be trained: the dataset has no target token."""
-
-
 class StopTokenUntrained(DatasetRefused):
     """No target is a stop token: the model would never learn to end its answer."""

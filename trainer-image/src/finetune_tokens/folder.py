@@ -29,7 +29,7 @@ def tokenizer(folder: Path) -> Tokenizer:
         raise TokenizerRefused(f"{folder}: there is no tokenizer.json; {remedy}")
     try:
         found = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
+    except Exception as error:  # noqa: BLE001 - what the library raises for every unreadable file
         raise TokenizerRefused(f"{path}: not a tokenizer: {error}; save the model again") from None
     found.no_truncation()
     found.no_padding()

@@ -14,8 +14,8 @@ from .spans import Span
 def targets(offsets: NDArray[np.int64], spans: Iterable[Span]) -> Flags:
     """bool [tokens]: which tokens lie inside one of `spans`.
 
-    `offsets` is int64 [tokens, 2]: the half-open range of characters each token comes from. A token that reaches
-    over the edge of a span is no target: part of it was written by the template or the user, and in use the
+    `offsets` is int64 [tokens, 2]: the half-open range of characters each token comes from. A token that
+    reaches over the edge of a span is no target: part of it was written by the template or the user, and in use the
     model never emits it, since the prompt ends at that edge. Tokens of no width (a mark for a leading space)
     belong to the text that follows them.
     """
@@ -30,4 +30,5 @@ def targets(offsets: NDArray[np.int64], spans: Iterable[Span]) -> Flags:
 def run_ends(tokens: NDArray[np.int32], flags: Flags) -> NDArray[np.int32]:
     """The last token of each uninterrupted run of targets in one sequence."""
     following = np.append(flags[1:], False)
-    return tokens[flags & ~following]
+    ends: NDArray[np.int32] = tokens[flags & ~following]
+    return ends

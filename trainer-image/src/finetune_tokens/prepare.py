@@ -14,7 +14,7 @@ from finetune_data.problems import BadRow, Problems
 
 from . import mask, notes, spans
 from .chat import ChatTokenizer
-from .errors import NoTargets, StopTokenUntrained
+from .errors import StopTokenUntrained
 from .prepared import Flags, Prepared, Tokens, assembled
 
 _CHUNK = 1024
@@ -31,6 +31,7 @@ class _Work:
     used: int = 0
     split: int = 0
     truncated: int = 0
+    lost: int = 0
 
 
 def prepare(
@@ -42,8 +43,8 @@ def prepare(
 ) -> Prepared:
     """The tokens and targets of `dataset`. Longer sequences than `sequence_length` tokens lose their end.
 
-    Raises DatasetRefused if the template, or the cut, leaves more rows unusable than the job allows; NoTargets
-    if nothing is trained; StopTokenUntrained if no trained turn ends with a token at which generation stops.
+    Raises DatasetRefused if the template or the cut leaves more rows without a target than the job allows, or
+    all of them, and StopTokenUntrained if no trained turn ends with a token at which generation can stop.
     """
     work = _Work(Problems(dataset.problems, dataset.problem_count))
     for chunk in _chunks(dataset.rows):
@@ -62,7 +63,7 @@ def prepare(
         truncated=work.truncated,
         problems=work.problems.shown,
         stop_ids=stops,
-        notes=notes.of(dataset, tokenizer, stops, work.split, len(work.sequences), work.truncated),
+        notes=notes.of(dataset, tokenizer, stops, notes.Counts(work.split, work.truncated, work.lost)),
     )
 
 
@@ -77,12 +78,13 @@ def _take(rows: tuple[Row, ...], tokenizer: ChatTokenizer, limit: int | None, wo
     for row, sequences in rendered:
         masked = [_masked(next(encodings), sequence, limit) for sequence in sequences]
         kept = [(row.line, tokens, targets) for tokens, targets, _ in masked if targets.any()]
-        work.truncated += sum(cut for _, _, cut in masked)
         if not kept:
             work.problems.add(row.line, _nothing_left(limit))
             continue
         work.used += 1
-        work.split += len(kept) > 1
+        work.split += len(masked) > 1
+        work.lost += len(masked) - len(kept)
+        work.truncated += sum(cut and bool(targets.any()) for _, targets, cut in masked)
         work.sequences += kept
         for _, tokens, targets in kept:
             work.ends.update(mask.run_ends(tokens, targets).tolist())
@@ -119,16 +121,14 @@ def _nothing_left(limit: int | None) -> BadRow:
 
 def _trained_stops(dataset: Dataset, tokenizer: ChatTokenizer, work: _Work) -> tuple[int, ...]:
     """The tokens, among those that end trained turns, at which generation can stop."""
-    if not work.sequences:
-        raise NoTargets(dataset.path, "no token of it is trained", "Add rows with an assistant's answer.")
     stops = tuple(sorted(work.ends & tokenizer.turn_ends.keys()))
     if stops:
         return stops
     if work.truncated == len(work.sequences):
         remedy = "Every row is cut before its end: raise sequence_length, or shorten the rows."
     else:
-        remedy = "Let the chat template write the stop token after an assistant's turn (inside its generation block)."
-    reason = f"no trained turn ends with a stop token ({_named(tokenizer)}): the model would never learn to stop"
+        remedy = "Let the chat template write it after each assistant's turn, inside of the generation block."
+    reason = f"no trained turn ends with a stop token ({_named(tokenizer)}): the model would never stop"
     raise StopTokenUntrained(dataset.path, reason, remedy)
 
 

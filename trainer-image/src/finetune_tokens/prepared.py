@@ -36,7 +36,7 @@ class Prepared:
     used: int
     """Rows with at least one sequence here."""
     refused: int
-    """Rows left out, while reading and here."""
+    """Rows left out, while reading the file and while preparing it."""
     truncated: int
     """Sequences that were cut at the end to fit the sequence length."""
     problems: tuple[Problem, ...]
@@ -69,9 +69,9 @@ class Prepared:
         return int(self.targets.sum())
 
 
-def assembled(sequences: Sequence[tuple[int, Tokens, Flags]]) -> tuple[
-    Tokens, Flags, NDArray[np.int64], NDArray[np.int32]
-]:
+def assembled(
+    sequences: Sequence[tuple[int, Tokens, Flags]],
+) -> tuple[Tokens, Flags, NDArray[np.int64], NDArray[np.int32]]:
     """tokens, targets, offsets and lines of (line, tokens, targets) in order."""
     lengths = [len(tokens) for _, tokens, _ in sequences]
     return (

@@ -19,7 +19,7 @@ class Segment:
 
 
 def preview(prepared: Prepared, tokenizer: ChatTokenizer, i: int) -> list[Segment]:
-    """Sequence `i` in segments; their texts joined are the whole of it."""
+    """Sequence `i` as segments, in order."""
     tokens, targets = prepared.sequence(i)
     edges = np.flatnonzero(np.diff(targets)) + 1
     runs = zip(np.split(tokens, edges), np.split(targets, edges), strict=True)

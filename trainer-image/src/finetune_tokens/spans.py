@@ -98,9 +98,7 @@ class _Conversation:
 
     def _render(self, count: int, *, prompt: bool = False, **extra: object) -> str:
         try:
-            return self._template.render(
-                self._messages[:count], self._row.tools, prompt=prompt, **extra
-            )
+            return self._template.render(self._messages[:count], self._row.tools, prompt=prompt, **extra)
         except TemplateError as error:
             raise self._refused(count, error) from None
 
@@ -145,7 +143,7 @@ class _Conversation:
             raise _unseen(i, "tool_calls")
 
     def _check_context(self, last: int, text: str) -> None:
-        """Refuses a row with a message that the template leaves out, as some do with roles they do not know."""
+        """Refuses a row with a message the template leaves out, as some do with roles they do not know."""
         for i, message in enumerate(self._row.messages[:last]):
             if message.role is not Role.TOOL and not _occurs(_visible(message), text):
                 raise _unseen(i, f"content (role {message.role.value})")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 import jinja2
@@ -21,11 +21,13 @@ from jinja2.parser import Parser
 from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-NOW = datetime(2025, 1, 1, 12)
+NOW = datetime(2025, 1, 1, 12, tzinfo=UTC)
 """What a template that asks for the date is told."""
 START, END = "\ufdd0", "\ufdd1"
 """Marks around a generation block: code points that are no characters and never will be."""
 
+_FAILURES = (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError)
+"""What a template can raise by what it does with the messages."""
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
 
@@ -69,9 +71,7 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     """Like transformers' filter: JSON as it is, where Jinja's own would escape it for HTML."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _raise(message: str) -> NoReturn:
@@ -138,7 +138,7 @@ class ChatTemplate:
         names = {**self._special_tokens, **extra, "documents": None, "add_generation_prompt": prompt}
         try:
             return template.render(messages=messages, tools=tools or None, **names)
-        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+        except _FAILURES as error:
             raise TemplateError(str(error)) from None
 
 

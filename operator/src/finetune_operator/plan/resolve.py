@@ -119,10 +119,14 @@ def _problems(spec: Mapping[str, Any], settings: PlanSettings) -> list[Problem]:
 
 def _unsupported(spec: Mapping[str, Any], config: RunConfig) -> list[Problem]:
     """What the trainer of this version cannot do."""
-    sentence = capabilities.refusal(config)
+    mesh = config.mesh
+    asked = capabilities.Combination(config.method, config.engine, config.precision, mesh.tensor_parallel,
+                                     mesh.pipeline_parallel)  # fmt: skip
+    sentence = capabilities.refuse(asked)
     if sentence is None:
         return []
     blame = ("hyperparameters.parallelism.use_deepspeed", "hyperparameters.parallelism.fp16", "training.use_qlora",
              "training.mode", "algorithm.variety", "hyperparameters.parallelism")  # fmt: skip
     path = next((p for p in blame if find(spec, p)), "hyperparameters")
+    sentence = f"{sentence[0].upper()}{sentence[1:]}."
     return [Problem(f"spec.{path}", "Unsupported", sentence, "Choose one of the combinations listed.")]

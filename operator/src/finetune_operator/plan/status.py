@@ -28,6 +28,7 @@ from finetune_api.status import (
     Status,
 )  # fmt: skip
 
+from .model import PodSeen
 from .resolve import Resolution
 from .validate import Verdict
 from .workload import Workload
@@ -53,8 +54,9 @@ def judged(verdict: Verdict, *, now: str, generation: int | None = None) -> Stat
 def started(status: Status, work: Workload, *, now: str) -> Status:
     """A run of the job exists."""
     resolved = (status.resolved or Resolved()).model_copy(update={"image": work.image})
-    phase = Phase.STARTING
-    return _with(status, run=work.run, phase=phase, resolved=resolved, startTime=status.startTime or now)
+    if any(x.type == c.SUSPENDED for x in status.conditions or ()):
+        status = _set(status, c.SUSPENDED, False, "Resumed", "The job goes on from its last checkpoint.", now)
+    return _with(status, run=work.run, phase=Phase.STARTING, resolved=resolved, startTime=status.startTime or now)
 
 
 @singledispatch
@@ -123,6 +125,36 @@ def failed(status: Status, exit_code: int, message: str, *, now: str) -> Status:
     status = _set(status, c.FAILED, True, what.reason, text, now)
     status = _set(status, c.READY, False, what.reason, text, now)
     return _with(status, phase=Phase.FAILED, completionTime=now)
+
+
+def ended(status: Status, phase: Phase, reason: str, message: str, *, now: str) -> Status:
+    """The job is over for a reason that is not the trainer's."""
+    status = _set(status, c.FAILED, True, reason, message, now)
+    status = _set(status, c.READY, False, reason, message, now)
+    return _with(status, phase=phase, completionTime=now)
+
+
+def suspended(status: Status, message: str, *, now: str) -> Status:
+    return _with(_set(status, c.SUSPENDED, True, "Suspended", message, now), phase=Phase.SUSPENDED)
+
+
+def backend_missing(status: Status, *, now: str) -> Status:
+    message = "This cluster has no PyTorchJob resource. Install the Training Operator 1.9; the job starts by itself."
+    return _with(_set(status, c.PODS_READY, False, "BackendMissing", message, now), phase=Phase.QUEUED)
+
+
+def restarting(status: Status, restarts: int, message: str, *, now: str) -> Status:
+    """The run has failed and another one follows."""
+    status = _set(status, c.TRAINING, False, "Restarting", message, now)
+    return _with(status, restarts=restarts, phase=Phase.STARTING)
+
+
+def pods_seen(status: Status, pods: tuple[PodSeen, ...], *, now: str) -> Status:
+    """How many pods of the run are running; the backend's own word counts the master only."""
+    wanted = (status.layout.nodes if status.layout else None) or 1
+    ready = sum(p.phase == "Running" for p in pods)
+    message = f"{ready} of {wanted} pods are running."
+    return _set(status, c.PODS_READY, ready == wanted, "Running" if ready == wanted else "Waiting", message, now)
 
 
 def _described(resolution: Resolution) -> Status:

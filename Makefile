@@ -1,0 +1,66 @@
+# Everything a person or CI does with this repository. Needs python3 (3.11 or newer) and make, nothing else:
+# the virtual environment, uv and all packages come from the hashed locks in requirements/.
+# Caches live in the user's cache directory, so a fresh clone starts warm.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+STAMP := $(VENV)/.installed
+PACKAGES := crds/src operator/src trainer-image/src
+export PYTHONDONTWRITEBYTECODE := 1
+
+.PHONY: help setup quickstart test lint verify golden generate lock bench-cli testbed clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(STAMP) ## Make the virtual environment
+
+$(STAMP): requirements/uv.txt requirements/dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is older than 3.11; run make PYTHON=python3.12 ..." >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	$(BIN)/uv pip sync --quiet --require-hashes requirements/dev.txt
+	$(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+quickstart: setup ## Finetune a real small model on this machine and show what changed
+	$(BIN)/python docs/examples/quickstart.py
+
+test: setup lint verify testbed ## Everything that must hold: lint, types, unit, golden, contract, integration
+	$(BIN)/pytest
+
+lint: setup ## Style, types, layers, spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(PACKAGES) tests docs/examples
+	$(BIN)/lint-imports
+	$(BIN)/codespell $(PACKAGES) tests docs README.md CONTRIBUTING.md CHANGELOG.md
+
+verify: setup ## Fail if a generated file is not what its source says
+	$(BIN)/python -m finetune_api generate --check
+
+generate: setup ## Write all generated files: CRD, policy, chart copies, reference pages
+	$(BIN)/python -m finetune_api generate
+
+golden: setup ## Rewrite the golden plans; read the diff
+	GOLDEN=rewrite $(BIN)/pytest -q tests/plan/test_golden.py
+
+testbed: setup ## Build the real API server and Training Operator for the tests, into the user's cache
+	$(BIN)/python tests/testbed/build.py
+
+bench-cli: setup ## Time --help and validate (median of 10)
+	$(BIN)/python tests/bench/cli_start.py
+
+lock: setup ## Resolve the locks in requirements/ anew
+	for extra in operator trainer cli; do \
+	  $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --extra $$extra \
+	    --custom-compile-command "make lock" pyproject.toml -o requirements/$$extra.txt; done
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
+	  --extra operator --extra trainer --extra cli --group dev \
+	  --custom-compile-command "make lock" pyproject.toml -o requirements/dev.txt
+
+clean: ## Remove what make setup made; caches stay
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,121 @@
+"""The models as a structural OpenAPI v3 schema, the only kind that a CustomResourceDefinition takes.
+
+Called by crd.py. Structural means: no references, no unions, a type on every node. We ask for more: a
+description on every key, and a bound on every text, list and map, because the API server refuses CEL rules
+over values without bounds, and because whatever is stored in etcd should have an end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+Schema = dict[str, Any]
+PRESERVE = "x-kubernetes-preserve-unknown-fields"
+LIST_TYPE = "x-kubernetes-list-type"
+
+
+class SchemaError(Exception):
+    """A model declares something that a structural schema cannot say, or forgets a bound or a description."""
+
+
+def structural(model: type[BaseModel]) -> Schema:
+    """The structural schema of `model`. Raises SchemaError, naming the key."""
+    given = model.model_json_schema(by_alias=True)
+    return _node(given, given.get("$defs", {}), model.__name__)
+
+
+def _node(given: Mapping[str, Any], defs: Mapping[str, Any], path: str) -> Schema:
+    given = _inlined(given, defs, path)
+    kind = given.get("type")
+    if kind not in _KINDS:
+        raise SchemaError(f"{path}: a structural schema has no type {kind!r}")
+    words = {"description": given["description"]} if "description" in given else {}
+    return {"type": kind, **words, **_KINDS[kind](given, defs, path)}
+
+
+def _inlined(given: Mapping[str, Any], defs: Mapping[str, Any], path: str) -> Mapping[str, Any]:
+    """Without $ref and without `or null`; what is said beside them wins over what is said in them."""
+    if "anyOf" in given:
+        kinds = [each for each in given["anyOf"] if each != {"type": "null"}]
+        if len(kinds) != 1:
+            raise SchemaError(f"{path}: a structural schema has no unions")
+        given = {**kinds[0], **{k: v for k, v in given.items() if k != "anyOf"}}
+        return _inlined(given, defs, path)
+    if "$ref" in given:
+        target = defs[given["$ref"].rpartition("/")[2]]
+        return {**target, **{k: v for k, v in given.items() if k != "$ref"}}
+    return given
+
+
+def _object(given: Mapping[str, Any], defs: Mapping[str, Any], path: str) -> Schema:
+    if "properties" not in given:
+        return _map(given, defs, path)
+    properties = {}
+    for name, inner in given["properties"].items():
+        properties[name] = _node(inner, defs, f"{path}.{name}")
+        if "description" not in properties[name]:
+            raise SchemaError(f"{path}.{name}: no description")
+    keeps = {PRESERVE: True} if given.get(PRESERVE) else {}
+    return {"properties": properties, **_copied(given, "required"), **keeps}
+
+
+def _map(given: Mapping[str, Any], defs: Mapping[str, Any], path: str) -> Schema:
+    bound = _bounded(given, path, "maxProperties")
+    values = given["additionalProperties"]
+    if values is True:
+        return {**bound, PRESERVE: True}
+    return {**bound, "additionalProperties": _node(values, defs, f"{path}{{}}")}
+
+
+def _array(given: Mapping[str, Any], defs: Mapping[str, Any], path: str) -> Schema:
+    bounds = {**_bounded(given, path, "maxItems"), **_copied(given, "minItems")}
+    kind = {LIST_TYPE: given.get(LIST_TYPE, "atomic"), **_copied(given, "x-kubernetes-list-map-keys")}
+    return {"items": _node(given["items"], defs, f"{path}[]"), **bounds, **kind}
+
+
+def _string(given: Mapping[str, Any], _: Mapping[str, Any], path: str) -> Schema:
+    if "enum" in given:
+        return {"enum": list(given["enum"])}
+    return {**_bounded(given, path, "maxLength"), **_copied(given, "minLength", "pattern", "format")}
+
+
+def _integer(given: Mapping[str, Any], _: Mapping[str, Any], path: str) -> Schema:
+    return {"format": "int64", **_bounded(given, path, "minimum"), **_bounded(given, path, "maximum")}
+
+
+def _number(given: Mapping[str, Any], _: Mapping[str, Any], __: str) -> Schema:
+    """OpenAPI v3.0 spells an open end as a bound and a flag."""
+    ends = {}
+    for end in ("minimum", "maximum"):
+        exclusive = f"exclusive{end.capitalize()}"
+        ends |= _copied(given, end)
+        if exclusive in given:
+            ends |= {end: given[exclusive], exclusive: True}
+    return ends
+
+
+def _boolean(*_: object) -> Schema:
+    return {}
+
+
+_KINDS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any], str], Schema]] = {
+    "object": _object,
+    "array": _array,
+    "string": _string,
+    "integer": _integer,
+    "number": _number,
+    "boolean": _boolean,
+}
+
+
+def _copied(given: Mapping[str, Any], *names: str) -> Schema:
+    return {name: given[name] for name in names if name in given}
+
+
+def _bounded(given: Mapping[str, Any], path: str, bound: str) -> Schema:
+    if bound not in given:
+        raise SchemaError(f"{path}: no {bound}")
+    return {bound: given[bound]}

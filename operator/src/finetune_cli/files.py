@@ -1,0 +1,77 @@
+"""What this machine can check of a job's files before anything starts: rows, and a model's folder.
+
+Called by `validate` for files that the command line names, and by `run` for all of them. Places that are not
+on this machine (a claim, the Hub, a bucket) are passed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import finetune_data
+from finetune_api import sources
+from finetune_api.exits import MEANINGS, Exit
+from finetune_api.problems import Problem
+from finetune_api.rules import DATA, MODEL
+from finetune_api.run import Data
+from finetune_api.sources import Scheme
+from finetune_api.v1alpha1 import FinetuneJob
+from finetune_operator.plan.facts import Given, first, plain
+
+VALIDATION = ("data.validation_path",)
+OUTPUT = ("output.uri",)
+ELSEWHERE = {Scheme.PVC: "a claim of a cluster", Scheme.CONFIG_MAP: "a ConfigMap of a cluster"}
+
+
+def data_problems(job: FinetuneJob, data: Data) -> Iterator[Problem]:
+    """What keeps the rows from being trained on, or evaluated on."""
+    spec = plain(job)
+    yield from _rows(first(spec, DATA), data, data.examples)
+    if data.validation:
+        yield from _rows(first(spec, VALIDATION), data, None)
+
+
+def model_problems(job: FinetuneJob) -> Iterator[Problem]:
+    """What keeps a folder from being a model's."""
+    model = first(plain(job), MODEL)
+    if model is None or sources.parse(model.value, model=True).scheme is not Scheme.PATH:
+        return
+    key, reason, folder = f"spec.{model.path}", MEANINGS[Exit.MODEL_REFUSED].reason, Path(model.value)
+    if not folder.is_dir():
+        yield Problem(key, reason, f"There is no folder {model.value}.",
+                      "Correct the path, which counts from the current folder; "
+                      "a model of the Hugging Face Hub is named org/name.")  # fmt: skip
+    elif not (folder / "config.json").is_file():
+        yield Problem(key, reason, f"{model.value} holds no model: there is no config.json in it.",
+                      "Name the folder that config.json and the weights are in.")  # fmt: skip
+
+
+def elsewhere(job: FinetuneJob) -> Iterator[Problem]:
+    """Places that only a cluster has, each with the option that names one of this machine instead."""
+    spec = plain(job)
+    for keys, remedy in (
+        (MODEL, "Give --model with a folder or an org/name of the Hugging Face Hub."),
+        (DATA, "Give --dataset with a file of this machine."),
+        (VALIDATION, "Give --set data.validation_path=FILE with a file of this machine."),
+        (OUTPUT, "Give --output with a folder of this machine."),
+    ):
+        given = first(spec, keys)
+        scheme = given and sources.parse(given.value, model=keys is MODEL).scheme
+        if given and scheme in ELSEWHERE:
+            message = f"{given.value} is {ELSEWHERE[scheme]}, and this run is local."
+            yield Problem(f"spec.{given.path}", "NotLocal", message, remedy)
+
+
+def _rows(file: Given | None, data: Data, examples: int | None) -> Iterator[Problem]:
+    if file is None or sources.parse(file.value).scheme is not Scheme.PATH:
+        return
+    policy = {"on_bad_row": data.on_bad_row, "max_bad_share": data.max_bad_share}
+    try:
+        finetune_data.read(file.value, **policy, examples=examples)
+    except finetune_data.DatasetRefused as error:
+        lines = [f"{error.path}: {error.reason}.", *(f"  {problem}" for problem in error.problems)]
+        if error.problem_count > len(error.problems):
+            lines.append(f"  and {error.problem_count - len(error.problems)} more")
+        reason = MEANINGS[Exit.DATA_REFUSED].reason
+        yield Problem(f"spec.{file.path}", reason, "\n".join(lines), error.remedy)

@@ -1,0 +1,166 @@
+"""YAML as `kubectl apply` reads it, so that an offline verdict is the cluster's verdict.
+
+PyYAML follows YAML 1.1: it reads `8e-6` as a text, `1:30` as ninety and `2026-01-01` as a date. Kubernetes
+(sigs.k8s.io/yaml over go-yaml v2, read in version 1.6.0) takes numbers as YAML 1.2 does, dates as texts, and
+yes, no, on, off, y and n still as booleans. The table of implicit types below says the same.
+
+Stricter than Kubernetes in two places, where it would lose something in silence: a key may not stand twice in
+one map, and keys are texts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+_Loader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""libyaml's reader is several times faster; builds of PyYAML without it exist."""
+
+_BOOL = {word: value for value, words in ((True, "y yes true on"), (False, "n no false off")) for word in words.split()}
+_OCTAL = re.compile(r"([-+]?)0[oO]?([0-7]+)")
+
+IMPLICIT = (
+    ("bool", r"(?:[yYnN]|yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF)", "yYnNtTfFoO"),
+    ("int", r"[-+]?(?:0[bB][01_]+|0[oO][0-7_]+|0[0-7_]*|0[xX][0-9a-fA-F_]+|[1-9][0-9_]*)", "-+0123456789"),
+    ("float", r"[-+]?(?:\.[0-9_]+|[0-9][0-9_]*(?:\.[0-9_]*)?)(?:[eE][-+]?[0-9]+)?", "-+.0123456789"),
+    ("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+."),
+    ("null", r"(?:~|null|Null|NULL|)", ["~", "n", "N", ""]),
+    ("merge", r"<<", "<"),
+)
+"""Type, pattern of plain scalars that have it, and their first characters. The first that matches wins."""
+
+
+class Malformed(ValueError):
+    """The text is not YAML, or says something twice. Lines and columns count from 1."""
+
+    def __init__(self, message: str, line: int, column: int) -> None:
+        super().__init__(message)
+        self.line, self.column = line, column
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document: its value as JSON data, and where its parts stand."""
+
+    value: Any
+    node: yaml.Node | None = None
+
+    def place(self, path: str) -> tuple[int, int]:
+        """Line and column of a key path such as spec.pods.env[0].name, or of its nearest parent."""
+        node = self.node
+        assert node is not None, "a document that was not read from YAML has no places"
+        for part in re.findall(r"[^.\[\]]+", path):
+            found = _child(node, part)
+            if found is None:
+                break
+            node = found
+        return node.start_mark.line + 1, node.start_mark.column + 1
+
+
+def documents(text: str) -> Iterator[Document]:
+    """The documents of a stream that are not empty. Raises Malformed."""
+    try:
+        loader = Reader(text)
+        try:
+            while loader.check_node():
+                node = loader.get_node()
+                value = loader.construct_document(node)
+                if value is not None:
+                    yield Document(value, node)
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        message = ", ".join(part for part in (error.context, error.problem) if part)
+        raise Malformed(message, *((mark.line + 1, mark.column + 1) if mark else (1, 1))) from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise Malformed(f"the character {error.character!r} is not allowed", line, 1) from None
+    except RecursionError:
+        raise Malformed("nested too deeply, or an anchor inside itself", 1, 1) from None
+
+
+def value(text: str) -> Any:
+    """The value of one YAML text such as `8e-6` or `[q_proj, v_proj]`. Raises Malformed."""
+    found = list(documents(text))
+    if len(found) > 1:
+        raise Malformed("more than one document", 1, 1)
+    return found[0].value if found else None
+
+
+class Reader(_Loader):  # type: ignore[misc, valid-type] # chosen when the module is loaded
+    """A safe loader with Kubernetes' implicit types. Values are what JSON has."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's own name
+
+
+def _bool(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> bool:
+    return _BOOL[str(node.value).lower()]
+
+
+def _int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    digits = str(node.value).replace("_", "")
+    octal = _OCTAL.fullmatch(digits)  # 0644 is octal for Go, and an error for Python's int(..., 0)
+    try:
+        return int(octal[1] + octal[2], 8) if octal else int(digits, 0)
+    except ValueError:
+        raise _wrong(node, f"{node.value!r} is not a whole number") from None
+
+
+def _float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
+    digits = str(node.value).replace("_", "").lower()
+    try:
+        return float(digits.replace(".inf", "inf").replace(".nan", "nan"))
+    except ValueError:
+        raise _wrong(node, f"{node.value!r} is not a number") from None
+
+
+def _map(loader: yaml.SafeLoader, node: yaml.MappingNode) -> Iterator[dict[str, Any]]:
+    result: dict[str, Any] = {}
+    yield result  # before its content, so that anchors may refer to it
+    own = {id(key) for key, _ in node.value}
+    loader.flatten_mapping(node)  # merge keys: their entries come first, and may be said again
+    seen: set[str] = set()
+    for key_node, value_node in node.value:
+        key = _key(loader, key_node)
+        if id(key_node) in own and key in seen:
+            raise _wrong(key_node, f"the key {key!r} stands twice")
+        seen |= {key} if id(key_node) in own else set()
+        result[key] = loader.construct_object(value_node, deep=True)  # type: ignore[no-untyped-call]
+
+
+def _key(loader: yaml.SafeLoader, node: yaml.Node) -> str:
+    key = loader.construct_object(node)  # type: ignore[no-untyped-call]
+    if isinstance(key, str):
+        return key
+    raise _wrong(node, f"the key {node.value!r} is not a text; write it in quotes")
+
+
+def _unknown(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
+    raise _wrong(node, f"the tag {node.tag} has no place in a job")
+
+
+def _wrong(node: yaml.Node, message: str) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, message, node.start_mark)
+
+
+def _child(node: yaml.Node, part: str) -> yaml.Node | None:
+    if isinstance(node, yaml.SequenceNode) and part.isdigit() and int(part) < len(node.value):
+        found: yaml.Node = node.value[int(part)]
+        return found
+    if isinstance(node, yaml.MappingNode):
+        return next((value for key, value in node.value if key.value == part), None)
+    return None
+
+
+for _type, _pattern, _first in IMPLICIT:
+    Reader.add_implicit_resolver(f"tag:yaml.org,2002:{_type}", re.compile(f"(?:{_pattern})$"), list(_first))
+for _type, _constructor in (("bool", _bool), ("int", _int), ("float", _float), ("map", _map)):
+    Reader.add_constructor(f"tag:yaml.org,2002:{_type}", _constructor)
+for _type in ("timestamp", "binary", "set", "omap", "pairs"):
+    Reader.add_constructor(f"tag:yaml.org,2002:{_type}", _unknown)
+Reader.add_constructor(None, _unknown)

@@ -1,0 +1,59 @@
+"""The table of verbs. A verb's file is imported when the verb is used, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import click
+
+VERBS = {
+    "run": "Finetune on this machine.",
+    "validate": "Say everything that is wrong with a job.",
+    "explain": "Say what a key of a job means.",
+    "render": "Print what a cluster would run.",
+    "completion": "Print a completion script for a shell.",
+    "version": "Print the version.",
+}
+"""Verb -> its line in `finetune --help`. The file is verbs/<verb>.py."""
+
+
+class Verbs(click.Group):
+    """A group that imports a verb's file when the verb is called, not when the verbs are listed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        command: click.Command = import_module(f"finetune_cli.verbs.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+@click.command(
+    cls=Verbs,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: 0 fine, 1 the run failed, 2 the input is wrong, 75 stopped on request after a checkpoint.",
+)
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """Finetune language models: on this machine, or on a Kubernetes cluster.
+
+    Jobs are FinetuneJob files (YAML or JSON), or finetuning TOML files. Data goes to standard output, and
+    everything else to standard error.
+    """
+    if os.environ.get("NO_COLOR"):
+        ctx.color = False
+
+
+def main() -> None:
+    """The entry point of both `finetune` and `kubectl finetune`."""
+    plugin = Path(sys.argv[0]).name.startswith("kubectl-")
+    cli(prog_name="kubectl finetune" if plugin else "finetune")

@@ -1,0 +1,71 @@
+"""A file and options in, a judged job out: the road that validate, render and run share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+from finetune_api import check
+from finetune_api.v1alpha1 import FinetuneJob
+from finetune_operator.plan import validate
+from finetune_operator.plan.resolve import Resolution
+from finetune_operator.plan.settings import PlanSettings
+from finetune_operator.plan.validate import Verdict
+
+from . import reading
+from .changes import Changes, changed
+from .reading import Input
+
+SETTINGS = PlanSettings()
+"""Those of a cluster where nobody changed a setting."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A job with the changes of the command line, and what the plan says about it."""
+
+    source: Input
+    resource: dict[str, Any]
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A job that was accepted."""
+
+    source: Input
+    resource: dict[str, Any]
+    job: FinetuneJob
+    verdict: Verdict
+    resolution: Resolution
+
+
+def judged(source: Input, changes: Changes) -> Judged:
+    """Raises Refused only if `changes` cannot be made."""
+    resource = changed(source.resource, changes)
+    return Judged(source, resource, validate.validate(resource, SETTINGS))
+
+
+def planned(file: str, changes: Changes) -> Planned:
+    """Raises Refused with everything that is wrong."""
+    found = judged(reading.read(file), changes)
+    if found.verdict.resolution is None or not found.verdict.valid:
+        raise found.source.refused(found.verdict.problems)
+    return Planned(found.source, found.resource, check.load(found.resource), found.verdict, found.verdict.resolution)
+
+
+def say_notes(resolution: Resolution) -> None:
+    """What was assumed or ignored, on standard error."""
+    for note in resolution.notes:
+        click.echo(f"{click.style('note:', fg='yellow')} {note.sentence} [{note.reason}]", err=True)
+    if resolution.informational:
+        names = ", ".join(path.removeprefix("spec.") for path in resolution.informational)
+        click.echo(f"{click.style('note:', fg='yellow')} accepted, and changing nothing: {names}", err=True)
+
+
+def now() -> str:
+    """The time as Kubernetes writes it."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,32 @@
+"""Data on standard output, for programs: one JSON or YAML document."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+FORMATS = ("json", "yaml")
+
+
+def option(**more: Any) -> Callable[[F], F]:
+    """The option -o of a verb."""
+    settings = {"help": "Print it for programs.", **more}
+    return click.option("-o", "--output-format", "form", type=click.Choice(FORMATS), **settings)
+
+
+def text(data: Any, form: str) -> str:
+    """`data` as one document, with its line end."""
+    if form == "json":
+        return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    import yaml  # noqa: PLC0415 - JSON does not need it, and `explain` has nothing else to do with YAML
+
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110)
+
+
+def document(data: Any, form: str) -> None:
+    click.echo(text(data, form), nl=False)

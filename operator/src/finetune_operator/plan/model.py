@@ -1,0 +1,78 @@
+"""What was seen of a job, and what follows from it. All frozen: change returns a new value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_api.report import FinalReport, Record
+from finetune_api.status import Status
+
+
+@dataclass(frozen=True)
+class RunSeen:
+    """A PyTorchJob that carries the job's labels."""
+
+    name: str
+    number: int
+    deleting: bool = False
+
+
+@dataclass(frozen=True)
+class PodSeen:
+    """A pod of a run."""
+
+    name: str
+    uid: str
+    run: int
+    node_rank: int
+    phase: str
+    """Pending, Running, Succeeded, Failed or Unknown."""
+    exit_code: int | None = None
+    """Of the trainer, once it has ended."""
+    report: FinalReport | None = None
+    """From the termination message."""
+    lost: str = ""
+    """Why Kubernetes took the pod away (Preempted, Evicted, NodeLost ...); empty if it did not."""
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Everything that a decision may look at, read at one moment."""
+
+    resource: Mapping[str, Any]
+    """The FinetuneJob as it is in the API server, status included."""
+    runs: tuple[RunSeen, ...] = ()
+    pods: tuple[PodSeen, ...] = ()
+    records: tuple[Record, ...] = ()
+    """The newest record of each kind from rank 0 of the current run."""
+    backend: bool = True
+    """Whether the Training Operator's resource exists in this cluster."""
+
+
+@dataclass(frozen=True)
+class CreateRun:
+    """Create the PyTorchJob of a run."""
+
+    manifest: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class DeleteRun:
+    """Delete a PyTorchJob and its pods."""
+
+    name: str
+
+
+Action = CreateRun | DeleteRun
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What should be done, and what the status should say. The status is written before children go."""
+
+    actions: tuple[Action, ...]
+    status: Status
+    requeue_after: float | None = None
+    """Seconds until time alone changes the answer."""

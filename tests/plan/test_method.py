@@ -1,0 +1,75 @@
+"""Which keys decide the method, in the order that satisfies every published file."""
+
+from __future__ import annotations
+
+import pytest
+from builders import Json, resource
+
+from finetune_api.run import Method
+from finetune_operator.plan.method import resolve_lora, resolve_method
+
+CASES: dict[str, tuple[Json, Method, str]] = {
+    "a bare job is full finetuning": ({}, Method.FFT, "No key names a method"),
+    "use_qlora wins over variety": (
+        {"training.use_qlora": True, "algorithm.variety": "lora"}, Method.QLORA, "training.use_qlora is true."),
+    "mode lora with use_qlora is QLoRA": (
+        {"training.mode": "lora", "training.use_qlora": True, "hyperparameters.train_kind": "peft"},
+        Method.QLORA, "training.use_qlora is true."),
+    "mode lora without use_qlora is LoRA": (
+        {"training.mode": "lora", "training.use_qlora": False, "hyperparameters.train_kind": "peft",
+         "algorithm.variety": "lora"}, Method.LORA, "training.mode is lora."),
+    "mode full_finetune is full finetuning": (
+        {"training.mode": "full_finetune", "training.use_qlora": False}, Method.FFT, "training.mode is full_finetune."),
+    "mode full needs no train_kind": ({"training.mode": "full"}, Method.FFT, "training.mode is full."),
+    "sft_offline leaves it to train_kind": (
+        {"training.mode": "sft_offline", "training.use_qlora": False, "hyperparameters.train_kind": "fft"},
+        Method.FFT, "hyperparameters.train_kind is fft."),
+    "sft_offline with use_qlora is QLoRA": (
+        {"training.mode": "sft_offline", "training.use_qlora": True}, Method.QLORA, "training.use_qlora is true."),
+    "variety fft wins over a LoRA block": (
+        {"algorithm.variety": "fft", "hyperparameters.lora.r": 8}, Method.FFT, "algorithm.variety is fft."),
+    "a LoRA block alone asks for adapters": (
+        {"lora.r": 8}, Method.LORA, "lora.r is given, and no key names a method."),
+    "variety qlora makes the adapters of mode lora quantised": (
+        {"training.mode": "lora", "algorithm.variety": "qlora"}, Method.QLORA,
+        "training.mode is lora and algorithm.variety is qlora."),
+    "use_qlora false keeps variety qlora from quantising": (
+        {"training.mode": "lora", "algorithm.variety": "qlora", "training.use_qlora": False},
+        Method.LORA, "training.mode is lora."),
+    "trainer_mode speaks last": ({"policy.trainer_mode": "full"}, Method.FFT, "policy.trainer_mode is full."),
+    "train_kind wins over trainer_mode": (
+        {"policy.trainer_mode": "full", "hyperparameters.train_kind": "peft"}, Method.LORA,
+        "hyperparameters.train_kind is peft."),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_method(case: str) -> None:
+    changes, method, reason = CASES[case]
+    found, why = resolve_method(resource(changes)["spec"])
+    assert found is method
+    assert why.startswith(reason)
+
+
+SPELLINGS = {
+    "training.lora": {"training.lora": {"r": 8, "alpha": 12.5, "dropout": 0.1, "target_modules": ["q_proj"]}},
+    "lora": {"lora": {"r": 8, "alpha": 12.5, "dropout": 0.1, "target_modules": ["q_proj"]}},
+    "hyperparameters.lora": {"hyperparameters.lora": {"r": 8, "alpha": 12.5, "dropout": 0.1,
+                                                      "target_modules": ["q_proj"]}},
+    "hyperparameters.lora_rank and its sisters": {
+        "hyperparameters.lora_rank": 8, "hyperparameters.lora_alpha": 12.5, "hyperparameters.lora_dropout": 0.1,
+        "hyperparameters.lora_target_modules": ["q_proj"]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_adapters_are_read_from_every_spelling(spelling: str) -> None:
+    lora = resolve_lora(resource(SPELLINGS[spelling])["spec"], Method.LORA)
+    assert lora is not None
+    assert (lora.rank, lora.alpha, lora.dropout, lora.target_modules) == (8, 12.5, 0.1, ("q_proj",))
+
+
+def test_alpha_is_twice_the_rank_where_it_is_absent() -> None:
+    lora = resolve_lora(resource({"lora.r": 8})["spec"], Method.LORA)
+    assert lora is not None
+    assert (lora.alpha, lora.dropout, lora.target_modules) == (16, 0, ("all-linear",))

@@ -1,0 +1,113 @@
+"""What ranks do in the tests of checkpoints: make a state, save it, load it."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+
+from finetune_trainer import checkpoint
+from finetune_trainer.agreement import rank, world_size
+from finetune_trainer.files import DISK, Files
+from trainer.failpoints import Failing, Full
+
+
+def tensors(seed: int) -> dict[str, Any]:
+    """A state with what a run has: nested names with dots, matrices, a scalar, an odd and an empty tensor."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "parameters": {
+            "layers.0.weight": torch.randn(6, 4, generator=generator),
+            "layers.0.bias": torch.randn(5, generator=generator),
+        },
+        "moments": {"layers.0.weight": torch.randn(6, 4, generator=generator).to(torch.bfloat16)},
+        "step": torch.tensor(float(seed)),
+        "nothing": torch.empty(0),
+    }
+
+
+def same(left: dict[str, Any], right: dict[str, Any]) -> bool:
+    """Whether two states are equal bit by bit."""
+    return left.keys() == right.keys() and all(
+        same(value, right[name]) if isinstance(value, dict) else torch.equal(value, right[name])
+        for name, value in left.items()
+    )
+
+
+def save(output: Path, step: int, *, keep: int = 2, files: Files = DISK) -> None:
+    state = sharded(tensors(step)) if world_size() > 1 else tensors(step)
+    checkpoint.save(output, step, state, {"step": step}, keep=keep, protect=set(), files=files)
+
+
+def save_dying(output: Path, step: int, victim: int, at: int, after: bool) -> None:
+    """Save, and die at the given operation on rank `victim`."""
+    save(output, step, keep=1, files=Failing(at if rank() == victim else 0, after=after))
+
+
+def count_operations(output: Path, step: int) -> dict[str, int]:
+    files = Failing()
+    save(output, step, keep=1, files=files)
+    return dict(files.done)
+
+
+def save_on_full_rank(output: Path, step: int, victim: int) -> None:
+    save(output, step, files=Full() if rank() == victim else DISK)
+
+
+def save_apart(folder: Path, step: int) -> None:
+    """Every rank has an output of its own under the same name, as on nodes without shared storage."""
+    output = folder / f"node-{rank()}"
+    output.joinpath("checkpoints", f".tmp-step-{step:08d}").mkdir(parents=True)
+    save(output, step)
+
+
+def load(output: Path, step: int) -> dict[str, Any]:
+    """Load into zeros; return the whole state."""
+    state = tensors(0)
+    state = sharded(state) if world_size() > 1 else state
+    extra = checkpoint.load(output, step, state)
+    assert extra == {"step": step}
+    return whole(state)
+
+
+def sharded(state: dict[str, Any]) -> dict[str, Any]:
+    """Matrices sharded over all ranks as FSDP2 does (rows), everything else the same on each rank."""
+    mesh = init_device_mesh("cpu", (world_size(),))
+    return _map(state, lambda t: distribute_tensor(t, mesh, [Shard(0)]) if t.dim() == 2 else t)
+
+
+def whole(state: dict[str, Any]) -> dict[str, Any]:
+    return _map(state, lambda t: t.full_tensor() if isinstance(t, DTensor) else t)
+
+
+def _map(state: dict[str, Any], change: Any) -> dict[str, Any]:
+    return {n: _map(v, change) if isinstance(v, dict) else change(v) for n, v in state.items()}
+
+
+def draw() -> list[float]:
+    """The next number of each generator."""
+    return [random.random(), random.gauss(0, 1), np.random.standard_normal(), torch.rand(()).item()]
+
+
+def save_and_draw(output: Path, step: int) -> list[float]:
+    """Save in the middle of a stream of random numbers; return those that come next."""
+    seed = 100 + rank()
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    random.gauss(0, 1)  # leaves half a pair behind, which is state too
+    np.random.standard_normal()
+    save(output, step)
+    return draw()
+
+
+def load_and_draw(output: Path, step: int) -> list[float]:
+    load(output, step)
+    return draw()
+
+

@@ -1,0 +1,93 @@
+"""Files that count what a save does to the disk, and can end the process at a chosen operation.
+
+Dying also loses what was written and not synced, as a machine that loses power does: half of every such file.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from finetune_trainer.files import DISK, Sink
+
+
+class Failing:
+    """`Files` that dies at operation number `at` (from 1), before or after it; 0 only counts."""
+
+    def __init__(self, at: int = 0, *, after: bool = False) -> None:
+        self._at = at
+        self._after = after
+        self.done: Counter[str] = Counter()
+        self._unsynced: set[Path] = set()
+
+    def folder(self, path: Path) -> None:
+        with self._operation("folder"):
+            DISK.folder(path)
+
+    @contextmanager
+    def create(self, path: Path) -> Iterator[Sink]:
+        with self._operation("create"):
+            self._unsynced.add(path)
+            with DISK.create(path) as sink:
+                yield sink
+
+    def fsync(self, path: Path) -> None:
+        with self._operation("fsync"):
+            DISK.fsync(path)
+            self._unsynced.discard(path)
+
+    def rename(self, old: Path, new: Path) -> None:
+        with self._operation("rename"):
+            DISK.rename(old, new)
+            moved = {path for path in self._unsynced if path.is_relative_to(old)}
+            self._unsynced -= moved
+            self._unsynced |= {new / path.relative_to(old) for path in moved}
+
+    def remove(self, path: Path) -> None:
+        with self._operation("remove"):
+            DISK.remove(path)
+            self._unsynced.discard(path)
+
+    @contextmanager
+    def _operation(self, name: str) -> Iterator[None]:
+        self.done[name] += 1
+        here = self.done.total() == self._at
+        if here and not self._after:
+            self._die()
+        yield
+        if here:
+            self._die()
+
+    def _die(self) -> None:
+        for path in self._unsynced:
+            os.truncate(path, path.stat().st_size // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Full:
+    """`Files` of a volume that is full: nothing written gets through, everything else works."""
+
+    folder = staticmethod(DISK.folder)
+    fsync = staticmethod(DISK.fsync)
+    rename = staticmethod(DISK.rename)
+    remove = staticmethod(DISK.remove)
+
+    @contextmanager
+    def create(self, path: Path) -> Iterator[Sink]:
+        with DISK.create(path) as sink:
+            yield _FullSink(sink)
+
+
+class _FullSink:
+    def __init__(self, sink: Sink) -> None:
+        self.tell = sink.tell
+        self.flush = sink.flush
+        self.close = sink.close
+
+    def write(self, content: object, /) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -1,0 +1,96 @@
+"""Process groups for tests: a function of a helper module, run by real ranks over gloo on this machine.
+
+Processes come from a fork server that has imported torch already: a rank starts in milliseconds. The function
+and its arguments are pickled, so the function stands in a module that a child can import.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["trainer.ranks", "finetune_trainer.checkpoint"])
+_PATIENCE = 60.0
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How one rank ended: its exit code (negative: a signal), and what the function returned or raised."""
+
+    code: int | None
+    value: Any = None
+    error: Exception | None = None
+
+
+def run_ranks(world: int, work: Callable[..., Any], *args: Any) -> list[Ended]:
+    """Run `work(*args)` on `world` ranks at once; a world of 1 has no process group. Leaves no process behind."""
+    with tempfile.TemporaryDirectory() as folder:
+        pipes = [_context.Pipe(duplex=False) for _ in range(world)]
+        children = [
+            _context.Process(target=_rank, args=(rank, world, f"{folder}/store", pipes[rank][1], work, args))
+            for rank in range(world)
+        ]
+        try:
+            for child in children:
+                child.start()
+            for _, sender in pipes:
+                sender.close()
+            received = [_receive(receiver) for receiver, _ in pipes]
+            for child in children:
+                child.join(_PATIENCE)
+            return [Ended(child.exitcode, *outcome) for child, outcome in zip(children, received, strict=True)]
+        finally:
+            for child in children:
+                child.kill()
+                child.join()
+                child.close()
+
+
+def values(ended: list[Ended]) -> list[Any]:
+    """What every rank returned; fails with the first rank's error if one raised."""
+    for rank, one in enumerate(ended):
+        assert one.error is None, f"rank {rank}: {one.error!r}"
+        assert one.code == 0, f"rank {rank} ended with {one.code}"
+    return [one.value for one in ended]
+
+
+def _receive(receiver: Connection) -> tuple[Any, Exception | None]:
+    try:
+        assert receiver.poll(_PATIENCE), "a rank neither answered nor ended"
+        value, error = receiver.recv()
+    except EOFError:  # killed before it could answer
+        return None, None
+    finally:
+        receiver.close()
+    return value, error
+
+
+def _rank(
+    rank: int, world: int, store: str, sender: Connection, work: Callable[..., Any], args: tuple[Any, ...]
+) -> None:
+    torch.set_num_threads(1)
+    if world > 1:
+        dist.init_process_group(
+            "gloo", store=dist.FileStore(store, world), rank=rank, world_size=world,
+            timeout=timedelta(seconds=_PATIENCE),
+        )  # fmt: skip
+    try:
+        sender.send((work(*args), None))
+    except Exception as error:  # noqa: BLE001 - whatever it is belongs to the test, not to this process
+        traceback.print_exc()
+        sender.send((None, error))
+    finally:
+        if world > 1:
+            dist.destroy_process_group()
+
+

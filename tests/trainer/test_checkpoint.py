@@ -1,0 +1,272 @@
+"""Checkpoints: what comes back, what counts, what is refused, and what a crash at any point leaves."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pickle
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from finetune_trainer import checkpoint
+from finetune_trainer.errors import OutputRefused, StorageFailed
+from finetune_trainer.marker import read_marker, stamp
+from trainer import checkpoint_work as work
+from trainer.failpoints import Full
+from trainer.ranks import run_ranks, values
+
+
+def folder(output: Path, step: int) -> Path:
+    return output / "checkpoints" / f"step-{step:08d}"
+
+
+def steps(output: Path) -> list[str]:
+    return sorted(path.name for path in (output / "checkpoints").iterdir())
+
+
+def test_state_extra_and_random_numbers_come_back_bit_by_bit(tmp_path: Path) -> None:
+    drawn = work.save_and_draw(tmp_path, 20)
+    assert checkpoint.latest(tmp_path) == 20
+    assert work.same(work.load(tmp_path, 20), work.tensors(20))
+    work.draw()
+    assert work.load_and_draw(tmp_path, 20) == drawn
+
+
+def test_an_output_without_checkpoints_has_none(tmp_path: Path) -> None:
+    assert checkpoint.latest(tmp_path) is None
+    assert checkpoint.latest(tmp_path / "absent") is None
+
+
+@pytest.mark.parametrize(
+    ("keep", "protect", "stay"),
+    [
+        pytest.param(1, set[int](), [4], id="the newest stays"),
+        pytest.param(2, set[int](), [3, 4], id="the two newest stay"),
+        pytest.param(9, set[int](), [1, 2, 3, 4], id="fewer than allowed all stay"),
+        pytest.param(1, {2}, [2, 4], id="the protected one stays besides the newest"),
+        pytest.param(2, {4, 7}, [3, 4], id="protecting the newest or the absent takes no place"),
+    ],
+)
+def test_pruning(tmp_path: Path, keep: int, protect: set[int], stay: list[int]) -> None:
+    for step in range(1, 5):
+        checkpoint.save(tmp_path, step, work.tensors(step), {}, keep=keep, protect=protect)
+    assert steps(tmp_path) == [f"step-{step:08d}" for step in stay]
+
+
+def test_a_valid_checkpoint_of_the_same_step_is_not_written_again(tmp_path: Path) -> None:
+    work.save(tmp_path, 20)
+    before = (folder(tmp_path, 20) / "COMPLETE").stat().st_ino
+    work.save(tmp_path, 20)
+    assert (folder(tmp_path, 20) / "COMPLETE").stat().st_ino == before
+
+
+def spoil_marker(of: Path) -> None:
+    (of / "COMPLETE").write_text('{"step": 20, "files"')
+
+
+def remove_marker(of: Path) -> None:
+    (of / "COMPLETE").unlink()
+
+
+def shorten_shard(of: Path) -> None:
+    shard = of / "__0_0.distcp"
+    os.truncate(shard, shard.stat().st_size - 1)
+
+
+def remove_random_state(of: Path) -> None:
+    (of / "rank-00000.safetensors").unlink()
+
+
+@pytest.mark.parametrize("spoil", [spoil_marker, remove_marker, shorten_shard, remove_random_state])
+def test_an_incomplete_checkpoint_does_not_count_and_is_written_again(tmp_path: Path, spoil: Any) -> None:
+    work.save(tmp_path, 10)
+    work.save(tmp_path, 20)
+    spoil(folder(tmp_path, 20))
+    assert checkpoint.latest(tmp_path) == 10
+    work.save(tmp_path, 20)
+    assert checkpoint.latest(tmp_path) == 20
+    assert work.same(work.load(tmp_path, 20), work.tensors(20))
+
+
+def test_a_flipped_bit_is_found_and_the_next_start_uses_the_checkpoint_before(tmp_path: Path) -> None:
+    work.save(tmp_path, 10)
+    work.save(tmp_path, 20)
+    shard = folder(tmp_path, 20) / "__0_0.distcp"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    state = work.tensors(0)
+    with pytest.raises(StorageFailed, match=r"step-00000020/__0_0\.distcp is not what was written.*one before"):
+        checkpoint.load(tmp_path, 20, state)
+    assert work.same(state, work.tensors(0)), "nothing was loaded"
+    assert checkpoint.latest(tmp_path) == 10
+
+
+def without(state: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in state.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("state", "sentence"),
+    [
+        pytest.param(work.tensors(0) | {"step": torch.zeros(2)}, "Size mismatch", id="another shape"),
+        pytest.param(
+            work.tensors(0) | {"step": torch.zeros((), dtype=torch.int64)},
+            "step is torch.float32 there and torch.int64 here", id="another number format",
+        ),
+        pytest.param(work.tensors(0) | {"new": torch.zeros(1)}, "Missing key.*new", id="a tensor it has not"),
+        pytest.param(without(work.tensors(0), "step"), "it holds step and 0 more", id="a tensor the run has not"),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_of_another_state_is_refused(tmp_path: Path, state: dict[str, Any], sentence: str) -> None:
+    work.save(tmp_path, 20)
+    with pytest.raises(OutputRefused, match=f"step-00000020 does not fit this run: .*{sentence}"):
+        checkpoint.load(tmp_path, 20, state)
+
+
+class Code:
+    """Unpickled without care, this makes a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_code_in_the_index_does_not_run(tmp_path: Path) -> None:
+    work.save(tmp_path, 20)
+    index = folder(tmp_path, 20) / ".metadata"
+    index.write_bytes(pickle.dumps(Code(tmp_path / "ran")))
+    restamp(folder(tmp_path, 20), ".metadata")
+    with pytest.raises(OutputRefused, match=r"its index holds (posix|nt)\.mkdir, which no checkpoint of ours does"):
+        checkpoint.load(tmp_path, 20, work.tensors(0))
+    assert not (tmp_path / "ran").exists()
+
+
+def restamp(of: Path, name: str) -> None:
+    """Make the marker vouch for a file as it is, as somebody who can write the volume can."""
+    marker = json.loads((of / "COMPLETE").read_bytes())
+    marker["files"][name] = stamp(of / name).model_dump()
+    (of / "COMPLETE").write_text(json.dumps(marker))
+
+
+def test_a_full_volume_names_the_file_and_the_way_out_and_keeps_what_was_there(tmp_path: Path) -> None:
+    work.save(tmp_path, 10)
+    with pytest.raises(StorageFailed, match=r"cannot write .*: No space left on device; free space on the output"):
+        work.save(tmp_path, 20, files=Full())
+    assert checkpoint.latest(tmp_path) == 10
+    work.save(tmp_path, 20)
+    assert steps(tmp_path) == ["step-00000010", "step-00000020"]
+
+
+def test_an_output_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("a file where a folder belongs")
+    with pytest.raises(StorageFailed, match="cannot write .*checkpoints.*: Not a directory"):
+        work.save(tmp_path, 20)
+
+
+def test_two_ranks_each_go_on_with_their_own_random_numbers(tmp_path: Path) -> None:
+    drawn = values(run_ranks(2, work.save_and_draw, tmp_path, 20))
+    assert drawn[0] != drawn[1]
+    assert values(run_ranks(2, work.load_and_draw, tmp_path, 20)) == drawn
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_shards_of_two_ranks_load_on_any_number(tmp_path: Path, world: int) -> None:
+    values(run_ranks(2, work.save, tmp_path, 20))
+    for state in values(run_ranks(world, work.load, tmp_path, 20)):
+        assert work.same(state, work.tensors(20))
+
+
+def test_ranks_that_are_new_get_random_numbers_of_their_own_and_the_log_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    drawn = values(run_ranks(2, work.save_and_draw, tmp_path, 20))
+    three = values(run_ranks(3, work.load_and_draw, tmp_path, 20))
+    assert three[:2] == drawn
+    assert three[2] not in drawn
+    assert values(run_ranks(3, work.load_and_draw, tmp_path, 20)) == three, "the same every time"
+    with caplog.at_level(logging.WARNING):
+        work.load(tmp_path, 20)
+    assert "written by 2 ranks and is continued by 1" in caplog.text
+
+
+def test_if_one_rank_cannot_write_every_rank_fails_and_nothing_is_published(tmp_path: Path) -> None:
+    values(run_ranks(2, work.save, tmp_path, 10))
+    for ended in run_ranks(2, work.save_on_full_rank, tmp_path, 20, 1):
+        assert isinstance(ended.error, StorageFailed)
+        assert str(ended.error).startswith("rank 1: cannot write")
+    assert checkpoint.latest(tmp_path) == 10
+    assert not folder(tmp_path, 20).exists()
+
+
+def test_nodes_without_shared_storage_are_told_so(tmp_path: Path) -> None:
+    for ended in run_ranks(2, work.save_apart, tmp_path, 20):
+        assert isinstance(ended.error, StorageFailed)
+        assert "ReadWriteMany" in str(ended.error)
+
+
+def prepared(output: Path) -> Path:
+    """An output with two checkpoints, what a crash left of a third, and one that was renamed but not marked."""
+    for step in (10, 20):
+        work.save(output, step)
+    shutil.copytree(folder(output, 20), folder(output, 30))
+    (folder(output, 30) / "COMPLETE").unlink()
+    shutil.copytree(folder(output, 20), output / "checkpoints" / ".tmp-step-00000025")
+    return output
+
+
+def after_the_crash(output: Path, *, ranks: int) -> int | None:
+    """Check that the output continues from step 20 or 30 and can be saved to; return which."""
+    newest = checkpoint.latest(output)
+    assert newest in (20, 30)
+    assert work.same(work.load(output, newest), work.tensors(newest))
+    for step in (newest, 40):
+        work.save(output, step, keep=1)
+    assert steps(output) == ["step-00000040"]
+    assert work.same(work.load(output, 40), work.tensors(40))
+    return newest
+
+
+def test_a_save_killed_before_or_after_any_operation_leaves_a_checkpoint_to_go_on_from(tmp_path: Path) -> None:
+    start = prepared(tmp_path / "start")
+    counted = shutil.copytree(start, tmp_path / "counted")
+    [operations] = values(run_ranks(1, work.count_operations, counted, 30))
+    assert operations.keys() == {"folder", "create", "fsync", "rename", "remove"}
+    found = []
+    for at in range(1, sum(operations.values()) + 1):
+        for after in (False, True):
+            output = shutil.copytree(start, tmp_path / f"{at}-{after}")
+            [ended] = run_ranks(1, work.save_dying, output, 30, 0, at, after)
+            assert ended.code == -signal.SIGKILL
+            found.append(after_the_crash(output, ranks=1))
+    assert found == sorted(found), "from the operation that publishes on, it is the new one"
+    assert {20, 30} == set(found)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_two_ranks_one_killed_at_any_operation(tmp_path: Path, victim: int) -> None:
+    start = prepared(tmp_path / "start")
+    counted = shutil.copytree(start, tmp_path / "counted")
+    operations = values(run_ranks(2, work.count_operations, counted, 30))[victim]
+    for at in range(1, sum(operations.values()) + 1):
+        output = shutil.copytree(start, tmp_path / str(at))
+        ended = run_ranks(2, work.save_dying, output, 30, victim, at, False)
+        assert ended[victim].code == -signal.SIGKILL
+        after_the_crash(output, ranks=2)
+
+
+def test_the_marker_lists_every_file(tmp_path: Path) -> None:
+    work.save(tmp_path, 20)
+    marker = read_marker(folder(tmp_path, 20))
+    assert marker is not None
+    names = {path.name for path in folder(tmp_path, 20).iterdir()}
+    assert set(marker.files) == names - {"COMPLETE"}
+    assert all(stamp(folder(tmp_path, 20) / name) == expected for name, expected in marker.files.items())

@@ -1,0 +1,53 @@
+"""Low-rank adapters on a frozen base, by PEFT: its names and files are what other tools read.
+
+Called by job.py where the method is LoRA.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from finetune_api.run import Lora
+
+from .errors import ModelRefused
+
+ALL_LINEAR = "all-linear"
+"""Every linear layer but the output head."""
+
+
+def attach(model: PreTrainedModel, lora: Lora) -> nn.Module:
+    """The model with adapters; only they require gradients. They are in fp32 whatever the base is in.
+
+    Raises ModelRefused if a target module is not there.
+    """
+    # A full finetuning never imports it.
+    from peft import LoraConfig, TaskType, get_peft_model  # noqa: PLC0415
+
+    everything = tuple(lora.target_modules) == (ALL_LINEAR,)
+    if not everything:
+        _require_targets(model, lora.target_modules)
+    settings = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=ALL_LINEAR if everything else list(lora.target_modules),
+        task_type=TaskType.CAUSAL_LM,
+    )
+    return cast("nn.Module", get_peft_model(model, settings))
+
+
+def _require_targets(model: nn.Module, targets: tuple[str, ...]) -> None:
+    """PEFT is content if one of the names is found; a typing error in another would train less than asked."""
+    linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    missing = [
+        target for target in targets if not any(f".{name}".endswith(f".{target}") for name in linear)
+    ]
+    if missing:
+        known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+        raise ModelRefused(
+            f"training.lora.target_modules names {', '.join(missing)}, which the model does not have; it has "
+            f"{known}; correct the name, or set {ALL_LINEAR}"
+        )

@@ -1,0 +1,123 @@
+"""The run configuration and the place of this pod among the others, read once and refused early.
+
+Called by __main__ before any process is started and anything is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from finetune_api import capabilities
+from finetune_api.run import (
+    CONFIG_ENV,
+    MASTER_ADDR_ENV,
+    MASTER_PORT_ENV,
+    NODE_RANK_ENV,
+    NODES_ENV,
+    Engine,
+    Method,
+    RunConfig,
+)
+
+from .errors import ConfigRefused, Unsupported
+
+
+@dataclass(frozen=True)
+class Node:
+    """This pod (or local replica) among those of the run."""
+
+    rank: int
+    count: int
+    master_addr: str = ""
+    """Host of rank 0; empty for a run on one node, which needs no fixed port."""
+    master_port: int = 0
+
+
+def load(environment: Mapping[str, str]) -> RunConfig:
+    """The configuration that FINETUNE_RUN_CONFIG names. Raises ConfigRefused or Unsupported."""
+    path = environment.get(CONFIG_ENV)
+    if not path:
+        raise ConfigRefused(f"{CONFIG_ENV} is not set; it names the file with the run configuration")
+    try:
+        config = RunConfig.model_validate_json(Path(path).read_bytes())
+    except OSError as error:
+        raise ConfigRefused(f"{CONFIG_ENV} names {path}, which cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        raise ConfigRefused(f"{path}: {_problems(error)}") from error
+    check(config)
+    return config
+
+
+def check(config: RunConfig) -> None:
+    """Raises Unsupported or ConfigRefused for what no amount of loading will mend."""
+    reason = capabilities.refuse(
+        capabilities.Combination(
+            config.method,
+            config.engine,
+            config.precision,
+            config.mesh.tensor_parallel,
+            config.mesh.pipeline_parallel,
+        )
+    )
+    if reason:
+        raise Unsupported(reason)
+    for problem in _contradictions(config):
+        raise ConfigRefused(problem)
+
+
+def _contradictions(config: RunConfig) -> list[str]:
+    mesh = config.mesh
+    product = mesh.data_parallel * mesh.tensor_parallel * mesh.pipeline_parallel
+    found = []
+    if product != mesh.world_size:
+        found.append(
+            f"mesh: data {mesh.data_parallel} x tensor {mesh.tensor_parallel} x pipeline "
+            f"{mesh.pipeline_parallel} is {product}, but nodes {mesh.nodes} x processes_per_node "
+            f"{mesh.processes_per_node} is {mesh.world_size}; make the products equal"
+        )
+    if config.engine is Engine.SINGLE and mesh.world_size > 1:
+        found.append(f"engine single runs one process, not {mesh.world_size}; set engine ddp or fsdp2")
+    if (config.method is Method.LORA) != (config.lora is not None):
+        found.append(f"method {config.method} and lora {config.lora} contradict each other")
+    if config.validation is not None and config.data.validation is None:
+        found.append("validation is set and data.validation is not; name the rows to validate on")
+    return found
+
+
+def node(environment: Mapping[str, str], config: RunConfig) -> Node:
+    """The node that the PET_* variables describe; without them, the only one."""
+    if NODES_ENV not in environment:
+        found = Node(0, 1)
+    else:
+        addr = environment.get(MASTER_ADDR_ENV, "")
+        found = Node(
+            _number(environment, NODE_RANK_ENV, "0"), _number(environment, NODES_ENV, "1"), addr,
+            _number(environment, MASTER_PORT_ENV, "0"),
+        )  # fmt: skip
+    if found.count != config.mesh.nodes:
+        raise ConfigRefused(f"mesh.nodes is {config.mesh.nodes}, but {NODES_ENV} is {found.count}")
+    if not 0 <= found.rank < found.count:
+        raise ConfigRefused(f"{NODE_RANK_ENV} is {found.rank}, but there are {found.count} nodes")
+    if found.count > 1 and not (found.master_addr and found.master_port):
+        raise ConfigRefused(f"{found.count} nodes need {MASTER_ADDR_ENV} and {MASTER_PORT_ENV} to meet")
+    return found
+
+
+def _number(environment: Mapping[str, str], name: str, default: str) -> int:
+    text = environment.get(name, default)
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigRefused(f"{name} is {text!r}; it has to be a whole number") from None
+
+
+def _problems(error: ValidationError) -> str:
+    """Every problem of the document: path, value, reason."""
+    return "; ".join(
+        f"{'.'.join(map(str, problem['loc'])) or 'the document'}: {problem['msg']}"
+        for problem in error.errors(include_url=False)
+    )

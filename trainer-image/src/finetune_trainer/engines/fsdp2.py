@@ -1,0 +1,56 @@
+"""Weights, gradients and optimizer state are sharded over all ranks (torch's fully_shard).
+
+A layer's weights are gathered for as long as the layer computes. Everything outside the layers (embedding,
+final norm, output head) is one group, so a head that shares its weight with the embedding needs no care.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import cast
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from finetune_api.run import Precision, RunConfig
+
+from ..environment import Place
+from .base import AdamwEngine, Compute
+
+
+class Fsdp2(AdamwEngine):
+    def __init__(self, model: nn.Module, config: RunConfig, place: Place) -> None:
+        shard(model, config.precision, place)
+        compute = Compute(place.device, Precision.FP32, place.world_size)
+        super().__init__(model, model, config.optimizer, compute)
+
+    @contextmanager
+    def _exchange(self, last: bool) -> Iterator[None]:
+        cast("FSDPModule", self.model).set_requires_gradient_sync(last)
+        yield
+
+
+def shard(model: nn.Module, precision: Precision, place: Place) -> None:
+    """Shard `model` in place and move it to its device, layer by layer."""
+    mesh = init_device_mesh(place.device.type, (place.world_size,), mesh_dim_names=("data",))
+    policy = MixedPrecisionPolicy()
+    if precision is Precision.BF16:
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    for layer in layers(model):
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+    model.to(place.device)  # buffers; the shards are there already
+    whole = [name for name, parameter in model.named_parameters() if not isinstance(parameter, DTensor)]
+    assert not whole, f"FSDP2 left {len(whole)} parameters whole, {whole[0]} first"
+
+
+def layers(model: nn.Module) -> list[nn.Module]:
+    """The blocks that transformers says must stay whole: the decoder layers."""
+    kinds = set(getattr(model, "_no_split_modules", None) or ())
+    found = [module for module in model.modules() if type(module).__name__ in kinds]
+    assert found, f"{type(model).__name__} does not name its layers"
+    return found

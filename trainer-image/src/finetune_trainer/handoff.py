@@ -1,0 +1,53 @@
+"""What a node's launcher and its ranks tell each other, as files in a folder that lives as long as the run.
+
+From the launcher: handoff.json and the prepared rows. From each rank: how it ended, as a final report.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from finetune_api.report import FinalReport
+from finetune_api.run import RunConfig
+
+FOLDER_ENV = "FINETUNE_HANDOFF"
+"""Environment variable of a rank with the path of the folder."""
+STORE_ENV = "FINETUNE_STORE_FD"
+"""Environment variable of rank 0 with the number of the open socket at which the ranks of a single node meet."""
+TRAIN = "train"
+VALIDATION = "validation"
+
+
+class Handoff(BaseModel):
+    """What the launcher has found out and every rank of the node needs."""
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+    config: RunConfig
+    node: int
+    model_folder: Path
+    data_file: Path
+    stop_ids: tuple[int, ...]
+
+    def write(self, folder: Path) -> None:
+        (folder / "handoff.json").write_text(self.model_dump_json())
+
+    @classmethod
+    def read(cls, folder: Path) -> Handoff:
+        return cls.model_validate_json((folder / "handoff.json").read_bytes())
+
+
+def write_ending(folder: Path, rank: int, report: FinalReport) -> None:
+    """Leave `report` for the launcher: whole or not at all, since a rank may be ended at any moment."""
+    path = folder / f"rank-{rank:05d}.json"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(report.line())
+    os.replace(temporary, path)
+
+
+def read_ending(folder: Path, rank: int) -> FinalReport | None:
+    """How `rank` ended, or None if it did not live to say."""
+    path = folder / f"rank-{rank:05d}.json"
+    return FinalReport.model_validate_json(path.read_bytes()) if path.exists() else None

@@ -1,0 +1,72 @@
+"""The base model: Hugging Face weights into a Hugging Face model, nothing missing and nothing left over.
+
+Called by job.py on every rank.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from finetune_api.run import Method, Precision, RunConfig
+
+from .errors import ModelRefused
+
+_SHOWN = 5
+"""Keys named in a message; the rest are counted."""
+
+
+def load(folder: Path, config: RunConfig) -> PreTrainedModel:
+    """The model on the CPU, in training mode. Raises ModelRefused."""
+    transformers.utils.logging.set_verbosity_error()  # what its report warns of is an error here
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("transformers").propagate = False
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=storage_dtype(config),
+            output_loading_info=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
+    except (ValueError, OSError, RuntimeError) as error:
+        raise ModelRefused(f"model {folder} cannot be loaded: {error}") from error
+    _require_complete(folder, report)
+    model.config.use_cache = False  # keys and values are kept for generation only
+    model.train()
+    if config.activation_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
+
+
+def storage_dtype(config: RunConfig) -> torch.dtype:
+    """Trained weights are kept in fp32, whatever is computed in; a frozen base only has to be computed with."""
+    frozen = config.method is Method.LORA
+    return torch.bfloat16 if frozen and config.precision is Precision.BF16 else torch.float32
+
+
+def _require_complete(folder: Path, report: Mapping[str, Any]) -> None:
+    """A weight that the folder lacks would be trained from random numbers without a word."""
+    for kind, sentence in _SENTENCES.items():
+        keys = sorted(str(key) for key in report.get(kind) or ())
+        if keys:
+            more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
+            raise ModelRefused(
+                f"model {folder}: {sentence}: {', '.join(keys[:_SHOWN])}{more}; save the model again with "
+                "model.save_pretrained(folder), and check that config.json belongs to these weights"
+            )
+
+
+_SENTENCES = {
+    "missing_keys": "the weights lack what the model needs",
+    "unexpected_keys": "the weights hold what the model does not know",
+    "mismatched_keys": "weights have another shape than the model",
+    "error_msgs": "weights could not be converted",
+}

@@ -1,0 +1,68 @@
+"""AdamW over what is trained, and the global norm of its gradients. Used by the engines that leave both to us."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim import AdamW
+
+from finetune_api.run import Optimizer
+
+_TINY = 1e-6
+"""Keeps the division defined where all gradients are zero; the value that torch's own clipping adds."""
+
+
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters that are trained, by name. Tied ones count once, under their first name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def adamw(parameters: Iterable[nn.Parameter], settings: Optimizer) -> AdamW:
+    """AdamW with its moments in place from the start, so that a checkpoint can be loaded into them.
+
+    Weight decay is for matrices (embeddings among them); norms and biases are left alone.
+    """
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for parameter in parameters:
+        groups[parameter.ndim >= 2].append(parameter)
+    optimizer = AdamW(
+        [
+            {"params": groups[True], "weight_decay": settings.weight_decay},
+            {"params": groups[False], "weight_decay": 0.0},
+        ],
+        lr=settings.learning_rate,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.epsilon,
+        fused=True,
+    )
+    for parameter in (*groups[True], *groups[False]):
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter, requires_grad=False),
+            "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),
+        }
+    return optimizer
+
+
+def clip(gradients: Sequence[Tensor], largest: float) -> float:
+    """Scale gradients down, in place, to the global L2 norm `largest` (0: leave them); return the norm before.
+
+    Either all are whole or all are shards over all ranks: every engine does one or the other.
+    """
+    local = [_local(gradient) for gradient in gradients]
+    square = torch.nn.utils.get_total_norm(local).double().square()
+    if isinstance(gradients[0], DTensor):
+        dist.all_reduce(square)
+    norm = float(square.sqrt())
+    if 0 < largest < norm:
+        for gradient in local:
+            gradient.mul_(largest / (norm + _TINY))
+    return norm
+
+
+def _local(gradient: Tensor) -> Tensor:
+    return gradient.to_local() if isinstance(gradient, DTensor) else gradient

@@ -1,0 +1,99 @@
+"""From the URI of a model or a dataset to files on this node.
+
+Called by preparation.py in the launcher: once per node and before any rank exists, so that a download is done
+once and nobody waits for it inside a collective.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from finetune_api import sources
+from finetune_api.sources import Scheme, Source
+
+from .errors import DataRefused, ModelRefused
+
+_WANTED = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors")
+"""Files of a model that are ever read. Pickled weights and code are not among them."""
+
+
+def model_folder(uri: str) -> Path:
+    """The folder with config.json and safetensors weights. Raises ModelRefused."""
+    source = _parse(uri, model=True, refusal=ModelRefused)
+    if source.scheme is Scheme.PATH:
+        folder = Path(source.path)
+    elif source.scheme is Scheme.HUB:
+        folder = _download(source)
+    else:
+        raise ModelRefused(_unread("model", uri, "a plain path or org/name on the Hugging Face Hub"))
+    _require_weights(folder)
+    return folder
+
+
+def data_file(uri: str) -> Path:
+    """The file with the rows. Raises DataRefused for what this version cannot read."""
+    source = _parse(uri, model=False, refusal=DataRefused)
+    if source.scheme is not Scheme.PATH:
+        raise DataRefused(_unread("data", uri, "a plain path to a JSONL file"))
+    return Path(source.path)
+
+
+def model_config(folder: Path) -> dict[str, Any]:
+    """The model's config.json. Raises ModelRefused."""
+    try:
+        document = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise ModelRefused(f"model {folder}: config.json cannot be read: {error}") from error
+    if not isinstance(document, dict):
+        raise ModelRefused(f"model {folder}: config.json is not a JSON object; save the model again")
+    return document
+
+
+def _parse(uri: str, *, model: bool, refusal: type[ModelRefused | DataRefused]) -> Source:
+    try:
+        return sources.parse(uri, model=model)
+    except ValueError as error:
+        raise refusal(str(error)) from error
+
+
+def _unread(what: str, uri: str, accepted: str) -> str:
+    scheme = uri.partition("://")[0]
+    return f"{what} {uri}: the trainer of this version does not read {scheme}:// itself; give {accepted}"
+
+
+def _require_weights(folder: Path) -> None:
+    remedy = "give the folder that save_pretrained wrote, or a name on the Hugging Face Hub (org/name)"
+    if not folder.is_dir():
+        raise ModelRefused(f"model {folder}: there is no such folder; {remedy}")
+    if not (folder / "config.json").is_file():
+        raise ModelRefused(f"model {folder}: the folder has no config.json; {remedy}")
+    if not any(folder.glob("*.safetensors")):
+        raise ModelRefused(
+            f"model {folder}: the folder has no *.safetensors; other formats can run code when they are "
+            "read, so convert it first: model.save_pretrained(folder)"
+        )
+
+
+def _download(source: Source) -> Path:
+    # Only here: most runs name a folder, and the library takes its time to import.
+    import huggingface_hub  # noqa: PLC0415
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
+
+    name = source.name + (f"@{source.revision}" if source.revision else "")
+    try:
+        folder = huggingface_hub.snapshot_download(
+            source.name, revision=source.revision or None, allow_patterns=list(_WANTED)
+        )
+    except LocalEntryNotFoundError as error:
+        raise ModelRefused(
+            f"model {name}: it is not in the cache and the Hub could not be asked; check the network and "
+            "HF_ENDPOINT, or give the model as a folder"
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        raise ModelRefused(
+            f"model {name}: {str(error).splitlines()[0]}; check the name, and that the job has a token that "
+            "may read it (HF_TOKEN)"
+        ) from error
+    return Path(folder)
