@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed.api import Api, ApiError, Json
+from testbed.api import APPLY, Api, ApiError, Json
 from testbed.build import program
 from testbed.process import Process
 from testbed.watch import wait_for
@@ -61,16 +61,14 @@ class Cluster:
             command, input=stdin, env=environment, capture_output=True, text=True, timeout=60, check=False
         )
 
-    def install_crd(self, path: Path) -> None:
-        """Server-side apply a CustomResourceDefinition file as it is, and wait until it is served."""
-        text = path.read_bytes()
-        found = re.search(rb"^  name: (\S+)$", text, re.MULTILINE)
-        if not found:
-            raise ValueError(f"{path}: no metadata.name: is it a CustomResourceDefinition?")
-        target = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{found[1].decode()}"
+    def install_crd(self, crd: Path | Json) -> None:
+        """Server-side apply a CustomResourceDefinition (a file as it is, or an object) and wait until it is served."""
+        text = crd.read_bytes() if isinstance(crd, Path) else json.dumps(crd).encode()
+        name = _crd_name(crd, text)
+        path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}"
         query = {"fieldManager": "testbed", "force": "true"}
-        self.api.request("PATCH", target, text, content_type="application/apply-patch+yaml", query=query)
-        wait_for(self.api, target, lambda crd: crd is not None and _condition(crd, "Established"))
+        self.api.request("PATCH", path, text, content_type=APPLY, query=query)
+        wait_for(self.api, path, lambda found: found is not None and _condition(found, "Established"))
 
     def _ensure_service_account(self, namespace: str, name: str) -> None:
         metadata: Json = {"namespace": namespace, "name": name}
@@ -123,6 +121,17 @@ def write_private(path: Path, text: str) -> Path:
     path.touch(mode=0o600)
     path.write_text(text)
     return path
+
+
+def _crd_name(crd: Path | Json, text: bytes) -> str:
+    """Its metadata.name; read from a file by its shape, since parsing half a megabyte of YAML takes seconds."""
+    if not isinstance(crd, Path):
+        name: str = crd["metadata"]["name"]
+        return name
+    found = re.search(rb"^  name: (\S+)$", text, re.MULTILINE)
+    if not found:
+        raise ValueError(f"{crd}: no metadata.name: is it a CustomResourceDefinition?")
+    return found[1].decode()
 
 
 def _condition(item: Json, kind: str) -> bool:

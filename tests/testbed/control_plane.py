@@ -26,14 +26,17 @@ SERVER_NAMES = "IP:127.0.0.1,IP:10.96.0.1,DNS:localhost,DNS:kubernetes.default.s
 class ControlPlane:
     """An API server of our own in `folder`; `with` starts it and ends everything that was started in it.
 
-    audit: log every request (see requests()). controllers: run kube-controller-manager, which collects garbage
-    by owner and empties deleted namespaces. scheduler: run kube-scheduler. flags: more kube-apiserver flags.
+    crds: CustomResourceDefinitions, as files or objects, installed before any controller runs: the garbage
+    collector looks for new kinds only every 30 s. audit: log every request (see requests()).
+    controllers: run kube-controller-manager, which collects garbage by owner and empties deleted namespaces.
+    scheduler: run kube-scheduler. flags: more flags for kube-apiserver.
     """
 
     def __init__(
         self,
         folder: Path,
         *,
+        crds: Sequence[Path | Json] = (),
         audit: bool = False,
         controllers: bool = False,
         scheduler: bool = False,
@@ -45,7 +48,7 @@ class ControlPlane:
         self.certificate = folder / "tls.crt"
         self.key = folder / "tls.key"
         self._token = secrets.token_urlsafe(24)
-        self._controllers, self._scheduler, self._flags = controllers, scheduler, flags
+        self._crds, self._controllers, self._scheduler, self._flags = crds, controllers, scheduler, flags
         self._stack = ExitStack()
         self.processes: dict[str, Process] = {}
         self.cluster: Cluster
@@ -61,11 +64,12 @@ class ControlPlane:
         return process
 
     def requests(self) -> list[Json]:
-        """The audit log so far: one entry per finished request, in the order of their ends."""
+        """The audit log so far: one entry per finished request for an object, in the order of their ends."""
         if self.audit_log is None:
             raise ValueError("this control plane was started without audit=True")
         lines = self.audit_log.read_text().splitlines() if self.audit_log.exists() else []
-        return [json.loads(line) for line in lines]
+        entries: list[Json] = [json.loads(line) for line in lines]
+        return [entry for entry in entries if "objectRef" in entry]
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -89,6 +93,8 @@ class ControlPlane:
         etcd_port = free_port()
         self.run("etcd", self._etcd(etcd_port))
         self.run("kube-apiserver", self._apiserver(etcd_port))
+        for crd in self._crds:
+            self.cluster.install_crd(crd)
         if self._controllers:
             self.run("kube-controller-manager", self._manager())
         if self._scheduler:

@@ -12,7 +12,7 @@ import pytest
 
 from testbed.cluster import Cluster, existing_cluster
 from testbed.control_plane import ControlPlane
-from testbed.training_operator import start_training_operator
+from testbed.training_operator import pytorchjob_crd, start_training_operator
 
 # Set to a kubeconfig to run the tests that need only `cluster` against a cluster that already runs.
 EXISTING = "FINETUNE_TEST_KUBECONFIG"
@@ -22,7 +22,7 @@ EXISTING = "FINETUNE_TEST_KUBECONFIG"
 def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """API server, controller manager and Training Operator (its webhook off); no nodes: pods stay Pending."""
     folder = tmp_path_factory.mktemp("control-plane")
-    with ControlPlane(folder, audit=True, controllers=True) as plane:
+    with ControlPlane(folder, crds=[pytorchjob_crd()], audit=True, controllers=True) as plane:
         start_training_operator(plane)
         yield plane
 

@@ -16,23 +16,25 @@ from testbed.control_plane import ControlPlane
 from testbed.process import Process, free_port, listens
 
 NAMESPACE = "kubeflow"
+CRD = "pytorchjobs.kubeflow.org"
 # The operator waits until a file is there before it starts its controllers, and never reads it: the path is fixed
 # in its code. Its web server's pair lies below TMPDIR, of which every bed has its own. So an empty file here lets
 # any number of beds run side by side; it is never removed, since another bed may be about to look.
 MARKER = Path("/tmp/k8s-webhook-server/serving-certs/tls.crt")
 
 
-def install_crd(cluster: Cluster) -> None:
-    """The CustomResourceDefinition of PyTorchJob, as the Training Operator ships it."""
-    cluster.install_crd(extra("crds") / "kubeflow.org_pytorchjobs.yaml")
+def pytorchjob_crd() -> Path:
+    """The CustomResourceDefinition of PyTorchJob as the Training Operator ships it, for ControlPlane(crds=...)."""
+    return extra("crds") / "kubeflow.org_pytorchjobs.yaml"
 
 
 def start_training_operator(plane: ControlPlane, *, webhook: bool = False, init_template: str = "") -> Process:
-    """Install the CRD and run the Training Operator until `plane` ends.
+    """Run the Training Operator until `plane` ends; its CRD is installed where it is not there yet.
 
     init_template: YAML of the init container that workers get instead of the built-in one.
     """
-    install_crd(plane.cluster)
+    if plane.cluster.api.find(f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{CRD}") is None:
+        plane.cluster.install_crd(pytorchjob_crd())
     _create_certificate_secret(plane.cluster)
     webhook_port = free_port()
     process = plane.run("training-operator", _process(plane, webhook_port, init_template))

@@ -7,6 +7,7 @@ and its arguments are pickled, so the function stands in a module that a child c
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -19,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["trainer.ranks", "finetune_trainer.checkpoint"])
+_context.set_forkserver_preload(["finetune_trainer.checkpoint", "torch.distributed.tensor"])
 _PATIENCE = 60.0
 
 
@@ -67,7 +68,7 @@ def values(ended: list[Ended]) -> list[Any]:
 def _receive(receiver: Connection) -> tuple[Any, Exception | None]:
     try:
         assert receiver.poll(_PATIENCE), "a rank neither answered nor ended"
-        value, error = receiver.recv()
+        value, error = pickle.loads(receiver.recv_bytes())
     except EOFError:  # killed before it could answer
         return None, None
     finally:
@@ -85,10 +86,10 @@ def _rank(
             timeout=timedelta(seconds=_PATIENCE),
         )  # fmt: skip
     try:
-        sender.send((work(*args), None))
+        sender.send_bytes(pickle.dumps((work(*args), None)))
     except Exception as error:  # noqa: BLE001 - whatever it is belongs to the test, not to this process
         traceback.print_exc()
-        sender.send((None, error))
+        sender.send_bytes(pickle.dumps((None, error)))
     finally:
         if world > 1:
             dist.destroy_process_group()

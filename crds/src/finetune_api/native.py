@@ -1,7 +1,5 @@
 """The parts of a job that are Kubernetes' own: spelt in camelCase, pruned and checked by the API server."""
 
-from __future__ import annotations
-
 from enum import StrEnum
 from typing import Annotated
 
@@ -13,12 +11,12 @@ from .sections import Uri
 
 DnsLabel = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
 DnsName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
-LabelKey = Annotated[str, Field(min_length=1, max_length=316)]
 LabelValue = Annotated[str, Field(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")]
 Quantity = Annotated[
     str, Field(min_length=1, max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$")
 ]
-Labels = Annotated[dict[LabelKey, LabelValue], Field(max_length=32)]
+Labels = Annotated[dict[str, LabelValue], Field(max_length=32)]
+"""Keys are judged by a rule: a structural schema has no words for the keys of a map."""
 Seconds = Annotated[int, Field(ge=0, le=31536000)]
 
 
@@ -92,7 +90,7 @@ class Pods(Native):
         "Taints that the pods tolerate."
     )
     labels: Labels | None = declare("Labels on the pods.")
-    annotations: Annotated[dict[LabelKey, Annotated[str, Field(max_length=1024)]], Field(max_length=32)] | None = (
+    annotations: Annotated[dict[str, Annotated[str, Field(max_length=1024)]], Field(max_length=32)] | None = (
         declare("Annotations on the pods.")
     )
     env: Annotated[tuple[EnvVar, ...], Field(max_length=64)] | None = declare("Plain environment variables.")

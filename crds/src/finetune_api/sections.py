@@ -4,8 +4,6 @@ No key has a default here: a default in the schema would be written into stored 
 job means when it changes. Defaults are decided by the plan and shown in the job's status.
 """
 
-from __future__ import annotations
-
 from enum import StrEnum
 from typing import Annotated
 
@@ -27,8 +25,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 Rank = Annotated[int, Field(ge=1, le=256)]
 Alpha = Annotated[float, Field(gt=0, le=4096)]
-Json = str | int | float | bool | None
-Free = Annotated[dict[Annotated[str, Field(max_length=128)], object], Field(max_length=64)]
+Free = Annotated[dict[str, object], Field(max_length=64)]
 
 RL = "it belongs to reinforcement learning, and a FinetuneJob trains on a dataset"
 HOSTED = "it belongs to the hosted service that the file was written for"

@@ -1,7 +1,5 @@
 """What the operator says about a job. Only the operator writes it; people and Argo CD read it."""
 
-from __future__ import annotations
-
 from enum import StrEnum
 from typing import Annotated, Any
 

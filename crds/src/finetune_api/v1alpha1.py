@@ -3,15 +3,12 @@
 The CRD, the admission policy and the reference pages are generated from these models.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from . import native, sections
 from .keys import Section, informational, key
-from .status import Status
 
 GROUP = "finetune.dev"
 VERSION = "v1alpha1"
@@ -56,7 +53,7 @@ class Spec(Section):
 class Metadata(BaseModel):
     """The part of ObjectMeta that we read."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
     name: Annotated[str, Field(min_length=1, max_length=NAME_LENGTH, pattern=NAME_PATTERN)]
     namespace: str | None = None
@@ -69,10 +66,10 @@ class Metadata(BaseModel):
 class FinetuneJob(BaseModel):
     """Finetunes a language model on a GPU cluster."""
 
+    # What a person writes. The operator's part, the status, is a document of its own: status.Status.
     model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
     apiVersion: Literal["finetune.dev/v1alpha1"]  # noqa: N815
     kind: Literal["FinetuneJob"]
     metadata: Metadata
     spec: Spec
-    status: Status = Field(default_factory=Status)

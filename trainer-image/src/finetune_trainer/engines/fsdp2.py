@@ -11,14 +11,16 @@ from contextlib import contextmanager
 from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from finetune_api.run import Precision, RunConfig
 
+from ..collate import Batch
 from ..environment import Place
+from ..errors import ModelRefused
 from .base import AdamwEngine, Compute
 
 
@@ -27,6 +29,11 @@ class Fsdp2(AdamwEngine):
         shard(model, config.precision, place)
         compute = Compute(place.device, Precision.FP32, place.world_size)
         super().__init__(model, model, config.optimizer, compute)
+
+    def evaluate(self, batch: Batch) -> Tensor:
+        total = super().evaluate(batch)
+        cast("FSDPModule", self.model).reshard()  # without a backward pass the root's weights stay gathered
+        return total
 
     @contextmanager
     def _exchange(self, last: bool) -> Iterator[None]:
@@ -52,5 +59,6 @@ def layers(model: nn.Module) -> list[nn.Module]:
     """The blocks that transformers says must stay whole: the decoder layers."""
     kinds = set(getattr(model, "_no_split_modules", None) or ())
     found = [module for module in model.modules() if type(module).__name__ in kinds]
-    assert found, f"{type(model).__name__} does not name its layers"
+    if not found:
+        raise ModelRefused(f"{type(model).__name__} does not say what its layers are; set engine ddp")
     return found

@@ -1,0 +1,26 @@
+"""Mean negative log likelihood per target token of the validation rows. Called by the evaluation hook."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from .batches import Layout
+from .collate import collate
+from .engines import Engine
+from .environment import Place
+from .rows import Rows
+
+
+def mean_nll(engine: Engine, rows: Rows, layout: Layout, place: Place) -> float:
+    """In nats. Collective: each rank takes its share of the rows, every token weighs the same.
+
+    Rows of similar length share a batch, which the mean does not notice and the padding does.
+    """
+    by_length = np.argsort(rows.lengths, kind="stable")
+    total = torch.zeros((), dtype=torch.float64, device=place.device)
+    for micro in layout.micro_batches(by_length, place.rank):
+        total += engine.evaluate(collate(rows, micro))
+    dist.all_reduce(total)
+    return float(total) / int(rows.target_counts.sum())

@@ -1,0 +1,33 @@
+"""What a run remembers beside its weights: the losses that its final report names, and its best step.
+
+Saved with every checkpoint, so that a resumed run reports what the uninterrupted one would have.
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+
+class History(BaseModel):
+    """Losses are mean NLL per target token, in nats."""
+
+    train_loss: float | None = None
+    """Of the last step."""
+    initial: float | None = None
+    """Validation loss before the first step."""
+    latest: float | None = None
+    """Validation loss of the last evaluation."""
+    best: float | None = None
+    best_step: int | None = None
+    """The step with the lowest validation loss. Step 0, the untrained model, does not compete."""
+
+    def evaluated(self, step: int, loss: float) -> bool:
+        """Take note of an evaluation after `step` steps; return whether it is the best so far."""
+        self.latest = loss
+        if step == 0:
+            self.initial = loss
+            return False
+        if self.best is not None and loss >= self.best:
+            return False
+        self.best, self.best_step = loss, step
+        return True
