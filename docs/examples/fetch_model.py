@@ -73,17 +73,13 @@ def dequantise(source: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig  # noqa: PLC0415
 
     # float32, not bfloat16: what 4 bits unpack to is no bfloat16 number, and a CPU computes fastest in float32.
-    unpacked = AutoModelForCausalLM.from_pretrained(
+    # Unpacked by request, not by default: only then does transformers take the model for an ordinary one and save it.
+    model = AutoModelForCausalLM.from_pretrained(
         source, gguf_file=GGUF, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
     )
-    # transformers does not save a model once read from GGUF, though nothing in it is quantised any more.
-    del unpacked.config.quantization_config
-    model = AutoModelForCausalLM.from_config(unpacked.config)
-    model.load_state_dict(unpacked.state_dict())
-    model.generation_config = unpacked.generation_config
     model.save_pretrained(target)
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF)
-    tokenizer.model_max_length = unpacked.config.max_position_embeddings
+    tokenizer.model_max_length = model.config.max_position_embeddings
     tokenizer.save_pretrained(target)
 
 
@@ -113,7 +109,7 @@ def fetch(folder: Path) -> None:
 
 def main() -> None:
     """Print the model's folder, made first if it is not there."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     folder = cached_folder()
     if not is_whole(folder):
         fetch(folder)

@@ -62,7 +62,7 @@ class Cluster:
         )
 
     def install_crd(self, crd: Path | Json) -> None:
-        """Server-side apply a CustomResourceDefinition (a file as it is, or an object) and wait until it is served."""
+        """Apply a CustomResourceDefinition (a file as it is, or an object) and wait until it is served."""
         text = crd.read_bytes() if isinstance(crd, Path) else json.dumps(crd).encode()
         name = _crd_name(crd, text)
         path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}"

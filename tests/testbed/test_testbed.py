@@ -1,15 +1,20 @@
 """The test bed itself: real servers answer, the real Training Operator makes pods, nothing runs on afterwards."""
 
 import os
+import select
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from testbed.api import ApiError, Json
+from testbed.api import ApiError, Json, path_of
 from testbed.build import KUBERNETES
 from testbed.cluster import Cluster, existing_cluster
 from testbed.control_plane import ControlPlane
 from testbed.fixtures import cluster, control_plane, namespace
+from testbed.kwok import Ending, Node, start_kwok
+from testbed.pods import end_pod, run_pod
 from testbed.process import Process, ProcessError
 from testbed.training_operator import start_training_operator
 from testbed.watch import WaitError, wait_for, wait_for_all
@@ -17,18 +22,29 @@ from testbed.watch import WaitError, wait_for, wait_for_all
 __all__ = ["cluster", "control_plane", "namespace"]  # fixtures
 
 
-def pytorch_job(namespace: str, *, workers: int = 1, container: str = "pytorch") -> Json:
-    """A PyTorchJob of one master and some workers, eight processes each."""
-    template: Json = {"spec": {"containers": [{"name": container, "image": "trainer:test"}]}}
-    replicas: Json = {"Master": {"replicas": 1, "template": template}}
+def pytorch_job(namespace: str, *, workers: int = 1, container: str = "pytorch", gpus: int = 0) -> Json:
+    """A PyTorchJob of one master and some workers, eight processes each; a pod that fails is not run again."""
+    resources: Json = {"limits": {"nvidia.com/gpu": gpus, "rdma/ib": gpus} if gpus else {}}
+    template: Json = {"spec": {"containers": [{"name": container, "image": "trainer:test", "resources": resources}]}}
+    replica: Json = {"restartPolicy": "Never", "template": template}
+    replicas: Json = {"Master": replica | {"replicas": 1}}
     if workers:
-        replicas["Worker"] = {"replicas": workers, "template": template}
+        replicas["Worker"] = replica | {"replicas": workers}
     return {
         "apiVersion": "kubeflow.org/v1",
         "kind": "PyTorchJob",
         "metadata": {"name": "job", "namespace": namespace},
         "spec": {"nprocPerNode": "8", "pytorchReplicaSpecs": replicas},
     }
+
+
+def conditions_of(item: Json | None) -> set[str]:
+    conditions = ((item or {}).get("status") or {}).get("conditions") or []
+    return {entry["type"] for entry in conditions if entry["status"] == "True"}
+
+
+def all_ended(pods: list[Json]) -> bool:
+    return len(pods) == 2 and all(pod["status"]["phase"] in {"Succeeded", "Failed"} for pod in pods)
 
 
 def environment_of(pod: Json) -> dict[str, str]:
@@ -85,6 +101,37 @@ def test_the_training_operators_webhook_refuses_when_it_is_wanted(tmp_path: Path
     assert "must have at least one container with name pytorch" in refused.value.message
 
 
+def test_a_job_succeeds_when_the_node_is_played_by_the_test(cluster: Cluster, namespace: str) -> None:
+    job = cluster.api.create(pytorch_job(namespace, workers=0))
+    wait_for_all(cluster.api, f"/api/v1/namespaces/{namespace}/pods", lambda pods: len(pods) == 1)
+    run_pod(cluster.api, namespace, "job-master-0")
+    wait_for(cluster.api, path_of(job), lambda found: "Running" in conditions_of(found))
+    end_pod(cluster.api, namespace, "job-master-0", message="loss 1.5")
+    wait_for(cluster.api, path_of(job), lambda found: "Succeeded" in conditions_of(found))
+    pod = cluster.api.get(f"/api/v1/namespaces/{namespace}/pods/job-master-0")
+    assert pod["status"]["containerStatuses"][0]["state"]["terminated"]["message"] == "loss 1.5"
+
+
+@pytest.mark.parametrize(
+    ("ending", "condition"),
+    [
+        pytest.param(Ending(0.5), "Succeeded", id="a job succeeds when its pods end well"),
+        pytest.param(Ending(0.5, exit_code=3, message="no data"), "Failed", id="a job fails when its pods fail"),
+    ],
+)
+def test_jobs_live_and_end_on_paper_nodes(tmp_path: Path, ending: Ending, condition: str) -> None:
+    with ControlPlane(tmp_path, scheduler=True) as plane:
+        start_training_operator(plane)
+        start_kwok(plane, [Node("gpu-0"), Node("gpu-1")], ending=ending)
+        api, namespace = plane.cluster.api, plane.cluster.namespace()
+        job = api.create(pytorch_job(namespace, gpus=8))
+        wait_for(api, path_of(job), lambda found: condition in conditions_of(found))
+        pods = wait_for_all(api, f"/api/v1/namespaces/{namespace}/pods", all_ended)
+    ended = [pod["status"]["containerStatuses"][0]["state"]["terminated"] for pod in pods]
+    assert {pod["spec"]["nodeName"] for pod in pods} == {"gpu-0", "gpu-1"}, "eight GPUs a node: one pod a node"
+    assert {(entry["exitCode"], entry.get("message", "")) for entry in ended} == {(ending.exit_code, ending.message)}
+
+
 def test_a_restarted_api_server_still_holds_its_objects(tmp_path: Path) -> None:
     with ControlPlane(tmp_path) as plane:
         name = plane.cluster.namespace()
@@ -113,6 +160,28 @@ def test_nothing_runs_on_after_a_test_that_failed(tmp_path: Path) -> None:
         failing_test()
     assert len(pids) == 2
     assert [pid for pid in pids if _runs(pid)] == []
+
+
+def test_nothing_runs_on_after_the_test_run_itself_was_killed(tmp_path: Path) -> None:
+    script = """
+import sys, time
+from pathlib import Path
+from testbed.process import Process
+with Process(["sleep", "60"], Path(sys.argv[1]), ready=lambda: True) as server:
+    print(server.pid, flush=True)
+    time.sleep(60)
+"""
+    command = [sys.executable, "-c", script, str(tmp_path / "log")]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as run:
+        assert run.stdout is not None
+        pid = int(run.stdout.readline())
+        watch = os.pidfd_open(pid)
+        run.kill()
+    try:
+        assert select.select([watch], [], [], 5)[0], f"process {pid} outlived the run that started it"
+    finally:
+        os.close(watch)
 
 
 def test_a_server_that_does_not_come_up_shows_its_own_words(tmp_path: Path) -> None:

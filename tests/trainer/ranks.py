@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["finetune_trainer.checkpoint", "torch.distributed.tensor"])
+_context.set_forkserver_preload(["finetune_trainer.checkpoint", "torch.distributed.tensor", "torch._dynamo"])
 _PATIENCE = 60.0
 
 

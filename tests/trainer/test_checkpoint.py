@@ -215,6 +215,7 @@ def test_nodes_without_shared_storage_are_told_so(tmp_path: Path) -> None:
 
 def prepared(output: Path) -> Path:
     """An output with two checkpoints, what a crash left of a third, and one that was renamed but not marked."""
+    output.mkdir()
     for step in (10, 20):
         work.save(output, step)
     shutil.copytree(folder(output, 20), folder(output, 30))
@@ -223,7 +224,7 @@ def prepared(output: Path) -> Path:
     return output
 
 
-def after_the_crash(output: Path, *, ranks: int) -> int | None:
+def after_the_crash(output: Path) -> int | None:
     """Check that the output continues from step 20 or 30 and can be saved to; return which."""
     newest = checkpoint.latest(output)
     assert newest in (20, 30)
@@ -246,7 +247,7 @@ def test_a_save_killed_before_or_after_any_operation_leaves_a_checkpoint_to_go_o
             output = shutil.copytree(start, tmp_path / f"{at}-{after}")
             [ended] = run_ranks(1, work.save_dying, output, 30, 0, at, after)
             assert ended.code == -signal.SIGKILL
-            found.append(after_the_crash(output, ranks=1))
+            found.append(after_the_crash(output))
     assert found == sorted(found), "from the operation that publishes on, it is the new one"
     assert {20, 30} == set(found)
 
@@ -260,7 +261,7 @@ def test_two_ranks_one_killed_at_any_operation(tmp_path: Path, victim: int) -> N
         output = shutil.copytree(start, tmp_path / str(at))
         ended = run_ranks(2, work.save_dying, output, 30, victim, at, False)
         assert ended[victim].code == -signal.SIGKILL
-        after_the_crash(output, ranks=2)
+        after_the_crash(output)
 
 
 def test_the_marker_lists_every_file(tmp_path: Path) -> None:

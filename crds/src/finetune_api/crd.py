@@ -7,6 +7,7 @@ from typing import Any
 from . import logic, v1alpha1
 from .rules import Rule, all_rules
 from .schema import Schema, structural
+from .status import Status
 from .v1alpha1 import CATEGORY, GROUP, KIND, NAME_LENGTH, NAME_PATTERN, PLURAL, SHORT_NAME, VERSION
 
 Manifest = dict[str, Any]
@@ -48,7 +49,7 @@ def crd() -> Manifest:
 
 def root() -> Schema:
     """The schema of the whole resource."""
-    spec, status = structural(v1alpha1.Spec), structural(v1alpha1.Status)
+    spec, status = structural(v1alpha1.Spec), structural(Status)
     spec["x-kubernetes-validations"] = [_validation(rule) for rule in all_rules()]
     return {
         "type": "object",

@@ -7,9 +7,10 @@ reason). A key that is not declared is refused by name. Nothing is dropped in si
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -31,6 +32,9 @@ class Key:
     fate: Fate
     because: str
     field: FieldInfo
+    model: type[BaseModel] | None
+    """The section that the key holds, or that each entry of its list is."""
+    is_list: bool
 
 
 def key(description: str, **bounds: Any) -> Any:
@@ -82,14 +86,28 @@ class Native(BaseModel):
 
 def keys(model: type[BaseModel], prefix: str = "spec") -> Iterator[Key]:
     """Every key of `model`, depth first, sections included, list items as `path[]`."""
-    for name, field in model.model_fields.items():
-        extra = field.json_schema_extra
-        assert isinstance(extra, dict), f"{prefix}.{name} declares no fate"
-        path = f"{prefix}.{field.alias or name}"
-        yield Key(path, Fate(str(extra["fate"])), str(extra["because"]), field)
-        inner, is_list = _model_of(field.annotation)
-        if inner is not None:
-            yield from keys(inner, f"{path}[]" if is_list else path)
+    for name, child in children(model).items():
+        path = f"{prefix}.{name}"
+        yield replace(child, path=path)
+        if child.model is not None:
+            yield from keys(child.model, f"{path}[]" if child.is_list else path)
+
+
+@cache
+def children(model: type[BaseModel]) -> Mapping[str, Key]:
+    """The keys of one model by name; their paths are their names."""
+    return {name: _key(name, field) for name, field in _named(model)}
+
+
+def _named(model: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
+    return ((field.alias or name, field) for name, field in model.model_fields.items())
+
+
+def _key(name: str, field: FieldInfo) -> Key:
+    extra = field.json_schema_extra
+    assert isinstance(extra, dict), f"{name} declares no fate"
+    model, is_list = _model_of(field.annotation)
+    return Key(name, Fate(str(extra["fate"])), str(extra["because"]), field, model, is_list)
 
 
 def _model_of(annotation: Any) -> tuple[type[BaseModel] | None, bool]:

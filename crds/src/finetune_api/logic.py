@@ -8,8 +8,8 @@ parent exists.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Protocol
 
 Spec = Mapping[str, Any]
@@ -37,6 +37,25 @@ def find(spec: Spec, path: str) -> Any:
             return None
         at = at[name]
     return at
+
+
+def mentions(term: object) -> Iterator[str]:
+    """Every path that a predicate or number reads."""
+    if is_dataclass(term):
+        for field in fields(term):
+            value = getattr(term, field.name)
+            if field.name in ("path", "paths"):
+                yield from (value,) if isinstance(value, str) else value
+            else:
+                yield from mentions(value)
+    elif isinstance(term, tuple):
+        for each in term:
+            yield from mentions(each)
+
+
+def _matches(pattern: str, text: str) -> bool:
+    """As RE2 does it: `$` is the end of the text, where Python would allow one more line break."""
+    return re.search(pattern.replace("$", r"\Z"), text) is not None
 
 
 def _has(path: str) -> str:
@@ -103,7 +122,7 @@ class Matches:
 
     def holds(self, spec: Spec) -> bool:
         value = find(spec, self.path)
-        return value is None or re.search(self.pattern, value) is not None
+        return value is None or _matches(self.pattern, value)
 
     def cel(self) -> str:
         return f"!({_has(self.path)}) || self.{self.path}.matches({_quoted(self.pattern)})"
@@ -118,14 +137,26 @@ class NoNames:
     of_list: bool = False
 
     def holds(self, spec: Spec) -> bool:
-        value = find(spec, self.path)
-        names = [item["name"] for item in value or ()] if self.of_list else list(value or ())
-        return not any(re.search(self.pattern, name) for name in names)
+        value = find(spec, self.path) or ()
+        return not any(_matches(self.pattern, item["name"] if self.of_list else item) for item in value)
 
     def cel(self) -> str:
         name = "x.name" if self.of_list else "x"
-        pattern = _quoted(self.pattern)
-        return f"!({_has(self.path)}) || self.{self.path}.all(x, !{name}.matches({pattern}))"
+        return f"!({_has(self.path)}) || self.{self.path}.all(x, !{name}.matches({_quoted(self.pattern)}))"
+
+
+@dataclass(frozen=True)
+class AllNames:
+    """Every key of a map matches the pattern."""
+
+    path: str
+    pattern: str
+
+    def holds(self, spec: Spec) -> bool:
+        return all(_matches(self.pattern, name) for name in find(spec, self.path) or ())
+
+    def cel(self) -> str:
+        return f"!({_has(self.path)}) || self.{self.path}.all(x, x.matches({_quoted(self.pattern)}))"
 
 
 @dataclass(frozen=True)

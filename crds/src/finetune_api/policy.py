@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from .keys import Section, _model_of
+from .keys import Section, children
 from .v1alpha1 import GROUP, PLURAL, VERSION, Spec
 
 Manifest = dict[str, Any]
@@ -21,13 +21,11 @@ NAME = f"known-keys.{PLURAL}.{GROUP}"
 
 def sections(model: type[BaseModel] = Spec, path: str = "spec") -> Iterator[tuple[str, tuple[str, ...]]]:
     """Path and known keys of every mirrored section, depth first."""
-    fields = {field.alias or name: field for name, field in model.model_fields.items()}
-    yield path, tuple(fields)
-    for name, field in fields.items():
-        inner, is_list = _model_of(field.annotation)
-        if inner is not None and issubclass(inner, Section):
-            assert not is_list, f"{path}.{name}: the policy does not look into lists"
-            yield from sections(inner, f"{path}.{name}")
+    yield path, tuple(children(model))
+    for name, child in children(model).items():
+        if child.model is not None and issubclass(child.model, Section):
+            assert not child.is_list, f"{path}.{name}: the policy does not look into lists"
+            yield from sections(child.model, f"{path}.{name}")
 
 
 def policy() -> Manifest:

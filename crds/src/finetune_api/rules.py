@@ -7,8 +7,9 @@ cluster allows stands in the operator's settings.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import cache
 
 from . import logic
 from .keys import Fate, keys
@@ -16,6 +17,7 @@ from .logic import (
     Absent,
     Agree,
     All,
+    AllNames,
     Among,
     Compare,
     Constant,
@@ -70,7 +72,7 @@ LORA_DROPOUT = ("hyperparameters.lora.dropout", "hyperparameters.lora_dropout", 
 LORA_TARGETS = ("hyperparameters.lora.target_modules", "hyperparameters.lora_target_modules",
                 "training.lora.target_modules", "lora.target_modules")  # fmt: skip
 
-_ALIASES = (MODEL, DATA, NODES, PER_NODE, TOTAL, TENSOR, DATA_PARALLEL, MICRO_BATCH, MAX_STEPS, LENGTH,
+GROUPS = (MODEL, DATA, NODES, PER_NODE, TOTAL, TENSOR, DATA_PARALLEL, MICRO_BATCH, MAX_STEPS, LENGTH,
             LORA_R, LORA_ALPHA, LORA_DROPOUT, LORA_TARGETS)  # fmt: skip
 _LAYOUT = TOTAL + NODES + PER_NODE
 _MESH = _LAYOUT + TENSOR + PIPELINE + DATA_PARALLEL
@@ -87,6 +89,8 @@ _URI = r"^([^:]+|(hf|pvc|configmap|s3|gs|az|https|oci)://[^/]+(/.*)?)$"
 _LEAVES = r"(^|/)\.\.(/|$)"
 _NO_DOTS = "A URI may not climb out of its root by '..'."
 _URIS = ("job.model", "job.data", "job.data_path", "data.validation_path", "output.uri")
+_LABEL_KEY = (r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?"
+              r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$")  # fmt: skip
 
 RULES: tuple[Rule, ...] = (
     Rule("job.model", "MissingModel", Present(MODEL), "No base model is named.",
@@ -97,7 +101,7 @@ RULES: tuple[Rule, ...] = (
          "No kind of accelerator is named (missing_gpu_type).",
          "Set compute.gpu_type, for example H100, or CPU to train without accelerators."),
     *(Rule(group[0], "Contradiction", Agree(group), "Names of the same thing have different values.",
-           f"Keep one of {', '.join(group)}, or give them the same value.", group) for group in _ALIASES),
+           f"Keep one of {', '.join(group)}, or give them the same value.", group) for group in GROUPS),
     Rule("compute.gpu_count", "LayoutContradiction",
          Either((Not(All((Present(TOTAL), Present(NODES), Present(PER_NODE)))),
                  Compare(First(TOTAL, 1), "==", Times((_nodes, _per_node))))),
@@ -115,10 +119,10 @@ RULES: tuple[Rule, ...] = (
          "tensor_parallel_size x pipeline_parallel_size does not divide the number of accelerators.",
          "Choose sizes whose product divides gpu_count.", _MESH),
     Rule(f"{PARALLELISM}.tensor_parallel_size", "MeshContradiction",
-         All((Either((Not(Present(PER_NODE)), Compare(_tensor, "divides", _per_node))),
-              Either((Present(PER_NODE), Not(Present(TOTAL)),
-                      Compare(Times((_tensor, _nodes)), "divides", First(TOTAL, 1)))),
-              Either((Present(PER_NODE), Present(TOTAL), Compare(_tensor, "==", Constant(1)))))),
+         Either((Compare(_tensor, "==", Constant(1)),
+                 All((Present(PER_NODE), Compare(_tensor, "divides", _per_node))),
+                 All((Not(Present(PER_NODE)), Present(TOTAL),
+                      Compare(Times((_tensor, _nodes)), "divides", First(TOTAL, 1)))))),
          "Tensor parallelism would leave the node: its ranks exchange every layer's activations.",
          "Choose a tensor_parallel_size that divides the accelerators of one node.", _MESH),
     Rule("data.topology.data_parallel", "MeshContradiction",
@@ -175,6 +179,9 @@ RULES: tuple[Rule, ...] = (
     *(Rule(p, "ReservedName", NoNames(p, r"^(.*\.)?(finetune\.dev|kubeflow\.org|kubernetes\.io|k8s\.io)/"),
            "Names under finetune.dev, kubeflow.org, kubernetes.io and k8s.io belong to controllers.",
            "Use a prefix of your own.") for p in ("pods.labels", "pods.annotations")),
+    *(Rule(p, "BadLabelKey", AllNames(p, _LABEL_KEY), "A key is not a legal name of a label or annotation.",
+           "Use at most 63 letters, digits, '-', '_' and '.', with a DNS name and '/' before them if you like.")
+      for p in ("pods.labels", "pods.annotations", "pods.nodeSelector")),
 )  # fmt: skip
 
 
@@ -186,5 +193,13 @@ def refusals() -> Iterator[Rule]:
             yield Rule(path, "RefusedKey", Absent(path), f"This key is refused: {each.because}.", "Remove it.")
 
 
+@cache
 def all_rules() -> tuple[Rule, ...]:
     return (*RULES, *refusals())
+
+
+def judges(rule: Rule, misshapen: Collection[str]) -> bool:
+    """Whether the rule reads only keys of the right shape; `misshapen` are paths from the root."""
+    parts = [path.partition("[")[0].split(".") for path in misshapen]
+    read = [["spec", *path.split(".")] for path in logic.mentions(rule.must)]
+    return not any(bad[: len(key)] == key[: len(bad)] for bad in parts for key in read)

@@ -81,7 +81,8 @@ def _set(resource: dict[str, Any], path: str, value: Any) -> None:
     for name in parents:
         inner = at.setdefault(name, {})
         if not isinstance(inner, dict):
-            raise _refused(f"{path}={value}", f"{name} is not a section: it holds {inner!r}.", "Set a key of a section.")
+            message = f"{name} is not a section: it holds {inner!r}."
+            raise _refused(f"{path}={value}", message, "Set a key of a section.")
         at = inner
     at[last] = value
 

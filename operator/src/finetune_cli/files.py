@@ -7,6 +7,7 @@ on this machine (a claim, the Hub, a bucket) are passed over.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import finetune_data
@@ -66,9 +67,9 @@ def elsewhere(job: FinetuneJob) -> Iterator[Problem]:
 def _rows(file: Given | None, data: Data, examples: int | None) -> Iterator[Problem]:
     if file is None or sources.parse(file.value).scheme is not Scheme.PATH:
         return
-    policy = {"on_bad_row": data.on_bad_row, "max_bad_share": data.max_bad_share}
+    read = partial(finetune_data.read, on_bad_row=data.on_bad_row, max_bad_share=data.max_bad_share)
     try:
-        finetune_data.read(file.value, **policy, examples=examples)
+        read(file.value, examples=examples)
     except finetune_data.DatasetRefused as error:
         lines = [f"{error.path}: {error.reason}.", *(f"  {problem}" for problem in error.problems)]
         if error.problem_count > len(error.problems):

@@ -20,7 +20,7 @@ import yaml
 _Loader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """libyaml's reader is several times faster; builds of PyYAML without it exist."""
 
-_BOOL = {word: value for value, words in ((True, "y yes true on"), (False, "n no false off")) for word in words.split()}
+_TRUE = {"y", "yes", "true", "on"}
 _OCTAL = re.compile(r"([-+]?)0[oO]?([0-7]+)")
 
 IMPLICIT = (
@@ -34,7 +34,7 @@ IMPLICIT = (
 """Type, pattern of plain scalars that have it, and their first characters. The first that matches wins."""
 
 
-class Malformed(ValueError):
+class Malformed(ValueError):  # noqa: N818 - it is the text that is malformed
     """The text is not YAML, or says something twice. Lines and columns count from 1."""
 
     def __init__(self, message: str, line: int, column: int) -> None:
@@ -84,6 +84,11 @@ def documents(text: str) -> Iterator[Document]:
         raise Malformed("nested too deeply, or an anchor inside itself", 1, 1) from None
 
 
+def dump(data: Any) -> str:
+    """JSON data as YAML that Kubernetes reads back as the same data."""
+    return yaml.dump(data, Dumper=Writer, sort_keys=False, allow_unicode=True, width=110)
+
+
 def value(text: str) -> Any:
     """The value of one YAML text such as `8e-6` or `[q_proj, v_proj]`. Raises Malformed."""
     found = list(documents(text))
@@ -98,8 +103,12 @@ class Reader(_Loader):  # type: ignore[misc, valid-type] # chosen when the modul
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's own name
 
 
+class Writer(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
+    """A safe dumper that puts quotes around a text such as 1e3, which is a number for Kubernetes."""
+
+
 def _bool(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> bool:
-    return _BOOL[str(node.value).lower()]
+    return str(node.value).lower() in _TRUE
 
 
 def _int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
@@ -130,11 +139,11 @@ def _map(loader: yaml.SafeLoader, node: yaml.MappingNode) -> Iterator[dict[str, 
         if id(key_node) in own and key in seen:
             raise _wrong(key_node, f"the key {key!r} stands twice")
         seen |= {key} if id(key_node) in own else set()
-        result[key] = loader.construct_object(value_node, deep=True)  # type: ignore[no-untyped-call]
+        result[key] = loader.construct_object(value_node, deep=True)
 
 
 def _key(loader: yaml.SafeLoader, node: yaml.Node) -> str:
-    key = loader.construct_object(node)  # type: ignore[no-untyped-call]
+    key = loader.construct_object(node)
     if isinstance(key, str):
         return key
     raise _wrong(node, f"the key {node.value!r} is not a text; write it in quotes")
@@ -158,7 +167,8 @@ def _child(node: yaml.Node, part: str) -> yaml.Node | None:
 
 
 for _type, _pattern, _first in IMPLICIT:
-    Reader.add_implicit_resolver(f"tag:yaml.org,2002:{_type}", re.compile(f"(?:{_pattern})$"), list(_first))
+    for _class in (Reader, Writer):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_type}", re.compile(f"(?:{_pattern})$"), list(_first))
 for _type, _constructor in (("bool", _bool), ("int", _int), ("float", _float), ("map", _map)):
     Reader.add_constructor(f"tag:yaml.org,2002:{_type}", _constructor)
 for _type in ("timestamp", "binary", "set", "omap", "pairs"):

@@ -15,7 +15,6 @@ from finetune_operator.plan.resolve import Resolution
 from finetune_operator.plan.settings import PlanSettings
 from finetune_operator.plan.validate import Verdict
 
-from . import reading
 from .changes import Changes, changed
 from .reading import Input
 
@@ -49,9 +48,9 @@ def judged(source: Input, changes: Changes) -> Judged:
     return Judged(source, resource, validate.validate(resource, SETTINGS))
 
 
-def planned(file: str, changes: Changes) -> Planned:
+def planned(source: Input, changes: Changes) -> Planned:
     """Raises Refused with everything that is wrong."""
-    found = judged(reading.read(file), changes)
+    found = judged(source, changes)
     if found.verdict.resolution is None or not found.verdict.valid:
         raise found.source.refused(found.verdict.problems)
     return Planned(found.source, found.resource, check.load(found.resource), found.verdict, found.verdict.resolution)

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
+from . import kubernetes_yaml
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 FORMATS = ("json", "yaml")
@@ -23,9 +25,7 @@ def text(data: Any, form: str) -> str:
     """`data` as one document, with its line end."""
     if form == "json":
         return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    import yaml  # noqa: PLC0415 - JSON does not need it, and `explain` has nothing else to do with YAML
-
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110)
+    return kubernetes_yaml.dump(data)
 
 
 def document(data: Any, form: str) -> None:

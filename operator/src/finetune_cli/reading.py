@@ -23,7 +23,6 @@ from .kubernetes_yaml import Document, Malformed
 
 STDIN = "-"
 _TOML_START = re.compile(r"^(?:\s|#.*\n)*(?:\[[^\]\n]+\]\s*(?:#.*)?(?:\n|$)|[A-Za-z0-9_-]+\s*=)")
-_EXACT = 2.0**53
 
 
 @dataclass(frozen=True)
@@ -49,12 +48,12 @@ def read(file: str) -> Input:
     text = _text(file)
     shown = "<stdin>" if file == STDIN else file
     if file.endswith(".toml") or (file == STDIN and _TOML_START.match(text)):
-        return Input(shown, _whole(toml_jobs.resource(text, "job" if file == STDIN else file)), toml=True)
+        return Input(shown, toml_jobs.resource(text, "job" if file == STDIN else file), toml=True)
     document = _job(_documents(text, shown), shown)
     if not isinstance(document.value, dict):
         raise Refused([_not_a_job(shown, "This is not a map of keys and values.")])
     where = (lambda path: _at(shown, *document.place(path))) if document.node else (lambda path: "")
-    return Input(shown, _whole(document.value), place=where)
+    return Input(shown, document.value, place=where)
 
 
 def _text(file: str) -> str:
@@ -62,9 +61,10 @@ def _text(file: str) -> str:
         raw = sys.stdin.buffer.read() if file == STDIN else Path(file).read_bytes()
         return raw.decode("utf-8-sig")
     except OSError as error:
-        raise Refused([Problem(file, "NotReadable", f"{error.strerror}.", "Name a file that can be read.")]) from None
+        problem = Problem(file, "NotReadable", f"{error.strerror}.", "Name a file that can be read.")
     except UnicodeDecodeError as error:
-        raise Refused([Problem(file, "NotReadable", f"Byte {error.start} is not UTF-8.", "Save it as UTF-8.")]) from None
+        problem = Problem(file, "NotReadable", f"Byte {error.start} is not UTF-8.", "Save it as UTF-8 text.")
+    raise Refused([problem])
 
 
 def _documents(text: str, file: str) -> list[Document]:
@@ -105,14 +105,3 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(word: str) -> NoReturn:
     raise ValueError(word)
-
-
-def _whole(value: Any) -> Any:
-    """Numbers as the API server reads them: 2.0 is the whole number 2."""
-    if isinstance(value, dict):
-        return {key: _whole(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_whole(inner) for inner in value]
-    if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
-        return int(value)
-    return value

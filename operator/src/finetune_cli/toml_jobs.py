@@ -29,7 +29,7 @@ def resource(text: str, file: str) -> dict[str, Any]:
         raise Refused([_malformed(str(error), text, file)]) from None
     kind = spec.pop("type", KINDS[0])
     if kind not in KINDS:
-        remedy = "Write type = \"sft\", or leave it out."
+        remedy = 'Write type = "sft", or leave it out.'
         raise Refused([Problem("type", "UnknownValue", f"{kind!r} is not a training that is done here.", remedy)])
     return {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": name_of(file)}, "spec": spec}
 

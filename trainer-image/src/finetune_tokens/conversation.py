@@ -14,15 +14,13 @@ def plain(row: Row) -> list[dict[str, Any]]:
 
 def _message(message: Message) -> dict[str, Any]:
     found = {
+        "thinking": message.reasoning,  # one text under both names that templates read, as transformers does
         "role": message.role.value,
         "content": message.content,
-        # One text under each of the names that templates read.
-        "reasoning_content": message.reasoning,
-        "reasoning": message.reasoning,
-        "thinking": message.reasoning,
         "tool_calls": [_call(call) for call in message.tool_calls] or None,
         "tool_call_id": message.tool_call_id,
         "name": message.name,
+        "reasoning_content": message.reasoning,
     }
     return {key: value for key, value in found.items() if value is not None}
 

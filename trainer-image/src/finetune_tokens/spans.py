@@ -94,18 +94,14 @@ class _Conversation:
         try:
             return self._template.render_marked(self._messages[: last + 1], self._row.tools)
         except TemplateError as error:
-            raise self._refused(last + 1, error) from None
+            raise _refused(f"the row up to messages[{last}]", error) from None
 
     def _render(self, count: int, *, prompt: bool = False, **extra: object) -> str:
         try:
             return self._template.render(self._messages[:count], self._row.tools, prompt=prompt, **extra)
         except TemplateError as error:
-            raise self._refused(count, error) from None
-
-    @staticmethod
-    def _refused(count: int, error: TemplateError) -> BadRow:
-        where = f"messages[0] to messages[{count - 1}]" if count > 1 else f"the first {count} messages"
-        return BadRow(f"the chat template does not render {where}: {error}; write the row as it expects")
+            where = f"the prompt of messages[{count}]" if prompt else f"the row up to messages[{count - 1}]"
+            raise _refused(where, error) from None
 
     def _prompt_end(self, i: int, text: str) -> int:
         """Where turn `i` of `text` begins to be the model's own: after the longest generation prompt.
@@ -147,6 +143,10 @@ class _Conversation:
         for i, message in enumerate(self._row.messages[:last]):
             if message.role is not Role.TOOL and not _occurs(_visible(message), text):
                 raise _unseen(i, f"content (role {message.role.value})")
+
+
+def _refused(where: str, error: TemplateError) -> BadRow:
+    return BadRow(f"the chat template does not render {where}: {error}; write the row as it expects")
 
 
 def _unseen(i: int, what: str) -> BadRow:

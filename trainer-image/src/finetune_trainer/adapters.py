@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import cast
 
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -18,14 +19,11 @@ ALL_LINEAR = "all-linear"
 """Every linear layer but the output head."""
 
 
-def attach(model: PreTrainedModel, lora: Lora) -> nn.Module:
+def attach(model: PreTrainedModel, lora: Lora) -> PeftModel:
     """The model with adapters; only they require gradients. They are in fp32 whatever the base is in.
 
     Raises ModelRefused if a target module is not there.
     """
-    # A full finetuning never imports it.
-    from peft import LoraConfig, TaskType, get_peft_model  # noqa: PLC0415
-
     everything = tuple(lora.target_modules) == (ALL_LINEAR,)
     if not everything:
         _require_targets(model, lora.target_modules)
@@ -36,7 +34,7 @@ def attach(model: PreTrainedModel, lora: Lora) -> nn.Module:
         target_modules=ALL_LINEAR if everything else list(lora.target_modules),
         task_type=TaskType.CAUSAL_LM,
     )
-    return cast("nn.Module", get_peft_model(model, settings))
+    return cast("PeftModel", get_peft_model(model, settings))
 
 
 def _require_targets(model: nn.Module, targets: tuple[str, ...]) -> None:

@@ -10,12 +10,13 @@ import re
 import time
 import traceback
 
-from finetune_api.exits import MEANINGS, Exit, meaning
+from finetune_api.exits import MEANINGS, Exit
 from finetune_api.report import Cause, FinalReport
 from finetune_data import DatasetRefused
 from finetune_tokens import TokenizerRefused
 
 from .errors import RunError
+from .verdict import failure
 
 _NAMED: dict[str, Exit] = {
     "OutOfMemoryError": Exit.OUT_OF_MEMORY,
@@ -48,20 +49,8 @@ def exit_of(error: BaseException) -> Exit:
 def report(error: BaseException, rank: int, node: int, step: int) -> FinalReport:
     """The final report of a run that `error` ended after `step` steps."""
     code = exit_of(error)
-    return ended(code, _message(error, code), rank=rank, node=node, step=step)
-
-
-def ended(code: int, message: str, *, rank: int, node: int, step: int = 0) -> FinalReport:
-    """The final report of a rank that failed with `code`."""
-    now = time.time()
-    return FinalReport(
-        time=now,
-        exit_code=code,
-        reason=meaning(code).reason,
-        message=message,
-        step=step,
-        cause=Cause(rank=rank, node=node, time=now, error=message),
-    )
+    message = _message(error, code)
+    return failure(code, message, Cause(rank=rank, node=node, time=time.time(), error=message), step)
 
 
 def _message(error: BaseException, code: Exit) -> str:

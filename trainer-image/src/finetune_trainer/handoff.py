@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from finetune_api.report import FinalReport
+from finetune_api.report import DatasetRecord, FinalReport
 from finetune_api.run import RunConfig
 
 FOLDER_ENV = "FINETUNE_HANDOFF"
@@ -29,7 +29,7 @@ class Handoff(BaseModel):
     node: int
     model_folder: Path
     data_file: Path
-    stop_ids: tuple[int, ...]
+    datasets: tuple[DatasetRecord, ...]
 
     def write(self, folder: Path) -> None:
         (folder / "handoff.json").write_text(self.model_dump_json())
@@ -51,3 +51,14 @@ def read_ending(folder: Path, rank: int) -> FinalReport | None:
     """How `rank` ended, or None if it did not live to say."""
     path = folder / f"rank-{rank:05d}.json"
     return FinalReport.model_validate_json(path.read_bytes()) if path.exists() else None
+
+
+def write_digest(folder: Path, digest: str) -> None:
+    """Tell the launcher that the output folder is this run's; from now on reports belong into it."""
+    (folder / "digest").write_text(digest)
+
+
+def read_digest(folder: Path) -> str:
+    """The digest of the run, or nothing if no rank got as far as to claim the output."""
+    path = folder / "digest"
+    return path.read_text() if path.exists() else ""

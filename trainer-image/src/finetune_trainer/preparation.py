@@ -25,8 +25,8 @@ _LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
 """How models call the longest sequence they can take."""
 
 
-def prepare(config: RunConfig, node: int, folder: Path, say: Callable[[str], None]) -> list[DatasetRecord]:
-    """Fill `folder` with what the ranks need; return what is known of the datasets.
+def prepare(config: RunConfig, node: int, folder: Path, say: Callable[[str], None]) -> None:
+    """Fill `folder` with what the ranks need.
 
     `say` gets one sentence per note that a person should read. Raises a RunError, DatasetRefused or
     TokenizerRefused.
@@ -42,9 +42,8 @@ def prepare(config: RunConfig, node: int, folder: Path, say: Callable[[str], Non
         validation = _prepared(config, held_out, None, tokenizer, length)
         records.append(_keep(validation, VALIDATION, folder, say))
     Handoff(
-        config=config, node=node, model_folder=model, data_file=data, stop_ids=train.stop_ids
+        config=config, node=node, model_folder=model, data_file=data, datasets=tuple(records)
     ).write(folder)  # fmt: skip
-    return records
 
 
 def sequence_length(asked: int | None, model_config: dict[str, object]) -> int:

@@ -5,6 +5,7 @@ Written by rank 0 while it runs and by its node's launcher before and after.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Protocol
@@ -28,8 +29,15 @@ class Records:
     def __call__(self, record: Line) -> None:
         if not self._speaks:
             return
-        line = record.line() + "\n"
-        sys.stdout.write(line)
+        say(record)
+        with storage_errors(self._path), self._path.open("a", encoding="utf-8") as stream:
+            stream.write(record.line() + "\n")
+
+
+def say(record: Line) -> None:
+    """Print a record. A reader that has gone away does not end the run: the file has every record."""
+    try:
+        sys.stdout.write(record.line() + "\n")
         sys.stdout.flush()
-        with storage_errors(self._path), self._path.open("a") as stream:
-            stream.write(line)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from finetune_cli import changes, planning, printing
+from finetune_cli import changes, planning, printing, reading
 from finetune_cli.changes import Changes
 from finetune_cli.planning import Planned
 from finetune_operator.plan import status
@@ -20,12 +20,17 @@ WHAT = ("pytorchjob", "run", "status", "all")
 @click.command()
 @click.argument("file")
 @changes.options
-@click.option("--what", type=click.Choice(WHAT), default="pytorchjob", show_default=True,
-              help="The manifest, the trainer's run configuration, the first status, or the three in one map.")
+@click.option(
+    "--what",
+    type=click.Choice(WHAT),
+    default="pytorchjob",
+    show_default=True,
+    help="The manifest, the trainer's run configuration, the first status, or the three in one map.",
+)
 @printing.option(default="yaml", show_default=True, help="Format.")  # fmt: skip
 def command(file: str, what: str, form: str, **options: Any) -> None:
     """Print what a cluster would run for the job in FILE ("-" is standard input)."""
-    found = planning.planned(file, Changes(**options))
+    found = planning.planned(reading.read(file), Changes(**options))
     planning.say_notes(found.resolution)
     printing.document(rendered(found, what), form)
 

@@ -23,7 +23,7 @@ from finetune_operator.plan.validate import Verdict
 @click.argument("file", nargs=-1, required=True)
 @changes.options
 @click.option("--check-data", is_flag=True, help="Read the rows that the job names, where they are plain paths.")
-@printing.option(help="Print {valid, errors, informational, notes, method, engine, layout}; a list for several files.")
+@printing.option(help="Print {valid, errors, informational, notes, method, engine, layout}; of several files a list.")
 def command(file: tuple[str, ...], check_data: bool, form: str | None, **options: Any) -> None:
     """Say everything that is wrong with the jobs in FILE ("-" is standard input).
 
@@ -68,7 +68,7 @@ def _verdict(
 
 
 def _decided(verdict: Verdict | None) -> dict[str, Any]:
-    resolution = verdict and verdict.resolution
+    resolution = verdict.resolution if verdict else None
     if verdict is None or resolution is None:
         return {"informational": [], "notes": [], "method": None, "engine": None, "layout": None}
     layout = status.judged(verdict, now=planning.now()).layout

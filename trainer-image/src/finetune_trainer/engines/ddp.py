@@ -19,7 +19,7 @@ class Ddp(AdamwEngine):
         self._wrapper = DistributedDataParallel(
             model,
             device_ids=[place.local_rank] if place.device.type == "cuda" else None,
-            broadcast_buffers=False,  # they are constants of the architecture
+            forward_sync_buffers=False,  # they are constants of the architecture
             gradient_as_bucket_view=True,
         )
         compute = Compute(place.device, config.precision, place.world_size)

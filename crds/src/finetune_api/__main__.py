@@ -1,0 +1,93 @@
+"""`python -m finetune_api generate` writes everything that follows from the models; run it in the repository.
+
+With --check it writes nothing, names the files that are not what they should be, and exits 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from . import crd, editors, pages, policy
+
+HEADER = "# Generated from crds/src/finetune_api by `python -m finetune_api generate`; `make verify` compares.\n"
+CHART = "helm/finetune-operator/files"
+
+
+def files() -> Mapping[str, str]:
+    """Path in the repository -> text."""
+    definition = HEADER + _yaml(crd.crd())
+    refusal = HEADER + _yaml(policy.policy(), policy.binding())
+    return {
+        "crds/finetunejobs.yaml": definition,
+        "crds/admission-policy.yaml": refusal,
+        "crds/finetunejob.schema.json": json.dumps(editors.json_schema(), indent=1) + "\n",
+        f"{CHART}/finetunejobs.yaml": definition,
+        f"{CHART}/admission-policy.yaml": refusal,
+        "docs/reference/keys.md": pages.keys_page(),
+        "docs/reference/reasons.md": pages.reasons_page(),
+        "docs/reference/exit-codes.md": pages.exit_codes_page(),
+    }
+
+
+def stale(root: Path) -> list[str]:
+    """Files below `root` that are absent or differ from what they should be."""
+    return [name for name, text in files().items() if not _holds(root / name, text)]
+
+
+def write(root: Path) -> None:
+    """Write every file below `root`."""
+    for name, text in files().items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 0, or 1 if --check finds a stale file."""
+    parser = argparse.ArgumentParser(prog="python -m finetune_api", description=__doc__)
+    parser.add_argument("verb", choices=["generate"])
+    parser.add_argument("--check", action="store_true", help="write nothing; name stale files")
+    parser.add_argument("--root", type=Path, default=Path(), help="the repository (default: the current folder)")
+    asked = parser.parse_args(arguments)
+    if not asked.check:
+        write(asked.root)
+        return 0
+    found = stale(asked.root)
+    for name in found:
+        sys.stderr.write(f"{name} is stale: run `python -m finetune_api generate`\n")
+    return 1 if found else 0
+
+
+def _holds(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_text(encoding="utf-8") == text
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML without anchors, with texts of several lines as blocks."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = "|" if "\n" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _text)
+
+
+def _yaml(*documents: Mapping[str, Any]) -> str:
+    text: str = yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=110, allow_unicode=True)
+    return text
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""Replicas as processes: started in a session of their own, heard line by line, ended with all they started."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
+from typing import IO
+
+from finetune_api.run import CONFIG_ENV
+
+from .launches import Launch
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line that a replica has written, without its end."""
+
+    launch: Launch
+    text: str
+    out: bool
+    """Standard output, where records are; else standard error."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A replica is gone, and everything that it had started."""
+
+    launch: Launch
+    code: int
+    """As a shell counts: 128 + n for signal n."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Somebody wants the run to stop."""
+
+    signal: signal.Signals
+
+
+Event = Line | Ended | Asked
+Events = SimpleQueue[Event]
+"""SimpleQueue, because a signal handler puts into it while the main thread may be taking out."""
+
+
+class Replica:
+    """A started launch. What it does arrives as events: lines first, then one Ended."""
+
+    def __init__(self, launch: Launch, events: Events) -> None:
+        self.launch = launch
+        self._process = subprocess.Popen(
+            launch.command, env=dict(launch.env), stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            start_new_session=True,  # the terminal's Ctrl-C is for us; replicas get SIGTERM, as pods do
+        )  # fmt: skip
+        Thread(target=self._watch, args=(events,), daemon=True).start()
+
+    def stop(self) -> None:
+        """Ask the launcher, which passes it on, to save a checkpoint and end."""
+        self._process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End the launcher and all ranks at once."""
+        self._process.kill()
+        _sweep(self.launch)
+
+    def _watch(self, events: Events) -> None:
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        streams = ((self._process.stdout, True), (self._process.stderr, False))
+        readers = [Thread(target=self._read, args=(*each, events), daemon=True) for each in streams]
+        for reader in readers:
+            reader.start()
+        code = self._process.wait()
+        _sweep(self.launch)  # ranks that outlived their launcher; they would keep the pipes open
+        for reader in readers:
+            reader.join()
+        events.put(Ended(self.launch, code if code >= 0 else 128 - code))
+
+    def _read(self, pipe: IO[bytes], out: bool, events: Events) -> None:
+        with pipe:
+            for raw in pipe:
+                text = raw.decode("utf-8", "replace").rstrip("\r\n")
+                events.put(Line(self.launch, text.rpartition("\r")[2], out))
+
+
+def _sweep(launch: Launch) -> None:
+    """Kill, by id, each process that carries the launch's own configuration path in its environment.
+
+    Ranks run in sessions of their own and lose their parent when a launcher is killed; this path is theirs
+    alone. Systems without /proc have no such list: there ranks end by themselves when their peers are gone.
+    """
+    mark = f"{CONFIG_ENV}={launch.config}".encode()
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):  # gone meanwhile, or somebody else's
+            if mark in environ.read_bytes().split(b"\0"):
+                os.kill(int(environ.parent.name), signal.SIGKILL)

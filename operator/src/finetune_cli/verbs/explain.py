@@ -1,0 +1,39 @@
+"""`finetune explain`: what a key means, what fits, what becomes of it, and which rules read it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from finetune_api import reference
+from finetune_api.problems import Problem
+from finetune_api.reference import Entry, NoSuchKeyError
+from finetune_cli import printing
+from finetune_cli.errors import Refused
+
+
+@click.command()
+@click.argument("key", default="")
+@printing.option()
+def command(key: str, form: str | None) -> None:
+    """Say what KEY means, for example hyperparameters.learning_rate; without KEY, list the sections."""
+    try:
+        if form:
+            printing.document(_data(reference.find(key)) if key else [*reference.entries()], form)
+        else:
+            click.echo(reference.explain(key))
+    except NoSuchKeyError as error:
+        raise Refused([Problem(key, "UnknownKey", str(error), "")]) from None
+
+
+def _data(entry: Entry) -> dict[str, Any]:
+    return {
+        "path": entry.path,
+        "description": entry.description,
+        "fits": entry.bounds,
+        "required": entry.required,
+        "fate": entry.key.fate.value,
+        "because": entry.key.because,
+        "rules": [{"reason": r.reason, "message": r.message, "remedy": r.remedy} for r in entry.rules],
+    }
