@@ -45,8 +45,9 @@ verify: setup ## Fail if a generated file is not what its source says
 generate: setup ## Write all generated files: CRD, policy, chart copies, reference pages
 	$(BIN)/python -m finetune_api generate
 
-golden: setup ## Rewrite the golden plans; read the diff
+golden: setup ## Rewrite the golden plans and masks; read the diff
 	GOLDEN=rewrite $(BIN)/pytest -q tests/plan/test_golden.py
+	PYTHONPATH=tests $(BIN)/python tests/tokens/golden.py
 
 testbed: setup ## Build the real API server and Training Operator for the tests, into the user's cache
 	$(BIN)/python tests/testbed/build.py

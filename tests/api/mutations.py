@@ -25,7 +25,9 @@ BASES: tuple[Json, ...] = (
         "training": {"mode": "full_finetune", "validation": {"enabled": True, "eval_steps": 20}},
         "hyperparameters": {
             "n_epochs": 2, "learning_rate": 8e-6, "global_batch": 64, "per_device_batch": 1, "warmup_ratio": 0.03,
-            "parallelism": {"fsdp": True, "fsdp_sharding_strategy": "full_shard", "bf16": True, "tensor_parallel_size": 2},
+            "parallelism": {
+                "fsdp": True, "fsdp_sharding_strategy": "full_shard", "bf16": True, "tensor_parallel_size": 2,
+            },
         },
         "tags": {"team": "a", "nested": {"free": [1, None]}},
         "lifecycle": {"maxRestarts": 2},
@@ -34,7 +36,9 @@ BASES: tuple[Json, ...] = (
         "policy": {"model_name": "Qwen/Qwen3-8B", "trainer_mode": "lora", "stop_sequences": ["x"]},
         "job": {"data_path": "configmap://rows/train.jsonl"},
         "compute": {"gpu_type": "A100", "gpu_count": 4, "topology": {"type": "single_node", "gpus_for_training": 4}},
-        "training": {"use_qlora": True, "lora": {"r": 8, "alpha": 16, "dropout": 0.1, "target_modules": ["all-linear"]}},
+        "training": {
+            "use_qlora": True, "lora": {"r": 8, "alpha": 16, "dropout": 0.1, "target_modules": ["all-linear"]},
+        },
         "hyperparameters": {"lora_rank": 8, "train_kind": "peft", "steps": 100, "lora": {"r": 8}},
         "model_config": {"max_model_len": 4096},
         "output": {"uri": "pvc://models/out"},
@@ -53,27 +57,28 @@ def mutant(seed: int, schema: Mapping[str, Any]) -> Json:
     draw = random.Random(seed)
     spec = copy.deepcopy(draw.choice(BASES))
     for _ in range(draw.choice((0, 1, 1, 1, 2, 2, 3))):
-        draw.choice(_CHANGES)(draw, spec, schema)
+        if spec:
+            draw.choice(_CHANGES)(draw, spec, schema)
     return spec
 
 
 def _drop(draw: random.Random, spec: Json, schema: Mapping[str, Any]) -> None:
-    parent, name = draw.choice(_places(spec) or [({}, "a")])
+    parent, name = draw.choice(_places(spec))
     del parent[name]
 
 
 def _empty(draw: random.Random, spec: Json, schema: Mapping[str, Any]) -> None:
-    parent, name = draw.choice(_places(spec) or [({}, "a")])
+    parent, name = draw.choice(_places(spec))
     parent[name] = draw.choice((None, "", [], {}))
 
 
 def _retype(draw: random.Random, spec: Json, schema: Mapping[str, Any]) -> None:
-    parent, name = draw.choice(_places(spec) or [({}, "a")])
+    parent, name = draw.choice(_places(spec))
     parent[name] = draw.choice(("word", "8", 7, -1, 2.5, True, ["a", None], {"a": 1}, [{"name": "x"}], 1e30))
 
 
 def _misspell(draw: random.Random, spec: Json, schema: Mapping[str, Any]) -> None:
-    parent, name = draw.choice(_places(spec) or [({}, "a")])
+    parent, name = draw.choice(_places(spec))
     if isinstance(name, str):
         i = draw.randrange(len(name))
         parent[draw.choice((name[:i] + name[i + 1 :], f"{name}s", name.replace("_", "-"), name.title())) or "x"] = (
@@ -82,7 +87,8 @@ def _misspell(draw: random.Random, spec: Json, schema: Mapping[str, Any]) -> Non
 
 
 def _add_unknown(draw: random.Random, spec: Json, schema: Mapping[str, Any]) -> None:
-    _put(spec, draw.choice(["", *(f"{path}." for path, _ in _sections(schema))]) + "surprise", draw.choice((1, "x", {})))
+    section = draw.choice(["", *(f"{path}." for path in _sections(schema))])
+    _put(spec, f"{section}surprise", draw.choice((1, "x", {})))
 
 
 def _add_fitting(draw: random.Random, spec: Json, schema: Mapping[str, Any]) -> None:
@@ -106,8 +112,8 @@ def _parallelise(draw: random.Random, spec: Json, schema: Mapping[str, Any]) -> 
 
 
 def _address(draw: random.Random, spec: Json, schema: Mapping[str, Any]) -> None:
-    uri = draw.choice(("ftp://x/y", "a:b", "s3://", "s3://b/../c", "pvc://c", "../rows.jsonl", "hf://a/b@c", "https:x"))
-    _put(spec, draw.choice(("job.model", "job.data", "data.validation_path", "output.uri")), uri)
+    uris = ("ftp://x/y", "a:b", "s3://", "s3://b/../c", "pvc://c", "../rows.jsonl", "hf://a/b@c", "https:x")
+    _put(spec, draw.choice(("job.model", "job.data", "data.validation_path", "output.uri")), draw.choice(uris))
 
 
 def _name(draw: random.Random, spec: Json, schema: Mapping[str, Any]) -> None:
@@ -146,18 +152,18 @@ def _places(value: Any) -> list[tuple[Any, Any]]:
 
 def _leaves(schema: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Mapping[str, Any]]]:
     """Path and node of everything that is not a section."""
-    found = []
+    found: list[tuple[str, Mapping[str, Any]]] = []
     for name, node in schema["properties"].items():
         path = f"{prefix}{name}"
         found += _leaves(node, f"{path}.") if "properties" in node else [(path, node)]
     return found
 
 
-def _sections(schema: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Mapping[str, Any]]]:
-    found = []
+def _sections(schema: Mapping[str, Any], prefix: str = "") -> list[str]:
+    found: list[str] = []
     for name, node in schema["properties"].items():
         if "properties" in node:
-            found += [(f"{prefix}{name}", node), *_sections(node, f"{prefix}{name}.")]
+            found += [f"{prefix}{name}", *_sections(node, f"{prefix}{name}.")]
     return found
 
 

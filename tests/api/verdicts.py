@@ -21,7 +21,7 @@ UNCHECKED = "some validation rules were not checked"
 
 
 def disagreement(problems: Iterable[Problem], refusal: ApiError | None) -> str:
-    """What the two do not agree on; empty if nothing."""
+    """What the two do not agree on; empty if nothing. We count the entries of a list once each of them fits."""
     problems = list(problems)
     if refusal is None:
         return f"only we refuse: {sorted(p.path for p in problems)}" if problems else ""
@@ -34,12 +34,8 @@ def disagreement(problems: Iterable[Problem], refusal: ApiError | None) -> str:
         return _strict(_named(refusal), unknown, shape)
     if "denied request" in refusal.message:
         return _differ("unknown", _listed(refusal), {p.path for p in problems})
-    return _differ("misshapen", _shape(refusal), shape) or _rules(refusal, rules, complete=not shape)
-
-
-def paths(refusal: ApiError) -> set[str]:
-    """Every path that the server names among its causes."""
-    return {cause["field"] for cause in refusal.causes if cause.get("field", "<nil>") != "<nil>"}
+    counted = {path for path in _shape(refusal) if any(bad.startswith(f"{path}[") for bad in shape)} - shape
+    return _differ("misshapen", _shape(refusal) - counted, shape) or _rules(refusal, rules, complete=not shape)
 
 
 def _strict(named: set[str], unknown: set[str], shape: set[str]) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import builders
 import pytest
 
+import builders
 from finetune_cli.changes import Changes, changed
 from finetune_cli.errors import Refused
 

@@ -67,9 +67,9 @@ def test_a_merge_key_fills_in_what_the_map_does_not_say_itself() -> None:
     assert kubernetes_yaml.value(text)["use"] == {"a": 1, "b": 3}
 
 
-def test_places_are_those_of_the_value_or_of_its_nearest_parent() -> None:
+def test_places_are_those_of_the_key_or_of_the_nearest_one_above() -> None:
     [document] = kubernetes_yaml.documents("spec:\n  pods:\n    env:\n      - name: A\n        value: b\n")
-    assert document.place("spec.pods.env[0].value") == (5, 16)
+    assert document.place("spec.pods.env[0].value") == (5, 9)
     assert document.place("spec.pods.env[0].other") == (4, 9)
-    assert document.place("spec.job.model") == (2, 3)
+    assert document.place("spec.job.model") == (1, 1)
     assert document.place("nothing") == (1, 1)

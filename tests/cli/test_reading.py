@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from cli.calls import JOB, finetune
 
+from cli.calls import JOB, finetune
 from finetune_cli import reading, toml_jobs
 from finetune_cli.errors import Refused
 
@@ -37,7 +37,7 @@ def test_other_documents_of_the_file_are_passed_over(tmp_path: Path) -> None:
 
 def test_places_count_from_the_top_of_the_file(tmp_path: Path) -> None:
     file = _written(tmp_path, "job.yaml", f"{CONFIG_MAP}---\n{JOB}")
-    assert reading.read(file).place("spec.job.model") == f"{file}:11:12"
+    assert reading.read(file).place("spec.job.model") == f"{file}:11:5"
 
 
 def test_a_byte_order_mark_is_no_part_of_the_job(tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from builders import Json, job, resource
 
+from builders import Json, job, resource
 from finetune_api.run import Precision
 from finetune_operator.plan.batch import resolve_batch
 from finetune_operator.plan.resolve import resolve

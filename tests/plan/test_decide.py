@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from builders import Json, resource
 
+from builders import Json, resource
 from finetune_api.exits import Exit
 from finetune_api.report import Cause, FinalReport, ProgressRecord
 from finetune_api.status import Phase
@@ -104,13 +104,20 @@ def test_progress_reaches_the_status() -> None:
     assert answer.status.phase is Phase.TRAINING
 
 
-def test_success_is_the_report_of_node_0_and_workers_are_released() -> None:
+def test_success_is_the_report_of_node_0() -> None:
     answer = decided(seen(status=accepted(), runs=RUN1, pods=(ended(0, Exit.OK), pod(1))))
-    assert deleted(answer) == ["sample-1"]
+    assert answer.actions == ()
     assert answer.status.phase is Phase.SUCCEEDED
     assert answer.status.result is not None
     assert answer.status.result.uri == "/out/result"
     assert condition(answer, "Ready") == ("True", "Succeeded")
+
+
+def test_success_that_is_seen_late_counts_although_the_job_was_cancelled_meanwhile() -> None:
+    answer = decided(
+        seen({"cancel": True}, status=accepted(), runs=RUN1, pods=(ended(0, Exit.OK), ended(1, Exit.OK)))
+    )
+    assert answer.status.phase is Phase.SUCCEEDED
 
 
 FINISHED = {"phase": "Succeeded", "completionTime": "2026-01-01T11:00:00Z", "run": 1}
@@ -128,6 +135,16 @@ def test_children_of_a_finished_job_go_when_their_time_is_over() -> None:
     old = decided(seen({"lifecycle.ttlSecondsAfterFinished": 60}, status=FINISHED, runs=RUN1))
     assert (deleted(young), young.requeue_after) == ([], 3600)
     assert deleted(old) == ["sample-1"]
+
+
+def test_pods_that_still_run_a_minute_after_the_end_are_removed() -> None:
+    ended_at = (NOW - timedelta(seconds=40)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    young = decided(seen(status=FINISHED | {"completionTime": ended_at}, runs=RUN1, pods=(ended(0, Exit.OK), pod(1))))
+    old = decided(seen(status=FINISHED, runs=RUN1, pods=(ended(0, Exit.OK), pod(1))))
+    quiet = decided(seen(status=FINISHED, runs=RUN1, pods=(ended(0, Exit.OK), ended(1, Exit.OK))))
+    assert (deleted(young), young.requeue_after) == ([], 20)
+    assert deleted(old) == ["sample-1"]
+    assert (deleted(quiet), quiet.requeue_after) == ([], None)
 
 
 def test_cancelling_ends_the_job_for_good() -> None:
@@ -180,7 +197,7 @@ FAILURES: dict[str, tuple[tuple[PodSeen, ...], int, Json, bool, int]] = {
 def test_a_failed_pod_ends_the_run_of_the_gang(case: str) -> None:
     pods, before, changes, again, after = FAILURES[case]
     answer = decided(seen(changes, status=accepted(restarts=before), runs=RUN1, pods=pods))
-    assert deleted(answer) == ["sample-1"]
+    assert deleted(answer) == (["sample-1"] if again else []), "a run that ended the job stays for its logs"
     assert (answer.status.restarts or 0) == after
     assert (answer.status.phase is Phase.STARTING) == again
     assert (answer.status.completionTime is None) == again
@@ -198,3 +215,116 @@ def test_an_operator_upgrade_that_refuses_a_running_job_leaves_it_alone() -> Non
     answer = decided(seen({"compute.gpu_type": "X9000"}, status=accepted(), runs=RUN1, pods=(pod(0), pod(1))))
     assert answer.actions == ()
     assert answer.status.phase is not Phase.FAILED
+
+
+def written(answer: Plan) -> Json:
+    """The status as the API server gives it back."""
+    return answer.status.model_dump(mode="json", exclude_none=True)
+
+
+def test_a_failure_is_counted_once_although_the_operator_dies_before_it_removed_the_run() -> None:
+    pods = (ended(0, Exit.CRASHED), pod(1))
+    first = decided(seen(status=accepted(), runs=RUN1, pods=pods))
+    again = decided(seen(status=written(first), runs=RUN1, pods=pods))
+    assert (again.status.restarts, deleted(again)) == (1, ["sample-1"])
+    second = decided(seen(status=written(again)))
+    assert (created(second), second.status.restarts) == (["sample-2"], 1)
+    failed = (replace(ended(0, Exit.CRASHED), run=2),)
+    third = decided(seen(status=written(second), runs=(RunSeen("sample-2", 2),), pods=failed))
+    assert (third.status.restarts, deleted(third)) == (2, ["sample-2"])
+
+
+def test_a_run_that_was_claimed_but_never_seen_is_created_under_the_same_number() -> None:
+    answer = decided(seen(status=accepted()))
+    assert created(answer) == ["sample-1"]
+    assert condition(answer, "PodsReady") == ("False", "Creating")
+
+
+def test_a_run_that_was_seen_and_is_gone_is_followed_by_the_next() -> None:
+    running = decided(seen(status=accepted(), runs=RUN1, pods=(pod(0), pod(1))))
+    answer = decided(seen(status=written(running)))
+    [action] = answer.actions
+    assert isinstance(action, CreateRun)
+    assert (created(answer), action.previous) == (["sample-2"], "sample-1")
+
+
+def test_what_the_api_server_objects_to_is_said_and_tried_again() -> None:
+    answer = decided(seen(status=accepted(), refusal="exceeded quota: gpus"))
+    assert created(answer) == ["sample-1"]
+    assert condition(answer, "PodsReady") == ("False", "CreateRefused")
+
+
+def test_later_runs_take_what_was_resolved_at_acceptance() -> None:
+    first = decided(seen({"training.mode": "lora"}))
+    running = decided(seen({"training.mode": "lora"}, status=written(first), runs=RUN1, pods=(pod(0), pod(1))))
+    upgraded = PlanSettings(trainer_image="trainer:next")
+    changed = seen({"training.mode": "lora", "hyperparameters.learning_rate": 0.5}, status=written(running))
+    second = plan(changed, upgraded, NOW)
+    manifests = [a.manifest for answer in (first, second) for a in answer.actions if isinstance(a, CreateRun)]
+    one, two = ({r: body["template"] for r, body in m["spec"]["pytorchReplicaSpecs"].items()} for m in manifests)
+    for template in (*one.values(), *two.values()):
+        template["metadata"]["labels"].pop("finetune.dev/run")
+    assert created(second) == ["sample-2"]
+    assert one == two
+
+
+def test_a_run_is_not_made_from_what_the_administrator_has_forbidden_meanwhile() -> None:
+    job: Json = {"pods.serviceAccountName": "cloud"}
+    first = plan(seen(job), PlanSettings(service_accounts=("cloud",)), NOW)
+    answer = decided(seen(job, status=written(first)))
+    assert answer.actions == ()
+    assert condition(answer, "PodsReady") == ("False", "ServiceAccountNotAllowed")
+
+
+def test_how_pods_of_a_leaving_run_end_says_nothing() -> None:
+    leaving = (RunSeen("sample-1", 1, deleting=True),)
+    answer = decided(
+        seen(status=accepted(restarts=3), runs=leaving, pods=(replace(pod(0, "Failed"), exit_code=137), pod(1)))
+    )
+    assert answer.actions == ()
+    assert answer.status.restarts == 3
+    assert answer.status.completionTime is None
+
+
+def test_a_deleted_pod_restarts_the_gang_and_costs_nothing() -> None:
+    ready = decided(seen(status=accepted(restarts=3), runs=RUN1, pods=(pod(0), pod(1))))
+    assert condition(ready, "PodsReady") == ("True", "Running")
+    answer = decided(seen(status=written(ready), runs=RUN1, pods=(pod(0),)))
+    assert deleted(answer) == ["sample-1"]
+    assert answer.status.restarts == 3
+
+
+def test_a_queue_that_takes_the_pods_away_is_no_failure() -> None:
+    ready = decided(seen(status=accepted(), runs=RUN1, pods=(pod(0), pod(1))))
+    held = (RunSeen("sample-1", 1, suspended=True),)
+    answer = decided(seen(status=written(ready), runs=held, pods=(replace(pod(0, "Failed"), exit_code=137),)))
+    assert answer.actions == ()
+    assert condition(answer, "PodsReady") == ("False", "Queued")
+    back = decided(seen(status=written(answer), runs=RUN1, pods=()))
+    assert (back.actions, back.status.phase) == ((), Phase.STARTING)
+
+
+def test_a_refused_job_that_is_looked_at_again_says_the_same_at_the_same_time() -> None:
+    first = decided(seen({"compute.gpu_type": None}))
+    later = plan(seen({"compute.gpu_type": None}, status=written(first)), PlanSettings(), NOW + timedelta(hours=1))
+    assert later.status == first.status
+
+
+def test_a_pod_that_waits_says_why() -> None:
+    stuck = replace(pod(1, "Pending"), waiting="ImagePullBackOff: no such image")
+    answer = decided(seen(status=accepted(), runs=RUN1, pods=(pod(0), stuck)))
+    [message] = [c.message for c in answer.status.conditions or () if c.type == "PodsReady"]
+    assert message == "1 of 2 pods are running. sample-1-1 waits: ImagePullBackOff: no such image"
+
+
+def test_time_alone_wakes_a_job_with_a_deadline() -> None:
+    answer = decided(
+        seen({"lifecycle.activeDeadlineSeconds": 600}, status=accepted(), runs=RUN1, pods=(pod(0), pod(1)))
+    )
+    assert answer.requeue_after == 600
+
+
+def test_an_edit_of_the_lifecycle_is_seen_by_generation() -> None:
+    running = written(decided(seen(status=accepted(), runs=RUN1, pods=(pod(0), pod(1)))))
+    answer = decided(seen(status=running | {"observedGeneration": 2}, runs=RUN1, pods=(pod(0), pod(1))))
+    assert answer.status.observedGeneration == 3

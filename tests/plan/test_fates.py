@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from builders import Json, put, resource
 
+from builders import Json, put, resource
 from finetune_api import check
 from finetune_api.keys import Fate, keys
 from finetune_api.v1alpha1 import Spec
@@ -121,7 +121,8 @@ READ: dict[str, tuple[Json, Any]] = {
     "pods.tolerations[].key": ({}, [{"key": "a", "operator": "Exists"}]),
     "pods.tolerations[].operator": (TOLERATION, [{"key": "a", "operator": "Exists"}]),
     "pods.tolerations[].value": (TOLERATION, [{"key": "a", "operator": "Equal", "value": "c"}]),
-    "pods.tolerations[].effect": (TOLERATION, [{"key": "a", "operator": "Equal", "value": "b", "effect": "NoExecute"}]),
+    "pods.tolerations[].effect": (
+        TOLERATION, [{"key": "a", "operator": "Equal", "value": "b", "effect": "NoExecute"}]),
     "pods.tolerations[].tolerationSeconds": (
         {"pods.tolerations": [{"key": "a", "operator": "Exists", "effect": "NoExecute"}]},
         [{"key": "a", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5}]),
@@ -144,6 +145,11 @@ READ: dict[str, tuple[Json, Any]] = {
         {"credentials.huggingFace": {"secretName": "hub"}}, {"secretName": "hub", "key": "other"}),
 }  # fmt: skip
 
+SIZES = {"compute.gpu_count", "compute.nodes", "compute.gpus_per_node", "compute.topology.gpus_for_training",
+         "data.topology.gpus_per_node", "data.topology.total_gpus", "data.topology.nodes", f"{H}.world_size",
+         f"{P}.topology.gpus_per_node", f"{P}.topology.total_gpus", f"{P}.topology.nodes"}  # fmt: skip
+"""Keys that say how many GPUs there are: the job they are compared with says nothing of it."""
+
 CONTAINERS = ("pods.tolerations", "pods.env", "credentials.huggingFace")
 """Keys that hold the keys above: given as a whole."""
 
@@ -164,7 +170,9 @@ def test_another_value_of_an_honoured_key_is_another_plan(key: str) -> None:
     besides, value = READ[key]
     without = resource({"compute.gpu_count": None, **besides} if key not in ("compute.gpu_count",) else besides)
     without["spec"].setdefault("compute", {})
-    if "gpu_count" not in key and not any(word in key for word in ("nodes", "per_node", "total", "world", "training")):
+    if "gpu_count" not in key and not any(
+        word in key for word in ("nodes", "per_node", "total", "world", "training")
+    ):
         put(without["spec"], "compute.gpu_count", 8)
     given = resource(spec=without["spec"])
     path = next((c for c in CONTAINERS if key.startswith(c)), key)

@@ -30,7 +30,11 @@ def planned(resource: dict[str, Any]) -> dict[str, str]:
     manifest = render(workload(check.load(resource), verdict.resolution, settings), "team")
     status = judged(verdict, now=NOW).model_dump(mode="json", exclude_none=True)
     config = json.loads(verdict.resolution.config_json)
-    return {"pytorchjob.yaml": _yaml(manifest), "run.json": json.dumps(config, indent=2) + "\n", "status.yaml": _yaml(status)}
+    return {
+        "pytorchjob.yaml": _yaml(manifest),
+        "run.json": json.dumps(config, indent=2) + "\n",
+        "status.yaml": _yaml(status),
+    }
 
 
 def _yaml(data: Any) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from builders import Json, resource
 
+from builders import Json, resource
 from finetune_operator.plan.layout import resolve_layout
 
 CASES: dict[str, tuple[Json, tuple[int, int, int, int, int]]] = {

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from builders import Json, resource
 
+from builders import Json, resource
 from finetune_api.run import Method
 from finetune_operator.plan.method import resolve_lora, resolve_method
 

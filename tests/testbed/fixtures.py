@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune_api.crd import crd
 from testbed.cluster import Cluster, existing_cluster
 from testbed.control_plane import ControlPlane
 from testbed.training_operator import pytorchjob_crd, start_training_operator
@@ -20,9 +21,9 @@ EXISTING = "FINETUNE_TEST_KUBECONFIG"
 
 @pytest.fixture(scope="session")
 def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    """API server, controller manager and Training Operator (its webhook off); no nodes: pods stay Pending."""
+    """API server with both CRDs, controller manager, Training Operator (its webhook off); no nodes: pods pend."""
     folder = tmp_path_factory.mktemp("control-plane")
-    with ControlPlane(folder, crds=[pytorchjob_crd()], audit=True, controllers=True) as plane:
+    with ControlPlane(folder, crds=[pytorchjob_crd(), crd()], audit=True, controllers=True) as plane:
         start_training_operator(plane)
         yield plane
 

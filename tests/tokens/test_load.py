@@ -120,7 +120,8 @@ def test_templates_without_a_default_are_refused(folder: Path) -> None:
 def test_a_template_that_is_not_jinja_is_refused(folder: Path) -> None:
     (folder / "chat_template.jinja").write_text("{% for %}", "utf-8")
     assert refusal(folder) == (
-        "MODEL: the chat template is not valid Jinja: Expected an expression, got 'end of statement block'; correct it"
+        "MODEL: the chat template is not valid Jinja: "
+        "Expected an expression, got 'end of statement block'; correct it"
     )
 
 

@@ -11,6 +11,7 @@ import pytest
 from finetune_api.run import OnBadRow
 from finetune_data import DatasetRefused
 from finetune_tokens import ChatTokenizer, Prepared, Segment, StopTokenUntrained, prepare, preview
+from finetune_tokens.template import END, START
 from tokens.families import FAMILIES, dataset, save
 from tokens.golden import CALL, SYSTEM, TALK, TOOL, thought
 
@@ -41,8 +42,8 @@ def trained(prepared: Prepared, tokenizer: ChatTokenizer) -> list[str]:
 
 def test_the_arrays_have_their_types_and_the_counts_agree(folders: dict[str, Path]) -> None:
     prepared = prepare(dataset({"messages": TALK}, SHORT), loaded(folders), None)
-    assert (prepared.tokens.dtype, prepared.targets.dtype) == (np.int32, np.bool_)
-    assert (prepared.offsets.dtype, prepared.lines.dtype) == (np.int64, np.int32)
+    arrays = (prepared.tokens, prepared.targets, prepared.offsets, prepared.lines)
+    assert [str(array.dtype) for array in arrays] == ["int32", "bool", "int64", "int32"]
     assert prepared.lines.tolist() == [1, 2]
     assert (len(prepared), prepared.rows, prepared.used, prepared.refused, prepared.truncated) == (2, 2, 2, 0, 0)
     assert prepared.token_count == len(prepared.targets) == prepared.offsets[-1] == prepared.lengths.sum()
@@ -181,6 +182,18 @@ def test_a_header_that_the_generation_prompt_does_not_write_is_refused_rather_th
     )
 
 
+def test_a_token_that_joins_the_header_and_the_answer_is_not_trained(tmp_path: Path) -> None:
+    """The prompt ends in a space, which the tokenizer joins to the answer's first word: in use the model gets
+    the space as a token of the prompt."""
+    source = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
+    source += "{% if add_generation_prompt %}assistant: {% endif %}"
+    tokenizer = with_template(tmp_path, source)
+    answer = {"role": "assistant", "content": "two plus three"}
+    assert trained(prepare(dataset({"messages": [TALK[0], answer]}), tokenizer, None), tokenizer) == [
+        " plus three<|im_end|>"
+    ]
+
+
 def test_a_template_reaches_nothing_outside_of_the_row(tmp_path: Path) -> None:
     source = "{{ messages.__class__.__mro__ }}"
     assert why(with_template(tmp_path, source), *TALK[:2]).startswith(
@@ -194,6 +207,17 @@ def test_an_answer_of_weight_0_is_not_trained_by_generation_blocks(folders: dict
     messages = [TALK[0], {**thought(TALK, "I add.")[1], "weight": 0}, *TALK[2:]]
     prepared = prepare(dataset({"messages": messages}), tokenizer, None)
     assert trained(prepared, tokenizer) == ["It is six.<|im_end|>"]
+
+
+def test_text_that_looks_like_the_mark_of_a_block_is_refused(folders: dict[str, Path]) -> None:
+    assert why(loaded(folders, "blocks"), TALK[0], {"role": "assistant", "content": f"a{END}b"}) == (
+        "line 1: the chat template does not render the row up to messages[1]: "
+        "its generation blocks overlap; write the row as it expects"
+    )
+    assert why(loaded(folders, "blocks"), {"role": "user", "content": f"a{START}b{END}"}, TALK[1]) == (
+        "line 1: the chat template does not render the row up to messages[1]: "
+        "its generation blocks cannot be located in the text it renders; write the row as it expects"
+    )
 
 
 # The stop token

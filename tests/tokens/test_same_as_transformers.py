@@ -66,7 +66,7 @@ TEMPLATES = {
     "a loop with break and continue": (
         "{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}{{ m.content }}{% break %}{% endfor %}"
     ),
-    "blocks that are trimmed": "{% for m in messages %}\n  {% if true %}\n  {{ m.role }}\n  {% endif %}\n{% endfor %}\n",
+    "blocks that are trimmed": "{% for m in messages %}\n  {% if m %}\n  {{ m.role }}\n  {% endif %}\n{% endfor %}",
     "special tokens by name": "{{ bos_token }}{{ eos_token }}{{ unk_token is defined }}{{ pad_token is defined }}",
     "what is there without tools": "{{ tools is none }}{{ documents is none }}{{ add_generation_prompt }}",
     "a namespace and a dict": "{% set n = namespace(a=1) %}{% set n.a = dict(b=2) %}{{ n.a.b }}",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from finetune_trainer import checkpoint
 from finetune_trainer.agreement import rank, world_size
 from finetune_trainer.files import DISK, Files
-from trainer.failpoints import Failing, Full
+from trainer.failpoints import Failing, Full, die
 
 
 def tensors(seed: int) -> dict[str, Any]:
@@ -47,6 +49,45 @@ def save(output: Path, step: int, *, keep: int = 2, files: Files = DISK) -> None
 def save_dying(output: Path, step: int, victim: int, at: int, after: bool) -> None:
     """Save, and die at the given operation on rank `victim`."""
     save(output, step, keep=1, files=Failing(at if rank() == victim else 0, after=after))
+
+
+def prepare(output: Path) -> Path:
+    """An output with two checkpoints, what a crash left of a third, and one that was renamed but not marked."""
+    output.mkdir()
+    for step in (10, 20):
+        save(output, step)
+    folders = output / "checkpoints"
+    shutil.copytree(folders / "step-00000020", folders / "step-00000030")
+    (folders / "step-00000030" / "COMPLETE").unlink()
+    shutil.copytree(folders / "step-00000020", folders / ".tmp-step-00000025")
+    return output
+
+
+def after_the_crash(output: Path) -> int:
+    """Check that the output continues from step 20 or 30 and can be saved to; return which."""
+    newest = checkpoint.latest(output)
+    assert newest in (20, 30)
+    assert same(load(output, newest), tensors(newest))
+    save(output, 40, keep=1)
+    assert checkpoint.latest(output) == 40
+    assert [path.name for path in (output / "checkpoints").iterdir()] == ["step-00000040"]
+    return newest
+
+
+def die_everywhere(folder: Path) -> tuple[dict[str, int], list[int]]:
+    """Save step 30, killed before and after each operation in turn.
+
+    Returns the operations there are, by kind, and the newest valid checkpoint after each death.
+    """
+    start = prepare(folder / "start")
+    operations = count_operations(shutil.copytree(start, folder / "counted"), 30)
+    found = []
+    for at in range(1, sum(operations.values()) + 1):
+        for after in (False, True):
+            output = shutil.copytree(start, folder / f"{at}-{after}")
+            die(partial(save_dying, output, 30, 0, at, after))
+            found.append(after_the_crash(output))
+    return operations, found
 
 
 def count_operations(output: Path, step: int) -> dict[str, int]:
@@ -109,5 +150,3 @@ def save_and_draw(output: Path, step: int) -> list[float]:
 def load_and_draw(output: Path, step: int) -> list[float]:
     load(output, step)
     return draw()
-
-

@@ -74,9 +74,7 @@ def dataset(path: Path, rows: int = 24, *, seed: int = 0) -> Path:
 
 
 def _row(question: str, answer: str) -> dict[str, Any]:
-    return {
-        "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    }
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
 
 
 def run_config(model: Path, data: Path, output: Path, **changes: Any) -> RunConfig:

@@ -19,8 +19,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from finetune_trainer.errors import RunError
+
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["finetune_trainer.checkpoint", "torch.distributed.tensor", "torch._dynamo"])
+_context.set_forkserver_preload([
+    "finetune_trainer.checkpoint", "finetune_trainer.result", "torch.distributed.fsdp", "torch._dynamo",
+    "transformers.models.llama.modeling_llama",
+])  # fmt: skip
 _PATIENCE = 60.0
 
 
@@ -33,8 +38,11 @@ class Ended:
     error: Exception | None = None
 
 
-def run_ranks(world: int, work: Callable[..., Any], *args: Any) -> list[Ended]:
-    """Run `work(*args)` on `world` ranks at once; a world of 1 has no process group. Leaves no process behind."""
+def run_ranks(world: int, work: Callable[..., Any], *args: Any, patience: float = _PATIENCE) -> list[Ended]:
+    """Run `work(*args)` on `world` ranks at once; a world of 1 has no process group. Leaves no process behind.
+
+    Fails after `patience` seconds without an answer.
+    """
     with tempfile.TemporaryDirectory() as folder:
         pipes = [_context.Pipe(duplex=False) for _ in range(world)]
         children = [
@@ -46,7 +54,7 @@ def run_ranks(world: int, work: Callable[..., Any], *args: Any) -> list[Ended]:
                 child.start()
             for _, sender in pipes:
                 sender.close()
-            received = [_receive(receiver) for receiver, _ in pipes]
+            received = [_receive(receiver, patience) for receiver, _ in pipes]
             for child in children:
                 child.join(_PATIENCE)
             return [Ended(child.exitcode, *outcome) for child, outcome in zip(children, received, strict=True)]
@@ -65,9 +73,9 @@ def values(ended: list[Ended]) -> list[Any]:
     return [one.value for one in ended]
 
 
-def _receive(receiver: Connection) -> tuple[Any, Exception | None]:
+def _receive(receiver: Connection, patience: float) -> tuple[Any, Exception | None]:
     try:
-        assert receiver.poll(_PATIENCE), "a rank neither answered nor ended"
+        assert receiver.poll(patience), "a rank neither answered nor ended"
         value, error = pickle.loads(receiver.recv_bytes())
     except EOFError:  # killed before it could answer
         return None, None
@@ -82,16 +90,15 @@ def _rank(
     torch.set_num_threads(1)
     if world > 1:
         dist.init_process_group(
-            "gloo", store=dist.FileStore(store, world), rank=rank, world_size=world,
+            "gloo", init_method=f"file://{store}", rank=rank, world_size=world,
             timeout=timedelta(seconds=_PATIENCE),
         )  # fmt: skip
     try:
         sender.send_bytes(pickle.dumps((work(*args), None)))
     except Exception as error:  # noqa: BLE001 - whatever it is belongs to the test, not to this process
         traceback.print_exc()
-        sender.send_bytes(pickle.dumps((None, error)))
+        sent = error if isinstance(error, RunError) else RuntimeError(repr(error))  # others may not unpickle
+        sender.send_bytes(pickle.dumps((None, sent)))
     finally:
         if world > 1:
             dist.destroy_process_group()
-
-

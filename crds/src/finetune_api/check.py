@@ -71,7 +71,8 @@ def _problem(loc: tuple[int | str, ...], kind: str, value: Any, bounds: Mapping[
     remedy = f"Correct it; `finetune explain {path.removeprefix('spec.')}` says what fits."
     if kind == "enum":
         return Problem(path, "UnknownValue", f"{_shown(value)} is not one of {bounds['expected']}.", remedy)
-    return Problem(path, "BadValue", f"{_shown(value)} does not fit: {_EXPECTED[kind].format(**as_stored(bounds))}.", remedy)
+    expected = _EXPECTED[kind].format(**as_stored(bounds))
+    return Problem(path, "BadValue", f"{_shown(value)} does not fit: {expected}.", remedy)
 
 
 def _shown(value: Any) -> str:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 Spec = Mapping[str, Any]
 
@@ -41,16 +40,11 @@ def find(spec: Spec, path: str) -> Any:
 
 def mentions(term: object) -> Iterator[str]:
     """Every path that a predicate or number reads."""
-    if is_dataclass(term):
-        for field in fields(term):
-            value = getattr(term, field.name)
-            if field.name in ("path", "paths"):
-                yield from (value,) if isinstance(value, str) else value
-            else:
-                yield from mentions(value)
-    elif isinstance(term, tuple):
-        for each in term:
-            yield from mentions(each)
+    paths = getattr(term, "paths", ()) or (getattr(term, "path", None),)
+    yield from (path for path in paths if path is not None)
+    if isinstance(term, tuple):
+        for part in term:
+            yield from mentions(part)
 
 
 def _matches(pattern: str, text: str) -> bool:
@@ -72,8 +66,7 @@ def _all_of(paths: tuple[str, ...]) -> str:
     return " + ".join(f"({_has(p)} ? [self.{p}] : [])" for p in paths)
 
 
-@dataclass(frozen=True)
-class Present:
+class Present(NamedTuple):
     """At least one of the keys is there."""
 
     paths: tuple[str, ...]
@@ -85,8 +78,7 @@ class Present:
         return " || ".join(f"({_has(p)})" for p in self.paths)
 
 
-@dataclass(frozen=True)
-class Absent:
+class Absent(NamedTuple):
     """The key is not there."""
 
     path: str
@@ -98,8 +90,7 @@ class Absent:
         return f"!({_has(self.path)})"
 
 
-@dataclass(frozen=True)
-class Among:
+class Among(NamedTuple):
     """The key is there and has one of the values (strings, booleans or integers)."""
 
     path: str
@@ -113,8 +104,7 @@ class Among:
         return f"({_has(self.path)} && self.{self.path} in [{shown}])"
 
 
-@dataclass(frozen=True)
-class Matches:
+class Matches(NamedTuple):
     """The key is absent, or the whole of its text matches (syntax common to Python and RE2)."""
 
     path: str
@@ -128,8 +118,7 @@ class Matches:
         return f"!({_has(self.path)}) || self.{self.path}.matches({_quoted(self.pattern)})"
 
 
-@dataclass(frozen=True)
-class NoNames:
+class NoNames(NamedTuple):
     """No key of a map, or no `name` of a list of maps, matches the pattern."""
 
     path: str
@@ -145,8 +134,7 @@ class NoNames:
         return f"!({_has(self.path)}) || self.{self.path}.all(x, !{name}.matches({_quoted(self.pattern)}))"
 
 
-@dataclass(frozen=True)
-class AllNames:
+class AllNames(NamedTuple):
     """Every key of a map matches the pattern."""
 
     path: str
@@ -159,8 +147,7 @@ class AllNames:
         return f"!({_has(self.path)}) || self.{self.path}.all(x, x.matches({_quoted(self.pattern)}))"
 
 
-@dataclass(frozen=True)
-class Agree:
+class Agree(NamedTuple):
     """All keys that are there have the same value."""
 
     paths: tuple[str, ...]
@@ -173,8 +160,7 @@ class Agree:
         return f"[{_all_of(self.paths)}].all(l, l.all(x, x == l[0]))"
 
 
-@dataclass(frozen=True)
-class First:
+class First(NamedTuple):
     """The first key that is there, as a number, else the default."""
 
     paths: tuple[str, ...]
@@ -187,8 +173,7 @@ class First:
         return f"({_all_of(self.paths)} + [{self.default}])[0]"
 
 
-@dataclass(frozen=True)
-class Constant:
+class Constant(NamedTuple):
     number: int
 
     def value(self, spec: Spec) -> int:
@@ -198,8 +183,7 @@ class Constant:
         return str(self.number)
 
 
-@dataclass(frozen=True)
-class Times:
+class Times(NamedTuple):
     factors: tuple[Number, ...]
 
     def value(self, spec: Spec) -> int:
@@ -212,8 +196,7 @@ class Times:
         return "(" + " * ".join(f.cel() for f in self.factors) + ")"
 
 
-@dataclass(frozen=True)
-class Compare:
+class Compare(NamedTuple):
     """left <operator> right, of whole numbers; operator is ==, <= or 'divides' (right % left == 0)."""
 
     left: Number
@@ -232,8 +215,7 @@ class Compare:
         return f"{self.left.cel()} {self.operator} {self.right.cel()}"
 
 
-@dataclass(frozen=True)
-class Not:
+class Not(NamedTuple):
     inner: Predicate
 
     def holds(self, spec: Spec) -> bool:
@@ -243,8 +225,7 @@ class Not:
         return f"!({self.inner.cel()})"
 
 
-@dataclass(frozen=True)
-class All:
+class All(NamedTuple):
     inner: tuple[Predicate, ...]
 
     def holds(self, spec: Spec) -> bool:
@@ -254,8 +235,7 @@ class All:
         return " && ".join(f"({p.cel()})" for p in self.inner)
 
 
-@dataclass(frozen=True)
-class Either:
+class Either(NamedTuple):
     inner: tuple[Predicate, ...]
 
     def holds(self, spec: Spec) -> bool:

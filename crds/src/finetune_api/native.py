@@ -90,8 +90,8 @@ class Pods(Native):
         "Taints that the pods tolerate."
     )
     labels: Labels | None = declare("Labels on the pods.")
-    annotations: Annotated[dict[str, Annotated[str, Field(max_length=1024)]], Field(max_length=32)] | None = (
-        declare("Annotations on the pods.")
+    annotations: Annotated[dict[str, Annotated[str, Field(max_length=1024)]], Field(max_length=32)] | None = declare(
+        "Annotations on the pods."
     )
     env: Annotated[tuple[EnvVar, ...], Field(max_length=64)] | None = declare("Plain environment variables.")
     priorityClassName: DnsName | None = declare("Priority class of the pods.")  # noqa: N815

@@ -59,11 +59,10 @@ def reasons_page() -> str:
 
 def exit_codes_page() -> str:
     """Exit codes of the trainer."""
-    rows = ((str(int(code)), f"`{m.reason}`", m.retry.value, m.sentence, m.remedy) for code, m in exits.MEANINGS.items())
-    return _page("Exit codes of the trainer", _EXITS) + "\n" + _table(_EXIT_COLUMNS, rows)
-
-
-_EXIT_COLUMNS = ("Code", "Reason", "Another run", "Meaning", "Remedy")
+    columns = ("Code", "Reason", "Another run", "Meaning", "Remedy")
+    found = exits.MEANINGS.items()
+    rows = ((str(int(code)), f"`{m.reason}`", m.retry.value, m.sentence, m.remedy) for code, m in found)
+    return _page("Exit codes of the trainer", _EXITS) + "\n" + _table(columns, rows)
 
 
 def _page(title: str, text: str) -> str:

@@ -102,14 +102,8 @@ def _without_indices(path: str) -> str:
 
 
 def _no_such(path: str) -> str:
-    name = path.rpartition(".")[2]
-    elsewhere = [each for each in entries() if each.rpartition(".")[2] == name]
-    near = elsewhere[:1] or [n for n in (nearest(path, tuple(entries())),) if n] or _nearest_name(name)
-    hint = f" Did you mean {near[0]}?" if near else ""
+    """The last name counts first: people remember a key sooner than its section."""
+    near = nearest(path.rpartition(".")[2], tuple(dict.fromkeys(known.rpartition(".")[2] for known in entries())))
+    meant = tuple(known for known in entries() if known.rpartition(".")[2] == near)
+    hint = f" Did you mean {nearest(path, meant) or meant[0]}?" if meant else ""
     return f"A job has no key {path!r}.{hint}"
-
-
-def _nearest_name(name: str) -> list[str]:
-    names = {path.rpartition(".")[2]: path for path in reversed(entries())}
-    near = nearest(name, tuple(names))
-    return [names[near]] if near else []

@@ -5,8 +5,6 @@ it is a JSON object whose "record" names one of the kinds below. Numbers that ar
 null: JSON has no NaN.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Annotated, Literal
 
@@ -21,7 +19,8 @@ Number = Annotated[float | None, BeforeValidator(_finite)]
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")  # an older reader survives a newer writer
+    # ignore: an older reader survives a newer writer. defer_build: `finetune validate` never reads a record.
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
     def line(self) -> str:
         """The record as one line of JSON, without the line end."""
@@ -86,7 +85,7 @@ class ResumeRecord(_Record):
 class Cause(BaseModel):
     """The failure that came first."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
     rank: int
     node: int
     time: float
@@ -116,7 +115,7 @@ Record = Annotated[
     DatasetRecord | ProgressRecord | EvaluationRecord | CheckpointRecord | ResumeRecord | FinalReport,
     Field(discriminator="record"),
 ]
-_ADAPTER: TypeAdapter[Record] = TypeAdapter(Record)
+_ADAPTER: TypeAdapter[Record] = TypeAdapter(Record, config=ConfigDict(defer_build=True))
 
 
 def parse(line: str) -> Record | None:

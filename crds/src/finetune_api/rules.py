@@ -86,7 +86,7 @@ _wants_adapters = Either((_wants_qlora, Among("training.mode", ("lora",))))
 _wants_all = Among("training.mode", ("full", "full_finetune", "fft"))
 
 _URI = r"^([^:]+|(hf|pvc|configmap|s3|gs|az|https|oci)://[^/]+(/.*)?)$"
-_LEAVES = r"(^|/)\.\.(/|$)"
+_LEAVES = r":/.*/\.\.(/|$)"
 _NO_DOTS = "A URI may not climb out of its root by '..'."
 _URIS = ("job.model", "job.data", "job.data_path", "data.validation_path", "output.uri")
 _LABEL_KEY = (r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?"
@@ -170,7 +170,7 @@ RULES: tuple[Rule, ...] = (
     *(Rule(p, "BadUri", Matches(p, _URI), "This is neither a path nor a known URI.",
            "Write a plain path, or hf://, pvc://, configmap://, s3://, gs://, az://, https:// or oci://.", (p,))
       for p in _URIS),
-    *(Rule(p, "BadUri", Not(All((Present((p,)), Matches(p, r"://.*" + _LEAVES)))), _NO_DOTS,
+    *(Rule(p, "BadUri", Not(All((Present((p,)), Matches(p, _LEAVES)))), _NO_DOTS,
            "Name the place itself.", (p,)) for p in _URIS),
     Rule("pods.env", "ForbiddenVariable",
          NoNames("pods.env", "^(LD_.*|PYTHON.*|NCCL_.*_PLUGIN|PET_.*|FINETUNE_.*)$", of_list=True),

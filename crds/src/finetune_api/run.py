@@ -5,8 +5,6 @@ Every choice is already made here: a field without a default was decided by the 
 the job's status.
 """
 
-from __future__ import annotations
-
 from enum import StrEnum
 from typing import Annotated, Literal
 
@@ -68,7 +66,7 @@ class OnBadRow(StrEnum):
 class Frozen(BaseModel):
     """Base of every part: immutable, and a key nobody knows is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), defer_build=True)
 
 
 Positive = Annotated[int, Field(ge=1)]

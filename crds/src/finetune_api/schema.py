@@ -88,7 +88,7 @@ def _integer(given: Mapping[str, Any], _: Mapping[str, Any], path: str) -> Schem
 
 def _number(given: Mapping[str, Any], _: Mapping[str, Any], __: str) -> Schema:
     """OpenAPI v3.0 spells an open end as a bound and a flag."""
-    ends = {}
+    ends: Schema = {}
     for end in ("minimum", "maximum"):
         exclusive = f"exclusive{end.capitalize()}"
         ends |= _copied(given, end)

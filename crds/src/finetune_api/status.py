@@ -66,6 +66,7 @@ class Resolved(Part):
     rowsPerStep: Int | None = key("Rows of one optimizer step over all ranks.")  # noqa: N815
     network: Text | None = key("Network profile.")
     digest: Text | None = key("Digest of the run configuration.")
+    runConfig: Long | None = key("The run configuration, as every run gets it.")  # noqa: N815
 
 
 class Layout(Part):

@@ -47,9 +47,11 @@ def _below(value: Any, model: type[BaseModel], path: str) -> Iterator[Problem]:
         if name not in known:
             yield _problem(path, name, tuple(known))
         elif (child := known[name].model) is not None:
-            items = enumerate(inner) if known[name].is_list and isinstance(inner, list) else [(None, inner)]
-            for i, item in items:
-                yield from _below(item, child, at if i is None else f"{at}[{i}]")
+            if not known[name].is_list:
+                yield from _below(inner, child, at)
+            elif isinstance(inner, list):
+                for i, item in enumerate(inner):
+                    yield from _below(item, child, f"{at}[{i}]")
 
 
 def _problem(parent: str, name: str, siblings: tuple[str, ...]) -> Problem:

@@ -27,6 +27,9 @@ services, which end at 63."""
 class Spec(Section):
     """What to train, on what, and how."""
 
+    # Built at once: whoever imports this judges or reads a spec, and FinetuneJob then reuses the work.
+    model_config = ConfigDict(defer_build=False)
+
     algorithm: sections.Algorithm | None = key("What kind of training this is.")
     job: sections.Job | None = key("What is trained on what.")
     compute: sections.Compute | None = key("The machines.")

@@ -34,7 +34,7 @@ IMPLICIT = (
 """Type, pattern of plain scalars that have it, and their first characters. The first that matches wins."""
 
 
-class Malformed(ValueError):  # noqa: N818 - it is the text that is malformed
+class Malformed(ValueError):
     """The text is not YAML, or says something twice. Lines and columns count from 1."""
 
     def __init__(self, message: str, line: int, column: int) -> None:
@@ -50,15 +50,15 @@ class Document:
     node: yaml.Node | None = None
 
     def place(self, path: str) -> tuple[int, int]:
-        """Line and column of a key path such as spec.pods.env[0].name, or of its nearest parent."""
-        node = self.node
-        assert node is not None, "a document that was not read from YAML has no places"
+        """Line and column of a key such as spec.pods.env[0].name, or of the nearest one above it."""
+        assert self.node is not None, "a document that was not read from YAML has no places"
+        named = node = self.node
         for part in re.findall(r"[^.\[\]]+", path):
             found = _child(node, part)
             if found is None:
                 break
-            node = found
-        return node.start_mark.line + 1, node.start_mark.column + 1
+            named, node = found
+        return named.start_mark.line + 1, named.start_mark.column + 1
 
 
 def documents(text: str) -> Iterator[Document]:
@@ -157,12 +157,12 @@ def _wrong(node: yaml.Node, message: str) -> yaml.constructor.ConstructorError:
     return yaml.constructor.ConstructorError(None, None, message, node.start_mark)
 
 
-def _child(node: yaml.Node, part: str) -> yaml.Node | None:
+def _child(node: yaml.Node, part: str) -> tuple[yaml.Node, yaml.Node] | None:
+    """The node that names a part, and the node that holds it."""
     if isinstance(node, yaml.SequenceNode) and part.isdigit() and int(part) < len(node.value):
-        found: yaml.Node = node.value[int(part)]
-        return found
+        return node.value[int(part)], node.value[int(part)]
     if isinstance(node, yaml.MappingNode):
-        return next((value for key, value in node.value if key.value == part), None)
+        return next(((key, value) for key, value in node.value if key.value == part), None)
     return None
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from finetune_api.problems import Problem
-from finetune_api.v1alpha1 import API_VERSION, KIND
+from finetune_api.v1alpha1 import API_VERSION, KIND, Spec
 
 from . import kubernetes_yaml, toml_jobs
 from .errors import Refused
@@ -23,6 +23,7 @@ from .kubernetes_yaml import Document, Malformed
 
 STDIN = "-"
 _TOML_START = re.compile(r"^(?:\s|#.*\n)*(?:\[[^\]\n]+\]\s*(?:#.*)?(?:\n|$)|[A-Za-z0-9_-]+\s*=)")
+_SPEC = re.compile(rf"\bspec\.(?=(?:{'|'.join(field.alias or name for name, field in Spec.model_fields.items())})\b)")
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,10 @@ class Input:
         return Refused([self.spelt(p) for p in problems], [self.place(p.path) for p in problems])
 
     def spelt(self, problem: Problem) -> Problem:
-        return replace(problem, path=problem.path.removeprefix("spec.")) if self.toml else problem
+        if not self.toml:
+            return problem
+        path, message, remedy = (_SPEC.sub("", text) for text in (problem.path, problem.message, problem.remedy))
+        return replace(problem, path=path, message=message, remedy=remedy)
 
 
 def read(file: str) -> Input:

@@ -29,7 +29,7 @@ def attach(model: PreTrainedModel, lora: Lora) -> PeftModel:
         _require_targets(model, lora.target_modules)
     settings = LoraConfig(
         r=lora.rank,
-        lora_alpha=lora.alpha,
+        lora_alpha=cast("int", lora.alpha),  # PEFT computes with fractions as well as its type says
         lora_dropout=lora.dropout,
         target_modules=ALL_LINEAR if everything else list(lora.target_modules),
         task_type=TaskType.CAUSAL_LM,
@@ -40,9 +40,7 @@ def attach(model: PreTrainedModel, lora: Lora) -> PeftModel:
 def _require_targets(model: nn.Module, targets: tuple[str, ...]) -> None:
     """PEFT is content if one of the names is found; a typing error in another would train less than asked."""
     linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    missing = [
-        target for target in targets if not any(f".{name}".endswith(f".{target}") for name in linear)
-    ]
+    missing = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in linear)]
     if missing:
         known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
         raise ModelRefused(

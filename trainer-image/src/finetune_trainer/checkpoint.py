@@ -27,7 +27,7 @@ from . import rng
 from .agreement import every_rank, first_rank, rank, world_size
 from .errors import StorageFailed
 from .files import DISK, TEMPORARY, Files, remove_tree, storage_errors
-from .marker import Marker, Recorder, Stamp, read_marker, stamp, write_marker
+from .marker import Marker, Recorder, Stamp, put_in_place, read_marker, stamp
 from .shards import read_shards, write_shards
 
 DAMAGED = "DAMAGED"
@@ -130,12 +130,7 @@ def _by_name(stamps: list[dict[str, Stamp]]) -> dict[str, Stamp]:
 def _publish(temporary: Path, final: Path, marker: Marker, files: Files) -> None:
     with storage_errors(final):
         _require_shared(temporary, marker)
-        files.fsync(temporary)
-        if final.exists():  # renamed by a save that did not live to write the marker
-            remove_tree(final, files)
-        files.rename(temporary, final)
-        files.fsync(final.parent)
-        write_marker(final, marker, files)
+        put_in_place(temporary, final, marker, files)
 
 
 def _require_shared(folder: Path, marker: Marker) -> None:

@@ -5,7 +5,6 @@ Called by worker.py. The launcher has set the variables; nothing else in a rank 
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -47,7 +46,7 @@ def joined(environment: Mapping[str, str], device: Device) -> Iterator[Place]:
     local_rank = int(environment["LOCAL_RANK"])
     place = Place(rank, world_size, local_rank, _device(device, local_rank))
     descriptor = environment.get(STORE_ENV)
-    store = dist.TCPStore(
+    store = dist.TCPStore(  # type: ignore[attr-defined]  # torch does not list it in __all__
         environment["MASTER_ADDR"],
         int(environment["MASTER_PORT"]),
         world_size,
@@ -87,8 +86,3 @@ def seed(number: int, rank: int | None = None) -> None:
     random.seed(state)
     np.random.seed(state)
     torch.manual_seed(state)
-
-
-def threads(ranks: int) -> int:
-    """Threads of one rank, if `ranks` share this node's processors."""
-    return max(1, len(os.sched_getaffinity(0)) // ranks)

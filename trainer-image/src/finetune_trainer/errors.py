@@ -4,7 +4,7 @@ exit code and the final report.
 A message names the key or path, the value, the reason and the remedy: it is all the user gets to read.
 """
 
-# ruff: noqa: N818 - named like the reasons of finetune_api.exits, which the final report shows
+
 
 from __future__ import annotations
 

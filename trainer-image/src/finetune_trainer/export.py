@@ -88,12 +88,17 @@ def _write_adapter(folder: Path, model: Any, state: Mapping[str, Tensor], card: 
 
 
 def _write_model(folder: Path, model: PreTrainedModel, state: Mapping[str, Tensor], base: Path) -> None:
-    """The weights in the base model's own number format: training keeps fp32 copies for the optimizer's sake,
-    and a result twice the size of its base would surprise whoever serves it."""
+    """The base model with other weights, in its own number format: training keeps fp32 copies for the
+    optimizer's sake, and a result twice the size of its base would surprise whoever serves it.
+
+    Both config files are the base's own: in memory, training has changed them (number format, no cache).
+    """
     dtype = _dtype(base)
     whole = {name: _in(dtype, tensor) for name, tensor in _untied(model, state).items()}
     model.save_pretrained(folder, state_dict=_buffers(model, whole) | whole, max_shard_size=SHARD_SIZE)
-    _name_dtype(folder / "config.json", dtype)
+    for name in ("config.json", "generation_config.json"):
+        if (base / name).exists():
+            shutil.copyfile(base / name, folder / name)
 
 
 def _untied(model: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -119,12 +124,6 @@ def _dtype(base: Path) -> torch.dtype:
     dtype = getattr(torch, str(name).removeprefix("torch."), None)
     assert isinstance(dtype, torch.dtype), f"{base}/config.json names the number format {name!r}"
     return dtype
-
-
-def _name_dtype(path: Path, dtype: torch.dtype) -> None:
-    """transformers writes the number format of the model in memory; the files hold another."""
-    config = json.loads(path.read_bytes()) | {"dtype": str(dtype).removeprefix("torch.")}
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _base_name(model: str) -> tuple[str, str | None]:

@@ -5,8 +5,8 @@ From the launcher: handoff.json and the prepared rows. From each rank: how it en
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -17,8 +17,10 @@ FOLDER_ENV = "FINETUNE_HANDOFF"
 """Environment variable of a rank with the path of the folder."""
 STORE_ENV = "FINETUNE_STORE_FD"
 """Environment variable of rank 0 with the number of the open socket at which the ranks of a single node meet."""
-TRAIN = "train"
-VALIDATION = "validation"
+Split = Literal["train", "validation"]
+TRAIN: Split = "train"
+VALIDATION: Split = "validation"
+"""Folders with the prepared rows."""
 
 
 class Handoff(BaseModel):
@@ -44,7 +46,7 @@ def write_ending(folder: Path, rank: int, report: FinalReport) -> None:
     path = folder / f"rank-{rank:05d}.json"
     temporary = path.with_suffix(".tmp")
     temporary.write_text(report.line())
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def read_ending(folder: Path, rank: int) -> FinalReport | None:

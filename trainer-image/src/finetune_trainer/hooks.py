@@ -85,9 +85,7 @@ class Evaluation:
     def at(self, step: int) -> None:
         loss = evaluate.mean_nll(self.run.engine, self.rows, self.run.layout, self.run.place)
         best = self.history.evaluated(step, loss)
-        self.records(
-            EvaluationRecord(time=time.time(), step=step, loss=loss, rows=len(self.rows), best=best)
-        )
+        self.records(EvaluationRecord(time=time.time(), step=step, loss=loss, rows=len(self.rows), best=best))
 
 
 @dataclass

@@ -98,23 +98,17 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         identity = json.loads(path.read_bytes())["identity"]
     except (ValueError, KeyError, TypeError) as error:
-        raise OutputRefused(
-            f"{path} is not the identity of a run ({error!r}); choose another output"
-        ) from error
+        raise OutputRefused(f"{path} is not the identity of a run ({error!r}); choose another output") from error
     if not isinstance(identity, dict):
         raise OutputRefused(f"{path} is not the identity of a run; choose another output")
     return identity
 
 
 def _compare(output: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    differing = [
-        key for key in sorted(old.keys() | new.keys()) if old.get(key, _ABSENT) != new.get(key, _ABSENT)
-    ]
+    differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key, _ABSENT) != new.get(key, _ABSENT)]
     if not differing:
         return
-    values = "; ".join(
-        f"{_name(key)} is {_shown(old, key)} there and {_shown(new, key)} here" for key in differing
-    )
+    values = "; ".join(f"{_name(key)} is {_shown(old, key)} there and {_shown(new, key)} here" for key in differing)
     remedies = ", ".join(_remedy(old, key) for key in differing)
     raise OutputRefused(
         f"output {output} holds the work of another job: {values}. Choose another output, or {remedies}"

@@ -124,9 +124,7 @@ class Job:
     def _note(self, done: Done) -> None:
         self.step = done.step
 
-    def _publish(
-        self, run: Run, base: PreTrainedModel | PeftModel, digest: str, history: History
-    ) -> FinalReport:
+    def _publish(self, run: Run, base: PreTrainedModel | PeftModel, digest: str, history: History) -> FinalReport:
         """The result is the last step's weights, or those of the best one where the job asks for it."""
         validation = self._config.validation
         best = history.best_step if validation is not None and validation.keep_best else None

@@ -41,8 +41,8 @@ class Meeting:
 
     addr: str
     port: int
-    descriptors: tuple[int, ...] = ()
-    """The open socket at that port, for rank 0 to take over; empty if it opens its own."""
+    store: int | None = None
+    """Descriptor of the open socket at that port, for rank 0 to take over; None if it opens its own."""
 
 
 def launch(mesh: Mesh, node: Node, folder: Path, worker: Sequence[str] = WORKER) -> FinalReport:
@@ -68,13 +68,11 @@ class Ranks:
     events: Events = field(default_factory=queue.SimpleQueue)
     processes: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
 
-    def start(
-        self, rank: int, command: Sequence[str], environment: Mapping[str, str], pass_fds: tuple[int, ...]
-    ) -> None:
+    def start(self, rank: int, command: Sequence[str], environment: Mapping[str, str], inherited: int | None) -> None:
         process = subprocess.Popen(
             command,
             env=environment,
-            pass_fds=pass_fds,
+            pass_fds=() if inherited is None else (inherited,),
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C in a terminal reaches the launcher, which passes it on once
         )
@@ -119,16 +117,15 @@ def _next(events: Events, deadline: float | None) -> Exited | signal.Signals | N
         return None
 
 
-def _start(  # noqa: PLR0913 - what a process is made of
-    ranks: Ranks, mesh: Mesh, node: Node, folder: Path, meeting: Meeting, worker: Sequence[str]
-) -> None:
+def _start(ranks: Ranks, mesh: Mesh, node: Node, folder: Path, meeting: Meeting, worker: Sequence[str]) -> None:
     shared = _environment(mesh, folder, meeting)
     for local_rank in range(mesh.processes_per_node):
         rank = node.rank * mesh.processes_per_node + local_rank
         own = {"RANK": str(rank), "LOCAL_RANK": str(local_rank)}
-        descriptors = meeting.descriptors if rank == 0 else ()
-        stores = {STORE_ENV: str(descriptor) for descriptor in descriptors}
-        ranks.start(rank, worker, shared | own | stores, descriptors)
+        takes_over = meeting.store if rank == 0 else None
+        if takes_over is not None:
+            own[STORE_ENV] = str(takes_over)
+        ranks.start(rank, worker, shared | own, takes_over)
 
 
 def _environment(mesh: Mesh, folder: Path, meeting: Meeting) -> dict[str, str]:
@@ -152,7 +149,7 @@ def _meeting_place(node: Node) -> Iterator[Meeting]:
         yield Meeting(node.master_addr, node.master_port)
         return
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        yield Meeting("127.0.0.1", listening.getsockname()[1], (listening.fileno(),))
+        yield Meeting("127.0.0.1", listening.getsockname()[1], listening.fileno())
 
 
 @contextmanager

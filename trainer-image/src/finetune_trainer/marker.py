@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from finetune_api.output import MARKER
 
-from .files import Files, Sink, write_durable
+from .files import Files, Sink, remove_tree, write_durable
 
 
 class Stamp(BaseModel):
@@ -41,9 +41,15 @@ class Marker(BaseModel):
     """Path inside the folder -> what it must be."""
 
 
-def write_marker(folder: Path, marker: Marker, files: Files) -> None:
-    """Make the folder count. Everything in it is on the disk already."""
-    write_durable(folder / MARKER, marker.model_dump_json(indent=1).encode() + b"\n", files)
+def put_in_place(temporary: Path, final: Path, marker: Marker, files: Files) -> None:
+    """Make a finished folder count under its name. Its files are on the disk already; what has that name and
+    no valid marker (its save did not live to write one, or it is damaged) goes."""
+    files.fsync(temporary)
+    if final.exists():
+        remove_tree(final, files)
+    files.rename(temporary, final)
+    files.fsync(final.parent)
+    write_durable(final / MARKER, marker.model_dump_json(indent=1).encode() + b"\n", files)
 
 
 def read_marker(folder: Path) -> Marker | None:

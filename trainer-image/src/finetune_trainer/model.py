@@ -5,10 +5,9 @@ Called by job.py on every rank.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -24,13 +23,24 @@ _SHOWN = 5
 
 def load(folder: Path, config: RunConfig) -> PreTrainedModel:
     """The model on the CPU, in training mode. Raises ModelRefused."""
-    transformers.utils.logging.set_verbosity_error()  # what its report warns of is an error here
-    transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("transformers").propagate = False
+    model, report = _read(folder, storage_dtype(config))
+    _require_complete(folder, report)
+    model.config.use_cache = False  # keys and values are kept for generation only
+    model.train()
+    if config.activation_checkpointing:
+        model.activation_checkpointing_enable()
+    return model
+
+
+def _read(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Mapping[str, Any]]:
+    """The model, and what did not fit between its files and its architecture."""
+    quiet: Any = transformers.utils.logging  # untyped
+    quiet.set_verbosity_error()  # what its report warns of is an error here
+    quiet.disable_progress_bar()
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        found = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=storage_dtype(config),
+            dtype=dtype,
             output_loading_info=True,
             local_files_only=True,
             trust_remote_code=False,
@@ -38,12 +48,7 @@ def load(folder: Path, config: RunConfig) -> PreTrainedModel:
         )
     except (ValueError, OSError, RuntimeError) as error:
         raise ModelRefused(f"model {folder} cannot be loaded: {error}") from error
-    _require_complete(folder, report)
-    model.config.use_cache = False  # keys and values are kept for generation only
-    model.train()
-    if config.activation_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model
+    return cast("tuple[PreTrainedModel, Mapping[str, Any]]", found)
 
 
 def storage_dtype(config: RunConfig) -> torch.dtype:

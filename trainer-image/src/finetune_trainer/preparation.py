@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import finetune_data
 import finetune_tokens
@@ -18,7 +17,7 @@ from finetune_tokens import ChatTokenizer, Prepared
 
 from . import sources
 from .errors import ConfigRefused
-from .handoff import TRAIN, VALIDATION, Handoff
+from .handoff import TRAIN, VALIDATION, Handoff, Split
 from .rows import Rows
 
 _LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
@@ -69,17 +68,13 @@ def _limit(model_config: dict[str, object]) -> int | None:
     return None
 
 
-def _prepared(
-    config: RunConfig, path: Path, examples: int | None, tokenizer: ChatTokenizer, length: int
-) -> Prepared:
-    rule = {"on_bad_row": config.data.on_bad_row, "max_bad_share": config.data.max_bad_share}
-    dataset = finetune_data.read(path, examples=examples, **rule)
-    return finetune_tokens.prepare(dataset, tokenizer, length, **rule)
+def _prepared(config: RunConfig, path: Path, examples: int | None, tokenizer: ChatTokenizer, length: int) -> Prepared:
+    rule, share = config.data.on_bad_row, config.data.max_bad_share
+    dataset = finetune_data.read(path, on_bad_row=rule, max_bad_share=share, examples=examples)
+    return finetune_tokens.prepare(dataset, tokenizer, length, rule, share)
 
 
-def _keep(
-    prepared: Prepared, split: Literal["train", "validation"], folder: Path, say: Callable[[str], None]
-) -> DatasetRecord:
+def _keep(prepared: Prepared, split: Split, folder: Path, say: Callable[[str], None]) -> DatasetRecord:
     Rows(prepared.tokens, prepared.targets, prepared.offsets, prepared.lines).save(folder / split)
     for note in prepared.notes:
         say(f"{split}: {note}")

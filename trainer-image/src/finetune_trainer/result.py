@@ -1,6 +1,7 @@
-"""The result folder: complete or not there, and the older one stays until the new one is.
+"""The result folder: complete or not there.
 
-<output>/result/ is written as .tmp-result/, synced, renamed, and marked last, like a checkpoint.
+<output>/result/ is written as .tmp-result/, synced, renamed, and marked last, like a checkpoint. A complete
+one is never touched again: the folder belongs to one run, and a run has one result.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from .agreement import first_rank, world_size
 from .errors import StorageFailed
 from .export import Card, write_result
 from .files import DISK, TEMPORARY, Files, fsync_tree, remove_tree, storage_errors
-from .marker import Marker, read_marker, stamp, write_marker
+from .marker import Marker, put_in_place, read_marker, stamp
 
 
 def publish(
@@ -35,7 +36,8 @@ def publish(
 
     A PeftModel becomes a PEFT adapter, any other model a Hugging Face folder. `state` holds the trained
     tensors by their names in `model`, whole and on the CPU (export.gather); ranks other than 0 may pass {}.
-    `base` is the folder the base model was loaded from. Raises StorageFailed on every rank.
+    `base` is the folder the base model was loaded from. A complete result of this run stays as it is. Raises
+    StorageFailed on every rank.
     """
 
     def write(folder: Path) -> None:
@@ -46,39 +48,31 @@ def publish(
 
 def finished(output: Path, digest: str) -> Marker | None:
     """The marker of a complete result of the run with this digest, or None. Collective: rank 0 looks."""
-    marker = first_rank(lambda: read_marker(output / RESULT))
-    return marker if marker and marker.digest == digest else None
+    return first_rank(partial(_finished, output / RESULT, digest))
 
 
 def _publish(output: Path, write: Callable[[Path], None], card: Card, files: Files) -> Path:
     final = output / RESULT
-    temporary, old = (output / f"{TEMPORARY}{name}" for name in (RESULT, f"old-{RESULT}"))
+    if _finished(final, card.digest):
+        return final
+    temporary = output / f"{TEMPORARY}{RESULT}"
     with storage_errors(final):
-        _tidy(final, temporary, old, files)
+        if temporary.exists():
+            remove_tree(temporary, files)
         files.folder(temporary)
         _fill(temporary, write)
-        stamps = {path.name: stamp(path) for path in sorted(temporary.iterdir()) if path.is_file()}
+        stamps = {
+            str(path.relative_to(temporary)): stamp(path) for path in sorted(temporary.rglob("*")) if path.is_file()
+        }
         fsync_tree(temporary, files)
-        if final.exists():
-            files.rename(final, old)
-        files.rename(temporary, final)
-        files.fsync(output)
         marker = Marker(step=card.step, world_size=world_size(), digest=card.digest, files=stamps)
-        write_marker(final, marker, files)
-        if old.exists():
-            remove_tree(old, files)
+        put_in_place(temporary, final, marker, files)
     return final
 
 
-def _tidy(final: Path, temporary: Path, old: Path, files: Files) -> None:
-    """Clear what a crash has left; an older result that was moved aside for nothing moves back."""
-    if read_marker(old) and not read_marker(final):
-        if final.exists():
-            remove_tree(final, files)
-        files.rename(old, final)
-    for leftover in (temporary, old):
-        if leftover.exists():
-            remove_tree(leftover, files)
+def _finished(folder: Path, digest: str) -> Marker | None:
+    marker = read_marker(folder)
+    return marker if marker and marker.digest == digest else None
 
 
 def _fill(folder: Path, write: Callable[[Path], None]) -> None:

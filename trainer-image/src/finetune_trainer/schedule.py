@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from finetune_api.run import Schedule
 
@@ -20,7 +21,7 @@ def factor(schedule: Schedule, step: int, total_steps: int) -> float:
     return _DECAYS[schedule.name](gone)
 
 
-_DECAYS = {
+_DECAYS: dict[str, Callable[[float], float]] = {
     "constant": lambda gone: 1.0,
     "linear": lambda gone: 1.0 - gone,
     "cosine": lambda gone: 0.5 * (1.0 + math.cos(math.pi * gone)),  # Loshchilov and Hutter 2017, no restarts

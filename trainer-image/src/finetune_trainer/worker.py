@@ -12,10 +12,7 @@ import sys
 import warnings
 from pathlib import Path
 
-import torch
-
 from . import environment, failures
-from .environment import Place
 from .handoff import FOLDER_ENV, Handoff, write_ending
 from .job import Job
 from .stop import Stop
@@ -25,6 +22,8 @@ _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 def main() -> None:
     _die_with_launcher()
+    # PEFT calls transformers by names that will go away: nothing that a user of ours could mend.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     folder = Path(os.environ[FOLDER_ENV])
     handoff = Handoff.read(folder)
     with Stop() as stop:

@@ -41,7 +41,9 @@ class Ending:
 
     @property
     def remedy(self) -> str:
-        return exits.meaning(self.code).remedy
+        """Nothing where the message has it: the trainer's own words do, unless it has no name for the failure."""
+        named = self.report and self.code != Exit.CRASHED
+        return "" if named else exits.meaning(self.code).remedy
 
 
 def ending(ended: Sequence[Ended], reports: Mapping[int, FinalReport], *, stopped: bool) -> Ending:

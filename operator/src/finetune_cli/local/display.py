@@ -32,7 +32,7 @@ class Display(Protocol):
 def choose(*, quiet: bool) -> Display:
     if quiet:
         return Silent()
-    return Bar() if sys.stderr.isatty() else Lines()
+    return Bar(Console(stderr=True, highlight=False)) if sys.stderr.isatty() else Lines()
 
 
 class Silent:
@@ -60,10 +60,9 @@ class Lines(Silent):
 
 
 class Bar:
-    """Progress records move a bar; everything else scrolls above it."""
+    """Progress records move a bar; everything else scrolls above it. The console follows NO_COLOR by itself."""
 
-    def __init__(self) -> None:
-        console = Console(stderr=True, highlight=False)  # follows NO_COLOR by itself
+    def __init__(self, console: Console) -> None:
         columns = (
             TextColumn("step {task.completed:.0f}/{task.total:.0f}"), BarColumn(), TextColumn("{task.description}"),
         )  # fmt: skip

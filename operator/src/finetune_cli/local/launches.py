@@ -58,6 +58,7 @@ def _launch(work: Workload, node: int, folder: Path, port: int, inherited: Mappi
     env |= {name: value for name, value in work.env.items() if not value.startswith(POD_VOLUMES)}
     env |= w.rendezvous(work, node, LOOPBACK, port)
     env |= {CONFIG_ENV: str(config), REPORT_ENV: str(report)}
+    env["TMPDIR"] = str(config.parent)  # as a pod has a /tmp of its own, which goes when the pod goes
     env["PYTHONSAFEPATH"] = "1"  # a file torch.py in the user's folder is not the trainer's torch
     return Launch(name, node, _command(work.command), env, config, report)
 

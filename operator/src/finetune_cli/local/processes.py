@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from typing import IO
+from typing import IO, Any
 
 from finetune_api.run import CONFIG_ENV
 
 from .launches import Launch
+
+_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
+_PRCTL: Any = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ class Replica:
             launch.command, env=dict(launch.env), stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             start_new_session=True,  # the terminal's Ctrl-C is for us; replicas get SIGTERM, as pods do
+            preexec_fn=_end_with_parent if _PRCTL else None,  # noqa: PLW1509 - one call of C, resolved before
         )  # fmt: skip
         Thread(target=self._watch, args=(events,), daemon=True).start()
 
@@ -87,6 +93,11 @@ class Replica:
             for raw in pipe:
                 text = raw.decode("utf-8", "replace").rstrip("\r\n")
                 events.put(Line(self.launch, text.rpartition("\r")[2], out))
+
+
+def _end_with_parent() -> None:
+    """If we are killed, the replica saves a checkpoint and ends, instead of training on unseen."""
+    _PRCTL(_DEATH_SIGNAL, signal.SIGTERM)
 
 
 def _sweep(launch: Launch) -> None:

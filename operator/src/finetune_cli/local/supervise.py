@@ -31,6 +31,7 @@ class Run:
     """In the order of ending."""
     asks: int = 0
     """Signals that this process got."""
+    grace: float = GRACE_SECONDS
     deadline: float | None = None
 
     @property
@@ -50,7 +51,7 @@ def supervise(
         elif isinstance(event, Ended):
             run.ended.append(event)
             if event.code not in (Exit.OK, Exit.STOPPED) and run.deadline is None:
-                run.deadline = monotonic() + GRACE_SECONDS
+                run.deadline = monotonic() + run.grace
                 _stop(run)
         elif isinstance(event, Asked):
             run.asks += 1

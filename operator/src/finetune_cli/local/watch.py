@@ -50,7 +50,7 @@ class Watch:
 
     def line(self, line: Line) -> None:
         print(line.text, file=self._logs[line.launch.node], flush=True)
-        record = report.parse(line.text) if line.out and line.launch.node == 0 else None
+        record = report.parse(line.text) if line.out else None
         if record is None:
             self._display.text(line.launch.name, line.text)
         elif not isinstance(record, FinalReport):  # how it ended is judged when every replica has ended

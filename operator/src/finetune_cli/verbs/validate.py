@@ -104,5 +104,5 @@ def _facts(answer: dict[str, Any]) -> list[str]:
         f"  method: {answer['method']} on {answer['engine']}",
         f"  layout: {nodes} = {ranks}",
         *(f"  note: {note['sentence']} [{note['reason']}]" for note in answer["notes"]),
-        *(f"  accepted, and changing nothing: {path}" for path in answer["informational"]),
+        *(f"  accepted, and changing nothing: {path.removeprefix('spec.')}" for path in answer["informational"]),
     ]

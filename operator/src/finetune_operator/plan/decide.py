@@ -7,13 +7,15 @@ counts. The world is looked at, never remembered: whatever event woke us, the an
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import Any
 
 from finetune_api import check
 from finetune_api.exits import Exit
 from finetune_api.logic import find
+from finetune_api.problems import Problem
 from finetune_api.report import FinalReport
 from finetune_api.status import Phase, Status
 from finetune_api.v1alpha1 import GROUP, KIND
@@ -24,44 +26,60 @@ from .backends import pytorchjob
 from .model import CreateRun, DeleteRun, Observed, Plan, PodSeen
 from .settings import PlanSettings
 from .validate import Verdict, validate
-from .workload import workload
+from .workload import Workload, workload
 
 WAIT = 5.0
 """Seconds until we look again where no event is promised."""
 
 
+RELEASE = 60.0
+"""Seconds after the end in which pods still running may end by themselves, before they are removed."""
+
+
 @dataclass(frozen=True)
 class Story:
-    """One pass over one job."""
+    """One pass over one job. What costs time is worked out once, and only if a check asks."""
 
     seen: Observed
     settings: PlanSettings
     now: datetime
-    verdict: Verdict
 
     @property
     def spec(self) -> Any:
         return self.seen.resource.get("spec") or {}
 
-    @property
+    @cached_property
+    def verdict(self) -> Verdict:
+        return validate(self.seen.resource, self.settings)
+
+    @cached_property
+    def written(self) -> Status:
+        """The status as it was written last."""
+        status = Status.model_validate(self.seen.resource.get("status") or {})
+        return status.model_copy(update={"observedGeneration": self.generation})
+
+    @cached_property
     def status(self) -> Status:
-        """The status as it was written last; that of a fresh look if there is none."""
-        old = self.seen.resource.get("status")
-        return Status.model_validate(old) if old else self.judged
+        """The status to go on from: judged anew until the first run, which pins what was resolved."""
+        return self.written if self.written.completionTime or self.run else self.judged
 
     @property
     def judged(self) -> Status:
-        generation = self.seen.resource["metadata"].get("generation")
-        return told.judged(self.verdict, now=self.time, generation=generation)
+        return told.judged(self.verdict, now=self.time, generation=self.generation, before=self.written)
+
+    @property
+    def generation(self) -> int | None:
+        number: int | None = self.seen.resource["metadata"].get("generation")
+        return number
 
     @property
     def time(self) -> str:
         return self.now.strftime("%Y-%m-%dT%H:%M:%SZ")
 
-    @property
+    @cached_property
     def run(self) -> int:
         """Number of the newest run that anyone knows of; 0 before the first."""
-        return max([self.status.run or 0, *(r.number for r in self.seen.runs), *(p.run for p in self.seen.pods)])
+        return max([self.written.run or 0, *(r.number for r in self.seen.runs), *(p.run for p in self.seen.pods)])
 
     @property
     def pods(self) -> tuple[PodSeen, ...]:
@@ -69,13 +87,14 @@ class Story:
         return tuple(sorted((p for p in self.seen.pods if p.run == self.run), key=lambda p: p.node_rank))
 
     def remove_runs(self) -> tuple[DeleteRun, ...]:
-        return tuple(DeleteRun(r.name) for r in self.seen.runs if not r.deleting)
+        return tuple(DeleteRun(r.name, r.uid) for r in self.seen.runs if not r.deleting)
 
 
 def plan(seen: Observed, settings: PlanSettings, now: datetime) -> Plan:
     """The plan for a job as it is seen now (UTC)."""
-    story = Story(seen, settings, now, validate(seen.resource, settings))
-    return next(answer for each in CHECKS if (answer := each(story)) is not None)
+    story = Story(seen, settings, now)
+    answer = next(answer for each in CHECKS if (answer := each(story)) is not None)
+    return replace(answer, requeue_after=_sooner(answer.requeue_after, _deadline(story, answer.status)))
 
 
 def finished(story: Story) -> Plan | None:
@@ -83,13 +102,13 @@ def finished(story: Story) -> Plan | None:
     ended = story.status.completionTime
     if not ended:
         return None
+    times = [RELEASE] if any(p.phase == "Running" for p in story.pods) else []
     ttl = find(story.spec, "lifecycle.ttlSecondsAfterFinished")
-    if ttl is None or not story.seen.runs:
+    times += [] if ttl is None else [ttl]
+    if not times or not any(not r.deleting for r in story.seen.runs):
         return Plan((), story.status)
-    left = _after(ended, ttl) - story.now
-    if left > timedelta(0):
-        return Plan((), story.status, requeue_after=left.total_seconds())
-    return Plan(story.remove_runs(), story.status)
+    left = (_after(ended, min(times)) - story.now).total_seconds()
+    return Plan((), story.status, requeue_after=left) if left > 0 else Plan(story.remove_runs(), story.status)
 
 
 def cancelled(story: Story) -> Plan | None:
@@ -101,7 +120,7 @@ def cancelled(story: Story) -> Plan | None:
 
 def refused(story: Story) -> Plan | None:
     """Refused before the first run. Later, what was resolved at acceptance serves every run."""
-    if story.verdict.valid or story.run > 0:
+    if story.run or story.verdict.valid:
         return None
     return Plan((), story.judged)
 
@@ -113,71 +132,86 @@ def suspended(story: Story) -> Plan | None:
     return Plan(story.remove_runs(), told.suspended(story.status, message, now=story.time))
 
 
-def backend_missing(story: Story) -> Plan | None:
-    if story.seen.backend:
-        return None
-    return Plan((), told.backend_missing(story.status, now=story.time), requeue_after=WAIT)
-
-
 def succeeded(story: Story) -> Plan | None:
     """Success is the trainer's own report on node 0, whatever the backend says."""
     report = _report(story, Exit.OK)
-    if report is None:
-        return None
-    return Plan(story.remove_runs() if _extra_pods(story) else (), told.fold(report, story.status, story.time))
+    return Plan((), told.fold(report, story.status, story.time)) if report else None
 
 
 def too_late(story: Story) -> Plan | None:
-    limit, start = find(story.spec, "lifecycle.activeDeadlineSeconds"), story.status.startTime
-    if limit is None or not start or story.now < _after(start, limit):
+    left = _deadline(story, story.status)
+    if left is None or left > 0:
         return None
+    limit = find(story.spec, "lifecycle.activeDeadlineSeconds")
     message = f"The job ran for lifecycle.activeDeadlineSeconds, {limit} s. Raise it, or shorten the training."
     status = told.ended(story.status, Phase.FAILED, "DeadlineExceeded", message, now=story.time)
     return Plan(story.remove_runs(), status)
 
 
-def failed(story: Story) -> Plan | None:
-    """One failed pod ends the run of the whole gang: another run, or the end."""
-    cause = retry.failure(story.pods)
-    if cause is None:
-        return None
-    restarts = story.status.restarts or 0
-    if not retry.again(cause, restarts, find(story.spec, "lifecycle.maxRestarts")):
-        status = told.failed(story.status, cause.exit_code, cause.message, now=story.time)
-        return Plan(story.remove_runs(), status)
-    status = told.restarting(story.status, restarts + (0 if cause.free else 1), cause.message, now=story.time)
-    return Plan(story.remove_runs(), status, requeue_after=WAIT)
-
-
 def leaving(story: Story) -> Plan | None:
-    """The previous run's pods are gone before the next run is created."""
+    """The previous run's pods are gone before the next run is created, and how they end says nothing any more."""
+    if told.is_given_up(story.status) and story.remove_runs():
+        return Plan(story.remove_runs(), story.status, requeue_after=WAIT)
     if any(r.deleting for r in story.seen.runs) or (story.pods and not story.seen.runs):
         return Plan((), story.status, requeue_after=WAIT)
     return None
 
 
+def queued(story: Story) -> Plan | None:
+    """A queue that takes a run's pods away gives them back; that is no failure."""
+    if not any(r.suspended for r in story.seen.runs):
+        return None
+    return Plan((), told.queued(story.status, now=story.time))
+
+
+def failed(story: Story) -> Plan | None:
+    """One failed pod ends the run of the whole gang: another run, or the end."""
+    cause = retry.failure(story.pods) or _incomplete(story)
+    if cause is None:
+        return None
+    restarts = story.status.restarts or 0
+    if not retry.again(cause, restarts, find(story.spec, "lifecycle.maxRestarts")):
+        # The run stays, for its logs; the Training Operator, or `finished`, ends the pods that still run.
+        return Plan((), told.failed(story.status, cause.exit_code, cause.message, now=story.time))
+    status = told.restarting(story.status, restarts + (0 if cause.free else 1), cause.message, now=story.time)
+    return Plan(story.remove_runs(), status, requeue_after=WAIT)
+
+
+def backend_missing(story: Story) -> Plan | None:
+    if story.seen.backend or story.seen.runs:
+        return None
+    return Plan((), told.backend_missing(story.status, now=story.time), requeue_after=WAIT)
+
+
 def starting(story: Story) -> Plan | None:
+    """Claim the next run in the status and create it; a claimed run that was never seen is created again."""
     if story.seen.runs:
         return None
-    if story.verdict.resolution is None:
-        return Plan((), story.judged)
-    job = check.load({**story.seen.resource, "status": {}})
-    work = workload(job, story.verdict.resolution, story.settings, story.run + 1)
-    manifest = pytorchjob.render(work, job.metadata.namespace, _owner(story))
-    base = story.status if story.run else story.judged
-    return Plan((CreateRun(manifest),), told.started(base, work, now=story.time))
+    if problem := _hindrance(story):
+        return Plan((), told.hindered(story.status, problem, now=story.time))
+    number = story.run if told.is_claimed(story.status) else story.run + 1
+    work = _work(story, number)
+    manifest = pytorchjob.render(work, story.seen.resource["metadata"].get("namespace"), _owner(story))
+    previous = f"{story.seen.resource['metadata']['name']}-{number - 1}" if number > 1 else ""
+    if number == story.run:
+        said = story.seen.refusal
+        status = told.create_refused(story.status, said, now=story.time) if said else story.status
+    else:
+        status = told.claimed(told.started(story.status, work, now=story.time), now=story.time)
+    return Plan((CreateRun(manifest, previous),), status)
 
 
 def running(story: Story) -> Plan:
     """Nothing to do but to say how far it is."""
-    status = told.pods_seen(story.status, story.pods, now=story.time)
+    status = told.pods_seen(told.seen_running(story.status, story.run, now=story.time), story.pods, now=story.time)
     for record in story.seen.records:
         status = told.fold(record, status, story.time)
     return Plan((), status)
 
 
 CHECKS: tuple[Callable[[Story], Plan | None], ...] = (
-    finished, cancelled, refused, suspended, backend_missing, succeeded, too_late, failed, leaving, starting, running,
+    finished, succeeded, cancelled, refused, suspended, too_late, leaving, queued, failed, backend_missing, starting,
+    running,
 )  # fmt: skip
 
 
@@ -186,12 +220,46 @@ def _report(story: Story, code: int) -> FinalReport | None:
     return first.report if first and first.report and first.report.exit_code == code else None
 
 
-def _extra_pods(story: Story) -> bool:
-    """Whether pods still hold GPUs although the run is over."""
-    return any(p.phase == "Running" for p in story.pods)
+def _incomplete(story: Story) -> retry.Failure | None:
+    """A pod that was deleted is replaced behind our back, with nobody to talk to: the gang starts again."""
+    wanted = (story.status.layout.nodes if story.status.layout else None) or 1
+    if not story.seen.runs or not told.was_ready(story.status) or len(story.pods) >= wanted:
+        return None
+    return retry.Failure(Exit.PEER_LOST, f"A pod was deleted: {len(story.pods)} of {wanted} are left.", free=True)
 
 
-def _after(time: str, seconds: int) -> datetime:
+def _hindrance(story: Story) -> Problem | None:
+    """Why an accepted job cannot have its next run: settings, or an operator that no longer knows its words."""
+    hindering = (p for p in story.verdict.problems if p.reason != "Unsupported")  # the pinned trainer decides that
+    return next(hindering, None) if story.run else None
+
+
+def _work(story: Story, number: int) -> Workload:
+    """The workload of a run. The first one is resolved; later ones take what was resolved then."""
+    if story.verdict.resolution is None:
+        raise ValueError("a job that makes no sense has no workload")
+    job = check.load({**story.seen.resource, "status": {}})
+    work = workload(job, story.verdict.resolution, story.settings, number)
+    resolved, layout = story.written.resolved, story.written.layout
+    if not story.run or not resolved or not resolved.runConfig or not layout:
+        return work
+    return replace(work, config_json=resolved.runConfig, image=resolved.image or work.image,
+                   nodes=layout.nodes or work.nodes, processes_per_node=layout.gpusPerNode or work.processes_per_node)  # fmt: skip
+
+
+def _deadline(story: Story, status: Status) -> float | None:
+    """Seconds until lifecycle.activeDeadlineSeconds is over; None if there is no such time."""
+    limit = find(story.spec, "lifecycle.activeDeadlineSeconds")
+    if limit is None or not status.startTime or status.completionTime or status.phase is Phase.SUSPENDED:
+        return None
+    return (_after(status.startTime, limit) - story.now).total_seconds()
+
+
+def _sooner(one: float | None, other: float | None) -> float | None:
+    return min((t for t in (one, other) if t is not None), default=None)
+
+
+def _after(time: str, seconds: float) -> datetime:
     return datetime.fromisoformat(time) + timedelta(seconds=seconds)
 
 

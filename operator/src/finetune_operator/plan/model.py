@@ -17,6 +17,9 @@ class RunSeen:
     name: str
     number: int
     deleting: bool = False
+    suspended: bool = False
+    """Whether a queue (Kueue) holds it back; we never touch that switch."""
+    uid: str = ""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class PodSeen:
     """From the termination message."""
     lost: str = ""
     """Why Kubernetes took the pod away (Preempted, Evicted, NodeLost ...); empty if it did not."""
+    waiting: str = ""
+    """Why it does not run yet, in Kubernetes' own words; empty if it does or if nothing is said."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,8 @@ class Observed:
     """The newest record of each kind from rank 0 of the current run."""
     backend: bool = True
     """Whether the Training Operator's resource exists in this cluster."""
+    refusal: str = ""
+    """What the API server said when it refused to create the current run; empty if it did not."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,8 @@ class CreateRun:
     """Create the PyTorchJob of a run."""
 
     manifest: Mapping[str, Any]
+    previous: str = ""
+    """Name of the run before it, which must be gone; empty for the first."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,7 @@ class DeleteRun:
     """Delete a PyTorchJob and its pods."""
 
     name: str
+    uid: str = ""
 
 
 Action = CreateRun | DeleteRun
@@ -70,7 +80,7 @@ Action = CreateRun | DeleteRun
 
 @dataclass(frozen=True)
 class Plan:
-    """What should be done, and what the status should say. The status is written before children go."""
+    """What should be done, and what the status should say. The status is written before anything is done."""
 
     actions: tuple[Action, ...]
     status: Status

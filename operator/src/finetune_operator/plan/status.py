@@ -8,6 +8,7 @@ from typing import Any
 from finetune_api import conditions as c
 from finetune_api import exits
 from finetune_api.exits import Exit
+from finetune_api.problems import Problem
 from finetune_api.report import (
     CheckpointRecord,
     DatasetRecord,
@@ -18,6 +19,8 @@ from finetune_api.report import (
     ResumeRecord,
 )  # fmt: skip
 from finetune_api.status import (
+    Condition,
+    ConditionStatus,
     DatasetStatus,
     Layout,
     NetworkStatus,
@@ -34,12 +37,14 @@ from .validate import Verdict
 from .workload import Workload
 
 MESSAGE_LENGTH = 4096
+CREATING, CREATE_REFUSED, RESTARTING = "Creating", "CreateRefused", "Restarting"
+"""Reasons that later passes read, so they may never change."""
 
 
-def judged(verdict: Verdict, *, now: str, generation: int | None = None) -> Status:
-    """The status of a job that was looked at for the first time."""
+def judged(verdict: Verdict, *, now: str, generation: int | None = None, before: Status | None = None) -> Status:
+    """The status of a job that has no run yet; `before` is what was written last."""
     status = _described(verdict.resolution) if verdict.resolution else Status()
-    status = _with(status, observedGeneration=generation)
+    status = _with(status, observedGeneration=generation, conditions=before.conditions if before else None)
     if verdict.problems:
         message = "\n".join(str(p) for p in verdict.problems)[:MESSAGE_LENGTH]
         status = _set(status, c.ACCEPTED, False, verdict.problems[0].reason, message, now)
@@ -53,10 +58,46 @@ def judged(verdict: Verdict, *, now: str, generation: int | None = None) -> Stat
 
 def started(status: Status, work: Workload, *, now: str) -> Status:
     """A run of the job exists."""
-    resolved = (status.resolved or Resolved()).model_copy(update={"image": work.image})
-    if any(x.type == c.SUSPENDED for x in status.conditions or ()):
-        status = _set(status, c.SUSPENDED, False, "Resumed", "The job goes on from its last checkpoint.", now)
+    pinned = {"image": work.image, "runConfig": work.config_json}
+    resolved = (status.resolved or Resolved()).model_copy(update=pinned)
+    status = _resumed(status, now)
+    if _find(status, c.TRAINING):
+        status = _set(status, c.TRAINING, False, "Starting", "No optimizer steps are being made yet.", now)
     return _with(status, run=work.run, phase=Phase.STARTING, resolved=resolved, startTime=status.startTime or now)
+
+
+def claimed(status: Status, *, now: str) -> Status:
+    """The status takes the number of a run before the run is created, so that a crash in between costs none."""
+    return _set(status, c.PODS_READY, False, CREATING, f"Run {status.run} is being created.", now)
+
+
+def seen_running(status: Status, run: int, *, now: str) -> Status:
+    """The run exists, whatever became of the words that should have said so."""
+    status = _resumed(status, now)
+    return _with(status, run=run, startTime=status.startTime or now, phase=_begun(status.phase))
+
+
+def create_refused(status: Status, message: str, *, now: str) -> Status:
+    """The claimed run could not be created. It is tried again."""
+    return _set(status, c.PODS_READY, False, CREATE_REFUSED, message[:MESSAGE_LENGTH], now)
+
+
+def is_claimed(status: Status) -> bool:
+    """Whether the run that the status names was never seen to exist."""
+    found = _find(status, c.PODS_READY)
+    return status.run is not None and found is not None and found.reason in (CREATING, CREATE_REFUSED)
+
+
+def is_given_up(status: Status) -> bool:
+    """Whether the current run has failed and is counted; it only has to go."""
+    found = _find(status, c.TRAINING)
+    return found is not None and found.reason == RESTARTING
+
+
+def was_ready(status: Status) -> bool:
+    """Whether all pods of the current run were seen running."""
+    found = _find(status, c.PODS_READY)
+    return found is not None and found.status is ConditionStatus.TRUE
 
 
 @singledispatch
@@ -106,7 +147,7 @@ def _(record: ResumeRecord, status: Status, now: str) -> Status:
 
 @fold.register
 def _(record: FinalReport, status: Status, now: str) -> Status:
-    status = _set(status, c.TRAINING, False, record.reason, "No optimizer steps are being made.", now)
+    status = _stopped(status, record.reason, now)
     if record.exit_code == Exit.OK:
         metrics = {k: v for k, v in record.metrics.items() if v is not None}
         result = ResultStatus(uri=record.result, digest=record.digest, metrics=metrics, best=record.best_step)
@@ -122,6 +163,7 @@ def failed(status: Status, exit_code: int, message: str, *, now: str) -> Status:
     """The job has failed for good."""
     what = exits.meaning(exit_code)
     text = f"{message or what.sentence} {what.remedy}".strip()[:MESSAGE_LENGTH]
+    status = _stopped(status, what.reason, now)
     status = _set(status, c.FAILED, True, what.reason, text, now)
     status = _set(status, c.READY, False, what.reason, text, now)
     return _with(status, phase=Phase.FAILED, completionTime=now)
@@ -129,23 +171,41 @@ def failed(status: Status, exit_code: int, message: str, *, now: str) -> Status:
 
 def ended(status: Status, phase: Phase, reason: str, message: str, *, now: str) -> Status:
     """The job is over for a reason that is not the trainer's."""
+    status = _stopped(status, reason, now)
     status = _set(status, c.FAILED, True, reason, message, now)
     status = _set(status, c.READY, False, reason, message, now)
     return _with(status, phase=phase, completionTime=now)
 
 
 def suspended(status: Status, message: str, *, now: str) -> Status:
+    status = _stopped(status, "Suspended", now)
     return _with(_set(status, c.SUSPENDED, True, "Suspended", message, now), phase=Phase.SUSPENDED)
+
+
+def queued(status: Status, *, now: str) -> Status:
+    """A queue holds the run back, or has taken its pods."""
+    message = "The queue has not admitted the job; it starts when there is room."
+    status = _stopped(status, "Queued", now)
+    return _with(_set(status, c.PODS_READY, False, "Queued", message, now), phase=Phase.QUEUED)
 
 
 def backend_missing(status: Status, *, now: str) -> Status:
     message = "This cluster has no PyTorchJob resource. Install the Training Operator 1.9; the job starts by itself."
-    return _with(_set(status, c.PODS_READY, False, "BackendMissing", message, now), phase=Phase.QUEUED)
+    reason = CREATE_REFUSED if is_claimed(status) else "BackendMissing"
+    return _with(_set(status, c.PODS_READY, False, reason, message, now), phase=Phase.QUEUED)
+
+
+def hindered(status: Status, problem: Problem, *, now: str) -> Status:
+    """The next run of an accepted job cannot be made as this cluster is set up now."""
+    return _with(
+        _set(status, c.PODS_READY, False, problem.reason, str(problem)[:MESSAGE_LENGTH], now), phase=Phase.QUEUED
+    )
 
 
 def restarting(status: Status, restarts: int, message: str, *, now: str) -> Status:
     """The run has failed and another one follows."""
-    status = _set(status, c.TRAINING, False, "Restarting", message, now)
+    status = _stopped(status, RESTARTING, now)
+    status = _set(status, c.TRAINING, False, RESTARTING, message[:MESSAGE_LENGTH], now)
     return _with(status, restarts=restarts, phase=Phase.STARTING)
 
 
@@ -153,8 +213,17 @@ def pods_seen(status: Status, pods: tuple[PodSeen, ...], *, now: str) -> Status:
     """How many pods of the run are running; the backend's own word counts the master only."""
     wanted = (status.layout.nodes if status.layout else None) or 1
     ready = sum(p.phase == "Running" for p in pods)
-    message = f"{ready} of {wanted} pods are running."
+    waiting = next((f" {p.name} waits: {p.waiting}" for p in pods if p.waiting), "")
+    message = f"{ready} of {wanted} pods are running.{waiting}"[:MESSAGE_LENGTH]
     return _set(status, c.PODS_READY, ready == wanted, "Running" if ready == wanted else "Waiting", message, now)
+
+
+def _stopped(status: Status, reason: str, now: str) -> Status:
+    """Conditions about a running run, turned off with it."""
+    for kind, message in ((c.PODS_READY, "No pods are needed."), (c.TRAINING, "No optimizer steps are being made.")):
+        if _find(status, kind):
+            status = _set(status, kind, False, reason, message, now)
+    return status
 
 
 def _described(resolution: Resolution) -> Status:
@@ -162,7 +231,7 @@ def _described(resolution: Resolution) -> Status:
     rows = config.batch.per_device * config.batch.accumulation * mesh.data_parallel
     return Status(
         resolved=Resolved(method=config.method, methodReason=resolution.method_reason, engine=config.engine,
-                          precision=config.precision, rowsPerStep=rows, digest=resolution.digest),
+                          precision=config.precision, rowsPerStep=rows, network="tcp", digest=resolution.digest),
         layout=Layout(nodes=mesh.nodes, gpusPerNode=mesh.processes_per_node, worldSize=mesh.world_size,
                       dataParallel=mesh.data_parallel, tensorParallel=mesh.tensor_parallel,
                       pipelineParallel=mesh.pipeline_parallel,
@@ -170,6 +239,20 @@ def _described(resolution: Resolution) -> Status:
         network=NetworkStatus(profile="tcp", reason="No faster network is configured for this gpu_type."),
         informational=resolution.informational or None,
     )  # fmt: skip
+
+
+def _resumed(status: Status, now: str) -> Status:
+    if not _find(status, c.SUSPENDED):
+        return status
+    return _set(status, c.SUSPENDED, False, "Resumed", "The job goes on from its last checkpoint.", now)
+
+
+def _begun(phase: Phase | None) -> Phase:
+    return Phase.STARTING if phase in (None, Phase.QUEUED, Phase.SUSPENDED) else phase
+
+
+def _find(status: Status, kind: str) -> Condition | None:
+    return next((x for x in status.conditions or () if x.type == kind), None)
 
 
 def _progress(status: Status) -> ProgressStatus:

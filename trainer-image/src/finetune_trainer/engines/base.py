@@ -67,7 +67,7 @@ class AdamwEngine:
         with self._exchange(last):
             with self._compute.precision():
                 total = loss.nll(self._forward, batch.to(self._compute.device))
-            (total * (scale * self._compute.averaged_over)).backward()
+            torch.autograd.backward(total * (scale * self._compute.averaged_over))
         return total.detach()
 
     def evaluate(self, batch: Batch) -> Tensor:

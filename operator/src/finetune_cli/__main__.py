@@ -1,0 +1,5 @@
+"""`python -m finetune_cli`: the same as `finetune`."""
+
+from .main import main
+
+main()

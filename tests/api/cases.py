@@ -1,0 +1,169 @@
+"""For every rule a job that breaks it, and one that only just does not. Read by test_rules.py and test_server.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from builders import Json
+
+P, H, V = "hyperparameters.parallelism", "hyperparameters", "training.validation"
+NAMES_DIFFER = "Names of the same thing have different values."
+NOT_A_URI = "This is neither a path nor a known URI."
+CLIMBS = "A URI may not climb out of its root by '..'."
+BAD_KEY = "A key is not a legal name of a label or annotation."
+RESERVED = "Names under finetune.dev, kubeflow.org, kubernetes.io and k8s.io belong to controllers."
+RL = "it belongs to reinforcement learning"
+
+
+@dataclass(frozen=True)
+class Case:
+    """`wrong` and `near` change the job of builders.FINE; None removes a key."""
+
+    sentence: str
+    path: str
+    reason: str
+    message: str
+    """The beginning of the rule's own sentence."""
+    wrong: Json
+    near: Json
+
+
+CASES = (
+    Case("a job names a model", "job.model", "MissingModel", "No base model is named.",
+         {"job.model": None}, {"job.model": None, "policy.source": "a/b"}),
+    Case("a job names data", "job.data", "MissingData", "No training data is named.",
+         {"job.data": None}, {"job.data": None, "job.data_path": "rows.jsonl"}),
+    Case("a job names a kind of GPU", "compute.gpu_type", "missing_gpu_type",
+         "No kind of accelerator is named (missing_gpu_type).",
+         {"compute.gpu_type": None}, {"compute.gpu_type": "CPU"}),
+    # Names of the same thing
+    Case("two names of the model agree", "job.model", "Contradiction", NAMES_DIFFER,
+         {"policy.model_name": "a/b"}, {"policy.model_name": "Qwen/Qwen3-4B"}),
+    Case("two names of the data agree", "job.data", "Contradiction", NAMES_DIFFER,
+         {"job.data_path": "x.jsonl"}, {"job.data_path": "pvc://rows/train.jsonl"}),
+    Case("three places that say nodes agree", "compute.nodes", "Contradiction", NAMES_DIFFER,
+         {"compute.nodes": 2, "data.topology.nodes": 2, f"{P}.topology.nodes": 4},
+         {"compute.nodes": 2, "data.topology.nodes": 2, f"{P}.topology.nodes": 2}),
+    Case("two places that say GPUs of a node agree", "compute.gpus_per_node", "Contradiction", NAMES_DIFFER,
+         {"data.topology.gpus_per_node": 8, f"{P}.topology.gpus_per_node": 4},
+         {"data.topology.gpus_per_node": 8, f"{P}.topology.gpus_per_node": 8}),
+    Case("world_size is gpu_count", "compute.gpu_count", "Contradiction", NAMES_DIFFER,
+         {f"{H}.world_size": 4}, {f"{H}.world_size": 8}),
+    Case("every name of the tensor-parallel size agrees", f"{P}.tensor_parallel_size", "Contradiction",
+         NAMES_DIFFER, {f"{P}.tensor_parallel_size": 2, "compute.topology.tensor_parallel": 4},
+         {f"{P}.tensor_parallel_size": 2, "compute.topology.tensor_parallel": 2}),
+    Case("two names of the replicas agree", "data.topology.data_parallel", "Contradiction", NAMES_DIFFER,
+         {"data.topology.data_parallel": 8, f"{P}.topology.data_parallel": 4},
+         {"data.topology.data_parallel": 8, f"{P}.topology.data_parallel": 8}),
+    Case("two names of the micro batch agree", f"{H}.per_device_batch", "Contradiction", NAMES_DIFFER,
+         {f"{H}.per_device_batch": 1, f"{H}.batch_size": 2}, {f"{H}.per_device_batch": 2, f"{H}.batch_size": 2}),
+    Case("three names of the last step agree", f"{H}.total_steps", "Contradiction", NAMES_DIFFER,
+         {f"{H}.train_steps": 10, f"{H}.steps": 11}, {f"{H}.train_steps": 10, f"{H}.steps": 10}),
+    Case("two names of the sequence length agree", f"{H}.sequence_length", "Contradiction", NAMES_DIFFER,
+         {f"{H}.sequence_length": 512, f"{H}.max_seq_length": 513},
+         {f"{H}.sequence_length": 512, f"{H}.max_seq_length": 512}),
+    Case("every spelling of the rank agrees", f"{H}.lora.r", "Contradiction", NAMES_DIFFER,
+         {f"{H}.lora_rank": 8, "training.lora.r": 16}, {f"{H}.lora_rank": 8, "training.lora.r": 8, "lora.r": 8}),
+    Case("every spelling of alpha agrees", f"{H}.lora.alpha", "Contradiction", NAMES_DIFFER,
+         {f"{H}.lora_alpha": 8, "lora.alpha": 8.5}, {f"{H}.lora_alpha": 8, "lora.alpha": 8.0}),
+    Case("every spelling of the adapters' dropout agrees", f"{H}.lora.dropout", "Contradiction", NAMES_DIFFER,
+         {f"{H}.lora_dropout": 0.1, f"{H}.lora.dropout": 0.2}, {f"{H}.lora_dropout": 0.1, f"{H}.lora.dropout": 0.1}),
+    Case("every spelling of the adapters' layers agrees", f"{H}.lora.target_modules", "Contradiction", NAMES_DIFFER,
+         {f"{H}.lora_target_modules": ["q"], "lora.target_modules": ["q", "v"]},
+         {f"{H}.lora_target_modules": ["q", "v"], "lora.target_modules": ["q", "v"]}),
+    # Sums
+    Case("gpu_count is nodes times gpus_per_node", "compute.gpu_count", "LayoutContradiction",
+         "gpu_count is not nodes x gpus_per_node.",
+         {"compute.nodes": 2, "compute.gpus_per_node": 8}, {"compute.nodes": 2, "compute.gpus_per_node": 4}),
+    Case("nodes divides gpu_count", "compute.nodes", "LayoutContradiction",
+         "gpu_count cannot be shared out evenly over nodes.", {"compute.nodes": 3}, {"compute.nodes": 4}),
+    Case("gpus_per_node divides gpu_count", "compute.gpus_per_node", "LayoutContradiction",
+         "gpu_count is not a multiple of gpus_per_node.", {"compute.gpus_per_node": 3}, {"compute.gpus_per_node": 4}),
+    Case("one node holds at most 64 GPUs", "compute.gpu_count", "LayoutContradiction",
+         "gpu_count asks for more than 64 accelerators in one node.",
+         {"compute.gpu_count": 65}, {"compute.gpu_count": 64}),
+    Case("tensor times pipeline divides the GPUs", f"{P}.tensor_parallel_size", "MeshContradiction",
+         "tensor_parallel_size x pipeline_parallel_size does not divide the number of accelerators.",
+         {f"{P}.tensor_parallel_size": 4, f"{P}.pipeline_parallel_size": 4},
+         {f"{P}.tensor_parallel_size": 4, f"{P}.pipeline_parallel_size": 2}),
+    Case("tensor parallelism stays in the node", f"{P}.tensor_parallel_size", "MeshContradiction",
+         "Tensor parallelism would leave the node",
+         {"compute.nodes": 2, f"{P}.tensor_parallel_size": 8}, {"compute.nodes": 2, f"{P}.tensor_parallel_size": 4}),
+    Case("the replicas are what tensor and pipeline leave", "data.topology.data_parallel", "MeshContradiction",
+         "data_parallel x tensor_parallel x pipeline_parallel is not the number of accelerators.",
+         {"data.topology.data_parallel": 8, f"{P}.tensor_parallel_size": 2},
+         {"data.topology.data_parallel": 4, f"{P}.tensor_parallel_size": 2}),
+    # Choices
+    Case("DeepSpeed and FSDP exclude each other", f"{P}.fsdp", "EnginesExclude",
+         "DeepSpeed ZeRO and FSDP shard the same states",
+         {f"{P}.fsdp": True, f"{P}.use_deepspeed": True}, {f"{P}.fsdp": False, f"{P}.use_deepspeed": True}),
+    Case("FSDP knows two strategies", f"{P}.fsdp_sharding_strategy", "UnknownValue",
+         "FSDP can shard fully or not at all.",
+         {f"{P}.fsdp": True, f"{P}.fsdp_sharding_strategy": "full_shard\n"},
+         {f"{P}.fsdp": True, f"{P}.fsdp_sharding_strategy": "FULL_SHARD"}),
+    Case("FSDP knows one wrapping", f"{P}.fsdp_auto_wrap_policy", "UnknownValue",
+         "Every decoder layer is one shard group; there is no other policy.",
+         {f"{P}.fsdp": True, f"{P}.fsdp_auto_wrap_policy": "by_size"},
+         {f"{P}.fsdp": False, f"{P}.fsdp_auto_wrap_policy": "by_size"}),
+    Case("the computation has one number format", f"{P}.fp16", "PrecisionContradiction",
+         "bf16 and fp16 are both true; the computation has one number format.",
+         {f"{P}.bf16": True, f"{P}.fp16": True}, {f"{P}.bf16": False, f"{P}.fp16": True}),
+    Case("QLoRA is not full finetuning", f"{H}.train_kind", "MethodContradiction",
+         "train_kind says full finetuning, but use_qlora or mode asks for adapters.",
+         {f"{H}.train_kind": "fft", "training.use_qlora": True},
+         {f"{H}.train_kind": "fft", "training.use_qlora": False}),
+    Case("full finetuning has no adapters", f"{H}.train_kind", "MethodContradiction",
+         "train_kind asks for adapters, but mode says full finetuning.",
+         {f"{H}.train_kind": "peft", "training.mode": "full"}, {f"{H}.train_kind": "peft", "training.mode": "lora"}),
+    Case("use_qlora is not full finetuning", "training.use_qlora", "MethodContradiction",
+         "use_qlora asks for adapters, but mode says full finetuning.",
+         {"training.use_qlora": True, "training.mode": "fft"},
+         {"training.use_qlora": True, "training.mode": "sft_offline"}),
+    Case("a greater loss is not better", f"{V}.greater_is_better", "UnknownValue",
+         "A loss is better when it is smaller.", {f"{V}.greater_is_better": True}, {f"{V}.greater_is_better": False}),
+    # Addresses
+    Case("a model is a path or a known URI", "job.model", "BadUri", NOT_A_URI,
+         {"job.model": "ollama:qwen"}, {"job.model": "hf://a/b@main"}),
+    Case("data is a path or a known URI", "job.data", "BadUri", NOT_A_URI,
+         {"job.data": "ftp://host/rows"}, {"job.data": "s3://bucket/rows"}),
+    Case("data_path is a path or a known URI", "job.data_path", "BadUri", NOT_A_URI,
+         {"job.data": None, "job.data_path": "https:/host"}, {"job.data": None, "job.data_path": "https://host"}),
+    Case("the validation path is a path or a known URI", "data.validation_path", "BadUri", NOT_A_URI,
+         {"data.validation_path": "pvc://"}, {"data.validation_path": "pvc://claim"}),
+    Case("the output is a path or a known URI", "output.uri", "BadUri", NOT_A_URI,
+         {"output.uri": "S3://bucket"}, {"output.uri": "/out"}),
+    Case("a model stays in its root", "job.model", "BadUri", CLIMBS,
+         {"job.model": "pvc://claim/../other"}, {"job.model": "../models/here"}),
+    Case("data stays in its root", "job.data", "BadUri", CLIMBS,
+         {"job.data": "pvc://../rows"}, {"job.data": "pvc://claim/..rows"}),
+    Case("data_path stays in its root", "job.data_path", "BadUri", CLIMBS,
+         {"job.data": None, "job.data_path": "s3://b/a/.."}, {"job.data": None, "job.data_path": "s3://b/a/..."}),
+    Case("the validation path stays in its root", "data.validation_path", "BadUri", CLIMBS,
+         {"data.validation_path": "pvc://c/../x"}, {"data.validation_path": "pvc://c/x.."}),
+    Case("the output stays in its root", "output.uri", "BadUri", CLIMBS,
+         {"output.uri": "gs://b/../../x"}, {"output.uri": "gs://b/./x"}),
+    # Pods
+    Case("a variable does not change what code runs", "pods.env", "ForbiddenVariable",
+         "Variables that change what code runs",
+         {"pods.env": [{"name": "A", "value": "1"}, {"name": "LD_PRELOAD", "value": "x.so"}]},
+         {"pods.env": [{"name": "A", "value": "1"}, {"name": "MY_LD_PRELOAD", "value": "x.so"}]}),
+    Case("labels of controllers are not given", "pods.labels", "ReservedName", RESERVED,
+         {"pods.labels": {"training.kubeflow.org/job-name": "x"}},
+         {"pods.labels": {"notkubeflow.org/job-name": "x"}}),
+    Case("annotations of controllers are not given", "pods.annotations", "ReservedName", RESERVED,
+         {"pods.annotations": {"kubernetes.io/x": "y"}}, {"pods.annotations": {"example.org/kubernetes.io": "y"}}),
+    Case("a label has a legal key", "pods.labels", "BadLabelKey", BAD_KEY,
+         {"pods.labels": {"a" * 64: "x"}}, {"pods.labels": {"a" * 63: "x"}}),
+    Case("an annotation has a legal key", "pods.annotations", "BadLabelKey", BAD_KEY,
+         {"pods.annotations": {"Example.org/x": "y"}}, {"pods.annotations": {"example.org/X": "y"}}),
+    Case("a node is selected by a legal key", "pods.nodeSelector", "BadLabelKey", BAD_KEY,
+         {"pods.nodeSelector": {"": "x"}}, {"pods.nodeSelector": {"kubernetes.io/arch": "amd64"}}),
+    # Refused keys
+    Case("GPUs that generate are refused", "compute.topology.gpus_for_vllm", "RefusedKey",
+         f"This key is refused: {RL}", {"compute.topology.gpus_for_vllm": 0}, {"compute.topology.type": "single"}),
+    Case("GPUs of a reference model are refused", "compute.topology.gpus_for_ref", "RefusedKey",
+         f"This key is refused: {RL}", {"compute.topology.gpus_for_ref": 1}, {"compute.topology.gpus_for_ref": None}),
+    Case("a place for a reference model is refused", "compute.topology.reference_placement", "RefusedKey",
+         f"This key is refused: {RL}", {"compute.topology.reference_placement": "none"},
+         {"compute.topology.gpus_for_training": 8}),
+)  # fmt: skip

@@ -1,0 +1,40 @@
+"""Every rule says no to the job that breaks it, and yes to the one that only just does not."""
+
+from __future__ import annotations
+
+import pytest
+
+from api.cases import CASES, Case
+from builders import resource
+from finetune_api import check
+from finetune_api.rules import all_rules
+
+CASE = pytest.mark.parametrize("case", CASES, ids=lambda case: case.sentence)
+
+
+@CASE
+def test_a_job_that_breaks_the_rule_is_refused_by_it(case: Case) -> None:
+    found = check.problems(resource(case.wrong))
+    assert [(p.path, p.reason) for p in found if p.message.startswith(case.message)] == [
+        (f"spec.{case.path}", case.reason)
+    ], found
+    assert all(p.remedy for p in found)
+
+
+@CASE
+def test_a_job_that_just_keeps_the_rule_is_fine(case: Case) -> None:
+    assert check.problems(resource(case.near)) == []
+
+
+def test_every_rule_has_a_case() -> None:
+    judged = {(case.path, case.reason, case.message) for case in CASES}
+    for rule in all_rules():
+        mine = [m for p, r, m in judged if (p, r) == (rule.path, rule.reason) and rule.message.startswith(m)]
+        assert mine, f"no case for {rule.path} {rule.reason}: {rule.message}"
+    assert len(CASES) == len(set(all_rules()))
+
+
+def test_the_message_shows_the_values_that_contradict_each_other() -> None:
+    [problem] = check.problems(resource({"compute.nodes": 2, "compute.gpus_per_node": 8}))
+    assert "Given: compute.gpu_count = 8, compute.nodes = 2, compute.gpus_per_node = 8." in problem.message
+    assert problem.remedy == "Correct one of the three, or leave one out."

@@ -1,0 +1,111 @@
+"""The verbs and their help: complete, alike wherever they are told, and quick to ask for."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from cli.calls import finetune, job
+from finetune_cli import reference, verbs
+from finetune_cli.errors import Refused
+from finetune_cli.main import VERBS
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_verb_is_a_file_and_every_file_a_verb() -> None:
+    [folder] = verbs.__path__
+    assert {path.stem for path in Path(folder).glob("[a-z]*.py")} == set(VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(verb: str) -> None:
+    result = finetune(verb, "-h")
+    assert result.exit_code == 0
+    assert result.stdout.startswith(f"Usage: finetune {verb}")
+    assert VERBS[verb] in finetune("--help").stdout
+
+
+def test_asking_for_help_imports_nothing_heavy() -> None:
+    """Start-up is a benchmark of its own (make bench-cli); this keeps the reason for it from going away."""
+    script = (
+        "import sys; from finetune_cli.main import cli; cli(['--help'], standalone_mode=False); print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "click" in loaded
+    assert not loaded & {"pydantic", "yaml", "rich", "finetune_api.v1alpha1", "subprocess"}
+
+
+def test_validating_imports_neither_rich_nor_the_runner(tmp_path: Path) -> None:
+    script = f"""
+import sys
+from finetune_cli.main import cli
+cli(['validate', {str(job(tmp_path))!r}], standalone_mode=False)
+print(*sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "finetune_api.v1alpha1" in loaded
+    assert not loaded & {"rich", "subprocess", "finetune_cli.local"}
+
+
+def test_the_reference_page_is_what_the_help_says() -> None:
+    assert (ROOT / reference.PAGE).read_text(encoding="utf-8") == reference.page()
+
+
+def test_an_unknown_verb_is_refused() -> None:
+    result = finetune("tune")
+    assert result.exit_code == 2
+    assert "No such command 'tune'" in result.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_completion_script_names_the_program(shell: str) -> None:
+    result = finetune("completion", shell)
+    assert result.exit_code == 0
+    assert "_FINETUNE_COMPLETE" in result.stdout
+
+
+def test_no_color_takes_the_colours_out_of_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    from click.testing import CliRunner  # noqa: PLC0415 - the one test that asks for a terminal's colours
+
+    from finetune_cli.main import cli  # noqa: PLC0415
+
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert "\x1b[" in CliRunner().invoke(cli, ["validate", "none.yaml"], color=True).output
+    assert "\x1b[" not in CliRunner().invoke(cli, ["validate", "none.yaml"], color=True, env={"NO_COLOR": "1"}).output
+
+
+def test_a_key_is_explained_with_its_bounds_and_fate() -> None:
+    lines = finetune("explain", "hyperparameters.learning_rate").stdout.splitlines()
+    assert lines[0] == "hyperparameters.learning_rate"
+    assert "  Fits:  number, more than 0, at most 1." in lines
+    assert "  Fate:  honoured." in lines
+
+
+def test_a_section_is_explained_with_its_keys() -> None:
+    told = finetune("explain", "training.lora").stdout
+    assert "    target_modules  " in told
+
+
+def test_an_explanation_for_programs_has_the_rules() -> None:
+    told = json.loads(finetune("explain", "spec.compute.gpu_type", "-o", "json").stdout)
+    assert (told["path"], told["fate"]) == ("compute.gpu_type", "honoured")
+    assert "missing_gpu_type" in [rule["reason"] for rule in told["rules"]]
+
+
+def test_a_key_that_does_not_exist_is_answered_with_the_nearest() -> None:
+    result = finetune("explain", "hyperparameters.lerning_rate")
+    assert result.exit_code == 2
+    assert "Did you mean hyperparameters.learning_rate? [UnknownKey]" in result.stderr
+
+
+def test_a_refusal_is_an_exception_that_click_knows_to_show() -> None:
+    assert issubclass(Refused, click.ClickException)
+    assert Refused([]).exit_code == 2

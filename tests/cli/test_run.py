@@ -1,0 +1,168 @@
+"""`finetune run` with the real trainer: a tiny model, on CPU, as processes of this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.calls import JOB
+from cli.replicas import alive
+from finetune_api import report
+from finetune_api.report import ProgressRecord
+from finetune_cli import kubernetes_yaml
+from trainer.models import dataset, model_folder
+
+FINETUNE = (sys.executable, "-m", "finetune_cli", "run", "job.yaml")
+HYPER = "hyperparameters: {batch_size: 4, learning_rate: 1e-3, sequence_length: 64, n_epochs: 1}"
+TWO_NODES = ("--set", "compute.nodes=2", "--set", "hyperparameters.batch_size=2")
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return model_folder(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def place(tmp_path: Path, model: Path) -> Iterator[Path]:
+    """A folder with a job, a model and rows; afterwards no process of it is left."""
+    shutil.copytree(model, tmp_path / "model")
+    dataset(tmp_path / "train.jsonl", 24)
+    dataset(tmp_path / "held-out.jsonl", 6, seed=50)
+    data = "  data: {validation_path: held-out.jsonl}\n  " + HYPER + "\n"
+    (tmp_path / "job.yaml").write_text(JOB.replace("org/name", "./model") + data)
+    (tmp_path / "tmp").mkdir()
+    yield tmp_path
+    assert alive(f"TMPDIR={tmp_path}/tmp") == []
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def _environment(place: Path) -> dict[str, str]:
+    return dict(os.environ) | {"OMP_NUM_THREADS": "1", "TMPDIR": str(place / "tmp")}
+
+
+def _run(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*FINETUNE, *arguments], cwd=place, env=_environment(place), capture_output=True, text=True, check=False
+    )
+
+
+@contextmanager
+def _started(place: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A run under way; killed with everything it started if the test does not wait for its end."""
+    with subprocess.Popen(
+        [*FINETUNE, *arguments], cwd=place, env=_environment(place), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    ) as process:  # fmt: skip
+        try:
+            yield process
+        finally:
+            process.kill()
+            for pid in alive(f"TMPDIR={place}/tmp"):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _read_until(process: subprocess.Popen[str], start: str) -> list[str]:
+    """Lines of standard error up to the first that starts so."""
+    assert process.stderr is not None
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if line.startswith(start):
+            return lines
+    raise AssertionError(f"no line starts with {start!r}: {''.join(lines)}")
+
+
+def _status(output: Path) -> Any:
+    return kubernetes_yaml.value((output / "status.yaml").read_text())
+
+
+def test_a_run_ends_in_a_result_a_status_and_a_summary(place: Path) -> None:
+    done = _run(place)
+    assert done.returncode == 0, done.stderr
+    output = place / "sample-output"
+    status = _status(output)
+    assert (status["phase"], status["run"], status["progress"]["step"]) == ("Succeeded", 1, 6)
+    assert status["result"]["uri"] == "sample-output/result"
+    assert (output / "result" / "adapter_config.json").is_file()
+    assert "step 6/6  loss " in done.stderr
+    assert "succeeded in " in done.stdout
+    assert "eval loss:  " in done.stdout
+    assert "training loss over steps" in done.stdout
+    assert (output / "logs" / "sample-1-master-0.log").read_text().count('{"record":"progress"') == 6
+
+
+def test_two_nodes_are_stopped_by_ctrl_c_and_continue_with_the_same_command(place: Path) -> None:
+    asked = (*TWO_NODES, "--output", "out", "--set", "hyperparameters.n_epochs=3")
+    with _started(place, *asked) as process:
+        _read_until(process, "step 2/")
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=120)
+    assert process.returncode == 75, told
+    assert "To continue, run the same command again: finetune run job.yaml --set compute.nodes=2" in told
+    assert _status(place / "out")["phase"] == "Suspended"
+    assert alive(f"TMPDIR={place}/tmp") == []
+    done = _run(place, *asked, "--quiet", "-o", "json")
+    assert done.returncode == 0, done.stderr
+    status = json.loads(done.stdout)
+    assert (status["phase"], status["run"], status["layout"]["nodes"]) == ("Succeeded", 2, 2)
+    lines = (place / "out" / "records.jsonl").read_text().splitlines()
+    steps = [r.step for line in lines if isinstance(r := report.parse(line), ProgressRecord)]
+    assert steps == list(range(1, 19))
+    assert {path.name for path in (place / "out" / "logs").iterdir()} == {
+        f"sample-{run}-{replica}-0.log" for run in (1, 2) for replica in ("master", "worker")
+    }  # fmt: skip
+
+
+def test_a_node_that_is_killed_fails_the_run_and_is_named(place: Path) -> None:
+    with _started(place, *TWO_NODES, "--output", "out", "--set", "hyperparameters.n_epochs=500") as process:
+        _read_until(process, "step 2/")
+        [launcher] = _launchers(place, node=1)
+        os.kill(launcher, signal.SIGKILL)
+        _, told = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "error: sample-1-worker-0: The trainer was ended by signal 9. [Killed]" in told
+    assert "log: out/logs/sample-1-worker-0.log" in told
+    assert _status(place / "out")["phase"] == "Failed"
+
+
+def _launchers(place: Path, *, node: int) -> list[int]:
+    """Processes of a node that are no ranks: ranks know their RANK."""
+    found = set(alive(f"TMPDIR={place}/tmp")) & set(alive(f"PET_NODE_RANK={node}"))
+    return sorted(pid for pid in found if b"\0RANK=" not in Path(f"/proc/{pid}/environ").read_bytes())
+
+
+def test_the_output_of_another_job_is_refused_and_keeps_its_status(place: Path) -> None:
+    assert _run(place, "--output", "out", "--examples", "4").returncode == 0
+    before = (place / "out" / "status.yaml").read_bytes()
+    other = _run(place, "--output", "out", "--examples", "4", "--set", "hyperparameters.learning_rate=2e-3")
+    assert other.returncode == 2
+    assert "hyperparameters.learning_rate is 0.001 there and 0.002 here" in other.stderr
+    assert "[OutputRefused]" in other.stderr
+    assert (place / "out" / "status.yaml").read_bytes() == before
+
+
+def test_a_result_that_is_complete_is_not_made_again(place: Path) -> None:
+    assert _run(place, "--examples", "4").returncode == 0
+    made = (place / "sample-output" / "result" / "adapter_model.safetensors").stat()
+    again = _run(place, "--examples", "4")
+    assert again.returncode == 0
+    assert "succeeded in " in again.stdout
+    assert (place / "sample-output" / "result" / "adapter_model.safetensors").stat().st_ino == made.st_ino
+
+
+def test_an_output_that_is_a_file_is_refused(place: Path) -> None:
+    (place / "out").write_text("mine")
+    done = _run(place, "--output", "out")
+    assert done.returncode == 2
+    assert "error: spec.output.uri: The folder out cannot be made: File exists. [OutputRefused]" in done.stderr
+    assert (place / "out").read_text() == "mine"

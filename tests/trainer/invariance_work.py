@@ -1,0 +1,73 @@
+"""One optimizer step over the same eight rows, cut into micro batches in different ways."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from finetune_trainer import loop
+from finetune_trainer.batches import Layout
+from finetune_trainer.collate import Batch
+from finetune_trainer.engines import Engine, build
+from finetune_trainer.environment import Place
+from finetune_trainer.job import order
+from finetune_trainer.loop import Run
+from finetune_trainer.rows import Rows
+from trainer import models
+from trainer.parity_cases import Recording
+
+Result = tuple[float, dict[str, Tensor]]
+"""The loss of the step, and the whole gradient of every parameter."""
+PLACE = Place(0, 1, 0, torch.device("cpu"))
+
+
+def rows() -> Rows:
+    """Eight rows of 5 to 40 tokens; of their targets there are 1 to 30, and none in the sixth."""
+    random = np.random.default_rng(3)
+    lengths = np.array([5, 40, 12, 33, 7, 21, 9, 28])
+    counts = np.array([1, 30, 4, 12, 6, 0, 8, 3])
+    offsets = np.cumsum([0, *lengths], dtype=np.int64)
+    targets = np.zeros(offsets[-1], np.bool_)
+    for start, length, count in zip(offsets[:-1], lengths, counts, strict=True):
+        targets[start + 1 + random.permutation(length - 1)[:count]] = True
+    tokens = random.integers(0, 1024, offsets[-1], dtype=np.int32)
+    return Rows(tokens, targets, offsets, np.arange(1, 9, dtype=np.int32))
+
+
+class MeanOfMeans(Recording):
+    """The wrong way: each micro batch is averaged over its own targets, and the averages are averaged."""
+
+    def __init__(self, engine: Engine, micro_batches: int) -> None:
+        super().__init__(engine)
+        self._micro_batches = micro_batches
+
+    def accumulate(self, batch: Batch, scale: float, *, last: bool) -> Tensor:
+        own = 1 / (max(len(batch.labels), 1) * self._micro_batches)
+        return super().accumulate(batch, own, last=last)
+
+
+def steps(*cuts: int) -> dict[int, Result]:
+    """The step by rows of a micro batch; negative: with a mean per micro batch."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    found = {cut: _step(abs(cut), MeanOfMeans if cut < 0 else None) for cut in cuts}
+    dist.destroy_process_group()
+    return found
+
+
+def _step(per_device: int, wrong: Callable[[Engine, int], Recording] | None) -> Result:
+    accumulation = 8 // per_device
+    config = models.run_config(
+        Path("model"), Path("data"), Path("output"), data__shuffle=False,
+        batch={"per_device": per_device, "accumulation": accumulation},
+    )  # fmt: skip
+    engine = build(models.llama(), config, PLACE)
+    recording = wrong(engine, accumulation) if wrong else Recording(engine)
+    data = rows()
+    run = Run(config, PLACE, recording, data, order(config, len(data)), Layout(per_device, 1))
+    return loop.train_step(run, 0).loss, recording.first

@@ -1,0 +1,186 @@
+"""The same small job on whatever ranks there are, with everything recorded that has to agree between layouts.
+
+Run by ranks from test_parity.py and by the workers of a real launcher (parity_node.py).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from finetune_api.run import Engine, Lora, RunConfig
+from finetune_trainer import adapters, engines, environment, loop
+from finetune_trainer.batches import Layout
+from finetune_trainer.collate import Batch
+from finetune_trainer.environment import Place
+from finetune_trainer.job import order
+from finetune_trainer.loop import Done, Run
+from finetune_trainer.rows import Rows
+from trainer import models, unsynced
+
+STEPS = 20
+ROWS = 29
+"""Four rows a step: the eighth step of an epoch has one row left, and none for the second of two ranks."""
+STEPS_PER_EPOCH = 8
+
+
+@dataclass(frozen=True)
+class Case:
+    engine: Engine
+    tied: bool
+    lora: bool
+    synced: bool = True
+    steps: int = STEPS
+
+    @property
+    def job(self) -> str:
+        """What is trained, however it is spread."""
+        return f"{'tied' if self.tied else 'untied'} {'lora' if self.lora else 'fft'}"
+
+    def __str__(self) -> str:
+        return f"{self.engine} {self.job}{'' if self.synced else ' without gradient sync'}"
+
+
+@dataclass
+class Trace:
+    """What a run did, the same on every rank."""
+
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+    """Of the first step, before clipping, whole."""
+
+
+def cases(*kinds: Engine, synced: bool = True, steps: int = STEPS) -> list[Case]:
+    return [Case(*case, synced, steps) for case in itertools.product(kinds, (True, False), (False, True))]
+
+
+def everywhere(*kinds: Engine) -> list[Case]:
+    """Every job with gradient sync over the whole run, and without it over the first steps."""
+    return cases(*kinds) + cases(*kinds, synced=False, steps=3)
+
+
+def traces(which: list[Case]) -> dict[str, Trace]:
+    """The trace of every case. On a world of one there may be no process group yet."""
+    torch.set_num_threads(1)
+    with _group():
+        rank, world = dist.get_rank(), dist.get_world_size()
+        place = Place(rank, world, rank, torch.device("cpu"))
+        return {str(case): trace(case, place) for case in which}
+
+
+def trace(case: Case, place: Place) -> Trace:
+    config = _config(case, place.world_size)
+    model: nn.Module = models.llama(tied=case.tied)
+    if config.lora is not None:
+        model = with_random_b(models.llama(tied=case.tied), config.lora)
+    build = engines.build if case.synced else unsynced.build
+    recording = Recording(build(model, config, place))
+    data = rows(ROWS)
+    run = Run(
+        config, place, recording, data, order(config, len(data)), Layout(config.batch.per_device, place.world_size)
+    )
+    found = Trace(gradients=recording.first)
+
+    def note(done: Done) -> None:
+        found.losses.append(done.loss)
+        found.norms.append(done.grad_norm)
+
+    loop.fit(run, 0, [note])
+    return found
+
+
+def rows(count: int, *, longest: int = 24, seed: int = 0) -> Rows:
+    """Random rows of 6 tokens and more, each with another share of targets."""
+    random = np.random.default_rng(seed)
+    lengths = random.integers(6, longest + 1, count)
+    offsets = np.cumsum([0, *lengths], dtype=np.int64)
+    tokens = random.integers(0, 1024, offsets[-1], dtype=np.int32)
+    targets = random.random(offsets[-1]) < np.repeat(random.uniform(0.05, 0.95, count), lengths)
+    targets[offsets[:-1]] = False
+    targets[offsets[1:] - 1] = True
+    return Rows(tokens, targets, offsets, np.arange(1, count + 1, dtype=np.int32))
+
+
+def with_random_b(model: Any, lora: Lora) -> nn.Module:
+    """Adapters as PEFT makes them, but with a B that is not zero: else no gradient reaches A."""
+    environment.seed(11)
+    adapted = adapters.attach(model, lora)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+    return adapted
+
+
+class Recording:
+    """An engine that keeps the gradients of its first step."""
+
+    def __init__(self, engine: engines.Engine) -> None:
+        self._engine = engine
+        self.model = engine.model
+        self.first: dict[str, Tensor] = {}
+
+    def accumulate(self, batch: Batch, scale: float, *, last: bool) -> Tensor:
+        return self._engine.accumulate(batch, scale, last=last)
+
+    def evaluate(self, batch: Batch) -> Tensor:
+        return self._engine.evaluate(batch)
+
+    def clip(self, largest: float) -> float:
+        if not self.first:
+            self.first.update(gradients(self.model))
+        return self._engine.clip(largest)
+
+    def step(self, learning_rate: float) -> None:
+        self._engine.step(learning_rate)
+
+    def state(self) -> dict[str, Any]:
+        return self._engine.state()
+
+    def resumed(self, steps: int) -> None:
+        self._engine.resumed(steps)
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    """Whole gradients by parameter name. Collective where they are sharded."""
+    return {
+        name: (p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad).clone()
+        for name, p in model.named_parameters()
+        if p.grad is not None
+    }
+
+
+def _config(case: Case, world: int) -> RunConfig:
+    changes: dict[str, Any] = {"method": "lora", "lora": models.lora()} if case.lora else {}
+    return models.run_config(
+        Path("model"),
+        Path("train.jsonl"),
+        Path("output"),
+        engine=case.engine,
+        mesh__processes_per_node=world,
+        mesh__data_parallel=world,
+        batch={"per_device": 2 // world, "accumulation": 2},
+        schedule__epochs=3,
+        schedule__max_steps=case.steps,
+        **changes,
+    )
+
+
+@contextmanager
+def _group() -> Iterator[None]:
+    if dist.is_initialized():
+        yield
+        return
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()

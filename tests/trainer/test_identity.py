@@ -1,0 +1,200 @@
+"""Whose output folder it is: the same job continues, any other is refused and told which keys differ."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from finetune_api.keys import keys
+from finetune_api.run import IDENTITY, SPEC_KEYS, RunConfig
+from finetune_api.v1alpha1 import Spec
+from finetune_trainer import identity
+from finetune_trainer.errors import OutputRefused
+from trainer.models import lora, run_config
+
+CONTENT = {"model": "sha256:aa", "data": "sha256:bb"}
+
+
+def config(**changes: Any) -> RunConfig:
+    return run_config(Path("model"), Path("rows.jsonl"), Path("out"), **changes)
+
+
+def claim(output: Path, changed: RunConfig | None = None, rows: int = 4, **content: str) -> str:
+    return identity.claim(output, changed or config(), CONTENT | content, rows)
+
+
+def test_the_first_run_owns_the_folder_and_the_same_run_owns_it_again(tmp_path: Path) -> None:
+    output = tmp_path / "new" / "out"
+    digest = claim(output)
+    assert digest.startswith("sha256:")
+    assert len(digest) == len("sha256:") + 64
+    assert claim(output) == digest
+    assert json.loads((output / "run.json").read_bytes())["digest"] == digest
+
+
+SPREAD = {
+    "engine": "fsdp2", "activation_checkpointing": True, "log_every_steps": 9, "name": "other",
+    "batch__per_device": 1, "batch__accumulation": 4, "checkpointing__keep": 5, "data__max_bad_share": 0.5,
+    "mesh": {"nodes": 2, "processes_per_node": 1, "data_parallel": 2, "tensor_parallel": 1, "pipeline_parallel": 1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", SPREAD)
+def test_how_the_work_is_spread_and_watched_is_not_what_it_is(tmp_path: Path, key: str) -> None:
+    assert claim(tmp_path) == claim(tmp_path, config(**{key: SPREAD[key]}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        pytest.param(
+            {"optimizer__learning_rate": 5e-4},
+            "hyperparameters.learning_rate is 0.001 there and 0.0005 here. Choose another output, "
+            "or set hyperparameters.learning_rate back to 0.001",
+            id="learning rate",
+        ),
+        pytest.param(
+            {"schedule__epochs": 3, "seed": 8},
+            "hyperparameters.n_epochs is 2 there and 3 here; training.seed is 7 there and 8 here",
+            id="two keys at once",
+        ),
+        pytest.param({"data__examples": 10}, "data.examples is null there and 10 here", id="row limit"),
+        pytest.param({"lora": lora(), "method": "lora"}, "training.lora.r is absent there and 4 here", id="adapters"),
+        pytest.param({"optimizer__beta2": 0.95}, "optimizer.beta2 is 0.999 there and 0.95 here", id="no spec key"),
+    ],
+)
+def test_another_value_is_another_run(tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:
+    claim(tmp_path)
+    before = (tmp_path / "run.json").read_bytes()
+    with pytest.raises(OutputRefused) as caught:
+        claim(tmp_path, config(**changes))
+    assert str(caught.value).startswith(f"output {tmp_path} holds the work of another job: ")
+    assert sentence in str(caught.value)
+    assert (tmp_path / "run.json").read_bytes() == before
+
+
+def test_other_rows_per_step_are_another_run(tmp_path: Path) -> None:
+    claim(tmp_path, rows=4)
+    with pytest.raises(OutputRefused, match=r"hyperparameters\.global_batch is 4 there and 8 here"):
+        claim(tmp_path, rows=8)
+
+
+def test_other_content_under_the_same_name_is_another_run(tmp_path: Path) -> None:
+    claim(tmp_path)
+    with pytest.raises(OutputRefused, match=r'the content of job\.data is "sha256:bb" there and "sha256:cc" here'):
+        claim(tmp_path, data="sha256:cc")
+
+
+def put_checkpoints(output: Path) -> None:
+    (output / "checkpoints").mkdir()
+
+
+def put_result(output: Path) -> None:
+    (output / "result").mkdir()
+
+
+def put_garbage(output: Path) -> None:
+    (output / "run.json").write_text("{")
+
+
+def put_list(output: Path) -> None:
+    (output / "run.json").write_text('{"identity": []}')
+
+
+@pytest.mark.parametrize(
+    ("put", "sentence"),
+    [
+        pytest.param(put_checkpoints, "holds checkpoints but no run.json that says whose", id="checkpoints"),
+        pytest.param(put_result, "holds result but no run.json that says whose", id="a result"),
+        pytest.param(put_garbage, "run.json is not the identity of a run", id="a broken run.json"),
+        pytest.param(put_list, "run.json is not the identity of a run", id="a run.json of something else"),
+    ],
+)
+def test_a_folder_of_nobody_known_is_refused(tmp_path: Path, put: Callable[[Path], None], sentence: str) -> None:
+    put(tmp_path)
+    with pytest.raises(OutputRefused, match=sentence):
+        claim(tmp_path)
+
+
+def test_files_that_we_never_write_over_may_be_there(tmp_path: Path) -> None:
+    (tmp_path / "lost+found").mkdir()
+    (tmp_path / "report.json").write_text("{}")
+    claim(tmp_path)
+
+
+def test_every_key_of_the_identity_has_its_name_in_the_job_or_none_on_purpose() -> None:
+    full = config(lora=lora())
+    flat = identity.document(full, {}, 1).keys() - {identity.ROWS_PER_STEP}
+    assert flat - SPEC_KEYS.keys() == {"optimizer.beta1", "optimizer.beta2", "optimizer.epsilon"}
+    assert SPEC_KEYS.keys() - flat == {"lora"}
+    assert {key.split(".")[0] for key in SPEC_KEYS} == {key.split(".")[0] for key in IDENTITY}
+    assert {f"spec.{name}" for name in SPEC_KEYS.values()} <= {key.path for key in keys(Spec)}
+
+
+def model(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    weights = {"weight": torch.arange(400_000, dtype=torch.float32)}
+    safetensors.torch.save_file(weights, folder / "model.safetensors")
+    (folder / "README.md").write_text("words")
+    return folder
+
+
+def change_config(folder: Path) -> None:
+    (folder / "config.json").write_text('{"a": 1}')
+
+
+def add_template(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+
+
+def train_weights(folder: Path) -> None:
+    weights = {"weight": torch.arange(400_000, dtype=torch.float32) + 1}
+    safetensors.torch.save_file(weights, folder / "model.safetensors")
+
+
+def rename_tensor(folder: Path) -> None:
+    weights = {"weighs": torch.arange(400_000, dtype=torch.float32)}
+    safetensors.torch.save_file(weights, folder / "model.safetensors")
+
+
+def change_readme(folder: Path) -> None:
+    (folder / "README.md").write_text("other words")
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        pytest.param(change_config, False, id="config"),
+        pytest.param(add_template, False, id="chat template"),
+        pytest.param(train_weights, False, id="weights of the same shape"),
+        pytest.param(rename_tensor, False, id="a tensor's name"),
+        pytest.param(change_readme, True, id="readme"),
+    ],
+)
+def test_what_tells_two_models_apart(tmp_path: Path, change: Callable[[Path], None], same: bool) -> None:
+    folder = model(tmp_path / "model")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("{}\n")
+    before = identity.fingerprints(folder, rows)
+    change(folder)
+    after = identity.fingerprints(folder, rows)
+    assert (after["model"] == before["model"]) is same
+    assert after["data"] == before["data"]
+
+
+def test_a_row_more_is_other_data(tmp_path: Path) -> None:
+    folder = model(tmp_path / "model")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("{}\n")
+    before = identity.fingerprints(folder, rows)
+    rows.write_text("{}\n{}\n")
+    after = identity.fingerprints(folder, rows)
+    assert after["data"] != before["data"]
+    assert after["model"] == before["model"]

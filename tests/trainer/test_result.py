@@ -1,0 +1,188 @@
+"""Results: plain PEFT and plain transformers load them and find the trained model; old ones go when new ones are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from peft import AutoPeftModelForCausalLM, PeftModel
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from finetune_api.run import Lora, Method
+from finetune_trainer import adapters, export, result
+from finetune_trainer.errors import StorageFailed
+from finetune_trainer.marker import stamp
+from trainer import result_work as work
+from trainer.models import llama, model_folder
+from trainer.ranks import run_ranks, values
+
+# peft asks transformers by a name that transformers is going to drop
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+LORA = Lora(rank=4, alpha=8, dropout=0.1, target_modules=("all-linear",))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return model_folder(tmp_path_factory.mktemp("base"), tied=True)
+
+
+def trained(model: torch.nn.Module) -> dict[str, Tensor]:
+    return export.gather((name, p) for name, p in model.named_parameters() if p.requires_grad)
+
+
+def load(folder: Path) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder)
+    return model
+
+
+def with_adapter(base: Path) -> PeftModel:
+    model = adapters.attach(load(base), LORA)
+    work.disturb(model)
+    return model
+
+
+def publish(output: Path, model: Any, base: Path, method: Method, **changes: Any) -> Path:
+    return result.publish(output, model, trained(model), base, work.card(method, base), **changes)
+
+
+def test_plain_peft_loads_the_adapter_and_finds_the_same_logits(tmp_path: Path, base: Path) -> None:
+    model = with_adapter(base)
+    folder = publish(tmp_path, model, base, Method.LORA)
+    again = AutoPeftModelForCausalLM.from_pretrained(folder)
+    assert torch.equal(work.logits(again), work.logits(model))
+    assert not torch.equal(work.logits(again), work.logits(load(base)))
+
+
+def test_the_adapter_folder_is_what_peft_writes(tmp_path: Path, base: Path) -> None:
+    model = with_adapter(base)
+    ours = publish(tmp_path, model, base, Method.LORA)
+    theirs = tmp_path / "theirs"
+    model.save_pretrained(str(theirs))
+    weights = [safetensors.torch.load_file(folder / "adapter_model.safetensors") for folder in (ours, theirs)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    configs = [json.loads((folder / "adapter_config.json").read_bytes()) for folder in (ours, theirs)]
+    for config in configs:
+        config["target_modules"] = set(config["target_modules"])
+    assert configs[0] == configs[1]
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "revision"),
+    [
+        pytest.param("org/name", "org/name", None, id="a bare hub name"),
+        pytest.param("hf://org/name@v2", "org/name", "v2", id="a hub name with scheme and revision"),
+        pytest.param("/models/base", "/models/base", None, id="a folder"),
+        pytest.param("pvc://claim/base", "pvc://claim/base", None, id="a URI that PEFT does not know"),
+    ],
+)
+def test_the_adapter_names_its_base(tmp_path: Path, base: Path, model: str, name: str, revision: str | None) -> None:
+    adapted = with_adapter(base)
+    card = export.Card(model, Method.LORA, "rows.jsonl", "sha256:aa", 20)
+    folder = result.publish(tmp_path, adapted, trained(adapted), base, card)
+    config = json.loads((folder / "adapter_config.json").read_bytes())
+    assert (config["base_model_name_or_path"], config["revision"]) == (name, revision)
+    assert f'base_model: "{name}"' in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_plain_transformers_loads_the_model_and_finds_the_same_logits(tmp_path: Path, tied: bool) -> None:
+    base = model_folder(tmp_path / "base", tied=tied)
+    model = load(base)
+    work.disturb(model)
+    folder = publish(tmp_path, model, base, Method.FFT)
+    again = load(folder)
+    assert torch.equal(work.logits(again), work.logits(model))
+    names = safetensors.torch.load_file(folder / "model.safetensors").keys()
+    assert ("lm_head.weight" in names) is not tied
+
+
+def test_a_state_with_both_names_of_a_tied_weight_is_written_once(tmp_path: Path, base: Path) -> None:
+    model = load(base)
+    work.disturb(model)
+    state = export.gather(model.state_dict().items())
+    assert "lm_head.weight" in state
+    folder = result.publish(tmp_path, model, state, base, work.card(Method.FFT, base))
+    assert torch.equal(work.logits(load(folder)), work.logits(model))
+
+
+def test_the_model_keeps_the_number_format_and_settings_of_its_base(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    halved: Any = llama()
+    halved.to(torch.bfloat16).save_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model.config.use_cache = False
+    work.disturb(model)
+    folder = publish(tmp_path, model, base, Method.FFT)
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+    assert (folder / "config.json").read_bytes() == (base / "config.json").read_bytes()
+    assert load(folder).dtype is torch.bfloat16
+
+
+def test_two_ranks_gather_their_shards_on_the_first(tmp_path: Path, base: Path) -> None:
+    names = values(run_ranks(2, work.publish_sharded, base, tmp_path))
+    assert len(names[0]) > 30
+    assert names[1] == []
+    expected = load(base)
+    work.disturb(expected)
+    assert torch.equal(work.logits(load(tmp_path / "result")), work.logits(expected))
+
+
+def test_tokenizer_template_and_card_come_along(tmp_path: Path, base: Path) -> None:
+    folder = publish(tmp_path, with_adapter(base), base, Method.LORA)
+    messages = [{"role": "user", "content": "1 + 1?"}]
+    texts = [AutoTokenizer.from_pretrained(at).apply_chat_template(messages, tokenize=False) for at in (folder, base)]
+    assert texts[0] == texts[1] != ""
+    readme = (folder / "README.md").read_text()
+    assert f"# LoRA adapter of {base}" in readme
+    assert "Trained on rows.jsonl for 20 optimizer steps." in readme
+    assert "`sha256:aa`" in readme
+    assert "| val.loss | 1.2500 |" in readme
+    assert "train.loss" not in readme, "a metric that is not known is not shown"
+
+
+def test_a_result_is_finished_for_its_own_run_and_once_complete(tmp_path: Path, base: Path) -> None:
+    assert result.finished(tmp_path, "sha256:aa") is None
+    folder = publish(tmp_path, with_adapter(base), base, Method.LORA)
+    marker = result.finished(tmp_path, "sha256:aa")
+    assert marker is not None
+    assert marker.step == 20
+    assert marker.files == {path.name: stamp(path) for path in folder.iterdir() if path.name != "COMPLETE"}
+    assert result.finished(tmp_path, "sha256:bb") is None
+    (folder / "adapter_model.safetensors").unlink()
+    assert result.finished(tmp_path, "sha256:aa") is None
+
+
+def test_a_complete_result_is_left_alone_and_anything_else_goes(tmp_path: Path, base: Path) -> None:
+    model = with_adapter(base)
+    folder = publish(tmp_path, model, base, Method.LORA)
+    number = folder.stat().st_ino
+    publish(tmp_path, model, base, Method.LORA)
+    assert folder.stat().st_ino == number
+    (folder / "adapter_config.json").unlink()
+    (folder / "stray").write_text("of another time")
+    publish(tmp_path, model, base, Method.LORA)
+    assert result.finished(tmp_path, "sha256:aa") is not None
+    assert not (folder / "stray").exists()
+
+
+def test_a_publication_killed_at_any_operation_leaves_no_result_or_a_whole_one(tmp_path: Path) -> None:
+    [found] = values(run_ranks(1, work.die_everywhere, tmp_path))
+    assert len(found) > 10
+    assert found == sorted(found), "from the marker on it is there"
+    assert set(found) == {False, True}
+
+
+def test_a_file_that_does_not_fit_is_named_with_the_way_out(tmp_path: Path, base: Path) -> None:
+    [ended] = run_ranks(1, work.publish_with_little_space, tmp_path, base)
+    assert isinstance(ended.error, StorageFailed)
+    assert f"cannot write {tmp_path}" in str(ended.error)
+    assert "free space on the output volume" in str(ended.error)
+    assert result.finished(tmp_path, "sha256:aa") is None

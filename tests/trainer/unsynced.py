@@ -1,0 +1,47 @@
+"""Engines whose ranks keep their gradients to themselves: what a broken exchange looks like, to prove the tests."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+
+from finetune_api import run
+from finetune_api.run import RunConfig
+from finetune_trainer.engines import Engine
+from finetune_trainer.engines.ddp import Ddp
+from finetune_trainer.engines.fsdp2 import Fsdp2
+from finetune_trainer.environment import Place
+
+
+def build(model: nn.Module, config: RunConfig, place: Place) -> Engine:
+    return {run.Engine.DDP: UnsyncedDdp, run.Engine.FSDP2: UnsyncedFsdp2}[config.engine](model, config, place)
+
+
+class UnsyncedDdp(Ddp):
+    def _exchange(self, last: bool) -> AbstractContextManager[None]:
+        return self._wrapper.no_sync()
+
+
+class UnsyncedFsdp2(Fsdp2):
+    def __init__(self, model: nn.Module, config: RunConfig, place: Place) -> None:
+        super().__init__(model, config, place)
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.set_custom_reduce_scatter(_OwnPart())
+
+
+class _OwnPart:
+    """In place of a reduce-scatter: the rank's part of its own gradients."""
+
+    def allocate(self, size: Any, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def __call__(
+        self, output_tensor: Tensor, input_tensor: Tensor, group: Any, op: Any, async_op: bool = False
+    ) -> None:
+        output_tensor.copy_(input_tensor.chunk(dist.get_world_size())[dist.get_rank()])
