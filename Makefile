@@ -8,7 +8,8 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 STAMP := $(VENV)/.installed
 PACKAGES := crds/src operator/src trainer-image/src
-export PYTHONDONTWRITEBYTECODE := 1
+# Compiled bytecode halves the start of every process; some environments switch it off.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup quickstart test lint verify golden generate lock bench-cli testbed clean
 
@@ -41,9 +42,11 @@ lint: setup ## Style, types, layers, spelling
 
 verify: setup ## Fail if a generated file is not what its source says
 	$(BIN)/python -m finetune_api generate --check
+	$(BIN)/python -m finetune_cli.reference --check
 
 generate: setup ## Write all generated files: CRD, policy, chart copies, reference pages
 	$(BIN)/python -m finetune_api generate
+	$(BIN)/python -m finetune_cli.reference
 
 golden: setup ## Rewrite the golden plans and masks; read the diff
 	GOLDEN=rewrite $(BIN)/pytest -q tests/plan/test_golden.py

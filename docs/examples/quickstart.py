@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 HERE = Path(__file__).parent
 OUTPUT = Path("quickstart-output")
-QUESTIONS = 3
+QUESTIONS = ("factory", "refrigerator", "boat")
+"""Held-out words."""
 LONGEST_ANSWER = 48
 
 
@@ -53,7 +54,8 @@ def show_answers(base: Path, adapter: Path) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(adapter)
     model = AutoModelForCausalLM.from_pretrained(base)
-    questions = [messages[:-1] for messages in _held_out()][:QUESTIONS]
+    asked = {f"Define: {word}" for word in QUESTIONS}
+    questions = [messages[:-1] for messages in _held_out() if messages[-2]["content"] in asked]
     before = [answer(model, tokenizer, q) for q in questions]
     tuned = PeftModel.from_pretrained(model, str(adapter))
     for question, first in zip(questions, before, strict=True):

@@ -12,8 +12,8 @@ from queue import SimpleQueue
 
 from finetune_api.run import CONFIG_ENV
 from finetune_cli.local.launches import Launch
-from finetune_cli.local.processes import Events, Line, Replica
-from finetune_cli.local.supervise import Run, supervise
+from finetune_cli.local.processes import Events, Line
+from finetune_cli.local.supervise import Run, started, supervise
 
 
 def launch(folder: Path, node: int, script: str = "") -> Launch:
@@ -42,17 +42,15 @@ def supervised(
 ) -> Seen:
     """Run the scripts as replicas 0, 1, ... to their end. `on_line` may put events of its own."""
     events: Events = SimpleQueue()
-    seen = Seen(Run([Replica(launch(folder, i, script), events) for i, script in enumerate(scripts)], grace=grace))
+    launches = [launch(folder, node, script) for node, script in enumerate(scripts)]
+    with started(launches, events, grace) as run:
+        seen = Seen(run)
 
-    def hear(line: Line) -> None:
-        seen.lines.append((line.launch.node, line.text))
-        on_line(line.text, events)
+        def hear(line: Line) -> None:
+            seen.lines.append((line.launch.node, line.text))
+            on_line(line.text, events)
 
-    try:
-        supervise(seen.run, events, hear, seen.asks.append)
-    finally:
-        for replica in seen.run.running:
-            replica.kill()
+        supervise(run, events, hear, seen.asks.append)
     return seen
 
 

@@ -52,7 +52,7 @@ print(*sys.modules)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert "finetune_api.v1alpha1" in loaded
-    assert not loaded & {"rich", "subprocess", "finetune_cli.local"}
+    assert not loaded & {"rich", "subprocess", "finetune_cli.local", "finetune_data", "finetune_operator.plan.status"}
 
 
 def test_the_reference_page_is_what_the_help_says() -> None:
@@ -109,3 +109,13 @@ def test_a_key_that_does_not_exist_is_answered_with_the_nearest() -> None:
 def test_a_refusal_is_an_exception_that_click_knows_to_show() -> None:
     assert issubclass(Refused, click.ClickException)
     assert Refused([]).exit_code == 2
+
+
+def test_a_terminal_without_unicode_is_no_reason_to_fail(tmp_path: Path) -> None:
+    file = job(tmp_path, ("gpu_type: CPU", "gpu_type: ⠉"))
+    done = subprocess.run(
+        [sys.executable, "-m", "finetune_cli", "validate", str(file)], capture_output=True, text=True, check=False,
+        env={"PYTHONIOENCODING": "latin-1"},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "'?' is not an accelerator known here." in done.stdout

@@ -22,7 +22,7 @@ SHELL = {
     "RANK": "7",
     "PET_NNODES": "9",
     "FINETUNE_REPORT": "/x",
-    "MASTER_PORT": "1",
+    "WORLD_SIZE": "1",
 }
 
 
@@ -86,7 +86,7 @@ def test_volumes_of_a_pod_are_not_looked_for_here(changes: dict[str, Any]) -> No
 
 def test_what_a_shell_knows_of_another_run_is_left_out() -> None:
     [launch] = _launches()
-    assert not {"RANK", "MASTER_PORT"} & set(launch.env)
+    assert not {"RANK", "WORLD_SIZE"} & set(launch.env)
 
 
 def test_a_free_port_can_be_listened_on() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -27,27 +28,48 @@ HYPER = "hyperparameters: {batch_size: 4, learning_rate: 1e-3, sequence_length: 
 TWO_NODES = ("--set", "compute.nodes=2", "--set", "hyperparameters.batch_size=2")
 
 
+@dataclass(frozen=True)
+class Finished:
+    place: Path
+    done: subprocess.CompletedProcess[str]
+
+
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return model_folder(tmp_path_factory.mktemp("base"))
 
 
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Finished:
+    """A folder with a job that was run to its end, and what that run has said."""
+    place = _filled(tmp_path_factory.mktemp("finished"), model)
+    return Finished(place, _run(place))
+
+
 @pytest.fixture
 def place(tmp_path: Path, model: Path) -> Iterator[Path]:
-    """A folder with a job, a model and rows; afterwards no process of it is left."""
-    shutil.copytree(model, tmp_path / "model")
-    dataset(tmp_path / "train.jsonl", 24)
-    dataset(tmp_path / "held-out.jsonl", 6, seed=50)
-    data = "  data: {validation_path: held-out.jsonl}\n  " + HYPER + "\n"
-    (tmp_path / "job.yaml").write_text(JOB.replace("org/name", "./model") + data)
-    (tmp_path / "tmp").mkdir()
-    yield tmp_path
-    assert alive(f"TMPDIR={tmp_path}/tmp") == []
+    """A folder with a job and rows; afterwards no process and no temporary file of it is left."""
+    yield _filled(tmp_path, model)
+    assert alive(_mark(tmp_path)) == []
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
+def _filled(folder: Path, model: Path) -> Path:
+    dataset(folder / "train.jsonl", 24)
+    dataset(folder / "held-out.jsonl", 6, seed=50)
+    data = "  data: {validation_path: held-out.jsonl}\n  " + HYPER + "\n"
+    (folder / "job.yaml").write_text(JOB.replace("org/name", str(model)) + data)
+    (folder / "tmp").mkdir()
+    return folder
+
+
+def _mark(place: Path) -> str:
+    return f"SAMPLE_RUN={place}/"
+
+
 def _environment(place: Path) -> dict[str, str]:
-    return dict(os.environ) | {"OMP_NUM_THREADS": "1", "TMPDIR": str(place / "tmp")}
+    own = {"OMP_NUM_THREADS": "1", "TMPDIR": str(place / "tmp"), "SAMPLE_RUN": f"{place}/"}
+    return dict(os.environ) | own
 
 
 def _run(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -67,7 +89,7 @@ def _started(place: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
             yield process
         finally:
             process.kill()
-            for pid in alive(f"TMPDIR={place}/tmp"):
+            for pid in alive(_mark(place)):
                 os.kill(pid, signal.SIGKILL)
 
 
@@ -86,8 +108,8 @@ def _status(output: Path) -> Any:
     return kubernetes_yaml.value((output / "status.yaml").read_text())
 
 
-def test_a_run_ends_in_a_result_a_status_and_a_summary(place: Path) -> None:
-    done = _run(place)
+def test_a_run_ends_in_a_result_a_status_and_a_summary(finished: Finished) -> None:
+    place, done = finished.place, finished.done
     assert done.returncode == 0, done.stderr
     output = place / "sample-output"
     status = _status(output)
@@ -110,7 +132,7 @@ def test_two_nodes_are_stopped_by_ctrl_c_and_continue_with_the_same_command(plac
     assert process.returncode == 75, told
     assert "To continue, run the same command again: finetune run job.yaml --set compute.nodes=2" in told
     assert _status(place / "out")["phase"] == "Suspended"
-    assert alive(f"TMPDIR={place}/tmp") == []
+    assert alive(_mark(place)) == []
     done = _run(place, *asked, "--quiet", "-o", "json")
     assert done.returncode == 0, done.stderr
     status = json.loads(done.stdout)
@@ -137,27 +159,37 @@ def test_a_node_that_is_killed_fails_the_run_and_is_named(place: Path) -> None:
 
 def _launchers(place: Path, *, node: int) -> list[int]:
     """Processes of a node that are no ranks: ranks know their RANK."""
-    found = set(alive(f"TMPDIR={place}/tmp")) & set(alive(f"PET_NODE_RANK={node}"))
+    found = set(alive(_mark(place))) & set(alive(f"PET_NODE_RANK={node}"))
     return sorted(pid for pid in found if b"\0RANK=" not in Path(f"/proc/{pid}/environ").read_bytes())
 
 
-def test_the_output_of_another_job_is_refused_and_keeps_its_status(place: Path) -> None:
-    assert _run(place, "--output", "out", "--examples", "4").returncode == 0
-    before = (place / "out" / "status.yaml").read_bytes()
-    other = _run(place, "--output", "out", "--examples", "4", "--set", "hyperparameters.learning_rate=2e-3")
+def test_a_result_that_is_complete_is_not_made_again(place: Path, finished: Finished) -> None:
+    copytree(finished.place / "sample-output", place / "sample-output")
+    result = place / "sample-output" / "result" / "adapter_model.safetensors"
+    before = result.stat()
+    again = _run(place)
+    assert again.returncode == 0, again.stderr
+    assert "succeeded in " in again.stdout
+    assert (result.stat().st_ino, result.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert _status(place / "sample-output")["run"] == 2
+
+
+def test_the_output_of_another_job_is_refused_and_keeps_its_status(place: Path, finished: Finished) -> None:
+    copytree(finished.place / "sample-output", place / "sample-output")
+    before = (place / "sample-output" / "status.yaml").read_bytes()
+    other = _run(place, "--set", "hyperparameters.learning_rate=2e-3")
     assert other.returncode == 2
     assert "hyperparameters.learning_rate is 0.001 there and 0.002 here" in other.stderr
     assert "[OutputRefused]" in other.stderr
-    assert (place / "out" / "status.yaml").read_bytes() == before
+    assert (place / "sample-output" / "status.yaml").read_bytes() == before
 
 
-def test_a_result_that_is_complete_is_not_made_again(place: Path) -> None:
-    assert _run(place, "--examples", "4").returncode == 0
-    made = (place / "sample-output" / "result" / "adapter_model.safetensors").stat()
-    again = _run(place, "--examples", "4")
-    assert again.returncode == 0
-    assert "succeeded in " in again.stdout
-    assert (place / "sample-output" / "result" / "adapter_model.safetensors").stat().st_ino == made.st_ino
+def test_an_output_that_cannot_be_written_fails_the_run(place: Path) -> None:
+    (place / "out").mkdir()
+    (place / "out" / "logs").write_text("no folder")
+    done = _run(place, "--output", "out")
+    assert done.returncode == 1
+    assert "error: spec.output.uri: The output could not be written. (File exists) [StorageFailed]" in done.stderr
 
 
 def test_an_output_that_is_a_file_is_refused(place: Path) -> None:

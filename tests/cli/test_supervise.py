@@ -106,6 +106,15 @@ def test_the_second_ctrl_c_kills_and_leaves_nothing_behind(tmp_path: Path) -> No
     assert alive(tmp_path) == []
 
 
+def test_an_error_of_our_own_leaves_nothing_behind(tmp_path: Path) -> None:
+    def fail(line: str, events: Events) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        supervised(tmp_path, WITH_A_RANK + DEAF, on_line=fail)
+    assert alive(tmp_path) == []
+
+
 def test_a_launcher_that_dies_takes_its_ranks_along(tmp_path: Path) -> None:
     """The rank holds the launcher's pipes, so without that this test would not end."""
     seen = supervised(tmp_path, WITH_A_RANK + "import os; os.kill(os.getpid(), 9)")

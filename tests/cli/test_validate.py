@@ -59,7 +59,8 @@ def test_json_holds_verdict_method_and_layout(tmp_path: Path) -> None:
     answer = json.loads(finetune("validate", "job.yaml", "-o", "json").stdout)
     assert list(answer) == ["file", "valid", "errors", "informational", "notes", "method", "engine", "layout"]
     assert (answer["valid"], answer["errors"], answer["method"]) == (True, [], "lora")
-    assert answer["layout"]["worldSize"] == 1
+    status = json.loads(finetune("render", "job.yaml", "--what", "status", "-o", "json").stdout)
+    assert answer["layout"] == status["layout"]
 
 
 def test_json_of_a_refused_job_holds_path_message_remedy_and_reason(tmp_path: Path) -> None:

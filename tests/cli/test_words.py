@@ -99,8 +99,8 @@ def test_records_of_an_output_are_read_and_other_lines_passed_over(tmp_path: Pat
 def test_a_plot_shows_its_range_and_falls_where_the_numbers_fall() -> None:
     drawn = chart.plot([(float(x), 4.0 - x) for x in range(4)], width=8, height=2).splitlines()
     assert drawn == [
-        "        4 ⠉⠒⠤⣀⠀⠀⠀⠀",
-        "        1 ⠀⠀⠀⠀⠉⠒⠤⣀",
+        "        4 ⠉⠒⠤⣀",
+        "        1     ⠉⠒⠤⣀",
         "          0      3",
     ]
 

@@ -53,9 +53,9 @@ def pod(rank: int, phase: str = "Running", **more: Any) -> PodSeen:
 
 
 def ended(rank: int, code: Exit, *, at: float = 10.0, message: str = "why", cause: bool = True) -> PodSeen:
+    blamed = Cause(rank=rank, node=rank, time=at, error=message) if cause and code else None
     report = FinalReport(time=at, exit_code=code, reason="x", message=message, step=7, result="/out/result",
-                         digest="sha256:1", metrics={"val.loss": 1.5},
-                         cause=Cause(rank=rank, node=rank, time=at, error=message) if cause and code else None)  # fmt: skip
+                         digest="sha256:1", metrics={"val.loss": 1.5}, cause=blamed)  # fmt: skip
     return pod(rank, "Succeeded" if code == Exit.OK else "Failed", exit_code=int(code), report=report)
 
 
@@ -189,6 +189,7 @@ FAILURES: dict[str, tuple[tuple[PodSeen, ...], int, Json, bool, int]] = {
     "the peer that was lost first is the cause": (
         (ended(0, Exit.PEER_LOST, at=5), ended(1, Exit.NON_FINITE, at=9)), 0, {}, False, 0),
     "out of memory ends the job": ((pod(0), ended(1, Exit.OUT_OF_MEMORY)), 0, {}, False, 0),
+    "an end without a report is no success": ((pod(0, "Succeeded", exit_code=0), pod(1)), 0, {}, True, 1),
     "a killed pod without a report costs one": ((pod(0), pod(1, "Failed", exit_code=137)), 0, {}, True, 1),
 }  # fmt: skip
 

@@ -168,12 +168,8 @@ def test_the_table_names_every_honoured_key_and_no_other() -> None:
 @pytest.mark.parametrize("key", sorted(READ))
 def test_another_value_of_an_honoured_key_is_another_plan(key: str) -> None:
     besides, value = READ[key]
-    without = resource({"compute.gpu_count": None, **besides} if key not in ("compute.gpu_count",) else besides)
-    without["spec"].setdefault("compute", {})
-    if "gpu_count" not in key and not any(
-        word in key for word in ("nodes", "per_node", "total", "world", "training")
-    ):
-        put(without["spec"], "compute.gpu_count", 8)
+    sized = {} if key in SIZES else {"compute.gpu_count": 8}
+    without = resource({"compute.gpu_count": None} | sized | besides)
     given = resource(spec=without["spec"])
     path = next((c for c in CONTAINERS if key.startswith(c)), key)
     put(given["spec"], path, value)

@@ -19,7 +19,8 @@ CASES: dict[str, tuple[Json, Method, str]] = {
         {"training.mode": "lora", "training.use_qlora": False, "hyperparameters.train_kind": "peft",
          "algorithm.variety": "lora"}, Method.LORA, "training.mode is lora."),
     "mode full_finetune is full finetuning": (
-        {"training.mode": "full_finetune", "training.use_qlora": False}, Method.FFT, "training.mode is full_finetune."),
+        {"training.mode": "full_finetune", "training.use_qlora": False}, Method.FFT,
+        "training.mode is full_finetune."),
     "mode full needs no train_kind": ({"training.mode": "full"}, Method.FFT, "training.mode is full."),
     "sft_offline leaves it to train_kind": (
         {"training.mode": "sft_offline", "training.use_qlora": False, "hyperparameters.train_kind": "fft"},

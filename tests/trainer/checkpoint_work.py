@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -74,30 +75,35 @@ def after_the_crash(output: Path) -> int:
     return newest
 
 
-def die_everywhere(folder: Path) -> tuple[dict[str, int], list[int]]:
+def die_everywhere(folder: Path) -> tuple[Counter[str], list[int]]:
     """Save step 30, killed before and after each operation in turn.
 
     Returns the operations there are, by kind, and the newest valid checkpoint after each death.
     """
     start = prepare(folder / "start")
-    operations = count_operations(shutil.copytree(start, folder / "counted"), 30)
+    counted = count_operations(shutil.copytree(start, folder / "counted"), 30)
     found = []
-    for at in range(1, sum(operations.values()) + 1):
+    for at in range(1, counted.total() + 1):
         for after in (False, True):
             output = shutil.copytree(start, folder / f"{at}-{after}")
             die(partial(save_dying, output, 30, 0, at, after))
             found.append(after_the_crash(output))
-    return operations, found
+    return counted, found
 
 
-def count_operations(output: Path, step: int) -> dict[str, int]:
+def count_operations(output: Path, step: int) -> Counter[str]:
+    return Counter(kind for kind, _ in operations(output, step))
+
+
+def operations(output: Path, step: int) -> list[tuple[str, Path]]:
+    """What a save does to the disk, in order."""
     files = Failing()
     save(output, step, keep=1, files=files)
-    return dict(files.done)
+    return files.log
 
 
-def save_on_full_rank(output: Path, step: int, victim: int) -> None:
-    save(output, step, files=Full() if rank() == victim else DISK)
+def save_on_full_rank(output: Path, step: int, victim: int, pattern: str) -> None:
+    save(output, step, files=Full(pattern) if rank() == victim else DISK)
 
 
 def save_apart(folder: Path, step: int) -> None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 
 from finetune_trainer.files import DISK, Sink
@@ -22,41 +22,41 @@ class Failing:
     def __init__(self, at: int = 0, *, after: bool = False) -> None:
         self._at = at
         self._after = after
-        self.done: Counter[str] = Counter()
+        self.log: list[tuple[str, Path]] = []
         self._unsynced: set[Path] = set()
 
     def folder(self, path: Path) -> None:
-        with self._operation("folder"):
+        with self._operation("folder", path):
             DISK.folder(path)
 
     @contextmanager
     def create(self, path: Path) -> Iterator[Sink]:
-        with self._operation("create"):
+        with self._operation("create", path):
             self._unsynced.add(path)
             with DISK.create(path) as sink:
                 yield sink
 
     def fsync(self, path: Path) -> None:
-        with self._operation("fsync"):
+        with self._operation("fsync", path):
             DISK.fsync(path)
             self._unsynced.discard(path)
 
     def rename(self, old: Path, new: Path) -> None:
-        with self._operation("rename"):
+        with self._operation("rename", old):
             DISK.rename(old, new)
             moved = {path for path in self._unsynced if path.is_relative_to(old)}
             self._unsynced -= moved
             self._unsynced |= {new / path.relative_to(old) for path in moved}
 
     def remove(self, path: Path) -> None:
-        with self._operation("remove"):
+        with self._operation("remove", path):
             DISK.remove(path)
             self._unsynced.discard(path)
 
     @contextmanager
-    def _operation(self, name: str) -> Iterator[None]:
-        self.done[name] += 1
-        here = self.done.total() == self._at
+    def _operation(self, name: str, path: Path) -> Iterator[None]:
+        self.log.append((name, path))
+        here = len(self.log) == self._at
         if here and not self._after:
             self._die()
         yield
@@ -70,17 +70,20 @@ class Failing:
 
 
 class Full:
-    """`Files` of a volume that is full: nothing written gets through, everything else works."""
+    """`Files` of a volume that is full for files of the given names; everything else works."""
 
     folder = staticmethod(DISK.folder)
     fsync = staticmethod(DISK.fsync)
     rename = staticmethod(DISK.rename)
     remove = staticmethod(DISK.remove)
 
+    def __init__(self, pattern: str = "*") -> None:
+        self._pattern = pattern
+
     @contextmanager
     def create(self, path: Path) -> Iterator[Sink]:
         with DISK.create(path) as sink:
-            yield _FullSink(sink)
+            yield _FullSink(sink) if fnmatch(path.name, self._pattern) else sink
 
 
 class _FullSink:

@@ -27,10 +27,10 @@ PLACE = Place(0, 1, 0, torch.device("cpu"))
 
 
 def rows() -> Rows:
-    """Eight rows of 5 to 40 tokens; of their targets there are 1 to 30, and none in the sixth."""
+    """Eight rows of 5 to 20 tokens with 1 to 15 targets, and none in the sixth."""
     random = np.random.default_rng(3)
-    lengths = np.array([5, 40, 12, 33, 7, 21, 9, 28])
-    counts = np.array([1, 30, 4, 12, 6, 0, 8, 3])
+    lengths = np.array([5, 20, 12, 16, 7, 10, 8, 14])
+    counts = np.array([1, 15, 4, 12, 6, 0, 2, 3])
     offsets = np.cumsum([0, *lengths], dtype=np.int64)
     targets = np.zeros(offsets[-1], np.bool_)
     for start, length, count in zip(offsets[:-1], lengths, counts, strict=True):
@@ -51,22 +51,25 @@ class MeanOfMeans(Recording):
         return super().accumulate(batch, own, last=last)
 
 
-def steps(*cuts: int) -> dict[int, Result]:
-    """The step by rows of a micro batch; negative: with a mean per micro batch."""
+def steps(*cuts: int) -> dict[torch.dtype, dict[int, Result]]:
+    """The step by number format and by rows of a micro batch; negative: with a mean per micro batch."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    found = {cut: _step(abs(cut), MeanOfMeans if cut < 0 else None) for cut in cuts}
+    found = {
+        dtype: {cut: _step(abs(cut), dtype, MeanOfMeans if cut < 0 else None) for cut in cuts}
+        for dtype in (torch.float32, torch.float64)
+    }
     dist.destroy_process_group()
     return found
 
 
-def _step(per_device: int, wrong: Callable[[Engine, int], Recording] | None) -> Result:
+def _step(per_device: int, dtype: torch.dtype, wrong: Callable[[Engine, int], Recording] | None) -> Result:
     accumulation = 8 // per_device
     config = models.run_config(
         Path("model"), Path("data"), Path("output"), data__shuffle=False,
         batch={"per_device": per_device, "accumulation": accumulation},
     )  # fmt: skip
-    engine = build(models.llama(), config, PLACE)
+    engine = build(models.llama().to(dtype), config, PLACE)
     recording = wrong(engine, accumulation) if wrong else Recording(engine)
     data = rows()
     run = Run(config, PLACE, recording, data, order(config, len(data)), Layout(per_device, 1))

@@ -35,7 +35,7 @@ def llama(*, tied: bool = False, seed: int = 0) -> LlamaForCausalLM:
             num_key_value_heads=2,
             max_position_embeddings=512,
             tie_word_embeddings=tied,
-            initializer_range=0.1,
+            initializer_range=0.05,
             bos_token_id=None,
             eos_token_id=257,
             pad_token_id=257,

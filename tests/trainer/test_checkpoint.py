@@ -59,6 +59,13 @@ def test_pruning(tmp_path: Path, keep: int, protect: set[int], stay: list[int]) 
     assert steps(tmp_path) == [f"step-{step:08d}" for step in stay]
 
 
+def test_pruning_removes_the_marker_before_anything_it_vouches_for(tmp_path: Path) -> None:
+    work.save(tmp_path, 1)
+    removed = [path.name for kind, path in work.operations(tmp_path, 2) if kind == "remove"]
+    assert len(removed) == 6
+    assert removed[0] == "COMPLETE"
+
+
 def test_a_valid_checkpoint_of_the_same_step_is_not_written_again(tmp_path: Path) -> None:
     work.save(tmp_path, 20)
     before = (folder(tmp_path, 20) / "COMPLETE").stat().st_ino
@@ -198,9 +205,10 @@ def test_ranks_that_are_new_get_random_numbers_of_their_own_and_the_log_says_so(
     assert "written by 2 ranks and is continued by 1" in caplog.text
 
 
-def test_if_one_rank_cannot_write_every_rank_fails_and_nothing_is_published(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pattern", ["*.distcp", "rank-*"])
+def test_if_one_rank_cannot_write_every_rank_fails_and_nothing_is_published(tmp_path: Path, pattern: str) -> None:
     values(run_ranks(2, work.save, tmp_path, 10))
-    for ended in run_ranks(2, work.save_on_full_rank, tmp_path, 20, 1):
+    for ended in run_ranks(2, work.save_on_full_rank, tmp_path, 20, 1, pattern):
         assert isinstance(ended.error, StorageFailed)
         assert str(ended.error).startswith("rank 1: cannot write")
     assert checkpoint.latest(tmp_path) == 10
@@ -230,8 +238,8 @@ def test_a_save_killed_before_or_after_any_operation_leaves_a_checkpoint_to_go_o
 def test_a_save_of_two_ranks_one_killed(tmp_path: Path, victim: int, stride: int) -> None:
     start = work.prepare(tmp_path / "start")
     counted = shutil.copytree(start, tmp_path / "counted")
-    operations = values(run_ranks(2, work.count_operations, counted, 30))[victim]
-    for at in range(1, sum(operations.values()) + 1, stride):
+    operations = values(run_ranks(2, work.operations, counted, 30))[victim]
+    for at in range(1, len(operations) + 1, stride):
         output = shutil.copytree(start, tmp_path / str(at))
         ended = run_ranks(2, work.save_dying, output, 30, victim, at, False)
         assert ended[victim].code == -signal.SIGKILL

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -10,17 +12,24 @@ from .batches import Layout
 from .collate import collate
 from .engines import Engine
 from .environment import Place
+from .errors import NonFinite
 from .rows import Rows
 
 
 def mean_nll(engine: Engine, rows: Rows, layout: Layout, place: Place) -> float:
     """In nats. Collective: each rank takes its share of the rows, every token weighs the same.
 
-    Rows of similar length share a batch, which the mean does not notice and the padding does.
+    Rows of similar length share a batch, which the mean does not notice and the padding does. Raises NonFinite.
     """
     by_length = np.argsort(rows.lengths, kind="stable")
     total = torch.zeros((), dtype=torch.float64, device=place.device)
     for micro in layout.micro_batches(by_length, place.rank):
         total += engine.evaluate(collate(rows, micro))
     dist.all_reduce(total)
-    return float(total) / int(rows.target_counts.sum())
+    mean = float(total) / int(rows.target_counts.sum())
+    if not math.isfinite(mean):
+        raise NonFinite(
+            f"the validation loss is {mean}: the weights have grown beyond what the number format holds; lower "
+            "hyperparameters.learning_rate, or set max_grad_norm"
+        )
+    return mean

@@ -15,6 +15,7 @@ from finetune_api.run import Checkpointing, Validation
 
 from . import checkpoint, evaluate
 from .batches import Order
+from .files import Files
 from .history import History
 from .loop import Done, Run
 from .records import Records
@@ -98,6 +99,7 @@ class Checkpoints:
     keep_best: bool
     records: Records
     history: History
+    files: Files
     _saved: int = -1
 
     def __call__(self, done: Done) -> None:
@@ -117,6 +119,7 @@ class Checkpoints:
             self.history.model_dump(),
             keep=self.settings.keep,
             protect={best} if self.keep_best and best is not None else set(),
+            files=self.files,
         )
         self._saved = step
         self.records(CheckpointRecord(time=time.time(), step=step, seconds=time.monotonic() - began))

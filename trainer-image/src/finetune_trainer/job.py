@@ -22,6 +22,7 @@ from . import adapters, checkpoint, engines, environment, export, identity, loop
 from .agreement import first_rank
 from .batches import Layout, Order
 from .environment import Place
+from .files import DISK, Files
 from .handoff import TRAIN, VALIDATION, Handoff, write_digest
 from .history import History
 from .hooks import Checkpoints, Evaluation, Progress, Stopping, StopRequested
@@ -40,6 +41,8 @@ class Job:
     """Where the launcher has put the rows."""
     place: Place
     stop: Stop
+    files: Files = DISK
+    """What saves do to the disk goes through here; a test puts failures in."""
     step: int = 0
     """Optimizer steps done; the report of a failure names it."""
 
@@ -118,7 +121,7 @@ class Job:
                 evaluation.at(0)
             hooks.append(evaluation)
         keep_best = config.validation is not None and config.validation.keep_best
-        saves = Checkpoints(run, self._output, config.checkpointing, keep_best, self._records, history)
+        saves = Checkpoints(run, self._output, config.checkpointing, keep_best, self._records, history, self.files)
         return [*hooks, saves, Stopping(run, self.stop, saves)]
 
     def _note(self, done: Done) -> None:
@@ -140,7 +143,7 @@ class Job:
             metrics=_metrics(history, best),
         )
         weights = export.gather(state["parameters"].items())
-        result.publish(self._output, base, weights, self.handoff.model_folder, card)
+        result.publish(self._output, base, weights, self.handoff.model_folder, card, self.files)
         return self._report(Exit.OK, digest, history, best)
 
     def _report(self, code: Exit, digest: str, history: History, best: int | None = None) -> FinalReport:

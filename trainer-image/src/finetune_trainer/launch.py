@@ -45,7 +45,9 @@ class Meeting:
     """Descriptor of the open socket at that port, for rank 0 to take over; None if it opens its own."""
 
 
-def launch(mesh: Mesh, node: Node, folder: Path, worker: Sequence[str] = WORKER) -> FinalReport:
+def launch(
+    mesh: Mesh, node: Node, folder: Path, worker: Sequence[str] = WORKER, grace: float = GRACE
+) -> FinalReport:
     """Run the ranks of this node to their end. `folder` is where they find their work and leave their endings.
 
     The report is theirs, or that of the failure that came first.
@@ -54,7 +56,7 @@ def launch(mesh: Mesh, node: Node, folder: Path, worker: Sequence[str] = WORKER)
     with _forwarded(ranks.events), _meeting_place(node) as meeting:
         try:
             _start(ranks, mesh, node, folder, meeting, worker)
-            watched = watch(ranks)
+            watched = _watch(ranks, grace)
         finally:
             ranks.send(signal.SIGKILL)
     endings = {rank: ending for rank in ranks.processes if (ending := read_ending(folder, rank))}
@@ -77,7 +79,10 @@ class Ranks:
             start_new_session=True,  # Ctrl-C in a terminal reaches the launcher, which passes it on once
         )
         self.processes[rank] = process
+        # A signal that another thread catches does not wake the main one, so these inherit that they catch none.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         threading.Thread(target=self._wait, args=(rank, process), daemon=True).start()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def send(self, number: signal.Signals) -> None:
         for process in self.processes.values():
@@ -88,8 +93,8 @@ class Ranks:
         self.events.put(Exited(rank, 128 - code if code < 0 else code, time.time()))
 
 
-def watch(ranks: Ranks) -> Watched:
-    """Wait for all ranks. The first failure gives the others GRACE; a second signal gives them nothing."""
+def _watch(ranks: Ranks, grace: float) -> Watched:
+    """Wait for all ranks. The first failure gives the others `grace` seconds; a second signal gives them nothing."""
     watched = Watched()
     deadline: float | None = None
     while len(watched.exits) < len(ranks.processes):
@@ -97,7 +102,7 @@ def watch(ranks: Ranks) -> Watched:
         if isinstance(event, Exited):
             watched.exits.append(event)
             if event.code and deadline is None:
-                deadline = time.monotonic() + GRACE
+                deadline = time.monotonic() + grace
         elif event is not None and not watched.asked:
             watched.asked = 1
             ranks.send(signal.SIGTERM)

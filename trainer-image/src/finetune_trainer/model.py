@@ -45,6 +45,7 @@ def _read(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Mapping[st
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
+            ignore_mismatched_sizes=True,  # they come with the report, by name
         )
     except (ValueError, OSError, RuntimeError) as error:
         raise ModelRefused(f"model {folder} cannot be loaded: {error}") from error

@@ -28,7 +28,7 @@ def plot(points: Sequence[Point], *, width: int = 60, height: int = 8) -> str:
         for x, y in _line(start, end):
             cells[y // 4][x // 2] |= _DOTS[y % 4][x % 2]
     labels = [f"{high:.4g}", *[""] * (height - 2), f"{low:.4g}"]
-    lines = [f"{label:>{LABEL}} {_braille(row)}" for label, row in zip(labels, cells, strict=True)]
+    lines = [f"{label:>{LABEL}} {_braille(row)}".rstrip() for label, row in zip(labels, cells, strict=True)]
     return "\n".join([*lines, f"{'':{LABEL}} {left:<{width // 2}g}{right:>{width - width // 2}g}"])
 
 
@@ -49,4 +49,4 @@ def _line(start: tuple[int, int], end: tuple[int, int]) -> list[tuple[int, int]]
 
 
 def _braille(row: list[int]) -> str:
-    return "".join(chr(0x2800 + bits) for bits in row)
+    return "".join(chr(0x2800 + bits) if bits else " " for bits in row)

@@ -19,8 +19,8 @@ from . import cause
 from .cause import Ending
 from .display import Display
 from .launches import Launch, free_port, launches
-from .processes import Events, Replica
-from .supervise import Run, signals_as_events, supervise
+from .processes import Events
+from .supervise import Run, signals_as_events, started, supervise
 from .watch import Watch
 
 STOPPING = "stopping: a checkpoint is being saved; press Ctrl-C again to end at once"
@@ -43,31 +43,25 @@ def execute(work: Workload, output: Path, status: Status, display: Display) -> O
     begun = monotonic()
     watch = Watch(_made(output), status, display)
     with tempfile.TemporaryDirectory(prefix="finetune-") as folder, closing(watch), closing(display):
-        started = launches(work, Path(folder), free_port(), os.environ)
-        _write_configs(started, work.config_json)
-        watch.open(started)
-        run = _supervised(started, watch, display)
-        reports = {each.node: found for each in started if (found := cause.read_report(each))}
+        replicas = launches(work, Path(folder), free_port(), os.environ)
+        _write_configs(replicas, work.config_json)
+        watch.open(replicas)
+        run = _supervised(replicas, watch, display)
+        reports = {each.node: found for each in replicas if (found := cause.read_report(each))}
     ending = cause.ending(run.ended, reports, stopped=run.asks == 1)
     watch.end(ending)
     return Outcome(ending, watch.status, monotonic() - begun, watch.log(ending.replica))
 
 
-def _supervised(started: tuple[Launch, ...], watch: Watch, display: Display) -> Run:
+def _supervised(replicas: tuple[Launch, ...], watch: Watch, display: Display) -> Run:
     events: Events = SimpleQueue()
-    with signals_as_events(events):
-        run = Run([])
-        try:
-            run.replicas = [Replica(launch, events) for launch in started]
-            supervise(run, events, watch.line, lambda asks: display.say(STOPPING if asks == 1 else KILLING))
-        finally:
-            for replica in run.running:  # only after an error of our own
-                replica.kill()
+    with signals_as_events(events), started(replicas, events) as run:
+        supervise(run, events, watch.line, lambda asks: display.say(STOPPING if asks == 1 else KILLING))
     return run
 
 
-def _write_configs(started: tuple[Launch, ...], text: str) -> None:
-    for launch in started:
+def _write_configs(replicas: tuple[Launch, ...], text: str) -> None:
+    for launch in replicas:
         launch.config.parent.mkdir()
         launch.config.write_text(text, encoding="utf-8")
 

@@ -64,16 +64,21 @@ class Replica:
             start_new_session=True,  # the terminal's Ctrl-C is for us; replicas get SIGTERM, as pods do
             preexec_fn=_end_with_parent if _PRCTL else None,  # noqa: PLW1509 - one call of C, resolved before
         )  # fmt: skip
-        Thread(target=self._watch, args=(events,), daemon=True).start()
+        self._watcher = Thread(target=self._watch, args=(events,), daemon=True)
+        self._watcher.start()
 
     def stop(self) -> None:
         """Ask the launcher, which passes it on, to save a checkpoint and end."""
         self._process.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End the launcher and all ranks at once."""
+        """End the launcher at once; its ranks follow before Ended arrives."""
         self._process.kill()
-        _sweep(self.launch)
+
+    def end(self) -> None:
+        """Return when nothing of the replica is left."""
+        self._process.kill()
+        self._watcher.join()
 
     def _watch(self, events: Events) -> None:
         assert self._process.stdout is not None

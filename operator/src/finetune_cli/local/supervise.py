@@ -15,6 +15,7 @@ from types import FrameType
 
 from finetune_api.exits import Exit
 
+from .launches import Launch
 from .processes import Asked, Ended, Event, Events, Line, Replica
 
 GRACE_SECONDS = 20.0
@@ -26,7 +27,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 class Run:
     """Replicas under way, and what has happened to them."""
 
-    replicas: Sequence[Replica]
+    replicas: list[Replica] = field(default_factory=list)
     ended: list[Ended] = field(default_factory=list)
     """In the order of ending."""
     asks: int = 0
@@ -59,6 +60,19 @@ def supervise(
             (_stop if run.asks == 1 else _kill)(run)
         else:
             _kill(run)
+
+
+@contextmanager
+def started(launches: Sequence[Launch], events: Events, grace: float = GRACE_SECONDS) -> Iterator[Run]:
+    """The launches as a run. When the context ends, for whatever reason, so has every process of it."""
+    run = Run(grace=grace)
+    try:
+        for launch in launches:
+            run.replicas.append(Replica(launch, events))
+        yield run
+    finally:
+        for replica in run.replicas:
+            replica.end()
 
 
 @contextmanager

@@ -9,11 +9,12 @@ from typing import Any
 
 import click
 
-from finetune_api.exits import Exit
+from finetune_api.exits import MEANINGS, Exit
 from finetune_api.logic import find
+from finetune_api.problems import Problem
 from finetune_cli import changes, files, planning, printing, reading
 from finetune_cli.changes import Changes
-from finetune_cli.errors import INPUT_WRONG
+from finetune_cli.errors import INPUT_WRONG, described
 from finetune_cli.local import display, summary
 from finetune_cli.local.execute import Outcome, execute
 from finetune_cli.local.watch import previous_run
@@ -71,7 +72,13 @@ def _run(found: Planned, *, quiet: bool) -> Outcome:
     work = workload(found.job, found.resolution, planning.SETTINGS, previous_run(output) + 1)
     now = planning.now()
     first = status.started(status.judged(found.verdict, now=now), work, now=now)
-    return execute(work, output, first, display.choose(quiet=quiet))
+    try:
+        return execute(work, output, first, display.choose(quiet=quiet))
+    except OSError as error:  # a full disk, most likely: logs and status could not be written
+        meaning = MEANINGS[Exit.STORAGE_FAILED]
+        message = f"{meaning.sentence} ({error.strerror})"
+        click.echo(described(Problem("spec.output.uri", meaning.reason, message, meaning.remedy)), err=True)
+        sys.exit(RUN_FAILED)
 
 
 def _told(outcome: Outcome, found: Planned, *, quiet: bool) -> int:

@@ -11,11 +11,10 @@ import click
 
 from finetune_api import check
 from finetune_api.problems import Problem
-from finetune_cli import changes, files, planning, printing, reading
+from finetune_cli import changes, planning, printing, reading
 from finetune_cli.changes import Changes
 from finetune_cli.errors import INPUT_WRONG, Refused, described
 from finetune_cli.planning import Judged
-from finetune_operator.plan import status
 from finetune_operator.plan.validate import Verdict
 
 
@@ -51,8 +50,10 @@ def _answer(file: str, asked: Changes, *, check_data: bool) -> dict[str, Any]:
 
 
 def _files(found: Judged, asked: Changes, *, check_data: bool) -> list[Problem]:
-    if found.verdict.resolution is None:
+    if found.verdict.resolution is None or not (check_data or asked.dataset or asked.model):
         return []
+    from finetune_cli import files  # noqa: PLC0415 - with all that reads rows: most calls do without
+
     job, config = check.load(found.resource), found.verdict.resolution.run_config
     rows = files.data_problems(job, config.data) if check_data or asked.dataset else ()
     model = files.model_problems(job) if asked.model else ()
@@ -71,14 +72,21 @@ def _decided(verdict: Verdict | None) -> dict[str, Any]:
     resolution = verdict.resolution if verdict else None
     if verdict is None or resolution is None:
         return {"informational": [], "notes": [], "method": None, "engine": None, "layout": None}
-    layout = status.judged(verdict, now=planning.now()).layout
-    assert layout is not None
+    mesh = resolution.run_config.mesh
     return {
         "informational": list(resolution.informational),
         "notes": [asdict(note) for note in resolution.notes],
         "method": resolution.run_config.method.value,
         "engine": resolution.run_config.engine.value,
-        "layout": layout.model_dump(mode="json", exclude_none=True),
+        "layout": {
+            "nodes": mesh.nodes,
+            "gpusPerNode": mesh.processes_per_node,
+            "worldSize": mesh.world_size,
+            "dataParallel": mesh.data_parallel,
+            "tensorParallel": mesh.tensor_parallel,
+            "pipelineParallel": mesh.pipeline_parallel,
+            "reasons": [*resolution.layout_reasons, resolution.engine_reason],
+        },
     }
 
 

@@ -243,8 +243,13 @@ def _work(story: Story, number: int) -> Workload:
     resolved, layout = story.written.resolved, story.written.layout
     if not story.run or not resolved or not resolved.runConfig or not layout:
         return work
-    return replace(work, config_json=resolved.runConfig, image=resolved.image or work.image,
-                   nodes=layout.nodes or work.nodes, processes_per_node=layout.gpusPerNode or work.processes_per_node)  # fmt: skip
+    return replace(
+        work,
+        config_json=resolved.runConfig,
+        image=resolved.image or work.image,
+        nodes=layout.nodes or work.nodes,
+        processes_per_node=layout.gpusPerNode or work.processes_per_node,
+    )
 
 
 def _deadline(story: Story, status: Status) -> float | None:

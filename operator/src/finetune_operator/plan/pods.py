@@ -36,7 +36,6 @@ def _pod(work: Workload) -> dict[str, Any]:
     return {k: v for k, v in optional.items() if v} | {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "restartPolicy": "Never",
         "terminationGracePeriodSeconds": grace,
         "securityContext": {
             "runAsNonRoot": True, "runAsUser": USER, "runAsGroup": USER, "fsGroup": USER,

@@ -31,7 +31,7 @@ def failure(pods: tuple[PodSeen, ...]) -> Failure | None:
     lost = next((p for p in pods if p.lost), None)
     ended = [p for p in pods if p.exit_code not in (None, Exit.OK)]
     if not ended and lost is None:
-        return None
+        return _mute(pods)
     causes = sorted((p for p in ended if p.exit_code != Exit.PEER_LOST), key=_when)
     if causes and not (lost and _signalled(causes[0])):
         return _of(causes[0])
@@ -52,6 +52,13 @@ def _of(pod: PodSeen) -> Failure:
     code = Exit.CRASHED if pod.exit_code is None else pod.exit_code
     sentence = pod.report.message if pod.report else exits.meaning(code).sentence
     return Failure(code, f"Pod {pod.name}: {sentence}", free=exits.meaning(code).retry is Retry.FREE)
+
+
+def _mute(pods: tuple[PodSeen, ...]) -> Failure | None:
+    """An exit code of 0 is not a result: node 0 has to report one."""
+    pod = next((p for p in pods if p.node_rank == 0 and p.exit_code == Exit.OK and not p.report), None)
+    message = "ended with exit code 0 and without a report, so it was not our trainer that ended."
+    return Failure(Exit.CRASHED, f"Pod {pod.name} {message}", free=False) if pod else None
 
 
 def _when(pod: PodSeen) -> float:

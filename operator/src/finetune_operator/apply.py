@@ -1,0 +1,100 @@
+"""Writes: what a plan says becomes true, in one order. The status first, then the children, then the events.
+
+The status carries the version of the job that the plan was made for, so a plan made for an old one changes
+nothing. A run is claimed in the status before it is created, and its end is in the status before it is removed:
+whoever dies in between is followed by a pass that reads what was meant.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from . import events
+from .changes import Change
+from .cluster import Cluster
+from .errors import AlreadyExists, ClusterError, Conflict, Refused
+from .identity import Json, Key, key_of, words
+from .mirror import Mirror
+from .plan.model import CreateRun, DeleteRun, Observed, Plan
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Applier:
+    cluster: Cluster
+    mirror: Mirror
+
+    async def apply(self, seen: Observed, answer: Plan, change: Change, now: str) -> None:
+        """Carry out a plan. Raises ClusterError; whatever was not done is planned again by the next pass."""
+        job = dict(seen.resource)
+        key = key_of(job)
+        patch = change.patch if change.wait_seconds is None else {}
+        if patch:
+            await self._write_status(key, job, patch)
+        elif answer.actions:
+            await self._still_true(key, job)
+        try:
+            for action in answer.actions:
+                await self._act(key, job, action)
+        finally:
+            if patch:
+                await self._tell(key, job, change, now)
+
+    async def _write_status(self, key: Key, job: Json, patch: Json) -> None:
+        body = {"metadata": {"resourceVersion": job["metadata"]["resourceVersion"]}, "status": patch}
+        self.mirror.jobs.put(await self.cluster.patch_status(key, body))
+        log.debug("status written", extra=words(key, job["metadata"]["uid"]) | {"keys": sorted(patch)})
+
+    async def _still_true(self, key: Key, job: Json) -> None:
+        """Nothing has proved that the job is as we saw it: look before doing what cannot be taken back."""
+        live = await self.cluster.get_job(key)
+        if live is None:
+            self.mirror.jobs.forget(key)
+            raise Conflict(f"{key} is gone")
+        self.mirror.jobs.put(live)
+        if live["metadata"]["resourceVersion"] != job["metadata"]["resourceVersion"]:
+            raise Conflict(f"{key} has changed")
+
+    async def _act(self, key: Key, job: Json, action: CreateRun | DeleteRun) -> None:
+        about = words(key, job["metadata"]["uid"])
+        if isinstance(action, DeleteRun):
+            await self.cluster.delete_run(Key(key.namespace, action.name), action.uid)
+            log.info("run removed", extra=about | {"pytorchjob": action.name})
+        elif await self._create(key, job, action):
+            log.info("run created", extra=about | {"pytorchjob": action.manifest["metadata"]["name"]})
+
+    async def _create(self, key: Key, job: Json, action: CreateRun) -> bool:
+        """Create a run unless it is there; True if it was us."""
+        own = Key(key.namespace, action.manifest["metadata"]["name"])
+        if action.previous and await self._live(Key(key.namespace, action.previous), job):
+            raise Conflict(f"{action.previous} is still there")
+        if await self._live(own, job):
+            return False
+        try:
+            self.mirror.runs.put(await self.cluster.create_run(dict(action.manifest)))
+        except AlreadyExists:
+            await self._live(own, job)
+            return False
+        return True
+
+    async def _live(self, name: Key, job: Json) -> bool:
+        """Whether our run of that name exists in the API server now. Raises Refused if it is a stranger's."""
+        live = await self.cluster.get_run(name)
+        if live is None:
+            self.mirror.runs.forget(name)
+            return False
+        owners = {o["uid"] for o in live["metadata"].get("ownerReferences") or ()}
+        if job["metadata"]["uid"] not in owners:
+            raise Refused(f"A PyTorchJob {name.name} that is not ours exists. Remove it, or rename the job.")
+        self.mirror.runs.put(live)
+        return True
+
+    async def _tell(self, key: Key, job: Json, change: Change, now: str) -> None:
+        """Events are a courtesy: a job does not wait for them."""
+        for event in events.of_change(job, change.before, change.after, now):
+            try:
+                await self.cluster.create_event(event)
+            except ClusterError as error:
+                log.warning("event not written", extra=words(key) | {"error": str(error), "event": event["reason"]})

@@ -1,0 +1,178 @@
+"""The cluster as the operator uses it: a Protocol, which tests replace, and the real one.
+
+Together with transport.py the only module that speaks to the API server; kopf's watches apart. The verbs here
+are the operator's RBAC.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from enum import StrEnum
+from typing import Protocol
+
+from finetune_api import labels
+from finetune_api.v1alpha1 import API_VERSION, PLURAL
+
+from .errors import AlreadyExists, BackendMissing, NotFound
+from .identity import Json, Key
+from .settings import Settings
+from .transport import MERGE, Transport
+
+RUNS_GROUP, RUNS_VERSION, RUNS_PLURAL = "kubeflow.org", "v1", "pytorchjobs"
+PAGE = 500
+"""Objects of one page of a list."""
+LOG_LINES = 1000
+LOG_BYTES = 1 << 20
+CONTAINER = "pytorch"
+
+
+class Kind(StrEnum):
+    """What the operator lists."""
+
+    JOBS = PLURAL
+    RUNS = RUNS_PLURAL
+    PODS = "pods"
+
+
+class Cluster(Protocol):
+    """What the operator asks of Kubernetes. All methods raise errors.ClusterError."""
+
+    async def get_job(self, key: Key) -> Json | None:
+        """The FinetuneJob as it is now, or None."""
+
+    async def get_run(self, key: Key) -> Json | None:
+        """The PyTorchJob as it is now, or None."""
+
+    def pages(self, kind: Kind) -> AsyncIterator[tuple[list[Json], int]]:
+        """All jobs, or all children that carry our label, page by page, with the version of the list."""
+
+    async def create_run(self, manifest: Json) -> Json:
+        """Create a PyTorchJob. Raises AlreadyExists."""
+
+    async def delete_run(self, key: Key, uid: str) -> None:
+        """Delete a PyTorchJob; it is gone when its pods are."""
+
+    async def patch_status(self, key: Key, patch: Json) -> Json:
+        """Merge into the status of a FinetuneJob. Raises Conflict if metadata.resourceVersion is old."""
+
+    async def read_log(self, key: Key, since_seconds: int | None) -> str:
+        """The end of a training pod's log."""
+
+    async def create_event(self, event: Json) -> None:
+        """Create an Event; one that exists is fine."""
+
+    async def beat(self, key: Key, holder: str, time: str) -> None:
+        """Write a heartbeat into our Lease."""
+
+    async def has_backend(self) -> bool:
+        """Whether this cluster knows PyTorchJobs."""
+
+
+class KubernetesCluster:
+    """The cluster behind the API server."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._http = Transport(settings)
+        self._namespace = settings.watch_namespace
+
+    async def close(self) -> None:
+        await self._http.close()
+
+    async def get_job(self, key: Key) -> Json | None:
+        return await self._find(PLURAL, _path(API_VERSION, PLURAL, key))
+
+    async def get_run(self, key: Key) -> Json | None:
+        return await self._find(RUNS_PLURAL, _run_path(key))
+
+    async def pages(self, kind: Kind) -> AsyncIterator[tuple[list[Json], int]]:
+        path, query = _path(_VERSIONS[kind], kind, Key(self._namespace, "")), {"limit": str(PAGE)}
+        if kind is not Kind.JOBS:
+            query["labelSelector"] = labels.JOB_UID
+        token = ""
+        while True:
+            more = {"continue": token} if token else {}
+            answer = json.loads(await self._http.request("list", kind, path, query=query | more))
+            yield answer["items"], int(answer["metadata"]["resourceVersion"])
+            token = answer["metadata"].get("continue", "")
+            if not token:
+                return
+
+    async def create_run(self, manifest: Json) -> Json:
+        path = _run_path(Key(manifest["metadata"]["namespace"], ""))
+        query = {"fieldManager": labels.FIELD_MANAGER}
+        return _object(await self._http.request("create", RUNS_PLURAL, path, query=query, body=manifest))
+
+    async def delete_run(self, key: Key, uid: str) -> None:
+        # Foreground: the PyTorchJob stays until the last of its pods is gone, so that its absence says so.
+        body = {"propagationPolicy": "Foreground", "preconditions": {"uid": uid}}
+        try:
+            await self._http.request("delete", RUNS_PLURAL, _run_path(key), body=body)
+        except (NotFound, BackendMissing):
+            return
+
+    async def patch_status(self, key: Key, patch: Json) -> Json:
+        path, query = f"{_path(API_VERSION, PLURAL, key)}/status", {"fieldManager": labels.FIELD_MANAGER}
+        resource = f"{PLURAL}/status"
+        return _object(await self._http.request("patch", resource, path, query=query, body=patch, content_type=MERGE))
+
+    async def read_log(self, key: Key, since_seconds: int | None) -> str:
+        query = {"container": CONTAINER, "tailLines": str(LOG_LINES), "limitBytes": str(LOG_BYTES)}
+        if since_seconds is not None:
+            query["sinceSeconds"] = str(since_seconds)
+        path = f"{_path('v1', 'pods', key)}/log"
+        return (await self._http.request("get", "pods/log", path, query=query)).decode(errors="replace")
+
+    async def create_event(self, event: Json) -> None:
+        path = _path("v1", "events", Key(event["metadata"]["namespace"], ""))
+        try:
+            await self._http.request("create", "events", path, body=event)
+        except AlreadyExists:
+            return
+
+    async def beat(self, key: Key, holder: str, time: str) -> None:
+        lease = {
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "metadata": {"name": key.name, "namespace": key.namespace},
+            "spec": {"holderIdentity": holder, "renewTime": time},
+        }
+        path = _path("coordination.k8s.io/v1", "leases", key)
+        try:
+            await self._http.request("patch", "leases", path, body={"spec": lease["spec"]}, content_type=MERGE)
+        except NotFound:
+            await self._http.request("create", "leases", path.rpartition("/")[0], body=lease)
+
+    async def has_backend(self) -> bool:
+        path = f"/apis/{RUNS_GROUP}/{RUNS_VERSION}"
+        try:
+            answer = json.loads(await self._http.request("get", "discovery", path))
+        except (NotFound, BackendMissing):
+            return False
+        return any(r["name"] == RUNS_PLURAL for r in answer["resources"])
+
+    async def _find(self, resource: str, path: str) -> Json | None:
+        try:
+            return _object(await self._http.request("get", resource, path))
+        except NotFound:
+            return None
+
+
+_VERSIONS = {Kind.JOBS: API_VERSION, Kind.RUNS: f"{RUNS_GROUP}/{RUNS_VERSION}", Kind.PODS: "v1"}
+
+
+def _path(version: str, plural: str, key: Key) -> str:
+    """Path of an object, or of a collection where the key has no name, or of all namespaces without one."""
+    root = f"/apis/{version}" if "/" in version else f"/api/{version}"
+    where = f"/namespaces/{key.namespace}" if key.namespace else ""
+    name = f"/{key.name}" if key.name else ""
+    return f"{root}{where}/{plural}{name}"
+
+
+def _run_path(key: Key) -> str:
+    return _path(f"{RUNS_GROUP}/{RUNS_VERSION}", RUNS_PLURAL, key)
+
+
+def _object(data: bytes) -> Json:
+    found: Json = json.loads(data)
+    return found

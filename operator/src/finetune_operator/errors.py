@@ -1,0 +1,42 @@
+"""What can go wrong between us and the API server.
+
+ClusterError
+├── Unavailable      the server did not answer, or asked us to come back: later passes try again
+├── Conflict         we decided on what is no longer true: look again
+├── AlreadyExists    somebody was faster; apply.py asks who
+├── NotFound         the object is gone
+├── BackendMissing   the PyTorchJob resource itself is unknown to this cluster
+└── Refused          the server objects (quota, admission, RBAC); its words go into the status
+"""
+
+from __future__ import annotations
+
+
+class ClusterError(Exception):
+    """Base of all; `reason` labels the metric."""
+
+    reason = "Error"
+
+
+class Unavailable(ClusterError):
+    reason = "Unavailable"
+
+
+class Conflict(ClusterError):
+    reason = "Conflict"
+
+
+class AlreadyExists(ClusterError):
+    reason = "AlreadyExists"
+
+
+class NotFound(ClusterError):
+    reason = "NotFound"
+
+
+class BackendMissing(ClusterError):
+    reason = "BackendMissing"
+
+
+class Refused(ClusterError):
+    reason = "Refused"

@@ -1,0 +1,63 @@
+"""Kubernetes Events: one for every condition that changed, under a name that makes a second one impossible."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+from finetune_api import conditions as c
+from finetune_api import labels
+from finetune_api.v1alpha1 import API_VERSION, KIND
+
+from .identity import Json
+
+MESSAGE_LENGTH = 1024
+"""Longest message of an Event."""
+_ECHOES = {
+    c.PODS_READY: ("Creating", "Waiting", "Suspended", "Restarting"),
+    c.TRAINING: ("Starting", "Suspended", "Queued"),
+}
+"""Reasons that only follow another condition, or that the pods' own events tell better."""
+
+
+def of_change(job: Json, before: Json, after: Json, now: str) -> list[Json]:
+    """Events for the conditions whose status or reason differs between two statuses."""
+    return [_event(job, condition, now) for condition in _changed(before, after)]
+
+
+def _changed(before: Json, after: Json) -> Iterator[Json]:
+    old = {x["type"]: (x["status"], x["reason"]) for x in before.get("conditions") or ()}
+    for condition in after.get("conditions") or ():
+        changed = old.get(condition["type"]) != (condition["status"], condition["reason"])
+        if changed and _is_news(condition, ended="completionTime" in after):
+            yield condition
+
+
+def _is_news(condition: Json, *, ended: bool) -> bool:
+    kind = condition["type"]
+    if kind == c.READY:  # repeats what Accepted, Complete or Failed says
+        return False
+    return kind not in _ECHOES or not (ended or condition["reason"] in _ECHOES[kind])
+
+
+def _event(job: Json, condition: Json, now: str) -> Json:
+    metadata = job["metadata"]
+    identity = "/".join(
+        [metadata["uid"], *(condition[k] for k in ("type", "status", "reason", "lastTransitionTime"))]
+    )
+    name = f"{metadata['name']}.{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+    bad = (condition["type"], condition["status"]) in ((c.FAILED, "True"), (c.ACCEPTED, "False"))
+    about = {k: metadata[k] for k in ("name", "namespace", "uid")}
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"name": name, "namespace": metadata["namespace"]},
+        "involvedObject": {"apiVersion": API_VERSION, "kind": KIND, **about},
+        "type": "Warning" if bad else "Normal",
+        "reason": condition["reason"],
+        "message": f"{condition['type']}={condition['status']}: {condition['message']}"[:MESSAGE_LENGTH],
+        "source": {"component": labels.FIELD_MANAGER},
+        "firstTimestamp": now,
+        "lastTimestamp": now,
+        "count": 1,
+    }

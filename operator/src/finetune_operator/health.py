@@ -1,0 +1,59 @@
+"""Whether the operator still sees the cluster. A watch that has died leaves everything else looking well.
+
+Two signs: a heartbeat written into a Lease has to come back through a watch, and the task of every watch that we
+need has to be there. kopf's own liveness endpoint knows neither.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+LEASE = "finetune-operator"
+"""Name of the Lease that carries the heartbeat."""
+
+
+class Canary:
+    """Heartbeats on their way: written, and not yet seen again."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._away: dict[str, float] = {}
+
+    def wrote(self, beat: str) -> None:
+        """A heartbeat was written. The server's being down is no news about the watch, so failures do not count."""
+        self._away[beat] = self._clock()
+
+    def saw(self, beat: str) -> None:
+        """A heartbeat came back; those before it may have been merged into it."""
+        self._away = {b: at for b, at in self._away.items() if b > beat}
+
+    def age(self) -> float:
+        """Seconds since the oldest heartbeat that has not come back was written; 0 if all have."""
+        oldest = next(iter(self._away.values()), None)
+        return 0.0 if oldest is None else self._clock() - oldest
+
+
+class Watches:
+    """The tasks in which kopf watches, by the resource that they watch."""
+
+    def __init__(self, clock: Callable[[], float], tasks: Callable[[], Iterable[str]]) -> None:
+        self._clock, self._tasks = clock, tasks
+        self._missing: dict[str, float] = {}
+
+    def missing(self, needed: Iterable[str]) -> dict[str, float]:
+        """Seconds since when each needed watch, such as "pods.v1", was found absent."""
+        alive = [name for name in self._tasks() if name.startswith(_PREFIX)]
+        absent = {w for w in needed if not any(name.startswith(f"{_PREFIX}{w}") for name in alive)}
+        now = self._clock()
+        self._missing = {w: self._missing.get(w, now) for w in absent}
+        return {w: now - since for w, since in self._missing.items()}
+
+
+_PREFIX = "watcher for "
+"""How kopf names the tasks of its watches; tests/operator/test_health.py notices if it no longer does."""
+
+
+def task_names() -> list[str]:
+    """Names of the tasks that run in this loop."""
+    return [task.get_name() for task in asyncio.all_tasks() if not task.done()]

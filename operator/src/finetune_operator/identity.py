@@ -1,0 +1,37 @@
+"""What a pass is about: the key of a job, and the words that every log line about it carries."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from finetune_api import labels
+
+Json = dict[str, Any]
+
+
+class Key(NamedTuple):
+    """Namespace and name; of a FinetuneJob, or of one of its children."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+def key_of(raw: Json) -> Key:
+    """The key of any object."""
+    metadata = raw["metadata"]
+    return Key(metadata.get("namespace", ""), metadata["name"])
+
+
+def job_of(raw: Json) -> Key | None:
+    """The job that a child says it belongs to, or None for a stranger."""
+    name = (raw["metadata"].get("labels") or {}).get(labels.JOB)
+    return Key(raw["metadata"].get("namespace", ""), name) if name else None
+
+
+def words(key: Key, uid: str = "", run: int | None = None) -> dict[str, Any]:
+    """Fields of a log line about a job."""
+    known = {"namespace": key.namespace, "job": key.name, "uid": uid, "run": run}
+    return {"about": {k: v for k, v in known.items() if v}}

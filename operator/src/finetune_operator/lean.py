@@ -1,0 +1,119 @@
+"""From what Kubernetes says of an object to the little that a decision needs. Pure; called by mirror.py."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_api import labels, report
+from finetune_api.report import FinalReport
+from finetune_api.v1alpha1 import API_VERSION, KIND
+
+from .cluster import CONTAINER
+from .identity import Json
+from .plan.model import PodSeen, RunSeen
+
+_METADATA = ("name", "namespace", "uid", "generation", "resourceVersion", "deletionTimestamp")
+LOST = frozenset(
+    {"Evicted", "NodeLost", "NodeAffinity", "Preempting", "Shutdown", "Terminated", "UnexpectedAdmissionError"}
+)
+"""status.reason of pods that a kubelet, and not the trainer, has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A FinetuneJob as it is kept: text takes a tenth of the memory that its parts would take."""
+
+    text: bytes
+    phase: str
+    ended: bool
+
+
+def job(raw: Json) -> Kept:
+    """A FinetuneJob without managedFields, labels and annotations."""
+    status = raw.get("status") or {}
+    lean = {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": {k: v for k, v in raw["metadata"].items() if k in _METADATA},
+        "spec": raw.get("spec") or {},
+        "status": status,
+    }
+    text = json.dumps(lean, separators=(",", ":")).encode()
+    return Kept(text, status.get("phase", "None"), "completionTime" in status)
+
+
+def run(raw: Json) -> RunSeen:
+    """A PyTorchJob."""
+    metadata = raw["metadata"]
+    return RunSeen(
+        name=metadata["name"],
+        number=_number(metadata),
+        deleting="deletionTimestamp" in metadata,
+        suspended=bool(((raw.get("spec") or {}).get("runPolicy") or {}).get("suspend")),
+        uid=metadata["uid"],
+    )
+
+
+def pod(raw: Json) -> PodSeen:
+    """A training pod."""
+    metadata, status = raw["metadata"], raw.get("status") or {}
+    ended = _container_state(status).get("terminated") or {}
+    return PodSeen(
+        name=metadata["name"],
+        uid=metadata["uid"],
+        run=_number(metadata),
+        node_rank=_node_rank(metadata["labels"]),
+        phase=status.get("phase", "Unknown"),
+        exit_code=ended.get("exitCode"),
+        report=_final_report(ended.get("message")),
+        lost=_lost(status),
+        waiting=_waiting(status) if status.get("phase") == "Pending" else "",
+    )
+
+
+def _number(metadata: Json) -> int:
+    return int(metadata["labels"].get(labels.RUN, 0))
+
+
+def _node_rank(words: dict[str, str]) -> int:
+    """As the Training Operator counts: the master is 0, worker i is i + 1."""
+    prefix = labels.TRAINING_OPERATOR_PREFIX
+    index = int(words.get(f"{prefix}replica-index", 0))
+    return index if words.get(f"{prefix}replica-type") == "master" else index + 1
+
+
+def _container_state(status: Json) -> dict[str, Any]:
+    found = (c for c in status.get("containerStatuses") or () if c["name"] == CONTAINER)
+    return next((c.get("state") or {} for c in found), {})
+
+
+def _final_report(message: str | None) -> FinalReport | None:
+    record = report.parse(message.strip()) if message else None
+    return record if isinstance(record, FinalReport) else None
+
+
+def _lost(status: Json) -> str:
+    for condition in status.get("conditions") or ():
+        if condition["type"] == "DisruptionTarget" and condition["status"] == "True":
+            return str(condition.get("reason") or "Disrupted")
+    reason = status.get("reason", "")
+    return reason if reason in LOST else ""
+
+
+def _waiting(status: Json) -> str:
+    """The scheduler's or the kubelet's own words: init containers first, because they run first."""
+    for condition in status.get("conditions") or ():
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            return _sentence(condition)
+    containers = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
+    for container in containers:
+        waiting = (container.get("state") or {}).get("waiting")
+        if waiting and waiting.get("reason") not in (None, "PodInitializing", "ContainerCreating"):
+            return _sentence(waiting)
+    return ""
+
+
+def _sentence(said: Json) -> str:
+    return ": ".join(part for part in (said.get("reason"), said.get("message")) if part)

@@ -1,0 +1,143 @@
+"""What the API server has told us, kept lean: filled by watches, by our own writes and by the sweep.
+
+A version never replaces a newer one, so an event that comes late, or a list from a server that lags, does no harm.
+Decisions that cannot be taken back do not rely on it: apply.py looks at the live object first.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from finetune_api import labels
+
+from . import lean
+from .cluster import Kind
+from .identity import Json, Key, job_of, key_of
+from .lean import Kept
+from .plan.model import PodSeen, RunSeen
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry(Generic[T]):
+    version: int
+    owner: str
+    """UID of the job; a job owns itself."""
+    value: T
+
+
+class Shelf(Generic[T]):
+    """Objects of one kind by key, and by the job that owns them."""
+
+    def __init__(self, read: Callable[[Json], T], owner: Callable[[Json], str]) -> None:
+        self._read, self._owner = read, owner
+        self._entries: dict[Key, Entry[T]] = {}
+        self._owned: dict[str, set[Key]] = {}
+        self._gone: dict[Key, int] = {}
+
+    def put(self, raw: Json) -> bool:
+        """Take a version of an object; False if a newer one, or its end, is known."""
+        key, version = key_of(raw), _version(raw)
+        known = self._entries.get(key)
+        if version <= self._gone.get(key, 0) or (known and version <= known.version):
+            return False
+        self._forget(key)
+        self._entries[key] = Entry(version, self._owner(raw), self._read(raw))
+        self._owned.setdefault(self._entries[key].owner, set()).add(key)
+        return True
+
+    def drop(self, raw: Json) -> None:
+        """The object was deleted."""
+        key, version = key_of(raw), _version(raw)
+        self._gone[key] = version
+        known = self._entries.get(key)
+        if known and known.version <= version:
+            self._forget(key)
+
+    def keep(self, listed: set[Key], version: int) -> list[Key]:
+        """Forget what a list of that version does not hold; the keys that were forgotten."""
+        gone = [k for k, e in self._entries.items() if k not in listed and e.version <= version]
+        for key in gone:
+            self._forget(key)
+        self._gone.clear()  # a deletion only has to outlive the list during which it happened
+        return gone
+
+    def forget(self, key: Key) -> None:
+        """The object is known to be gone."""
+        self._forget(key)
+
+    def get(self, key: Key) -> Entry[T] | None:
+        return self._entries.get(key)
+
+    def of(self, owner: str) -> tuple[T, ...]:
+        """All objects of a job, by name."""
+        return tuple(self._entries[k].value for k in sorted(self._owned.get(owner, ())))
+
+    def items(self) -> Iterable[tuple[Key, Entry[T]]]:
+        return self._entries.items()
+
+    def _forget(self, key: Key) -> None:
+        entry = self._entries.pop(key, None)
+        if entry is None:
+            return
+        keys = self._owned[entry.owner]
+        keys.discard(key)
+        if not keys:
+            del self._owned[entry.owner]
+
+
+class Mirror:
+    """Jobs, runs and pods."""
+
+    def __init__(self) -> None:
+        self.jobs: Shelf[Kept] = Shelf(lean.job, lambda raw: str(raw["metadata"]["uid"]))
+        self.runs: Shelf[RunSeen] = Shelf(lean.run, _owner_label)
+        self.pods: Shelf[PodSeen] = Shelf(lean.pod, _owner_label)
+
+    def job(self, key: Key) -> Json | None:
+        """The job as it was seen last, as a dict of its own."""
+        entry = self.jobs.get(key)
+        if entry is None:
+            return None
+        found: Json = json.loads(entry.value.text)
+        return found
+
+    def unfinished(self) -> list[Key]:
+        """Jobs that have not ended."""
+        return [key for key, entry in self.jobs.items() if not entry.value.ended]
+
+    def phases(self) -> Mapping[str, int]:
+        """Number of jobs by phase."""
+        return Counter(entry.value.phase for _, entry in self.jobs.items())
+
+    def put(self, kind: Kind, raw: Json) -> bool:
+        return self._shelf(kind).put(raw)
+
+    def drop(self, kind: Kind, raw: Json) -> None:
+        self._shelf(kind).drop(raw)
+
+    def keep(self, kind: Kind, listed: set[Key], version: int) -> list[Key]:
+        return self._shelf(kind).keep(listed, version)
+
+    def _shelf(self, kind: Kind) -> Shelf[Kept] | Shelf[RunSeen] | Shelf[PodSeen]:
+        if kind is Kind.JOBS:
+            return self.jobs
+        return self.runs if kind is Kind.RUNS else self.pods
+
+
+def subject(kind: Kind, raw: Json) -> Key | None:
+    """The job that an object is about."""
+    return key_of(raw) if kind is Kind.JOBS else job_of(raw)
+
+
+def _owner_label(raw: Json) -> str:
+    return str((raw["metadata"].get("labels") or {}).get(labels.JOB_UID, ""))
+
+
+def _version(raw: Json) -> int:
+    return int(raw["metadata"]["resourceVersion"])

@@ -1,0 +1,108 @@
+"""Reads: a job, its runs, its pods and what rank 0 says, as one frozen Observed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from finetune_api import report
+from finetune_api.report import (
+    CheckpointRecord,
+    DatasetRecord,
+    EvaluationRecord,
+    ProgressRecord,
+    Record,
+    ResumeRecord,
+)  # fmt: skip
+
+from . import metrics
+from .cluster import Cluster
+from .errors import ClusterError
+from .identity import Key
+from .mirror import Mirror
+from .plan.model import Observed, PodSeen
+from .settings import Settings
+
+BACKEND_SECONDS = 5.0
+"""How long an answer about the Training Operator's resource is believed."""
+OVERLAP_SECONDS = 5
+"""Read twice rather than never: clocks of nodes differ."""
+_ORDER = (DatasetRecord, ResumeRecord, ProgressRecord, EvaluationRecord, CheckpointRecord)
+
+
+class Observer:
+    """Remembers nothing but when it looked last."""
+
+    def __init__(self, cluster: Cluster, mirror: Mirror, settings: Settings, clock: Callable[[], float]) -> None:
+        self._cluster, self._mirror, self._settings, self._clock = cluster, mirror, settings, clock
+        self._read: dict[str, float] = {}
+        """When each rank 0, by UID of its pod, was read last."""
+        self._backend: tuple[float, bool] | None = None
+
+    async def observe(self, key: Key, refusal: str = "") -> Observed | None:
+        """What is known of a job now; None if there is none, or if it is being deleted and needs nothing."""
+        job = self._mirror.job(key)
+        if job is None or "deletionTimestamp" in job["metadata"]:
+            return None
+        uid = job["metadata"]["uid"]
+        runs, pods = self._mirror.runs.of(uid), self._mirror.pods.of(uid)
+        over = bool(job["status"].get("completionTime"))
+        return Observed(
+            resource=job,
+            runs=runs,
+            pods=pods,
+            records=() if over else await self._records(key, pods),
+            backend=bool(runs) or over or await self.backend(),
+            refusal=refusal,
+        )
+
+    def progress_seconds(self) -> float:
+        """Seconds between two reads of one job: more jobs, each less often."""
+        reads = len(self._read) / self._settings.progress_reads_per_second
+        return max(self._settings.progress_seconds, reads)
+
+    @property
+    def has_backend(self) -> bool:
+        """Whether the Training Operator's resource existed when somebody asked last."""
+        return self._backend is not None and self._backend[1]
+
+    async def backend(self) -> bool:
+        """Whether the Training Operator's resource exists."""
+        now = self._clock()
+        if self._backend is None or now - self._backend[0] >= BACKEND_SECONDS:
+            self._backend = (now, await self._cluster.has_backend())
+            metrics.BACKEND_MISSING.set(not self._backend[1])
+        return self._backend[1]
+
+    def doubt_backend(self) -> None:
+        """The resource was missing when it was needed: ask again."""
+        self._backend = None
+
+    async def _records(self, key: Key, pods: Iterable[PodSeen]) -> tuple[Record, ...]:
+        """The newest record of each kind, if it is time to look."""
+        first = next((p for p in pods if p.node_rank == 0 and p.phase == "Running"), None)
+        if first is None:
+            return ()
+        now, last = self._clock(), self._read.get(first.uid)
+        if last is not None and now - last < self.progress_seconds():
+            return ()
+        self._read[first.uid] = now
+        try:
+            since = None if last is None else int(now - last) + OVERLAP_SECONDS
+            text = await self._cluster.read_log(Key(key.namespace, first.name), since)
+        except ClusterError:  # progress that cannot be read is unknown; the job goes on
+            metrics.UNREADABLE_PROGRESS.inc()
+            return ()
+        return newest(text.splitlines())
+
+    def forget(self, alive: set[str]) -> None:
+        """Drop the reading times of pods that do not run any more."""
+        self._read = {uid: at for uid, at in self._read.items() if uid in alive}
+
+
+def newest(lines: Iterable[str]) -> tuple[Record, ...]:
+    """The last record of each kind, in the order in which a run makes them.
+
+    A final report in the log is not taken: only the termination message of a pod that has ended is the end.
+    """
+    found = {type(record): record for line in lines if (record := report.parse(line))}
+    return tuple(found[kind] for kind in _ORDER if kind in found)

@@ -1,0 +1,120 @@
+"""One look at one job: observe, plan, apply. The only caller of all three.
+
+Whatever woke us, the answer follows from what is there now. Errors become a later look, never an end.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+
+from . import metrics
+from .apply import Applier
+from .changes import Change
+from .cluster import Cluster
+from .errors import BackendMissing, ClusterError, Conflict, NotFound, Refused
+from .identity import Key, words
+from .mirror import Mirror
+from .observe import Observer
+from .plan.decide import plan
+from .plan.model import CreateRun, Observed, Plan
+from .settings import Settings
+from .workqueue import WorkQueue
+
+log = logging.getLogger(__name__)
+
+
+class Reconciler:
+    """Remembers what costs nothing to forget: the API server's last refusals, and when progress was written."""
+
+    def __init__(
+        self, cluster: Cluster, mirror: Mirror, settings: Settings, clock: Callable[[], float],
+        now: Callable[[], datetime],
+    ) -> None:  # fmt: skip
+        self.observer = Observer(cluster, mirror, settings, clock)
+        self._applier = Applier(cluster, mirror)
+        self._cluster, self._mirror, self._settings = cluster, mirror, settings
+        self._plan_settings, self._clock, self._now = settings.plan(), clock, now
+        self._refusals: dict[Key, str] = {}
+        self._written: dict[Key, float] = {}
+
+    async def reconcile(self, key: Key) -> float | None:
+        """One look. Seconds until time alone calls for the next one, or None. Raises ClusterError."""
+        seen = await self.observer.observe(key, self._refusals.get(key, ""))
+        if seen is None:
+            self._forget(key)
+            return None
+        now = self._now()
+        answer = plan(seen, self._plan_settings, now)
+        change = self._change(key, seen, answer)
+        try:
+            await self._applier.apply(seen, answer, change, _time(now))
+        except (Conflict, NotFound):
+            await self._refresh(key)
+            raise
+        except Refused as error:
+            if any(isinstance(a, CreateRun) for a in answer.actions):
+                self._refusals[key] = str(error)
+            raise
+        except BackendMissing:
+            self.observer.doubt_backend()
+            raise
+        self._refusals.pop(key, None)
+        return self._next(seen, answer, change)
+
+    def _change(self, key: Key, seen: Observed, answer: Plan) -> Change:
+        """What is written into the status, and when: words alone are kept back until it is time for progress."""
+        change = Change(seen.resource["status"], answer.status.model_dump(mode="json", exclude_none=True))
+        if answer.actions or seen.records or not change.can_wait:
+            self._written[key] = self._clock()
+        elif change.patch:
+            left = self._written.setdefault(key, self._clock()) + self.observer.progress_seconds() - self._clock()
+            if left > 0:
+                return replace(change, wait_seconds=left)
+            self._written[key] = self._clock()
+        return change
+
+    def _next(self, seen: Observed, answer: Plan, change: Change) -> float | None:
+        times = [answer.requeue_after, change.wait_seconds]
+        if answer.status.completionTime is None and any(p.phase == "Running" for p in seen.pods):
+            times.append(self.observer.progress_seconds())
+        return min((t for t in times if t is not None), default=None)
+
+    async def _refresh(self, key: Key) -> None:
+        live = await self._cluster.get_job(key)
+        if live:
+            self._mirror.jobs.put(live)
+        else:
+            self._mirror.jobs.forget(key)
+
+    def _forget(self, key: Key) -> None:
+        self._refusals.pop(key, None)
+        self._written.pop(key, None)
+
+
+async def look(queue: WorkQueue, reconciler: Reconciler, key: Key) -> None:
+    """One look at a job that was taken from the queue, and its place in the queue afterwards."""
+    with metrics.RECONCILE_SECONDS.time():
+        try:
+            after = await reconciler.reconcile(key)
+        except (Conflict, NotFound) as error:
+            metrics.ERRORS.labels(reason=error.reason).inc()
+            log.info("looked too early", extra=words(key) | {"error": str(error), "seconds": queue.retry(key)})
+        except ClusterError as error:
+            metrics.ERRORS.labels(reason=error.reason).inc()
+            log.warning("look failed", extra=words(key) | {"error": str(error), "seconds": queue.retry(key)})
+        except Exception:  # a bug in a look at one job must not stop the looks at others
+            metrics.ERRORS.labels(reason="Bug").inc()
+            log.exception("look failed", extra=words(key) | {"seconds": queue.retry(key)})
+        else:
+            queue.succeeded(key)
+            if after is not None:
+                queue.add(key, after)
+        finally:
+            queue.done(key)
+
+
+def _time(now: datetime) -> str:
+    return now.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,149 @@
+"""The operator's own loops: workers that look at jobs, the sweep, the heartbeat. Started by __main__.py.
+
+Watches only tell that something has changed (`note`); what follows is decided by a look at the whole job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from datetime import UTC, datetime
+
+from finetune_api.v1alpha1 import PLURAL
+
+from . import metrics
+from .cluster import RUNS_PLURAL, Cluster, Kind
+from .errors import BackendMissing, ClusterError
+from .health import LEASE, Canary, Watches, task_names
+from .identity import Json, Key, key_of
+from .mirror import Mirror, subject
+from .reconcile import Reconciler, look
+from .settings import Settings
+from .workqueue import WorkQueue
+
+log = logging.getLogger(__name__)
+
+IDLE_SECONDS = 60.0
+"""Longest sleep of a worker that has nothing to do."""
+SWEEP_RETRY_SECONDS = 2.0
+
+
+class Operator:
+    """Everything that outlives a look at one job."""
+
+    def __init__(self, cluster: Cluster, settings: Settings) -> None:
+        self.cluster, self.settings = cluster, settings
+        self.mirror = Mirror()
+        self.queue = WorkQueue(time.monotonic)
+        self.reconciler = Reconciler(cluster, self.mirror, settings, time.monotonic, lambda: datetime.now(UTC))
+        self.canary = Canary(time.monotonic)
+        self._watches = Watches(time.monotonic, task_names)
+        self.filled = asyncio.Event()
+        """Set when everything was listed once: before, a missing child means nothing."""
+        self._wake = asyncio.Event()
+        self._stopping = False
+
+    def note(self, kind: Kind, change: str | None, raw: Json) -> None:
+        """A watch has seen a change of an object; None: the object as it was listed."""
+        if change == "DELETED":
+            self.mirror.drop(kind, raw)
+        else:
+            self.mirror.put(kind, raw)
+        self.enqueue(subject(kind, raw))
+
+    def enqueue(self, key: Key | None) -> None:
+        """Have a look at a job soon."""
+        if key:
+            self.queue.add(key)
+            self._wake.set()
+
+    def stop(self) -> None:
+        """Workers finish the look that they are at."""
+        self._stopping = True
+        self._wake.set()
+
+    async def work(self) -> None:
+        """Look at jobs, one after the other. As many of these run as settings.workers says."""
+        await self.filled.wait()
+        while not self._stopping:
+            key = self.queue.take()
+            if key is None:
+                await self._idle()
+            else:
+                await look(self.queue, self.reconciler, key)
+                self._wake.set()  # what was added during the look may be due
+
+    async def sweep(self) -> None:
+        """List everything at the start, and from time to time to find what a watch has missed."""
+        while True:
+            try:
+                await self.sweep_once()
+            except ClusterError as error:
+                log.warning("sweep failed", extra={"error": str(error)})
+                await asyncio.sleep(SWEEP_RETRY_SECONDS)
+                continue
+            self.filled.set()
+            await asyncio.sleep(self.settings.sweep_seconds)
+
+    async def sweep_once(self) -> None:
+        """Bring the mirror up to date, and have a look at every job that has not ended."""
+        first = not self.filled.is_set()
+        for kind in (Kind.JOBS, Kind.RUNS, Kind.PODS):
+            await self._list(kind)
+        await self.reconciler.observer.backend()
+        keys = [key for key, _ in self.mirror.jobs.items()] if first else self.mirror.unfinished()
+        for key in keys:
+            self.enqueue(key)
+        self.reconciler.observer.forget({entry.value.uid for _, entry in self.mirror.pods.items()})
+
+    def ailment(self) -> str:
+        """Why this process should be started anew; empty while it sees the cluster."""
+        patience = self.settings.canary_patience_seconds
+        if self.canary.age() > patience:
+            return f"a heartbeat did not come back through the watch for {self.canary.age():.0f} s"
+        needed = (*NEEDED, *((f"{RUNS_PLURAL}.",) if self.reconciler.observer.has_backend else ()))
+        missing = self._watches.missing(needed)
+        return next((f"nobody watches {name}* for {s:.0f} s" for name, s in missing.items() if s > patience), "")
+
+    async def beat(self) -> None:
+        """Write a heartbeat that has to come back through the watch."""
+        where = Key(self.settings.own_namespace, LEASE)
+        while True:
+            now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+            try:
+                await self.cluster.beat(where, LEASE, now)
+            except ClusterError as error:
+                log.warning("heartbeat not written", extra={"error": str(error)})
+            else:
+                self.canary.wrote(now)
+            await asyncio.sleep(self.settings.canary_seconds)
+
+    async def _list(self, kind: Kind) -> None:
+        listed: set[Key] = set()
+        version = 0
+        try:
+            async for items, version in self.cluster.pages(kind):  # noqa: B007
+                listed.update(map(key_of, items))
+                for raw in items:
+                    self.mirror.put(kind, raw)
+        except BackendMissing:
+            if kind is not Kind.RUNS:
+                raise
+            return
+        self.mirror.keep(kind, listed, version)
+
+    async def _idle(self) -> None:
+        """Sleep until a job is due, or until there is news."""
+        self._wake.clear()
+        metrics.QUEUE_DEPTH.set(0)
+        wait = self.queue.wait_seconds()
+        try:
+            async with asyncio.timeout(IDLE_SECONDS if wait is None else wait):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+
+
+NEEDED = (f"{PLURAL}.", "pods.", "leases.")
+"""Watches without which nothing works; that of PyTorchJobs only where they exist."""

@@ -1,0 +1,126 @@
+"""What an administrator may decide, read once from the environment: FINETUNE_OPERATOR_<NAME>.
+
+Each field says its unit, its default and why that default. The chart's values carry the same names.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from .plan.settings import ACCELERATORS, Accelerator, PlanSettings
+
+_PLAN = PlanSettings()
+
+
+class Settings(BaseSettings):
+    """Settings of the operator."""
+
+    model_config = SettingsConfigDict(env_prefix="FINETUNE_OPERATOR_", frozen=True, extra="ignore")
+
+    watch_namespace: str = Field(
+        default="",
+        description="Namespace whose jobs are served. Empty (default): the whole cluster, with cluster roles. "
+        "With one namespace, a Training Operator that is installed later is noticed by a restart of the operator.",
+    )
+    own_namespace: str = Field(
+        default="default",
+        description="Namespace of the operator's own Lease. The chart fills in the namespace of the release.",
+    )
+    kubeconfig: Path | None = Field(
+        default=None,
+        description="Kubeconfig to connect with. Absent (default): the pod's service account, else kubectl's own.",
+    )
+    trainer_image: str = Field(
+        default=_PLAN.trainer_image,
+        description="Image of jobs without pods.image. Default: the trainer of the operator's own version, because "
+        "both sides of the run configuration are released together.",
+    )
+    service_accounts: tuple[str, ...] = Field(
+        default=(),
+        description="JSON list of service accounts that jobs may name in pods.serviceAccountName. Default: none, "
+        "because a job would borrow their rights.",
+    )
+    accelerators: dict[str, Accelerator] = Field(
+        default_factory=dict,
+        description="JSON object of further or other accelerators by gpu_type: products (values of the node label "
+        "nvidia.com/gpu.product), memory_gib, resource. Default: none besides the built-in ones.",
+    )
+    shared_memory: str = Field(
+        default=_PLAN.shared_memory,
+        description="Size of /dev/shm where a job says none, as a quantity. Default 8Gi: NCCL's buffers of one node.",
+    )
+    grace_period_seconds: int = Field(
+        default=_PLAN.grace_period_seconds,
+        ge=30,
+        description="Seconds that pods have for one more step and a checkpoint. Default 300: a large model's save.",
+    )
+    workers: int = Field(
+        default=8,
+        ge=1,
+        le=64,
+        description="Jobs that are looked at side by side. Default 8: a pass waits for two or three answers of the "
+        "API server, and one Python process has one core.",
+    )
+    requests_per_second: float = Field(
+        default=300,
+        gt=0,
+        description="Requests to the API server per second, watches apart. Default 300: about what one process can "
+        "send; Kubernetes' own fairness protects the server.",
+    )
+    request_burst: int = Field(
+        default=600, ge=1, description="Requests that may be sent at once. Default 600: two seconds' worth."
+    )
+    request_timeout_seconds: float = Field(
+        default=30, gt=0, description="Seconds until a request is given up and repeated. Default 30."
+    )
+    sweep_seconds: float = Field(
+        default=300,
+        gt=0,
+        description="Seconds between two looks at everything, which find what a watch may have missed. Default 300: "
+        "a safety net, costing one list of jobs, PyTorchJobs and pods.",
+    )
+    progress_seconds: float = Field(
+        default=10,
+        gt=0,
+        description="Seconds between two reads of one job's progress, and between two status writes that say nothing "
+        "but progress. Default 10. Many jobs share progress_reads_per_second.",
+    )
+    progress_reads_per_second: float = Field(
+        default=50,
+        gt=0,
+        description="Reads of progress per second over all jobs: with more than 500 running jobs each is read less "
+        "often. Default 50: each is one request that the API server passes on to a node.",
+    )
+    canary_seconds: float = Field(
+        default=30, gt=0, description="Seconds between two heartbeats through the API server. Default 30."
+    )
+    canary_patience_seconds: float = Field(
+        default=120,
+        gt=0,
+        description="Seconds after which a heartbeat that was written but not seen means that a watch is dead: "
+        "the process ends and Kubernetes starts it anew. Default 120: longer than the 68 s in which a silent watch heals.",
+    )
+    http_host: str = Field(
+        default="0.0.0.0",  # noqa: S104
+        description="Address of /healthz, /readyz and /metrics. Default: all, because the kubelet asks from outside.",
+    )
+    http_port: int = Field(
+        default=8080, ge=0, le=65535, description="Port of the same. Default 8080; 0 picks a free one."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least important log lines that are written. Default info: one line per change."
+    )
+
+    def plan(self) -> PlanSettings:
+        """The part that decides what a job becomes."""
+        return PlanSettings(
+            trainer_image=self.trainer_image,
+            accelerators={**ACCELERATORS, **{k.upper(): v for k, v in self.accelerators.items()}},
+            service_accounts=self.service_accounts,
+            shared_memory=self.shared_memory,
+            grace_period_seconds=self.grace_period_seconds,
+        )

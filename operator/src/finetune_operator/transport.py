@@ -1,0 +1,160 @@
+"""JSON over HTTP to the API server: login, time limits, pace and retries. Only cluster.py calls it.
+
+The official client brings configuration, login and the connection pool; its models are left out, because
+parsing pods into them takes ten times as long as everything that we do with a pod.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import aiohttp
+from kubernetes.aio import config as client_config
+from kubernetes.aio.client.api_client import ApiClient
+from kubernetes.aio.client.configuration import Configuration
+
+from finetune_api import labels
+
+from . import metrics
+from .errors import AlreadyExists, BackendMissing, ClusterError, Conflict, NotFound, Refused, Unavailable
+from .identity import Json
+from .settings import Settings
+
+JSON = "application/json"
+MERGE = "application/merge-patch+json"
+ATTEMPTS = 5
+BACKOFF = (0.2, 5.0)
+"""Seconds before the second attempt, and at most; doubled in between, and jittered."""
+CONNECT_TIMEOUT = 10.0
+
+
+async def load_configuration(kubeconfig: Path | None) -> Configuration:
+    """Where the API server is and how to log in: a given kubeconfig, the service account, or kubectl's own."""
+    found = Configuration()
+    if kubeconfig is None:
+        try:
+            client_config.load_incluster_config(found)  # type: ignore[no-untyped-call]
+        except client_config.ConfigException:
+            pass
+        else:
+            return found
+    await client_config.load_kube_config(  # type: ignore[no-untyped-call]
+        config_file=str(kubeconfig) if kubeconfig else None, client_configuration=found, persist_config=False
+    )
+    return found
+
+
+class Pace:
+    """A token bucket: `burst` requests at once, `rate` per second in the long run."""
+
+    def __init__(self, rate: float, burst: int) -> None:
+        self._rate, self._burst = rate, burst
+        self._tokens, self._at = float(burst), time.monotonic()
+
+    async def wait(self) -> None:
+        """Return when the next request may be sent. Tokens may run into debt, which makes waiters queue up."""
+        now = time.monotonic()
+        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
+        self._at = now
+        self._tokens -= 1
+        if self._tokens < 0:
+            await asyncio.sleep(-self._tokens / self._rate)
+
+
+class Transport:
+    """One connection pool to one API server."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._pace = Pace(settings.requests_per_second, settings.request_burst)
+        self._timeout = aiohttp.ClientTimeout(total=settings.request_timeout_seconds, sock_connect=CONNECT_TIMEOUT)
+        self._client: ApiClient | None = None
+
+    async def request(
+        self, verb: str, resource: str, path: str, *, query: Mapping[str, str] | None = None,
+        body: Json | None = None, content_type: str = JSON,
+    ) -> bytes:  # fmt: skip
+        """The answer's body. verb and resource are RBAC's words, for metrics. Raises ClusterError."""
+        url = f"{path}?{urlencode(query)}" if query else path
+        for attempt in range(1, ATTEMPTS + 1):
+            await self._pace.wait()
+            status, pause, data = await self._once(verb, url, body, content_type)
+            metrics.REQUESTS.labels(verb=verb, resource=resource, code=str(status or "none")).inc()
+            if 200 <= status < 300:
+                return data
+            if status == 401:
+                await self.close()  # the token has changed: log in again
+            elif status not in (0, 429) and status < 500:
+                raise _refusal(status, data)
+            if attempt < ATTEMPTS:
+                await asyncio.sleep(max(pause, _backoff(attempt)))
+        raise Unavailable(f"{verb} {resource}: {status or 'no answer'} {_said(data)}")
+
+    async def close(self) -> None:
+        client, self._client = self._client, None
+        if client:
+            await client.close()  # type: ignore[no-untyped-call]
+
+    async def _once(self, verb: str, url: str, body: Json | None, content_type: str) -> tuple[int, float, bytes]:
+        """HTTP status (0: none), seconds that the server asks us to wait, and the body."""
+        try:
+            client = await self._login()
+            headers = {"Content-Type": content_type, "Accept": JSON, "User-Agent": labels.FIELD_MANAGER}
+            await client.update_params_for_auth(headers, [], ["BearerToken"], url, verb, body)
+            host = client.configuration.host
+            answer = await client.rest_client.request(  # type: ignore[no-untyped-call]
+                _METHODS[verb], f"{host}{url}", headers=headers, body=body, _request_timeout=self._timeout
+            )
+            data: bytes = await answer.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            return 0, 0.0, f"{type(error).__name__}: {error}".encode()
+        return int(answer.status), _retry_after(answer.headers.get("Retry-After")), data
+
+    async def _login(self) -> ApiClient:
+        if self._client is None:
+            self._client = ApiClient(await load_configuration(self._settings.kubeconfig))
+        return self._client
+
+
+_METHODS = {"get": "GET", "list": "GET", "create": "POST", "patch": "PATCH", "delete": "DELETE"}
+
+
+def _retry_after(header: str | None) -> float:
+    return float(header) if header and header.isdigit() else 0.0
+
+
+def _backoff(attempt: int) -> float:
+    first, most = BACKOFF
+    pause: float = min(most, first * 2 ** (attempt - 1)) * random.uniform(0.5, 1.5)  # noqa: S311
+    return pause
+
+
+def _refusal(status: int, data: bytes) -> ClusterError:
+    """The error for a 4xx answer. A 404 that names no object means that the resource itself is unknown."""
+    answer = _parsed(data)
+    said = _said(data)
+    if status == 404:
+        return NotFound(said) if (answer.get("details") or {}).get("name") else BackendMissing(said)
+    if status == 409:
+        return AlreadyExists(said) if answer.get("reason") == "AlreadyExists" else Conflict(said)
+    return Refused(said)
+
+
+def _said(data: bytes) -> str:
+    message = _parsed(data).get("message")
+    return str(message) if message else data[:500].decode(errors="replace").strip()
+
+
+def _parsed(data: bytes) -> dict[str, Any]:
+    try:
+        answer = json.loads(data)
+    except ValueError:
+        return {}
+    return answer if isinstance(answer, dict) else {}

@@ -1,0 +1,45 @@
+"""`python -m finetune_operator` with settings for tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+
+from builders import Json
+
+from testbed.process import Process, free_port
+
+QUICK = {"PROGRESS_SECONDS": "1", "HTTP_HOST": "127.0.0.1", "LOG_LEVEL": "debug"}
+"""Settings of the operator in tests, where nothing else is said."""
+
+
+class OperatorProcess(Process):
+    """`python -m finetune_operator`, ready when it has listed everything."""
+
+    def __init__(self, kubeconfig: Path, folder: Path, settings: Mapping[str, str] | None = None) -> None:
+        self.port = free_port()
+        words = QUICK | {"KUBECONFIG": str(kubeconfig), "HTTP_PORT": str(self.port)} | dict(settings or {})
+        env = {k: v for k, v in os.environ.items() if not k.startswith("FINETUNE_OPERATOR_")}
+        env |= {f"FINETUNE_OPERATOR_{k}": v for k, v in words.items()}
+        command = [sys.executable, "-m", "finetune_operator"]
+        super().__init__(command, folder / "operator.log", ready=lambda: self.answer("readyz")[0] == 200, env=env)
+
+    def answer(self, path: str) -> tuple[int, str]:
+        """HTTP status (0: no answer) and body of one of the operator's own pages."""
+        url = f"http://127.0.0.1:{self.port}/{path}"
+        try:
+            with urllib.request.urlopen(url, timeout=5) as response:
+                return response.status, response.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        except OSError:
+            return 0, ""
+
+    def lines(self) -> list[Json]:
+        """The log."""
+        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]

@@ -1,0 +1,157 @@
+"""What crashes, outages and late installations leave behind: the same as an undisturbed life."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from builders import Json
+from operating.process import OperatorProcess
+from operating.proxy import Proxy
+from operating.team import Team, condition
+
+from finetune_api.crd import crd
+from finetune_api.exits import Exit
+from testbed.control_plane import ControlPlane
+from testbed.process import ProcessError
+from testbed.training_operator import pytorchjob_crd, start_training_operator
+from testbed.watch import WaitError, wait_for_all
+
+
+@pytest.fixture(scope="module")
+def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """A control plane without an operator."""
+    folder = tmp_path_factory.mktemp("disturbed")
+    with ControlPlane(folder, crds=[pytorchjob_crd(), crd()], controllers=True) as found:
+        start_training_operator(found)
+        yield found
+
+
+@pytest.fixture
+def lonely(plane: ControlPlane) -> Team:
+    """A namespace that nobody serves yet."""
+    return Team(plane.cluster.api, plane.cluster.namespace())
+
+
+@contextmanager
+def operating(plane: ControlPlane, folder: Path, team: Team, kubeconfig: Path | None = None) -> Iterator[OperatorProcess]:
+    """An operator for one namespace."""
+    settings = {"WATCH_NAMESPACE": team.namespace, "OWN_NAMESPACE": team.namespace}
+    with OperatorProcess(kubeconfig or plane.cluster.kubeconfig, folder, settings) as process:
+        yield process
+
+
+def test_a_training_operator_that_is_installed_later_is_noticed(tmp_path: Path) -> None:
+    with ControlPlane(tmp_path, crds=[crd()]) as bare:
+        team = Team(bare.cluster.api, bare.cluster.namespace())
+        with OperatorProcess(bare.cluster.kubeconfig, tmp_path) as operator:
+            team.submit()
+            status = team.until_phase("Queued")
+            assert condition(status, "Accepted")[0] == "True"
+            assert condition(status, "PodsReady") == ("False", "BackendMissing")
+            assert "finetune_operator_backend_missing 1.0" in operator.answer("metrics")[1]
+            bare.cluster.install_crd(pytorchjob_crd())
+            team.until_phase("Starting")
+            wait_for_all(team.api, team.runs, lambda runs: [r["metadata"]["name"] for r in runs] == ["sample-1"])
+            assert "BackendMissing" in team.events()
+
+
+def test_a_finished_job_creates_nothing_after_a_restart_of_the_operator(
+    plane: ControlPlane, lonely: Team, tmp_path: Path
+) -> None:
+    with operating(plane, tmp_path, lonely):
+        lonely.submit()
+        lonely.start()
+        lonely.end("sample-1-master-0")
+        ended = lonely.until_phase("Succeeded")
+    lonely.api.delete(f"{lonely.runs}/sample-1", propagationPolicy="Foreground")
+    lonely.until_gone(lonely.runs)
+    with operating(plane, tmp_path, lonely):
+        lonely.submit(name="other")
+        lonely.until_run("other-1")
+        lonely.api.patch(f"{lonely.jobs}/sample", {"metadata": {"labels": {"touched": "yes"}}})
+        lonely.submit(name="another")
+        lonely.until_run("another-1")
+        assert sorted(lonely.run_names()) == ["another-1", "other-1"]
+        assert lonely.status() == ended
+
+
+def test_an_outage_of_the_api_server_delays_and_breaks_nothing(tmp_path: Path) -> None:
+    with ControlPlane(tmp_path, crds=[pytorchjob_crd(), crd()]) as shaky:
+        team = Team(shaky.cluster.api, shaky.cluster.namespace())
+        with OperatorProcess(shaky.cluster.kubeconfig, tmp_path) as operator:
+            shaky.apiserver.stop(grace_s=0)
+            assert operator.answer("healthz")[0] == 200, "the server's being down is no reason to start anew"
+            shaky.apiserver.start()
+            shaky.apiserver.wait_ready()
+            team.submit()
+            team.until_phase("Starting")
+            assert operator.answer("healthz")[0] == 200
+
+
+def test_sigterm_lets_looks_finish_and_ends_with_0(plane: ControlPlane, lonely: Team, tmp_path: Path) -> None:
+    names = [f"job-{i}" for i in range(20)]
+    with operating(plane, tmp_path, lonely) as operator:
+        for name in names:
+            lonely.submit({"compute.nodes": 1}, name=name)
+        wait_for_all(lonely.api, lonely.runs, len)
+        operator.signal(signal.SIGTERM)
+        assert operator.wait_ended(20) == 0
+        claimed = {n for n in names if lonely.status(n).get("run")}
+        assert {f"{n}-1" for n in claimed} == set(lonely.run_names()), "what was claimed was created"
+    with operating(plane, tmp_path, lonely):
+        wait_for_all(lonely.api, lonely.runs, lambda runs: len(runs) == len(names))
+        assert sorted(lonely.run_names()) == sorted(f"{n}-1" for n in names)
+
+
+def play(team: Team) -> None:
+    """Create, run, fail, run again."""
+    team.start("sample-1")
+    team.end("sample-1-worker-0", Exit.CRASHED, "boom")
+    team.start("sample-2")
+
+
+def essence(status: Json) -> Json:
+    """What a status says, without the times at which it said so."""
+    words = {c["type"]: (c["status"], c["reason"], c["message"]) for c in status["conditions"]}
+    return {k: v for k, v in status.items() if k not in ("conditions", "startTime")} | {"conditions": words}
+
+
+WRITES = 12
+"""Writes of `play`: claim, create, event, ready, event; restart, delete, event; claim, create, ready, event."""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Json:
+    """How `play` ends if nothing happens."""
+    team, folder = Team(plane.cluster.api, plane.cluster.namespace()), tmp_path_factory.mktemp("undisturbed")
+    with Proxy(plane.cluster.kubeconfig, folder) as proxy, operating(plane, folder, team, proxy.kubeconfig):
+        team.submit()
+        play(team)
+        written = [(m, p.rpartition(f"/{team.namespace}/")[2]) for m, p in proxy.writes]
+    assert len(written) == WRITES, written
+    return essence(team.status())
+
+
+@pytest.mark.parametrize("write", range(1, WRITES + 1))
+def test_a_crash_after_any_write_changes_nothing(
+    plane: ControlPlane, lonely: Team, tmp_path: Path, undisturbed: Json, write: int
+) -> None:
+    killed: list[int] = []
+    operators: list[OperatorProcess] = []
+
+    def after(count: int) -> bool:
+        if count != write or killed:
+            return False
+        operators[0].signal(signal.SIGKILL)
+        killed.append(count)
+        return True
+
+    with Proxy(plane.cluster.kubeconfig, tmp_path, after) as proxy:
+        with operating(plane, tmp_path, lonely, proxy.kubeconfig) as first:
+            operators.append(first)
+            lonely.submit()
+            first.wait_ended(0.1)

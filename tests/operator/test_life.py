@@ -1,0 +1,210 @@
+"""The life of a job against the real API server and the real Training Operator; the test plays the nodes."""
+
+from __future__ import annotations
+
+import pytest
+from builders import Json
+
+from finetune_api.exits import Exit
+from testbed.control_plane import ControlPlane
+from testbed.pods import end_pod
+from testbed.watch import wait_for, wait_for_all
+
+from operating.team import Team, condition, message
+
+
+def environment(pod: Json) -> dict[str, str]:
+    return {e["name"]: e.get("value", "") for e in pod["spec"]["containers"][0]["env"]}
+
+
+def test_an_accepted_job_gets_one_pytorchjob_and_pods_that_find_each_other(team: Team) -> None:
+    team.submit()
+    pods = {p["metadata"]["name"]: environment(p) for p in team.until_run("sample-1")}
+    status = team.until_phase("Starting")
+    assert {name: env["PET_NODE_RANK"] for name, env in pods.items()} == {"sample-1-master-0": "0", "sample-1-worker-0": "1"}
+    assert {(e["PET_NNODES"], e["PET_NPROC_PER_NODE"], e["WORLD_SIZE"]) for e in pods.values()} == {("2", "4", "8")}
+    assert team.run_names() == ["sample-1"]
+    assert condition(status, "Accepted")[0] == "True"
+    assert (status["run"], status["resolved"]["method"], status["layout"]["nodes"]) == (1, "fft", 2)
+
+
+def test_a_refused_job_says_why_and_starts_once_it_is_mended(team: Team) -> None:
+    team.submit({"compute.gpu_type": "X9000"})
+    status = team.until_phase("Failed")
+    assert condition(status, "Accepted") == ("False", "UnknownGpuType")
+    assert "'X9000' is not an accelerator known here. Choose one of A100," in message(status, "Accepted")
+    assert team.run_names() == []
+    team.edit({"compute": {"gpu_type": "H100"}})
+    team.until_run("sample-1")
+    assert condition(team.until_phase("Starting"), "Accepted")[0] == "True"
+
+
+def test_the_trainers_report_is_success_whatever_workers_do(team: Team) -> None:
+    team.submit()
+    team.start()
+    team.end("sample-1-master-0", message="All 7 steps are done.")
+    status = team.until_phase("Succeeded")
+    assert condition(status, "Ready") == condition(status, "Complete") == ("True", "Succeeded")
+    assert condition(status, "PodsReady")[0] == "False"
+    assert status["result"] == {"uri": "/mnt/claims/models/out/result", "digest": "sha256:1", "metrics": {"val.loss": 1.5}}
+    assert message(status, "Ready") == "All 7 steps are done."
+
+
+def test_a_master_that_ends_well_without_a_report_is_not_believed(team: Team) -> None:
+    team.submit({"compute.nodes": 1}, name="mute")
+    team.until_run("mute-1", pods=1)
+    end_pod(team.api, team.namespace, "mute-1-master-0", message="")
+    status = team.until(lambda s: condition(s, "Training")[1] == "Restarting", "mute")
+    assert status["restarts"] == 1
+
+
+def test_a_failed_worker_restarts_the_gang_and_costs_one_restart(team: Team) -> None:
+    team.submit()
+    team.start()
+    team.end("sample-1-worker-0", Exit.CRASHED, "boom")
+    status = team.until(lambda s: s.get("restarts") == 1)
+    assert message(status, "Training") == "Pod sample-1-worker-0: boom"
+    team.until_run("sample-2")
+    team.until(lambda s: s["run"] == 2)
+    assert team.run_names() == ["sample-2"]
+    assert team.status()["restarts"] == 1
+
+
+def test_a_failure_that_would_repeat_itself_ends_the_job_and_its_pods(team: Team) -> None:
+    team.submit()
+    team.start()
+    team.end("sample-1-worker-0", Exit.DATA_REFUSED, "Line 3 is no JSON.")
+    status = team.until_phase("Failed")
+    assert condition(status, "Failed") == ("True", "DataRefused")
+    assert message(status, "Failed").startswith("Pod sample-1-worker-0: Line 3 is no JSON. Mend the lines")
+    assert "restarts" not in status
+    names = wait_for_all(team.api, team.pods, lambda pods: len(pods) == 1)
+    assert names[0]["metadata"]["name"] == "sample-1-worker-0", "the failed pod keeps its log, the others give back GPUs"
+
+
+def test_suspending_removes_the_pods_and_resuming_starts_the_next_run(team: Team) -> None:
+    team.submit()
+    team.start()
+    team.edit({"suspend": True})
+    status = team.until_phase("Suspended")
+    assert condition(status, "Suspended") == ("True", "Suspended")
+    team.until_gone(team.runs)
+    team.until_gone(team.pods)
+    team.edit({"suspend": False})
+    team.until_run("sample-2")
+    status = team.until(lambda s: s.get("run") == 2)
+    assert condition(status, "Suspended") == ("False", "Resumed")
+    assert "restarts" not in status
+
+
+def test_a_job_that_is_born_suspended_is_judged_and_waits(team: Team) -> None:
+    team.submit({"suspend": True})
+    status = team.until_phase("Suspended")
+    assert (condition(status, "Accepted")[0], team.run_names()) == ("True", [])
+    team.edit({"suspend": False})
+    team.until_run("sample-1")
+
+
+def test_cancelling_ends_the_job_for_good(team: Team) -> None:
+    team.submit()
+    team.start()
+    team.edit({"cancel": True})
+    status = team.until_phase("Cancelled")
+    assert condition(status, "Failed") == ("True", "Cancelled")
+    team.until_gone(team.runs)
+    team.until_gone(team.pods)
+
+
+def test_deleting_the_job_deletes_what_it_owns(team: Team) -> None:
+    team.submit()
+    team.until_run("sample-1")
+    team.api.delete(f"{team.jobs}/sample")
+    wait_for(team.api, f"{team.jobs}/sample", lambda job: job is None)
+    team.until_gone(team.runs)
+    team.until_gone(team.pods)
+
+
+def test_a_job_that_is_deleted_and_made_again_at_once_gets_pods_of_its_own(team: Team) -> None:
+    team.submit()
+    old = {p["metadata"]["uid"] for p in team.until_run("sample-1")}
+    team.api.delete(f"{team.jobs}/sample")
+    team.submit()
+    pods = wait_for_all(
+        team.api, team.pods, lambda pods: len(pods) == 2 and not old & {p["metadata"]["uid"] for p in pods}
+    )
+    owner = team.api.get(f"{team.jobs}/sample")["metadata"]["uid"]
+    assert {p["metadata"]["labels"]["finetune.dev/job-uid"] for p in pods} == {owner}
+
+
+def test_a_pod_that_was_deleted_restarts_the_gang_for_free(team: Team) -> None:
+    team.submit()
+    team.start()
+    team.api.delete(f"{team.pods}/sample-1-worker-0")
+    team.until_run("sample-2")
+    assert not team.until(lambda s: s.get("run") == 2).get("restarts")
+
+
+def test_a_pytorchjob_of_the_same_name_that_is_a_strangers_is_left_alone(team: Team) -> None:
+    template: Json = {"spec": {"containers": [{"name": "pytorch", "image": "x"}]}}
+    stranger = team.api.create({
+        "apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob",
+        "metadata": {"name": "sample-1", "namespace": team.namespace},
+        "spec": {"pytorchReplicaSpecs": {"Master": {"replicas": 1, "template": template}}},
+    })  # fmt: skip
+    team.submit()
+    status = team.until(lambda s: condition(s, "PodsReady")[1] == "CreateRefused")
+    assert message(status, "PodsReady").startswith("A PyTorchJob sample-1 that is not ours exists.")
+    team.api.delete(f"{team.runs}/{stranger['metadata']['name']}")
+    team.until(lambda s: condition(s, "PodsReady")[1] == "Waiting", timeout_s=30)
+    assert team.run_names() == ["sample-1"]
+
+
+def test_children_go_when_their_time_is_over(team: Team) -> None:
+    team.submit({"lifecycle.ttlSecondsAfterFinished": 1})
+    team.start()
+    team.end("sample-1-master-0")
+    team.until_phase("Succeeded")
+    team.until_gone(team.runs)
+    assert team.status()["phase"] == "Succeeded"
+
+
+def test_the_deadline_ends_a_quiet_job(team: Team) -> None:
+    team.submit({"lifecycle.activeDeadlineSeconds": 2})
+    status = team.until_phase("Failed")
+    assert condition(status, "Failed") == ("True", "DeadlineExceeded")
+    team.until_gone(team.runs)
+
+
+def test_an_undisturbed_life_costs_six_writes_and_eight_events_at_most(control_plane: ControlPlane, team: Team) -> None:
+    team.submit()
+    team.start()
+    team.end("sample-1-master-0")
+    team.end("sample-1-worker-0")
+    team.until_phase("Succeeded")
+    wait_for_all(team.api, f"/api/v1/namespaces/{team.namespace}/events", lambda _: "Succeeded" in team.events())
+    writes = [
+        (entry["verb"], entry["objectRef"]["resource"])
+        for entry in control_plane.requests()
+        if entry["verb"] in ("create", "patch", "update", "delete")
+        and entry["objectRef"].get("namespace") == team.namespace
+        and entry.get("userAgent") == "finetune-operator"
+    ]
+    children = [w for w in writes if w[1] != "events"]
+    assert children[:2] == [("patch", "finetunejobs"), ("create", "pytorchjobs")]
+    assert 4 <= len(children) <= 6, children
+    assert len(writes) - len(children) <= 8
+    assert len(set(team.events())) == len(team.events()), "no event twice"
+
+
+@pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
+def test_what_ended_never_creates_anything_again(team: Team, phase: str) -> None:
+    team.submit()
+    team.start()
+    team.end("sample-1-master-0", Exit.OK if phase == "Succeeded" else Exit.CONFIG_REFUSED)
+    ended = team.until_phase(phase)
+    team.api.delete(f"{team.runs}/sample-1")
+    team.until_gone(team.runs)
+    team.edit({"suspend": True})
+    team.edit({"suspend": False})
+    status = team.until(lambda s: s["observedGeneration"] == 3)
+    assert (team.run_names(), status["phase"], status["completionTime"]) == ([], phase, ended["completionTime"])

@@ -1,0 +1,67 @@
+"""Whole runs of one process, without a launcher, and what others make of their results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from torch.nn import functional
+from transformers import AutoModelForCausalLM
+
+from finetune_api.report import FinalReport, Record, parse
+from finetune_api.run import Device, RunConfig
+from finetune_trainer import environment, preparation
+from finetune_trainer.handoff import TRAIN, VALIDATION, Handoff
+from finetune_trainer.job import Job
+from finetune_trainer.rows import Rows
+from finetune_trainer.stop import Stop
+
+ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+
+
+def run(config: RunConfig, handoff: Path) -> FinalReport:
+    """Prepare in `handoff` and run to the end. Raises what the rank would report."""
+    torch.set_num_threads(1)
+    handoff.mkdir()
+    preparation.prepare(config, 0, handoff, lambda _: None)
+    with environment.joined(ALONE, Device.CPU) as place, Stop() as stop:
+        return Job(Handoff.read(handoff), handoff, place, stop).run()
+
+
+def records(output: Path) -> list[Record]:
+    lines = (output / "records.jsonl").read_text().splitlines()
+    return [record for line in lines if (record := parse(line))]
+
+
+def losses_elsewhere(config: RunConfig, handoff: Path) -> tuple[float, float]:
+    """Mean loss on the validation rows before and after, by transformers' and PEFT's own code, row by row."""
+    torch.set_num_threads(1)
+    before = AutoModelForCausalLM.from_pretrained(config.model)
+    result = str(Path(config.output) / "result")
+    if config.lora is None:
+        after: Any = AutoModelForCausalLM.from_pretrained(result)
+    else:
+        after = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(config.model), result)
+    rows = Rows.load(handoff / VALIDATION)
+    return mean_loss(before, rows), mean_loss(after, rows)
+
+
+def mean_loss(model: nn.Module, rows: Rows) -> float:
+    model.eval()
+    total, count = 0.0, 0
+    for i in range(len(rows)):
+        tokens, targets = (torch.tensor(part) for part in rows.row(i))
+        with torch.no_grad():
+            logits = model(input_ids=tokens[None].long()).logits[0, :-1]
+        labels = tokens[1:].long().masked_fill(~targets[1:], -100)
+        total += float(functional.cross_entropy(logits, labels, reduction="sum"))
+        count += int(targets[1:].sum())
+    return total / count
+
+
+def lines_of_first_step(handoff: Path) -> list[int]:
+    """All lines: the dataset of the test fits into one step."""
+    return sorted(int(line) for line in Rows.load(handoff / TRAIN).lines)

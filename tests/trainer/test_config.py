@@ -1,0 +1,135 @@
+"""What the trainer refuses before it loads or starts anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_api.run import CONFIG_ENV
+from finetune_trainer import config
+from finetune_trainer.config import Node
+from finetune_trainer.errors import ConfigRefused, Unsupported
+from trainer import models
+
+SUPPORTED = "supported are methods fft, lora; engines single, ddp, fsdp2; precisions fp32, bf16"
+TWO = {"mesh__processes_per_node": 2, "mesh__data_parallel": 2}
+LORA = {"lora": models.lora()}
+
+
+def fine(**changes: Any) -> config.RunConfig:
+    return models.run_config(Path("model"), Path("data"), Path("output"), **changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, id="full finetuning in one process"),
+        pytest.param({"method": "lora", **LORA, "precision": "bf16"}, id="LoRA in bf16"),
+        pytest.param({"engine": "ddp", **TWO}, id="DDP"),
+        pytest.param({"engine": "fsdp2", **TWO}, id="FSDP2"),
+        pytest.param({"engine": "ddp"}, id="DDP over one process"),
+    ],
+)
+def test_accepted(changes: dict[str, Any]) -> None:
+    config.check(fine(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        pytest.param({"method": "qlora", **LORA}, "does not have method qlora", id="QLoRA is to come"),
+        pytest.param({"engine": "zero2", **TWO}, "does not have engine zero2", id="ZeRO is to come"),
+        pytest.param({"precision": "fp16"}, "does not have precision fp16", id="fp16"),
+        pytest.param({"mesh__tensor_parallel": 2}, "does not have tensor_parallel 2", id="tensor parallelism"),
+        pytest.param({"mesh__pipeline_parallel": 4}, "does not have pipeline_parallel 4", id="pipeline parallelism"),
+        pytest.param(
+            {"engine": "zero1", "precision": "fp16"},
+            "does not have engine zero1 and precision fp16",
+            id="everything that is missing is named at once",
+        ),
+        pytest.param(
+            {"engine": "zero3", "method": "qlora"},
+            "ZeRO-3 with QLoRA cannot work: ZeRO-3 does not shard a quantised base",
+            id="what will never be says why",
+        ),
+        pytest.param(
+            {"engine": "zero2", "mesh__pipeline_parallel": 2},
+            "ZeRO with tensor or pipeline parallelism cannot work",
+            id="ZeRO with pipeline parallelism",
+        ),
+        pytest.param(
+            {"method": "qlora", "mesh__tensor_parallel": 2},
+            "blocks of nf4 do not follow the columns",
+            id="QLoRA with tensor parallelism",
+        ),
+    ],
+)
+def test_unsupported_says_what_is_supported(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(Unsupported) as refused:
+        config.check(fine(**changes))
+    assert reason in str(refused.value)
+    assert SUPPORTED in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        pytest.param(
+            {"mesh__processes_per_node": 2},
+            "data 1 x tensor 1 x pipeline 1 is 1, but nodes 1 x processes_per_node 2 is 2",
+            id="the mesh does not fill the processes",
+        ),
+        pytest.param(TWO, "engine single runs one process, not 2; set engine ddp or fsdp2", id="two single processes"),
+        pytest.param({"method": "lora"}, "method lora and lora None contradict", id="LoRA without its settings"),
+        pytest.param(LORA, "method fft and lora", id="LoRA settings without LoRA"),
+        pytest.param(
+            {"validation": {"every_steps": 0, "keep_best": False, "metric": "val.loss", "greater_is_better": False}},
+            "validation is set and data.validation is not; name the rows",
+            id="validation of no rows",
+        ),
+    ],
+)
+def test_contradictions_are_refused(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigRefused, match=reason):
+        config.check(fine(**changes))
+
+
+def test_a_document_is_refused_with_every_problem(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(fine().model_dump_json().replace('"seed":7', '"seed":-7,"sead":7'))
+    with pytest.raises(ConfigRefused) as refused:
+        config.load({CONFIG_ENV: str(path)})
+    assert f"{path}: seed: Input should be greater than or equal to 0; sead: Extra inputs" in str(refused.value)
+
+
+def test_a_missing_document_is_named() -> None:
+    with pytest.raises(ConfigRefused, match="FINETUNE_RUN_CONFIG is not set"):
+        config.load({})
+    with pytest.raises(ConfigRefused, match="names nowhere.json, which cannot be read: No such file"):
+        config.load({CONFIG_ENV: "nowhere.json"})
+
+
+PET = {"PET_NNODES": "2", "PET_NODE_RANK": "1", "PET_MASTER_ADDR": "job-master-0", "PET_MASTER_PORT": "23456"}
+NODES = {"engine": "ddp", "mesh__nodes": 2, "mesh__data_parallel": 2}
+
+
+def test_the_place_among_nodes() -> None:
+    assert config.node({}, fine()) == Node(0, 1)
+    assert config.node(PET, fine(**NODES)) == Node(1, 2, "job-master-0", 23456)
+
+
+@pytest.mark.parametrize(
+    ("variables", "reason"),
+    [
+        pytest.param({}, "mesh.nodes is 2, but PET_NNODES is 1", id="no variables at all"),
+        pytest.param(PET | {"PET_NNODES": "3"}, "mesh.nodes is 2, but PET_NNODES is 3", id="another number of nodes"),
+        pytest.param(PET | {"PET_NODE_RANK": "2"}, "PET_NODE_RANK is 2, but there are 2 nodes", id="a rank too high"),
+        pytest.param(PET | {"PET_NODE_RANK": "one"}, "PET_NODE_RANK is 'one'; it has to be", id="a rank in words"),
+        pytest.param(PET | {"PET_MASTER_ADDR": ""}, "need PET_MASTER_ADDR and PET_MASTER_PORT", id="nowhere to meet"),
+    ],
+)
+def test_nodes_that_do_not_fit_the_mesh_are_refused(variables: dict[str, str], reason: str) -> None:
+    with pytest.raises(ConfigRefused, match=reason):
+        config.node(variables, fine(**NODES))

@@ -1,0 +1,123 @@
+"""Every failure gets its name, and its report gets where it belongs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from finetune_api.exits import Exit
+from finetune_api.report import Cause, FinalReport, parse
+from finetune_data import DatasetRefused
+from finetune_tokens import TokenizerRefused
+from finetune_trainer import failures
+from finetune_trainer.errors import DataRefused, StorageFailed
+from finetune_trainer.publish import publish, shortened
+from finetune_trainer.verdict import failure
+
+GLOO = "[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.0.0.7]:4711"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        pytest.param(DataRefused("no rows"), 3, "no rows", id="our own errors say everything"),
+        pytest.param(StorageFailed("disk full"), 10, "disk full", id="storage"),
+        pytest.param(DatasetRefused("a.jsonl", "it is empty", "Add rows."), 3, "a.jsonl: it is empty\nAdd rows.", id="rows"),
+        pytest.param(TokenizerRefused("no template"), 4, "no template", id="a tokenizer is part of the model"),
+        pytest.param(
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+            8,
+            "A device ran out of memory. (CUDA out of memory. Tried to allocate 2 GiB) Lower hyperparameters.per_device",
+            id="a GPU without memory gets the remedy",
+        ),
+        pytest.param(
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+            8,
+            "ran out of memory",
+            id="a CPU without memory",
+        ),
+        pytest.param(MemoryError(), 8, "ran out of memory", id="Python without memory"),
+        pytest.param(RuntimeError(GLOO), 9, "Another rank went away.", id="gloo"),
+        pytest.param(dist.DistNetworkError("timed out"), 9, "Another rank went away. (timed out)", id="the store"),
+        pytest.param(dist.DistBackendError("NCCL error"), 9, "Another rank went away.", id="NCCL"),
+        pytest.param(KeyError("x"), 1, "KeyError: 'x'", id="what has no name is a crash"),
+    ],
+)
+def test_names_of_failures(error: Exception, code: int, message: str) -> None:
+    report = failures.report(error, rank=2, node=1, step=7)
+    assert (report.exit_code, report.step) == (code, 7)
+    assert message in report.message
+    assert report.cause is not None
+    assert (report.cause.rank, report.cause.node, report.cause.error) == (2, 1, report.message)
+
+
+def test_only_what_has_no_name_shows_its_traceback() -> None:
+    assert failures.trace(DataRefused("no rows")) == ""
+    assert "KeyError" in failures.trace(KeyError("x"))
+
+
+def broken(code: int = Exit.DATA_REFUSED, message: str = "no rows") -> FinalReport:
+    return failure(code, message, Cause(rank=3, node=1, time=1.0, error=message))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        pytest.param("x" * 9000, id="plain letters"),
+        pytest.param('"\n' * 4000, id="letters that JSON writes as two"),
+        pytest.param("\N{SNOWMAN}" * 4000, id="letters of three bytes"),
+    ],
+)
+def test_a_long_report_is_cut_to_what_a_pod_can_say(message: str) -> None:
+    report = shortened(broken(message=message))
+    assert len(report.line().encode()) <= 4096
+    assert len(report.message) > 600
+    assert report.cause is not None
+    assert (report.exit_code, report.cause.rank) == (3, 3)
+
+
+def test_a_short_report_stays_as_it_is() -> None:
+    report = broken()
+    assert shortened(report) == report
+
+
+def test_a_report_goes_to_the_output_the_pod_and_the_reader(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    publish(broken(), tmp_path, tmp_path / "termination-log", first_node=True)
+    printed = capsys.readouterr()
+    assert printed.err == "finetune-trainer: DataRefused: no rows (rank 3 on node 1)\n"
+    texts = [
+        printed.out,
+        *((tmp_path / name).read_text() for name in ("report.json", "termination-log", "records.jsonl")),
+    ]
+    assert [parse(text.strip()) for text in texts] == [parse(texts[0].strip())] * 4
+    assert isinstance(parse(texts[0].strip()), FinalReport)
+
+
+@pytest.mark.parametrize(
+    ("code", "written"),
+    [
+        pytest.param(Exit.NON_FINITE, True, id="the cause writes the report, on whichever node it is"),
+        pytest.param(Exit.PEER_LOST, False, id="who lost a peer on another node leaves it to the cause"),
+    ],
+)
+def test_other_nodes_write_the_report_only_if_they_know_the_cause(tmp_path: Path, code: int, written: bool) -> None:
+    publish(broken(code), tmp_path, None, first_node=False)
+    assert (tmp_path / "report.json").exists() == written
+
+
+def test_nothing_is_written_into_an_output_that_is_not_ours(tmp_path: Path) -> None:
+    publish(broken(Exit.OUTPUT_REFUSED), None, tmp_path / "termination-log", first_node=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["termination-log"]
+
+
+def test_an_output_that_cannot_be_written_does_not_hide_the_cause(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish(broken(), tmp_path / "nowhere", None, first_node=True)
+    printed = capsys.readouterr()
+    assert "DataRefused: no rows" in printed.err
+    assert "cannot write" in printed.err
+    assert isinstance(parse(printed.out.strip()), FinalReport)

@@ -1,0 +1,131 @@
+"""Whole runs: what they report is what others find in their results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from finetune_api.report import EvaluationRecord, FinalReport, ProgressRecord
+from finetune_api.run import RunConfig
+from finetune_trainer.errors import ModelRefused, NonFinite
+from trainer import job_work as work
+from trainer import models
+from trainer.ranks import run_ranks, values
+
+ADAPTERS = {"method": "lora", "lora": models.lora(dropout=0.1)}
+VALIDATED = {"every_steps": 2, "keep_best": True, "metric": "val.loss", "greater_is_better": False}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    models.model_folder(folder / "model", tied=True)
+    models.dataset(folder / "train.jsonl")
+    models.dataset(folder / "held-out.jsonl", 7, seed=500)
+    return folder
+
+
+def config(inputs: Path, output: Path, *, model: Path | None = None, **changes: Any) -> RunConfig:
+    return models.run_config(
+        model or inputs / "model", inputs / "train.jsonl", output,
+        data__validation=str(inputs / "held-out.jsonl"), **{"validation": VALIDATED, **changes},
+    )  # fmt: skip
+
+
+def run(settings: RunConfig, handoff: Path) -> FinalReport:
+    report: FinalReport = values(run_ranks(1, work.run, settings, handoff))[0]
+    return report
+
+
+@pytest.mark.parametrize("method", [{}, ADAPTERS, {"activation_checkpointing": True}], ids=["fft", "lora", "recomputed"])
+def test_losses_are_those_that_transformers_and_peft_find(
+    tmp_path: Path, inputs: Path, method: dict[str, Any]
+) -> None:
+    settings = config(inputs, tmp_path / "out", **method)
+    report = run(settings, tmp_path / "handoff")
+    before, after = values(run_ranks(1, work.losses_elsewhere, settings, tmp_path / "handoff"))[0]
+    assert report.metrics["val.loss.initial"] == pytest.approx(before, rel=1e-5)
+    assert report.metrics["val.loss"] == pytest.approx(after, rel=1e-5)
+    assert after < before - 0.5, "it learned"
+
+
+def test_the_result_is_the_best_step_and_not_the_last(tmp_path: Path, inputs: Path) -> None:
+    settings = config(inputs, tmp_path / "out", optimizer__learning_rate=0.03, schedule__epochs=3)
+    report = run(settings, tmp_path / "handoff")
+    evaluations = [r for r in work.records(tmp_path / "out") if isinstance(r, EvaluationRecord)]
+    assert [r.step for r in evaluations] == list(range(0, 19, 2)), "every second step, from 0 to the last"
+    best = min(evaluations[1:], key=lambda r: r.loss or 0)
+    assert best.step < report.step == 18, "this learning rate overshoots, or the test shows nothing"
+    assert (report.best_step, report.metrics["val.loss"]) == (best.step, best.loss)
+    _, found = values(run_ranks(1, work.losses_elsewhere, settings, tmp_path / "handoff"))[0]
+    assert found == pytest.approx(best.loss, rel=1e-5)
+
+
+def test_without_keep_best_the_result_is_the_last_step(tmp_path: Path, inputs: Path) -> None:
+    last = {**VALIDATED, "keep_best": False}
+    settings = config(inputs, tmp_path / "out", validation=last, optimizer__learning_rate=0.03)
+    report = run(settings, tmp_path / "handoff")
+    _, found = values(run_ranks(1, work.losses_elsewhere, settings, tmp_path / "handoff"))[0]
+    assert report.metrics["val.loss"] == pytest.approx(found, rel=1e-5)
+
+
+def test_progress_is_reported_for_the_first_step_the_chosen_ones_and_the_last(tmp_path: Path, inputs: Path) -> None:
+    settings = config(inputs, tmp_path / "out", validation=None, log_every_steps=5, schedule__name="linear")
+    run(settings, tmp_path / "handoff")
+    progress = [r for r in work.records(tmp_path / "out") if isinstance(r, ProgressRecord)]
+    assert [r.step for r in progress] == [1, 5, 10, 12]
+    assert [r.learning_rate for r in progress] == pytest.approx([1e-3, 8 / 12 * 1e-3, 3 / 12 * 1e-3, 1 / 12 * 1e-3])
+    assert [r.epoch for r in progress] == pytest.approx([1 / 6, 5 / 6, 10 / 6, 2])
+    assert progress[-1].eta_seconds == 0
+    assert all((r.tokens_per_second or 0) > 0 for r in progress)
+
+
+def test_a_loss_that_is_no_number_names_the_step_and_the_lines(tmp_path: Path, inputs: Path) -> None:
+    broken = models.model_folder(tmp_path / "model")
+    weights = safetensors.torch.load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][0] = torch.inf
+    safetensors.torch.save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    settings = config(inputs, tmp_path / "out", model=broken, validation=None, data__shuffle=False)
+    [ended] = run_ranks(1, work.run, settings, tmp_path / "handoff")
+    assert isinstance(ended.error, NonFinite)
+    assert "step 1: the loss is nan" in str(ended.error)
+    assert "the rows of this step are lines 1, 2, 3, 4; lower hyperparameters.learning_rate" in str(ended.error)
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        pytest.param("drop", "the weights lack what the model needs: model.layers.1.mlp.up_proj.weight", id="missing"),
+        pytest.param("add", "the weights hold what the model does not know: extra.weight", id="left over"),
+        pytest.param("cut", "have another shape than the model: ('model.layers.1.mlp.up_proj.weight'", id="of another shape"),
+    ],
+)
+def test_weights_that_do_not_fit_the_model_are_refused(
+    tmp_path: Path, inputs: Path, change: str, reason: str
+) -> None:
+    broken = models.model_folder(tmp_path / "model")
+    weights = safetensors.torch.load_file(broken / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    if change == "drop":
+        del weights[name]
+    elif change == "add":
+        weights["extra.weight"] = torch.zeros(2)
+    else:
+        weights[name] = weights[name][:-1].clone()
+    safetensors.torch.save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    settings = config(inputs, tmp_path / "out", model=broken)
+    [ended] = run_ranks(1, work.run, settings, tmp_path / "handoff")
+    assert isinstance(ended.error, ModelRefused), ended
+    assert reason in str(ended.error)
+
+
+def test_a_target_module_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path, inputs: Path) -> None:
+    adapters = {"method": "lora", "lora": models.lora(target_modules=("q_proj", "query"))}
+    [ended] = run_ranks(1, work.run, config(inputs, tmp_path / "out", **adapters), tmp_path / "handoff")
+    assert isinstance(ended.error, ModelRefused)
+    assert "training.lora.target_modules names query, which the model does not have; it has down_proj" in str(ended.error)

@@ -1,0 +1,142 @@
+"""`python -m finetune_trainer` as a pod starts it: codes, reports, and what is said to people."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+from finetune_api.report import FinalReport, ProgressRecord, parse
+from finetune_api.run import CONFIG_ENV, REPORT_ENV
+from trainer import models
+
+TWO = {"engine": "ddp", "mesh__processes_per_node": 2, "mesh__data_parallel": 2}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    models.model_folder(folder / "model")
+    models.dataset(folder / "train.jsonl")
+    (folder / "broken.jsonl").write_text((folder / "train.jsonl").read_text() + '{"messages": [\n')
+    return folder
+
+
+@contextmanager
+def trainer(inputs: Path, folder: Path, data: str = "train.jsonl", **changes: Any) -> Iterator[subprocess.Popen[str]]:
+    """The trainer, running; its output and its report are in `folder`."""
+    model = changes.pop("model", inputs / "model")
+    config = models.run_config(model, inputs / data, folder / "out", **changes)
+    (folder / "run.json").write_text(config.model_dump_json())
+    own = {
+        CONFIG_ENV: str(folder / "run.json"),
+        REPORT_ENV: str(folder / "report"),
+        "OMP_NUM_THREADS": "1",
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "finetune_trainer"],
+        env=os.environ | own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@dataclass(frozen=True)
+class Ended:
+    code: int
+    out: list[str]
+    err: str
+    report: FinalReport
+
+
+def ended(process: subprocess.Popen[str], folder: Path) -> Ended:
+    out, err = process.communicate()
+    report = parse((folder / "report").read_text())
+    assert isinstance(report, FinalReport)
+    assert report.exit_code == process.returncode
+    return Ended(process.returncode, out.splitlines(), err, report)
+
+
+def stdout(process: subprocess.Popen[str]) -> IO[str]:
+    assert process.stdout is not None
+    return process.stdout
+
+
+def first_step(process: subprocess.Popen[str]) -> None:
+    for line in stdout(process):
+        if isinstance(parse(line), ProgressRecord):
+            return
+    pytest.fail("no step was reported")
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "message"),
+    [
+        pytest.param({"engine": "zero3"}, 6, "finetune-trainer: Unsupported: this version does not have", id="engine"),
+        pytest.param({"model": "/nowhere"}, 4, "ModelRefused: model /nowhere: there is no such folder", id="model"),
+        pytest.param({"data": "broken.jsonl"}, 3, "1 of 25 rows is bad\n  line 25: ", id="a broken line"),
+        pytest.param({"data": "nowhere.jsonl"}, 3, "there is no such file", id="no data"),
+        pytest.param({"sequence_length": 9999}, 2, "the model takes at most 512 tokens", id="too long"),
+    ],
+)
+def test_refusals_come_in_one_sentence_and_write_nothing(
+    tmp_path: Path, inputs: Path, changes: dict[str, Any], code: int, message: str
+) -> None:
+    with trainer(inputs, tmp_path, **changes) as process:
+        found = ended(process, tmp_path)
+    assert (found.code, message in found.err) == (code, True), found.err
+    assert "Traceback" not in found.err
+    assert found.out == [found.report.line()]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_rank_that_is_killed_is_named_and_not_the_one_that_lost_it(tmp_path: Path, inputs: Path) -> None:
+    with trainer(inputs, tmp_path, **TWO, schedule__epochs=5000) as process:
+        first_step(process)
+        os.kill(ranks_of(process.pid)[1], signal.SIGKILL)
+        found = ended(process, tmp_path)
+    assert found.code == 137
+    assert found.report.cause is not None
+    assert found.report.cause.rank == 1
+    assert found.err.count("rank 1 on node 0 ended without a report. The trainer was ended by signal 9.") == 1
+    assert "Traceback" not in found.err
+    assert parse((tmp_path / "out" / "report.json").read_text().strip()) == found.report
+    assert ranks_of(process.pid) == []
+
+
+def test_a_reader_that_leaves_does_not_end_the_run(tmp_path: Path, inputs: Path) -> None:
+    with trainer(inputs, tmp_path, method="lora", lora=models.lora()) as process:
+        first_step(process)
+        stdout(process).close()
+        assert process.wait() == 0
+    lines = (tmp_path / "out" / "records.jsonl").read_text().splitlines()
+    assert sum(isinstance(parse(line), ProgressRecord) for line in lines) == 12
+    report = parse(lines[-1])
+    assert isinstance(report, FinalReport)
+    assert (report.exit_code, report.result) == (0, str(tmp_path / "out" / "result"))
+
+
+def test_a_signal_before_there_are_ranks_stops_at_once(tmp_path: Path, inputs: Path) -> None:
+    os.mkfifo(tmp_path / "rows")  # reading the rows lasts until somebody writes them
+    with trainer(tmp_path, tmp_path, data="rows", model=inputs / "model") as process:
+        with (tmp_path / "rows").open("w"):  # opens once the trainer reads
+            process.send_signal(signal.SIGTERM)
+            found = ended(process, tmp_path)
+    assert (found.code, found.report.message) == (75, "stopped before it began")
+
+
+def ranks_of(launcher: int) -> list[int]:
+    """Processes of the ranks, in order."""
+    tasks = Path(f"/proc/{launcher}/task/{launcher}/children")
+    return [int(pid) for pid in tasks.read_text().split()] if tasks.exists() else []

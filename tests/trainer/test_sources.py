@@ -1,0 +1,76 @@
+"""Models and datasets that cannot be had are refused by name, before any process is started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from finetune_trainer import preparation, sources
+from finetune_trainer.errors import ConfigRefused, DataRefused, ModelRefused
+
+
+def test_a_folder_with_a_model_is_taken_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").touch()
+    assert sources.model_folder(str(tmp_path)) == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        pytest.param([], "the folder has no config.json; give the folder that save_pretrained wrote", id="empty"),
+        pytest.param(["config.json", "pytorch_model.bin"], "has no *.safetensors; other formats can run", id="pickled"),
+    ],
+)
+def test_a_folder_without_a_model_is_refused(tmp_path: Path, files: list[str], reason: str) -> None:
+    for name in files:
+        (tmp_path / name).touch()
+    with pytest.raises(ModelRefused) as refused:
+        sources.model_folder(str(tmp_path))
+    assert f"model {tmp_path}: " in str(refused.value)
+    assert reason in str(refused.value)
+
+
+def test_a_folder_that_is_not_there_is_refused_with_its_name(tmp_path: Path) -> None:
+    with pytest.raises(ModelRefused, match="nowhere: there is no such folder; give the folder"):
+        sources.model_folder(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("uri", ["s3://models/llama", "pvc://models/llama", "oci://registry/llama"])
+def test_schemes_of_models_that_are_not_read_are_named(uri: str) -> None:
+    scheme = uri.partition("://")[0]
+    with pytest.raises(ModelRefused, match=f"does not read {scheme}:// itself; give a plain path or org/name"):
+        sources.model_folder(uri)
+
+
+@pytest.mark.parametrize("uri", ["s3://rows/train.jsonl", "hf://org/rows"])
+def test_schemes_of_data_that_are_not_read_are_named(uri: str) -> None:
+    with pytest.raises(DataRefused, match="itself; give a plain path to a JSONL file"):
+        sources.data_file(uri)
+
+
+def test_an_unknown_scheme_is_refused_with_those_that_are_known() -> None:
+    with pytest.raises(ModelRefused, match="unknown scheme ftp://; known are"):
+        sources.model_folder("ftp://models/llama")
+
+
+@pytest.mark.parametrize(
+    ("asked", "config", "length"),
+    [
+        pytest.param(None, {"max_position_embeddings": 512}, 512, id="what the model takes"),
+        pytest.param(None, {"max_position_embeddings": 131072}, 2048, id="but no more than the default"),
+        pytest.param(None, {}, 2048, id="the default where the model says nothing"),
+        pytest.param(4096, {"max_position_embeddings": 131072}, 4096, id="what was asked for"),
+        pytest.param(4096, {}, 4096, id="what was asked for where the model says nothing"),
+        pytest.param(512, {"n_positions": 1024}, 512, id="models with other names for it"),
+        pytest.param(512, {"text_config": {"max_position_embeddings": 600}}, 512, id="models with a text part"),
+    ],
+)
+def test_sequence_length(asked: int | None, config: dict[str, object], length: int) -> None:
+    assert preparation.sequence_length(asked, config) == length
+
+
+def test_a_longer_sequence_than_the_model_takes_is_refused() -> None:
+    with pytest.raises(ConfigRefused, match="sequence_length is 4096, but the model takes at most 512 tokens; set 512"):
+        preparation.sequence_length(4096, {"max_position_embeddings": 512})
