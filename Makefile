@@ -28,7 +28,7 @@ $(STAMP): requirements/uv.txt requirements/dev.txt pyproject.toml
 	@touch $@
 
 quickstart: setup ## Finetune a real small model on this machine and show what changed
-	$(BIN)/python docs/examples/quickstart.py
+	$(BIN)/python -W ignore::FutureWarning docs/examples/quickstart.py
 
 test: setup lint verify testbed ## Everything that must hold: lint, types, unit, golden, contract, integration
 	$(BIN)/pytest

@@ -52,7 +52,7 @@ def test_method(case: str) -> None:
     assert why.startswith(reason)
 
 
-SPELLINGS = {
+SPELLINGS: dict[str, Json] = {
     "training.lora": {"training.lora": {"r": 8, "alpha": 12.5, "dropout": 0.1, "target_modules": ["q_proj"]}},
     "lora": {"lora": {"r": 8, "alpha": 12.5, "dropout": 0.1, "target_modules": ["q_proj"]}},
     "hyperparameters.lora": {"hyperparameters.lora": {"r": 8, "alpha": 12.5, "dropout": 0.1,

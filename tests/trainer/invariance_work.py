@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from finetune_trainer import loop
 from finetune_trainer.batches import Layout
@@ -19,7 +18,7 @@ from finetune_trainer.job import order
 from finetune_trainer.loop import Run
 from finetune_trainer.rows import Rows
 from trainer import models
-from trainer.parity_cases import Recording
+from trainer.parity_cases import Recording, group
 
 Result = tuple[float, dict[str, Tensor]]
 """The loss of the step, and the whole gradient of every parameter."""
@@ -54,13 +53,16 @@ class MeanOfMeans(Recording):
 def steps(*cuts: int) -> dict[torch.dtype, dict[int, Result]]:
     """The step by number format and by rows of a micro batch; negative: with a mean per micro batch."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    found = {
-        dtype: {cut: _step(abs(cut), dtype, MeanOfMeans if cut < 0 else None) for cut in cuts}
-        for dtype in (torch.float32, torch.float64)
-    }
-    dist.destroy_process_group()
-    return found
+    with group():
+        return {
+            dtype: {cut: _step(abs(cut), dtype, MeanOfMeans if cut < 0 else None) for cut in cuts}
+            for dtype in (torch.float32, torch.float64)
+        }
+
+
+def _in(dtype: torch.dtype) -> nn.Module:
+    model: nn.Module = models.llama()
+    return model.to(dtype)
 
 
 def _step(per_device: int, dtype: torch.dtype, wrong: Callable[[Engine, int], Recording] | None) -> Result:
@@ -69,7 +71,7 @@ def _step(per_device: int, dtype: torch.dtype, wrong: Callable[[Engine, int], Re
         Path("model"), Path("data"), Path("output"), data__shuffle=False,
         batch={"per_device": per_device, "accumulation": accumulation},
     )  # fmt: skip
-    engine = build(models.llama().to(dtype), config, PLACE)
+    engine = build(_in(dtype), config, PLACE)
     recording = wrong(engine, accumulation) if wrong else Recording(engine)
     data = rows()
     run = Run(config, PLACE, recording, data, order(config, len(data)), Layout(per_device, 1))

@@ -73,7 +73,7 @@ def everywhere(*kinds: Engine) -> list[Case]:
 def traces(which: list[Case]) -> dict[str, Trace]:
     """The trace of every case. On a world of one there may be no process group yet."""
     torch.set_num_threads(1)
-    with _group():
+    with group():
         rank, world = dist.get_rank(), dist.get_world_size()
         place = Place(rank, world, rank, torch.device("cpu"))
         return {str(case): trace(case, place) for case in which}
@@ -177,10 +177,12 @@ def _config(case: Case, world: int) -> RunConfig:
 
 
 @contextmanager
-def _group() -> Iterator[None]:
+def group() -> Iterator[None]:
+    """A process group of one, unless there is one already."""
     if dist.is_initialized():
         yield
         return
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    store = dist.HashStore()  # type: ignore[attr-defined]  # torch does not list it in __all__
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     yield
     dist.destroy_process_group()

@@ -72,6 +72,8 @@ def die_everywhere(folder: Path) -> list[bool]:
 
     counting = Failing()
     publish(folder / "counted", counting)
+    synced = {path.name for kind, path in counting.log if kind == "fsync"}
+    assert {path.name for path in (folder / "counted" / "result").iterdir()} - {"COMPLETE"} <= synced
     found = []
     for at in range(1, len(counting.log) + 1):
         output = folder / str(at)

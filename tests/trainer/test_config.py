@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from finetune_api.run import CONFIG_ENV
+from finetune_api.run import CONFIG_ENV, RunConfig
 from finetune_trainer import config
 from finetune_trainer.config import Node
 from finetune_trainer.errors import ConfigRefused, Unsupported
@@ -18,7 +18,7 @@ TWO = {"mesh__processes_per_node": 2, "mesh__data_parallel": 2}
 LORA = {"lora": models.lora()}
 
 
-def fine(**changes: Any) -> config.RunConfig:
+def fine(**changes: Any) -> RunConfig:
     return models.run_config(Path("model"), Path("data"), Path("output"), **changes)
 
 
@@ -81,7 +81,9 @@ def test_unsupported_says_what_is_supported(changes: dict[str, Any], reason: str
             "data 1 x tensor 1 x pipeline 1 is 1, but nodes 1 x processes_per_node 2 is 2",
             id="the mesh does not fill the processes",
         ),
-        pytest.param(TWO, "engine single runs one process, not 2; set engine ddp or fsdp2", id="two single processes"),
+        pytest.param(
+            TWO, "engine single runs one process, not 2; set engine ddp or fsdp2", id="two single processes"
+        ),
         pytest.param({"method": "lora"}, "method lora and lora None contradict", id="LoRA without its settings"),
         pytest.param(LORA, "method fft and lora", id="LoRA settings without LoRA"),
         pytest.param(
@@ -107,7 +109,7 @@ def test_a_document_is_refused_with_every_problem(tmp_path: Path) -> None:
 def test_a_missing_document_is_named() -> None:
     with pytest.raises(ConfigRefused, match="FINETUNE_RUN_CONFIG is not set"):
         config.load({})
-    with pytest.raises(ConfigRefused, match="names nowhere.json, which cannot be read: No such file"):
+    with pytest.raises(ConfigRefused, match=r"names nowhere\.json, which cannot be read: No such file"):
         config.load({CONFIG_ENV: "nowhere.json"})
 
 

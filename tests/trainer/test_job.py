@@ -41,7 +41,9 @@ def run(settings: RunConfig, handoff: Path) -> FinalReport:
     return report
 
 
-@pytest.mark.parametrize("method", [{}, ADAPTERS, {"activation_checkpointing": True}], ids=["fft", "lora", "recomputed"])
+@pytest.mark.parametrize(
+    "method", [{}, ADAPTERS, {"activation_checkpointing": True}], ids=["fft", "lora", "recomputed"]
+)
 def test_losses_are_those_that_transformers_and_peft_find(
     tmp_path: Path, inputs: Path, method: dict[str, Any]
 ) -> None:
@@ -73,6 +75,19 @@ def test_without_keep_best_the_result_is_the_last_step(tmp_path: Path, inputs: P
     assert report.metrics["val.loss"] == pytest.approx(found, rel=1e-5)
 
 
+def test_an_evaluation_that_a_stop_cuts_short_is_made_up_for(tmp_path: Path, inputs: Path) -> None:
+    settings = config(inputs, tmp_path / "whole", batch__per_device=4, batch__accumulation=1)
+    whole = run(settings, tmp_path / "handoff")
+    again = settings.model_copy(update={"output": str(tmp_path / "out")})
+    stopped = values(run_ranks(1, work.run_stopped_everywhere, again, tmp_path / "handoff-again"))[0]
+    assert (stopped.metrics, stopped.best_step) == (whole.metrics, whole.best_step)
+    evaluations = [
+        [r.model_copy(update={"time": 0.0}) for r in work.records(tmp_path / name) if isinstance(r, EvaluationRecord)]
+        for name in ("whole", "out")
+    ]
+    assert evaluations[0] == evaluations[1]
+
+
 def test_progress_is_reported_for_the_first_step_the_chosen_ones_and_the_last(tmp_path: Path, inputs: Path) -> None:
     settings = config(inputs, tmp_path / "out", validation=None, log_every_steps=5, schedule__name="linear")
     run(settings, tmp_path / "handoff")
@@ -100,9 +115,13 @@ def test_a_loss_that_is_no_number_names_the_step_and_the_lines(tmp_path: Path, i
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        pytest.param("drop", "the weights lack what the model needs: model.layers.1.mlp.up_proj.weight", id="missing"),
+        pytest.param(
+            "drop", "the weights lack what the model needs: model.layers.1.mlp.up_proj.weight", id="missing"
+        ),
         pytest.param("add", "the weights hold what the model does not know: extra.weight", id="left over"),
-        pytest.param("cut", "have another shape than the model: ('model.layers.1.mlp.up_proj.weight'", id="of another shape"),
+        pytest.param(
+            "cut", "have another shape than the model: ('model.layers.1.mlp.up_proj.weight'", id="of another shape"
+        ),
     ],
 )
 def test_weights_that_do_not_fit_the_model_are_refused(
@@ -125,7 +144,10 @@ def test_weights_that_do_not_fit_the_model_are_refused(
 
 
 def test_a_target_module_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path, inputs: Path) -> None:
-    adapters = {"method": "lora", "lora": models.lora(target_modules=("q_proj", "query"))}
-    [ended] = run_ranks(1, work.run, config(inputs, tmp_path / "out", **adapters), tmp_path / "handoff")
+    lora = models.lora(target_modules=("q_proj", "query"))
+    settings = config(inputs, tmp_path / "out", method="lora", lora=lora)
+    [ended] = run_ranks(1, work.run, settings, tmp_path / "handoff")
     assert isinstance(ended.error, ModelRefused)
-    assert "training.lora.target_modules names query, which the model does not have; it has down_proj" in str(ended.error)
+    assert "training.lora.target_modules names query, which the model does not have; it has down_proj" in str(
+        ended.error
+    )

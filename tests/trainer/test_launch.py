@@ -60,7 +60,9 @@ def wait_until_ready(process: subprocess.Popen[str], ranks: int) -> None:
         pytest.param(["die"], 137, 0, "ended by signal 9", id="a rank that is killed is named, with the signal"),
         pytest.param(["fail 9", "die"], 137, 1, "raise pods.memory", id="killed comes before who lost it"),
         pytest.param(["exit 0"], 1, 0, "without a report", id="an end without a report is a crash, even with code 0"),
-        pytest.param(["exit 13"], 13, 0, "rank 0 on node 0 ended without a report", id="an unknown code is passed on"),
+        pytest.param(
+            ["exit 13"], 13, 0, "rank 0 on node 0 ended without a report", id="an unknown code is passed on"
+        ),
     ],
 )
 def test_a_failure_keeps_its_code_and_its_cause(

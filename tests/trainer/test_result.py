@@ -110,6 +110,7 @@ def test_a_state_with_both_names_of_a_tied_weight_is_written_once(tmp_path: Path
     assert "lm_head.weight" in state
     folder = result.publish(tmp_path, model, state, base, work.card(Method.FFT, base))
     assert torch.equal(work.logits(load(folder)), work.logits(model))
+    assert "lm_head.weight" not in safetensors.torch.load_file(folder / "model.safetensors")
 
 
 def test_the_model_keeps_the_number_format_and_settings_of_its_base(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from finetune_api.report import FinalReport, ProgressRecord, parse
 from finetune_api.run import CONFIG_ENV, REPORT_ENV
 from trainer import models
 
-TWO = {"engine": "ddp", "mesh__processes_per_node": 2, "mesh__data_parallel": 2}
+TWO: dict[str, Any] = {"engine": "ddp", "mesh__processes_per_node": 2, "mesh__data_parallel": 2}
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,9 @@ def first_step(process: subprocess.Popen[str]) -> None:
 @pytest.mark.parametrize(
     ("changes", "code", "message"),
     [
-        pytest.param({"engine": "zero3"}, 6, "finetune-trainer: Unsupported: this version does not have", id="engine"),
+        pytest.param(
+            {"engine": "zero3"}, 6, "finetune-trainer: Unsupported: this version does not have", id="engine"
+        ),
         pytest.param({"model": "/nowhere"}, 4, "ModelRefused: model /nowhere: there is no such folder", id="model"),
         pytest.param({"data": "broken.jsonl"}, 3, "1 of 25 rows is bad\n  line 25: ", id="a broken line"),
         pytest.param({"data": "nowhere.jsonl"}, 3, "there is no such file", id="no data"),
@@ -102,7 +104,7 @@ def test_refusals_come_in_one_sentence_and_write_nothing(
 
 
 def test_a_rank_that_is_killed_is_named_and_not_the_one_that_lost_it(tmp_path: Path, inputs: Path) -> None:
-    with trainer(inputs, tmp_path, **TWO, schedule__epochs=5000) as process:
+    with trainer(inputs, tmp_path, schedule__epochs=5000, **TWO) as process:
         first_step(process)
         os.kill(ranks_of(process.pid)[1], signal.SIGKILL)
         found = ended(process, tmp_path)
@@ -129,10 +131,10 @@ def test_a_reader_that_leaves_does_not_end_the_run(tmp_path: Path, inputs: Path)
 
 def test_a_signal_before_there_are_ranks_stops_at_once(tmp_path: Path, inputs: Path) -> None:
     os.mkfifo(tmp_path / "rows")  # reading the rows lasts until somebody writes them
-    with trainer(tmp_path, tmp_path, data="rows", model=inputs / "model") as process:
-        with (tmp_path / "rows").open("w"):  # opens once the trainer reads
-            process.send_signal(signal.SIGTERM)
-            found = ended(process, tmp_path)
+    running = trainer(tmp_path, tmp_path, "rows", model=inputs / "model")
+    with running as process, (tmp_path / "rows").open("w"):  # opens once the trainer reads
+        process.send_signal(signal.SIGTERM)
+        found = ended(process, tmp_path)
     assert (found.code, found.report.message) == (75, "stopped before it began")
 
 

@@ -20,7 +20,9 @@ def test_a_folder_with_a_model_is_taken_as_it_is(tmp_path: Path) -> None:
     ("files", "reason"),
     [
         pytest.param([], "the folder has no config.json; give the folder that save_pretrained wrote", id="empty"),
-        pytest.param(["config.json", "pytorch_model.bin"], "has no *.safetensors; other formats can run", id="pickled"),
+        pytest.param(
+            ["config.json", "pytorch_model.bin"], "has no *.safetensors; other formats can run", id="pickled"
+        ),
     ],
 )
 def test_a_folder_without_a_model_is_refused(tmp_path: Path, files: list[str], reason: str) -> None:
@@ -72,5 +74,7 @@ def test_sequence_length(asked: int | None, config: dict[str, object], length: i
 
 
 def test_a_longer_sequence_than_the_model_takes_is_refused() -> None:
-    with pytest.raises(ConfigRefused, match="sequence_length is 4096, but the model takes at most 512 tokens; set 512"):
+    with pytest.raises(
+        ConfigRefused, match="sequence_length is 4096, but the model takes at most 512 tokens; set 512"
+    ):
         preparation.sequence_length(4096, {"max_position_embeddings": 512})

@@ -4,8 +4,6 @@ exit code and the final report.
 A message names the key or path, the value, the reason and the remedy: it is all the user gets to read.
 """
 
-
-
 from __future__ import annotations
 
 from typing import ClassVar

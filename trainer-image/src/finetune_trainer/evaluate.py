@@ -14,16 +14,19 @@ from .engines import Engine
 from .environment import Place
 from .errors import NonFinite
 from .rows import Rows
+from .stop import Stop
 
 
-def mean_nll(engine: Engine, rows: Rows, layout: Layout, place: Place) -> float:
+def mean_nll(engine: Engine, rows: Rows, layout: Layout, place: Place, stop: Stop) -> float:
     """In nats. Collective: each rank takes its share of the rows, every token weighs the same.
 
-    Rows of similar length share a batch, which the mean does not notice and the padding does. Raises NonFinite.
+    Rows of similar length share a batch, which the mean does not notice and the padding does. Raises NonFinite,
+    and StopRequested between two batches: an evaluation may last longer than a pod is given to end.
     """
     by_length = np.argsort(rows.lengths, kind="stable")
     total = torch.zeros((), dtype=torch.float64, device=place.device)
     for micro in layout.micro_batches(by_length, place.rank):
+        stop.check(place.device)
         total += engine.evaluate(collate(rows, micro))
     dist.all_reduce(total)
     mean = float(total) / int(rows.target_counts.sum())

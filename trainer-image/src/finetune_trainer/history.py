@@ -13,6 +13,8 @@ class History(BaseModel):
 
     train_loss: float | None = None
     """Of the last step."""
+    evaluated_step: int | None = None
+    """Steps done when the last evaluation ended."""
     initial: float | None = None
     """Validation loss before the first step."""
     latest: float | None = None
@@ -23,7 +25,7 @@ class History(BaseModel):
 
     def evaluated(self, step: int, loss: float) -> bool:
         """Take note of an evaluation after `step` steps; return whether it is the best so far."""
-        self.latest = loss
+        self.evaluated_step, self.latest = step, loss
         if step == 0:
             self.initial = loss
             return False

@@ -1,7 +1,7 @@
 """What happens after an optimizer step, besides the next one: a small class for each concern.
 
 job.py calls them in this order: progress, evaluation, checkpoints, stopping. A checkpoint thus knows the
-evaluation of its step, and a stop finds the checkpoint of its step already there or saves it.
+evaluation of its step, and a stop finds the checkpoint of its step already there.
 """
 
 from __future__ import annotations
@@ -21,10 +21,6 @@ from .loop import Done, Run
 from .records import Records
 from .rows import Rows
 from .stop import Stop
-
-
-class StopRequested(Exception):
-    """All ranks agreed to end after this step; its checkpoint is saved."""
 
 
 def due(step: int, every: int, order: Order) -> bool:
@@ -78,20 +74,27 @@ class Evaluation:
     rows: Rows
     records: Records
     history: History
+    stop: Stop
 
     def __call__(self, done: Done) -> None:
-        if due(done.step, self.settings.every_steps, self.run.order):
-            self.at(done.step)
+        self.at(done.step)
 
     def at(self, step: int) -> None:
-        loss = evaluate.mean_nll(self.run.engine, self.rows, self.run.layout, self.run.place)
+        """Evaluate after `step` steps if that is due and not done yet: a stop may have cut it short."""
+        wanted = step == 0 or due(step, self.settings.every_steps, self.run.order)
+        if wanted and step != self.history.evaluated_step:
+            self._evaluate(step)
+
+    def _evaluate(self, step: int) -> None:
+        run = self.run
+        loss = evaluate.mean_nll(run.engine, self.rows, run.layout, run.place, self.stop)
         best = self.history.evaluated(step, loss)
         self.records(EvaluationRecord(time=time.time(), step=step, loss=loss, rows=len(self.rows), best=best))
 
 
 @dataclass
 class Checkpoints:
-    """Saved when due, when the best step so far has to be kept, and when a stop asks for it."""
+    """Saved when due, when the best step so far has to be kept, and by job.py before the run stops."""
 
     run: Run
     output: Path
@@ -131,9 +134,7 @@ class Stopping:
 
     run: Run
     stop: Stop
-    checkpoints: Checkpoints
 
     def __call__(self, done: Done) -> None:
-        if self.stop.agreed(self.run.place.device) and done.step < self.run.order.total_steps:
-            self.checkpoints.save(done.step)
-            raise StopRequested
+        if done.step < self.run.order.total_steps:
+            self.stop.check(self.run.place.device)

@@ -25,11 +25,11 @@ from .environment import Place
 from .files import DISK, Files
 from .handoff import TRAIN, VALIDATION, Handoff, write_digest
 from .history import History
-from .hooks import Checkpoints, Evaluation, Progress, Stopping, StopRequested
+from .hooks import Checkpoints, Evaluation, Progress, Stopping
 from .loop import Done, Hook, Run
 from .records import Records
 from .rows import Rows
-from .stop import Stop
+from .stop import Stop, StopRequested
 
 
 @dataclass
@@ -57,9 +57,11 @@ class Job:
         base = self._load()
         run = self._assemble(base)
         history = self._resume(run)
+        saves = self._checkpoints(run, history)
         try:
-            loop.fit(run, self.step, self._hooks(run, history))
+            loop.fit(run, self.step, self._hooks(run, history, saves))
         except StopRequested:
+            saves.save(self.step)
             return self._report(Exit.STOPPED, digest, history)
         return self._publish(run, base, digest, history)
 
@@ -70,6 +72,10 @@ class Job:
     @property
     def _output(self) -> Path:
         return Path(self._config.output)
+
+    @property
+    def _keep_best(self) -> bool:
+        return self._config.validation is not None and self._config.validation.keep_best
 
     def _claim(self) -> str:
         found = first_rank(lambda: identity.fingerprints(self.handoff.model_folder, self.handoff.data_file))
@@ -101,7 +107,7 @@ class Job:
         return Records(self._output, speaks=self.place.rank == 0)
 
     def _resume(self, run: Run) -> History:
-        """Continue from the newest checkpoint; a run without one starts with an evaluation at the latest."""
+        """Continue from the newest checkpoint, if there is one."""
         newest = checkpoint.latest(self._output)
         if newest is None:
             return History()
@@ -111,26 +117,27 @@ class Job:
         self._records(ResumeRecord(time=time.time(), step=newest))
         return History.model_validate(extra)
 
-    def _hooks(self, run: Run, history: History) -> Sequence[Hook]:
-        config = self._config
+    def _checkpoints(self, run: Run, history: History) -> Checkpoints:
+        settings = self._config.checkpointing
+        return Checkpoints(run, self._output, settings, self._keep_best, self._records, history, self.files)
+
+    def _hooks(self, run: Run, history: History, saves: Checkpoints) -> Sequence[Hook]:
+        """Evaluates where the run stands, if that is due."""
         hooks: list[Hook] = [self._note, Progress(run, self._records, history)]
-        if config.validation is not None:
+        settings = self._config.validation
+        if settings is not None:
             rows = Rows.load(self.folder / VALIDATION)
-            evaluation = Evaluation(run, config.validation, rows, self._records, history)
-            if self.step == 0:
-                evaluation.at(0)
+            evaluation = Evaluation(run, settings, rows, self._records, history, self.stop)
+            evaluation.at(self.step)
             hooks.append(evaluation)
-        keep_best = config.validation is not None and config.validation.keep_best
-        saves = Checkpoints(run, self._output, config.checkpointing, keep_best, self._records, history, self.files)
-        return [*hooks, saves, Stopping(run, self.stop, saves)]
+        return [*hooks, saves, Stopping(run, self.stop)]
 
     def _note(self, done: Done) -> None:
         self.step = done.step
 
     def _publish(self, run: Run, base: PreTrainedModel | PeftModel, digest: str, history: History) -> FinalReport:
         """The result is the last step's weights, or those of the best one where the job asks for it."""
-        validation = self._config.validation
-        best = history.best_step if validation is not None and validation.keep_best else None
+        best = history.best_step if self._keep_best else None
         state = run.engine.state()
         if best is not None and best != self.step:
             checkpoint.load(self._output, best, state)

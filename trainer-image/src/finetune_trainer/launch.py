@@ -45,9 +45,7 @@ class Meeting:
     """Descriptor of the open socket at that port, for rank 0 to take over; None if it opens its own."""
 
 
-def launch(
-    mesh: Mesh, node: Node, folder: Path, worker: Sequence[str] = WORKER, grace: float = GRACE
-) -> FinalReport:
+def launch(mesh: Mesh, node: Node, folder: Path, worker: Sequence[str] = WORKER, grace: float = GRACE) -> FinalReport:
     """Run the ranks of this node to their end. `folder` is where they find their work and leave their endings.
 
     The report is theirs, or that of the failure that came first.

@@ -18,6 +18,11 @@ from .agreement import world_size
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
+
+class StopRequested(Exception):
+    """All ranks agreed to end here. Whoever catches it saves a checkpoint."""
+
+
 _Handler = Callable[[int, FrameType | None], object] | int
 
 
@@ -54,6 +59,11 @@ class Stop:
         flag = torch.tensor(int(self.signal is not None), device=device)
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         return bool(flag.item())
+
+    def check(self, device: torch.device) -> None:
+        """Raise StopRequested, on every rank or on none, if one has been asked to stop. Collective."""
+        if self.agreed(device):
+            raise StopRequested
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = self.signal or signal.Signals(number)

@@ -1,0 +1,46 @@
+"""What ranks do in the tests of agreement and of durable files."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from finetune_trainer.agreement import every_rank, first_rank, rank
+from finetune_trainer.errors import DataRefused, OutputRefused
+from finetune_trainer.files import write_durable
+from trainer.failpoints import Failing, die
+
+
+def squares() -> list[int]:
+    return every_rank(lambda: rank() ** 2)
+
+
+def who_is_first() -> int:
+    return first_rank(rank)
+
+
+def refuse_on(victims: tuple[int, ...]) -> None:
+    every_rank(lambda: _refuse(victims))
+
+
+def first_refuses() -> None:
+    first_rank(lambda: _refuse((0,)))
+
+
+def _refuse(victims: tuple[int, ...]) -> None:
+    if rank() in victims:
+        error = OutputRefused if rank() == 1 else DataRefused
+        raise error(f"said {rank()}")
+
+
+def overwrite_dying(folder: Path) -> list[bytes]:
+    """Overwrite a file, killed before each operation in turn; what it holds then."""
+    counting = Failing()
+    write_durable(folder / "counted", b"new", counting)
+    found = []
+    for at in range(1, len(counting.log) + 1):
+        path = folder / str(at)
+        path.write_bytes(b"old")
+        die(partial(write_durable, path, b"new", Failing(at)))
+        found.append(path.read_bytes())
+    return found

@@ -1,0 +1,64 @@
+"""Durable files: old or new at every moment, and errors that name the way out."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from finetune_trainer.errors import StorageFailed
+from finetune_trainer.files import DISK, fsync_tree, remove_tree, storage_errors, write_durable
+from trainer import agreement_work as work
+from trainer.failpoints import Failing
+from trainer.ranks import run_ranks, values
+
+
+def test_a_file_that_is_replaced_holds_the_old_or_the_new_wherever_the_writer_dies(tmp_path: Path) -> None:
+    [found] = values(run_ranks(1, work.overwrite_dying, tmp_path))
+    assert found == [b"old", b"old", b"old", b"new"]
+
+
+def test_nothing_but_the_file_is_left(tmp_path: Path) -> None:
+    write_durable(tmp_path / "a", b"1")
+    write_durable(tmp_path / "a", b"2")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"2"
+
+
+def test_syncing_a_tree_syncs_every_file_before_the_folder_that_lists_it(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    for name in ("a", "b/c", "d"):
+        (tmp_path / name).touch()
+    files = Failing()
+    fsync_tree(tmp_path, files)
+    assert [path.relative_to(tmp_path).as_posix() for _, path in files.log] == ["a", "b/c", "b", "d", "."]
+
+
+def test_removing_a_tree_does_not_follow_links(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "file").touch()
+    (tmp_path / "tree" / "inner").mkdir(parents=True)
+    (tmp_path / "tree" / "inner" / "link").symlink_to(tmp_path / "kept")
+    remove_tree(tmp_path / "tree", DISK)
+    assert not (tmp_path / "tree").exists()
+    assert (tmp_path / "kept" / "file").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "sentence"),
+    [
+        (errno.ENOSPC, "No space left on device; free space on the output volume, or lower"),
+        (errno.EDQUOT, "Disk quota exceeded; free space"),
+        (errno.EACCES, "Permission denied; let the user that the trainer runs as write there"),
+        (errno.EROFS, "Read-only file system; mount the output volume for writing"),
+        (errno.EIO, "Input/output error; check that the output volume is mounted"),
+    ],
+)
+def test_what_went_wrong_is_said_with_the_path_and_the_way_out(number: int, sentence: str) -> None:
+    with pytest.raises(StorageFailed) as caught, storage_errors(Path("/out/file")):
+        raise OSError(number, os.strerror(number))
+    assert str(caught.value).startswith(f"cannot write /out/file: {sentence}")
+    with pytest.raises(StorageFailed, match="cannot write /out/other"), storage_errors(Path("/out/file")):
+        raise OSError(number, os.strerror(number), "/out/other")
