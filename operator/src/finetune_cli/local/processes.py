@@ -18,6 +18,8 @@ from finetune_api.run import CONFIG_ENV
 
 from .launches import Launch
 
+SWEEP_SECONDS = 0.05
+"""Between two looks for ranks: one that is being started shows no environment yet."""
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 _PRCTL: Any = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
@@ -88,9 +90,10 @@ class Replica:
         for reader in readers:
             reader.start()
         code = self._process.wait()
-        _sweep(self.launch)  # ranks that outlived their launcher; they would keep the pipes open
-        for reader in readers:
-            reader.join()
+        while any(reader.is_alive() for reader in readers):
+            _sweep(self.launch)  # ranks that outlived their launcher keep the pipes open
+            readers[0].join(SWEEP_SECONDS)
+            readers[1].join(SWEEP_SECONDS)
         events.put(Ended(self.launch, code if code >= 0 else 128 - code))
 
     def _read(self, pipe: IO[bytes], out: bool, events: Events) -> None:
