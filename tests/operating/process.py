@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from builders import Json
-
 from testbed.process import Process, free_port
 
 QUICK = {"PROGRESS_SECONDS": "1", "HTTP_HOST": "127.0.0.1", "LOG_LEVEL": "debug"}

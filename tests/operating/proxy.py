@@ -17,8 +17,8 @@ from typing import Self
 
 import aiohttp
 from aiohttp import web
-from builders import Json
 
+from builders import Json
 from testbed.cluster import write_private
 from testbed.process import free_port
 
@@ -41,6 +41,7 @@ class Proxy:
         self._ready, self._stop = threading.Event(), asyncio.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._counted = threading.Condition()
         self.writes: list[tuple[str, str]] = []
         """Method and path, in order."""
         cluster = {"name": "proxy", "cluster": {"server": f"http://127.0.0.1:{self._port}"}}
@@ -61,11 +62,20 @@ class Proxy:
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(10)
 
+    def until(self, count: int) -> None:
+        """Return once so many writes were seen."""
+        with self._counted:
+            assert self._counted.wait_for(lambda: len(self.writes) >= count, 30), self.writes
+
     async def _run(self) -> None:
         self._loop = asyncio.get_running_loop()
         app = web.Application(client_max_size=1 << 24)
         async with aiohttp.ClientSession(auto_decompress=False) as session:
-            app.router.add_route("*", "/{path:.*}", lambda request: self._pass_on(session, request))
+
+            async def pass_on(request: web.Request) -> web.StreamResponse:
+                return await self._pass_on(session, request)
+
+            app.router.add_route("*", "/{path:.*}", pass_on)
             runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
             await runner.setup()
             await web.TCPSite(runner, "127.0.0.1", self._port).start()
@@ -81,9 +91,11 @@ class Proxy:
             request.method, url, headers=headers, data=body or None, ssl=self._tls, timeout=timeout
         ) as found:
             if self._is_counted(request):
-                self.writes.append((request.method, request.path))
-                if self._after(len(self.writes)) and request.transport:
-                    request.transport.abort()
+                with self._counted:
+                    self.writes.append((request.method, request.path))
+                    self._counted.notify_all()
+                if self._after(len(self.writes)):
+                    raise web.HTTPServiceUnavailable  # to nobody: whoever asked is dead
             kept = {k: v for k, v in found.headers.items() if k.lower() not in _HOP - {"content-encoding"}}
             answer = web.StreamResponse(status=found.status, headers=kept)
             await answer.prepare(request)

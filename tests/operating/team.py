@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from builders import Json, resource
-
 from finetune_api.exits import Exit
 from finetune_api.report import Cause, FinalReport
 from testbed.api import Api
@@ -91,7 +90,9 @@ class Team:
 
 def condition(status: Json, kind: str) -> tuple[str, str]:
     """Status and reason of a condition; of one that is not there: empty words."""
-    return next((c["status"], c["reason"]) for c in [*status.get("conditions", []), _ABSENT] if c["type"] in (kind, ""))
+    return next(
+        (c["status"], c["reason"]) for c in [*status.get("conditions", []), _ABSENT] if c["type"] in (kind, "")
+    )
 
 
 _ABSENT = {"type": "", "status": "", "reason": ""}
@@ -108,4 +109,3 @@ def report(code: Exit, sentence: str) -> FinalReport:
         time=time.time(), exit_code=int(code), reason="Reason", message=sentence, step=7, digest="sha256:1",
         result="/mnt/claims/models/out/result", metrics={"val.loss": 1.5}, cause=cause,
     )  # fmt: skip
-

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from testbed.control_plane import ControlPlane
-from testbed.fixtures import cluster, control_plane, namespace
-
 from operating.process import OperatorProcess
 from operating.team import Team
+from testbed.control_plane import ControlPlane
+from testbed.fixtures import cluster, control_plane, namespace
 
 __all__ = ["cluster", "control_plane", "namespace"]
 

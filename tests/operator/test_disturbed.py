@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
 from builders import Json
+from finetune_api.crd import crd
+from finetune_api.exits import Exit
 from operating.process import OperatorProcess
 from operating.proxy import Proxy
 from operating.team import Team, condition
-
-from finetune_api.crd import crd
-from finetune_api.exits import Exit
 from testbed.control_plane import ControlPlane
-from testbed.process import ProcessError
 from testbed.training_operator import pytorchjob_crd, start_training_operator
-from testbed.watch import WaitError, wait_for_all
+from testbed.watch import wait_for_all
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,9 @@ def lonely(plane: ControlPlane) -> Team:
 
 
 @contextmanager
-def operating(plane: ControlPlane, folder: Path, team: Team, kubeconfig: Path | None = None) -> Iterator[OperatorProcess]:
+def operating(
+    plane: ControlPlane, folder: Path, team: Team, kubeconfig: Path | None = None
+) -> Iterator[OperatorProcess]:
     """An operator for one namespace."""
     settings = {"WATCH_NAMESPACE": team.namespace, "OWN_NAMESPACE": team.namespace}
     with OperatorProcess(kubeconfig or plane.cluster.kubeconfig, folder, settings) as process:
@@ -131,6 +133,7 @@ def undisturbed(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -
     with Proxy(plane.cluster.kubeconfig, folder) as proxy, operating(plane, folder, team, proxy.kubeconfig):
         team.submit()
         play(team)
+        proxy.until(WRITES)
         written = [(m, p.rpartition(f"/{team.namespace}/")[2]) for m, p in proxy.writes]
     assert len(written) == WRITES, written
     return essence(team.status())
@@ -150,8 +153,15 @@ def test_a_crash_after_any_write_changes_nothing(
         killed.append(count)
         return True
 
-    with Proxy(plane.cluster.kubeconfig, tmp_path, after) as proxy:
+    with Proxy(plane.cluster.kubeconfig, tmp_path, after) as proxy, ThreadPoolExecutor(1) as world:
         with operating(plane, tmp_path, lonely, proxy.kubeconfig) as first:
             operators.append(first)
             lonely.submit()
-            first.wait_ended(0.1)
+            played = world.submit(play, lonely)
+            assert first.wait_ended(60) == -signal.SIGKILL
+        with operating(plane, tmp_path, lonely, proxy.kubeconfig):
+            played.result(60)
+            lonely.until(lambda status: essence(status) == undisturbed)
+    assert lonely.run_names() == ["sample-2"]
+    made = [path for method, path in proxy.writes if (method, path.rpartition("/")[2]) == ("POST", "pytorchjobs")]
+    assert len(made) == 2, "one PyTorchJob a run, also where the answer to its creation was lost"

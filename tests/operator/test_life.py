@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from builders import Json
 
+from builders import Json
 from finetune_api.exits import Exit
+from operating.team import Team, condition, message
 from testbed.control_plane import ControlPlane
 from testbed.pods import end_pod
 from testbed.watch import wait_for, wait_for_all
-
-from operating.team import Team, condition, message
 
 
 def environment(pod: Json) -> dict[str, str]:
@@ -21,7 +20,10 @@ def test_an_accepted_job_gets_one_pytorchjob_and_pods_that_find_each_other(team:
     team.submit()
     pods = {p["metadata"]["name"]: environment(p) for p in team.until_run("sample-1")}
     status = team.until_phase("Starting")
-    assert {name: env["PET_NODE_RANK"] for name, env in pods.items()} == {"sample-1-master-0": "0", "sample-1-worker-0": "1"}
+    assert {name: env["PET_NODE_RANK"] for name, env in pods.items()} == {
+        "sample-1-master-0": "0",
+        "sample-1-worker-0": "1",
+    }
     assert {(e["PET_NNODES"], e["PET_NPROC_PER_NODE"], e["WORLD_SIZE"]) for e in pods.values()} == {("2", "4", "8")}
     assert team.run_names() == ["sample-1"]
     assert condition(status, "Accepted")[0] == "True"
@@ -46,7 +48,11 @@ def test_the_trainers_report_is_success_whatever_workers_do(team: Team) -> None:
     status = team.until_phase("Succeeded")
     assert condition(status, "Ready") == condition(status, "Complete") == ("True", "Succeeded")
     assert condition(status, "PodsReady")[0] == "False"
-    assert status["result"] == {"uri": "/mnt/claims/models/out/result", "digest": "sha256:1", "metrics": {"val.loss": 1.5}}
+    assert status["result"] == {
+        "uri": "/mnt/claims/models/out/result",
+        "digest": "sha256:1",
+        "metrics": {"val.loss": 1.5},
+    }
     assert message(status, "Ready") == "All 7 steps are done."
 
 
@@ -79,7 +85,9 @@ def test_a_failure_that_would_repeat_itself_ends_the_job_and_its_pods(team: Team
     assert message(status, "Failed").startswith("Pod sample-1-worker-0: Line 3 is no JSON. Mend the lines")
     assert "restarts" not in status
     names = wait_for_all(team.api, team.pods, lambda pods: len(pods) == 1)
-    assert names[0]["metadata"]["name"] == "sample-1-worker-0", "the failed pod keeps its log, the others give back GPUs"
+    assert names[0]["metadata"]["name"] == "sample-1-worker-0", (
+        "the failed pod keeps its log, the others give back GPUs"
+    )
 
 
 def test_suspending_removes_the_pods_and_resuming_starts_the_next_run(team: Team) -> None:
@@ -175,7 +183,9 @@ def test_the_deadline_ends_a_quiet_job(team: Team) -> None:
     team.until_gone(team.runs)
 
 
-def test_an_undisturbed_life_costs_six_writes_and_eight_events_at_most(control_plane: ControlPlane, team: Team) -> None:
+def test_an_undisturbed_life_costs_six_writes_and_eight_events_at_most(
+    control_plane: ControlPlane, team: Team
+) -> None:
     team.submit()
     team.start()
     team.end("sample-1-master-0")

@@ -168,6 +168,8 @@ import sys, time
 from pathlib import Path
 from testbed.process import Process
 with Process(["sleep", "60"], Path(sys.argv[1]), ready=lambda: True) as server:
+    while Path(f"/proc/{server.pid}/comm").read_text() != "sleep\\n":
+        pass  # setpriv asks for the signal, and then becomes what it was told to run
     print(server.pid, flush=True)
     time.sleep(60)
 """

@@ -59,6 +59,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a plot in a terminal without Unicode is no reason to fail
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # the search for them reads every package's metadata
     gc.set_threshold(100_000)  # imports make many objects and hardly any garbage: a tenth of the start-up
     plugin = sys.argv[0].rpartition(os.sep)[2].startswith("kubectl-")
     cli(prog_name="kubectl finetune" if plugin else "finetune")

@@ -102,7 +102,7 @@ class Settings(BaseSettings):
         default=120,
         gt=0,
         description="Seconds after which a heartbeat that was written but not seen means that a watch is dead: "
-        "the process ends and Kubernetes starts it anew. Default 120: longer than the 68 s in which a silent watch heals.",
+        "the process ends and Kubernetes starts it anew. Default 120: longer than the 70 s of a silent watch.",
     )
     http_host: str = Field(
         default="0.0.0.0",  # noqa: S104
