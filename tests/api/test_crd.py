@@ -11,9 +11,10 @@ from pydantic import BaseModel, Field
 
 from finetune_api import crd, policy
 from finetune_api.keys import Native, Section, key, keys
+from finetune_api.names import NAME_LENGTH, NAME_PATTERN
 from finetune_api.rules import all_rules
 from finetune_api.schema import SchemaError, structural
-from finetune_api.v1alpha1 import NAME_LENGTH, NAME_PATTERN, Spec
+from finetune_api.v1alpha1 import Spec
 
 ROOT = crd.root()
 SPEC = ROOT["properties"]["spec"]

@@ -16,9 +16,10 @@ from api.test_models import STATUS
 from api.verdicts import disagreement
 from builders import Json, resource
 from finetune_api import check, policy
+from finetune_api.names import NAME_LENGTH
 from finetune_api.schema import structural
 from finetune_api.status import Phase, Status
-from finetune_api.v1alpha1 import NAME_LENGTH, Spec
+from finetune_api.v1alpha1 import Spec
 from testbed.api import ApiError, path_of
 from testbed.cluster import Cluster
 

@@ -18,7 +18,7 @@ from finetune_cli.local.supervise import Run, started, supervise
 
 def launch(folder: Path, node: int, script: str = "") -> Launch:
     """A replica that runs a Python script. Its name is that of a pod."""
-    name = f"job-1-{'worker' if node else 'master'}-{max(0, node - 1)}"
+    name = f"job-1-worker-{node}"
     config = folder / name / "run.json"
     env = dict(os.environ) | {CONFIG_ENV: str(config)}
     return Launch(name, node, (sys.executable, "-u", "-c", script), env, config, folder / name / "report.json")

@@ -21,29 +21,29 @@ def _report(code: int, time: float, message: str = "in its own words") -> FinalR
 
 
 CASES: dict[str, tuple[list[tuple[int, int]], dict[int, float], bool, tuple[str, int]]] = {
-    "all went well": ([(1, 0), (0, 0)], {0: 1.0}, False, ("job-1-master-0", Exit.OK)),
-    "an end without rank 0's report is no success": ([(0, 0)], {}, False, ("job-1-master-0", Exit.CRASHED)),
+    "all went well": ([(1, 0), (0, 0)], {0: 1.0}, False, ("job-1-worker-0", Exit.OK)),
+    "an end without rank 0's report is no success": ([(0, 0)], {}, False, ("job-1-worker-0", Exit.CRASHED)),
     "the one that failed, not the one that lost it": (
-        [(0, Exit.PEER_LOST), (1, Exit.NON_FINITE)], {0: 1.0, 1: 2.0}, False, ("job-1-worker-0", Exit.NON_FINITE),
+        [(0, Exit.PEER_LOST), (1, Exit.NON_FINITE)], {0: 1.0, 1: 2.0}, False, ("job-1-worker-1", Exit.NON_FINITE),
     ),
     "of two failures the earlier by its own clock": (
-        [(0, Exit.CRASHED), (1, Exit.OUT_OF_MEMORY)], {0: 5.0, 1: 4.0}, False, ("job-1-worker-0", Exit.OUT_OF_MEMORY),
+        [(0, Exit.CRASHED), (1, Exit.OUT_OF_MEMORY)], {0: 5.0, 1: 4.0}, False, ("job-1-worker-1", Exit.OUT_OF_MEMORY),
     ),
     "one that was killed before it could report came first": (
-        [(0, Exit.CRASHED), (1, 137)], {0: 5.0}, False, ("job-1-worker-0", 137),
+        [(0, Exit.CRASHED), (1, 137)], {0: 5.0}, False, ("job-1-worker-1", 137),
     ),
     "what we ended ourselves is no cause": (
-        [(0, Exit.DATA_REFUSED), (1, 143)], {0: 5.0}, False, ("job-1-master-0", Exit.DATA_REFUSED),
+        [(0, Exit.DATA_REFUSED), (1, 143)], {0: 5.0}, False, ("job-1-worker-0", Exit.DATA_REFUSED),
     ),
     "if all have lost a peer, the first of them": (
-        [(0, Exit.PEER_LOST), (1, Exit.PEER_LOST)], {0: 2.0, 1: 1.0}, False, ("job-1-worker-0", Exit.PEER_LOST),
+        [(0, Exit.PEER_LOST), (1, Exit.PEER_LOST)], {0: 2.0, 1: 1.0}, False, ("job-1-worker-1", Exit.PEER_LOST),
     ),
-    "stopped on request": ([(0, 75), (1, 75)], {0: 1.0, 1: 1.0}, True, ("job-1-master-0", Exit.STOPPED)),
-    "stopped before the trainer could hear it": ([(0, 143)], {}, True, ("job-1-master-0", Exit.STOPPED)),
+    "stopped on request": ([(0, 75), (1, 75)], {0: 1.0, 1: 1.0}, True, ("job-1-worker-0", Exit.STOPPED)),
+    "stopped before the trainer could hear it": ([(0, 143)], {}, True, ("job-1-worker-0", Exit.STOPPED)),
     "a failure while stopping is a failure": (
-        [(0, 75), (1, Exit.STORAGE_FAILED)], {0: 1.0, 1: 2.0}, True, ("job-1-worker-0", Exit.STORAGE_FAILED),
+        [(0, 75), (1, Exit.STORAGE_FAILED)], {0: 1.0, 1: 2.0}, True, ("job-1-worker-1", Exit.STORAGE_FAILED),
     ),
-    "killed on the second request": ([(0, 137), (1, 137)], {}, False, ("job-1-master-0", 137)),
+    "killed on the second request": ([(0, 137), (1, 137)], {}, False, ("job-1-worker-0", 137)),
 }  # fmt: skip
 """(node, exit code) in the order of ending; times of the reports; stopped; replica and code that are told."""
 

@@ -29,7 +29,7 @@ SHELL = {
 def _workload(changes: dict[str, Any] | None = None) -> Workload:
     job = builders.job(changes or {})
     settings = PlanSettings()
-    return workload(job, resolve(job, settings), settings, 3)
+    return workload(resolve(job, settings), settings, 3)
 
 
 def _launches(changes: dict[str, Any] | None = None) -> tuple[Launch, ...]:
@@ -38,7 +38,7 @@ def _launches(changes: dict[str, Any] | None = None) -> tuple[Launch, ...]:
 
 def test_each_node_is_a_replica_that_is_named_like_its_pod() -> None:
     found = _launches({"compute": {"gpu_type": "CPU", "nodes": 3}})
-    assert [each.name for each in found] == ["sample-3-master-0", "sample-3-worker-0", "sample-3-worker-1"]
+    assert [each.name for each in found] == ["sample-3-worker-0", "sample-3-worker-1", "sample-3-worker-2"]
     assert [each.node for each in found] == [0, 1, 2]
 
 
@@ -53,8 +53,8 @@ def test_replicas_meet_on_the_loopback_interface() -> None:
 
 def test_configuration_and_report_are_files_of_the_replica() -> None:
     first, second = _launches({"compute": {"gpu_type": "CPU", "nodes": 2}})
-    assert first.env["FINETUNE_RUN_CONFIG"] == "folder/sample-3-master-0/run.json" == str(first.config)
-    assert second.env["FINETUNE_REPORT"] == "folder/sample-3-worker-0/report.json" == str(second.report)
+    assert first.env["FINETUNE_RUN_CONFIG"] == "folder/sample-3-worker-0/run.json" == str(first.config)
+    assert second.env["FINETUNE_REPORT"] == "folder/sample-3-worker-1/report.json" == str(second.report)
 
 
 def test_the_command_is_the_pods_with_this_python() -> None:

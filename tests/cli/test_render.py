@@ -19,7 +19,7 @@ def _rendered(*arguments: str | Path) -> Any:
 def test_the_manifest_is_a_pytorchjob_with_the_run_configuration_inside(tmp_path: Path) -> None:
     manifest = _rendered(job(tmp_path))
     assert (manifest["kind"], manifest["metadata"]["name"]) == ("PyTorchJob", "sample-1")
-    template = manifest["spec"]["pytorchReplicaSpecs"]["Master"]["template"]
+    template = manifest["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]
     config = json.loads(template["metadata"]["annotations"]["finetune.dev/run-config"])
     assert config == _rendered(tmp_path / "job.yaml", "--what", "run")
 

@@ -120,7 +120,7 @@ def test_a_run_ends_in_a_result_a_status_and_a_summary(finished: Finished) -> No
     assert "succeeded in " in done.stdout
     assert "eval loss:  " in done.stdout
     assert "training loss over steps" in done.stdout
-    assert (output / "logs" / "sample-1-master-0.log").read_text().count('{"record":"progress"') == 6
+    assert (output / "logs" / "sample-1-worker-0.log").read_text().count('{"record":"progress"') == 6
 
 
 def test_two_nodes_are_stopped_by_ctrl_c_and_continue_with_the_same_command(place: Path) -> None:
@@ -141,7 +141,7 @@ def test_two_nodes_are_stopped_by_ctrl_c_and_continue_with_the_same_command(plac
     steps = [r.step for line in lines if isinstance(r := report.parse(line), ProgressRecord)]
     assert steps == list(range(1, 19))
     assert {path.name for path in (place / "out" / "logs").iterdir()} == {
-        f"sample-{run}-{replica}-0.log" for run in (1, 2) for replica in ("master", "worker")
+        f"sample-{run}-worker-{node}.log" for run in (1, 2) for node in (0, 1)
     }  # fmt: skip
 
 
@@ -152,8 +152,8 @@ def test_a_node_that_is_killed_fails_the_run_and_is_named(place: Path) -> None:
         os.kill(launcher, signal.SIGKILL)
         _, told = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert "error: sample-1-worker-0: The trainer was ended by signal 9. [Killed]" in told
-    assert "log: out/logs/sample-1-worker-0.log" in told
+    assert "error: sample-1-worker-1: The trainer was ended by signal 9. [Killed]" in told
+    assert "log: out/logs/sample-1-worker-1.log" in told
     assert _status(place / "out")["phase"] == "Failed"
 
 

@@ -62,7 +62,7 @@ def test_records_become_the_status_that_a_cluster_would_show(tmp_path: Path) -> 
 
 
 def test_other_lines_are_shown_with_the_name_of_their_replica(tmp_path: Path) -> None:
-    assert _watched(tmp_path, "loading", node=1)[1].texts == [("job-1-worker-0", "loading")]
+    assert _watched(tmp_path, "loading", node=1)[1].texts == [("job-1-worker-1", "loading")]
 
 
 def test_a_record_on_standard_error_is_a_line_like_any_other(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_a_record_on_standard_error_is_a_line_like_any_other(tmp_path: Path) -> 
 def test_every_line_is_in_the_replicas_log_and_later_runs_are_added(tmp_path: Path) -> None:
     _watched(tmp_path, "one", STEP)
     watch, _ = _watched(tmp_path, "two")
-    assert watch.log("job-1-master-0").read_text().splitlines() == ["one", STEP.line(), "two"]
+    assert watch.log("job-1-worker-0").read_text().splitlines() == ["one", STEP.line(), "two"]
 
 
 def test_the_status_is_written_while_the_run_goes_on(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_the_status_is_written_while_the_run_goes_on(tmp_path: Path) -> None:
 def test_the_end_is_written_with_its_result(tmp_path: Path) -> None:
     watch, _ = _watched(tmp_path, DATASET, STEP, REPORT)
     assert watch.status.phase is Phase.TRAINING
-    watch.end(Ending("job-1-master-0", Exit.OK, REPORT))
+    watch.end(Ending("job-1-worker-0", Exit.OK, REPORT))
     written = kubernetes_yaml.value((tmp_path / "status.yaml").read_text())
     assert (written["phase"], written["result"]["best"]) == ("Succeeded", 9)
     assert written["result"]["metrics"] == {"val.loss": 1.5}
@@ -95,7 +95,7 @@ def test_the_end_is_written_with_its_result(tmp_path: Path) -> None:
 
 def test_an_end_without_a_report_is_a_failure_with_a_remedy(tmp_path: Path) -> None:
     watch, _ = _watched(tmp_path, DATASET)
-    watch.end(Ending("job-1-master-0", 137, None))
+    watch.end(Ending("job-1-worker-0", 137, None))
     [failed] = [c for c in watch.status.conditions or () if c.type == "Failed"]
     assert (watch.status.phase, failed.reason) == (Phase.FAILED, "Killed")
     assert "raise pods.memory" in failed.message
@@ -104,7 +104,7 @@ def test_an_end_without_a_report_is_a_failure_with_a_remedy(tmp_path: Path) -> N
 def test_a_folder_with_another_jobs_work_keeps_that_jobs_status(tmp_path: Path) -> None:
     (tmp_path / "status.yaml").write_text("run: 7\nphase: Succeeded\n")
     watch, _ = _watched(tmp_path)
-    watch.end(Ending("job-1-master-0", Exit.OUTPUT_REFUSED, None))
+    watch.end(Ending("job-1-worker-0", Exit.OUTPUT_REFUSED, None))
     assert (tmp_path / "status.yaml").read_text() == "run: 7\nphase: Succeeded\n"
 
 

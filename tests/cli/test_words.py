@@ -46,10 +46,10 @@ def test_durations_are_short(seconds: float, text: str) -> None:
 def test_without_a_terminal_each_record_is_a_line_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     display = Lines()
     display.record(STEP)
-    display.text("job-1-worker-0", "loading")
+    display.text("job-1-worker-1", "loading")
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.splitlines() == [words.line(STEP), "[job-1-worker-0] loading"]
+    assert captured.err.splitlines() == [words.line(STEP), "[job-1-worker-1] loading"]
 
 
 @pytest.mark.parametrize("colours", [True, False])
@@ -83,10 +83,10 @@ def test_the_summary_says_what_came_out_and_where() -> None:
 
 
 def test_a_failure_is_told_with_its_cause_its_remedy_and_its_log() -> None:
-    assert summary.failed(Ending("job-1-worker-0", 137, None), Path("out/logs/job-1-worker-0.log")).splitlines() == [
-        "error: job-1-worker-0: The trainer was ended by signal 9. [Killed]",
+    assert summary.failed(Ending("job-1-worker-1", 137, None), Path("out/logs/job-1-worker-1.log")).splitlines() == [
+        "error: job-1-worker-1: The trainer was ended by signal 9. [Killed]",
         "  remedy: Signal 9 is most often the memory limit of the pod: raise pods.memory.",
-        "  log: out/logs/job-1-worker-0.log",
+        "  log: out/logs/job-1-worker-1.log",
     ]
 
 

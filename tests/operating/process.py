@@ -7,7 +7,7 @@ import os
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from builders import Json
@@ -20,12 +20,18 @@ QUICK = {"PROGRESS_SECONDS": "1", "HTTP_HOST": "127.0.0.1", "LOG_LEVEL": "debug"
 class OperatorProcess(Process):
     """`python -m finetune_operator`, ready when it has listed everything."""
 
-    def __init__(self, kubeconfig: Path, folder: Path, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        kubeconfig: Path,
+        folder: Path,
+        settings: Mapping[str, str] | None = None,
+        program: Sequence[str] = ("-m", "finetune_operator"),
+    ) -> None:
         self.port = free_port()
         words = QUICK | {"KUBECONFIG": str(kubeconfig), "HTTP_PORT": str(self.port)} | dict(settings or {})
         env = {k: v for k, v in os.environ.items() if not k.startswith("FINETUNE_OPERATOR_")}
         env |= {f"FINETUNE_OPERATOR_{k}": v for k, v in words.items()}
-        command = [sys.executable, "-m", "finetune_operator"]
+        command = [sys.executable, *program]
         super().__init__(command, folder / "operator.log", ready=lambda: self.answer("readyz")[0] == 200, env=env)
 
     def answer(self, path: str) -> tuple[int, str]:

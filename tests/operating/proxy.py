@@ -1,7 +1,7 @@
-"""Stands between the operator and the API server: counts writes, and lets a test act right after one of them.
+"""Stands between the operator and the API server: counts writes, and lets a test bend what the operator is told.
 
-The server has carried a write out when the test is told of it, and the operator has not heard so yet: the moment
-at which a crash hurts most.
+The server has carried a write out when the lens hears of it, and the operator has not: the moment at which a
+crash hurts most.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ import asyncio
 import json
 import ssl
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -23,25 +25,45 @@ from testbed.cluster import write_private
 from testbed.process import free_port
 
 WRITES = ("POST", "PUT", "PATCH", "DELETE")
+LONGEST_LINE = 1 << 22
+"""Bytes of one watch event."""
 _HOP = frozenset({"connection", "content-length", "content-encoding", "host", "transfer-encoding"})
 
 
+class Lens:
+    """What the operator is let see; this one is clear. The proxy's own thread calls it."""
+
+    def wrote(self, number: int, answer: Json) -> bool:
+        """The server has carried out the operator's write of that number. True: the answer is lost."""
+        return False
+
+    def listed(self, kind: str) -> Mapping[str, str]:
+        """Query parameters that a list of a kind, such as "pods", gets besides its own."""
+        return {}
+
+    async def told(self, kind: str, opened: float, event: Json) -> Json | None:
+        """A watch event as it is passed on, perhaps later; None: never. An ERROR ends its stream.
+
+        opened: when the stream began, in seconds of time.monotonic().
+        """
+        return event
+
+
 class Proxy:
-    """A plain HTTP server that passes everything on. `after(n)` is called after the n-th write, before its answer.
+    """A plain HTTP server that passes everything on, as its lens lets it.
 
     Heartbeats (leases) are passed on and not counted: when they come depends on the clock.
     """
 
-    def __init__(self, kubeconfig: Path, folder: Path, after: Callable[[int], bool] = lambda _: False) -> None:
+    def __init__(self, kubeconfig: Path, folder: Path, lens: Lens | None = None) -> None:
         config = json.loads(kubeconfig.read_text())
         cluster = config["clusters"][0]["cluster"]
-        self._server, self._after, self._port = cluster["server"], after, free_port()
+        self._server, self._lens, self._port = cluster["server"], lens or Lens(), free_port()
         self._tls = ssl.create_default_context(cafile=cluster["certificate-authority"])
         self._headers = {"Authorization": f"Bearer {config['users'][0]['user']['token']}"}
         self._ready, self._stop = threading.Event(), asyncio.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._counted = threading.Condition()
         self.writes: list[tuple[str, str]] = []
         """Method and path, in order."""
         cluster = {"name": "proxy", "cluster": {"server": f"http://127.0.0.1:{self._port}"}}
@@ -52,7 +74,7 @@ class Proxy:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(30)
         return self
 
     def __exit__(
@@ -62,15 +84,11 @@ class Proxy:
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(10)
 
-    def until(self, count: int) -> None:
-        """Return once so many writes were seen."""
-        with self._counted:
-            assert self._counted.wait_for(lambda: len(self.writes) >= count, 30), self.writes
-
     async def _run(self) -> None:
         self._loop = asyncio.get_running_loop()
         app = web.Application(client_max_size=1 << 24)
-        async with aiohttp.ClientSession(auto_decompress=False) as session:
+        timeout = aiohttp.ClientTimeout(total=None)
+        async with aiohttp.ClientSession(auto_decompress=False, read_bufsize=LONGEST_LINE, timeout=timeout) as session:
 
             async def pass_on(request: web.Request) -> web.StreamResponse:
                 return await self._pass_on(session, request)
@@ -86,22 +104,36 @@ class Proxy:
     async def _pass_on(self, session: aiohttp.ClientSession, request: web.Request) -> web.StreamResponse:
         headers = {k: v for k, v in request.headers.items() if k.lower() not in _HOP} | self._headers
         body, url = await request.read(), f"{self._server}{request.rel_url}"
-        timeout = aiohttp.ClientTimeout(total=None)
-        async with session.request(
-            request.method, url, headers=headers, data=body or None, ssl=self._tls, timeout=timeout
-        ) as found:
-            if self._is_counted(request):
-                with self._counted:
-                    self.writes.append((request.method, request.path))
-                    self._counted.notify_all()
-                if self._after(len(self.writes)):
-                    raise web.HTTPServiceUnavailable  # to nobody: whoever asked is dead
+        watched, kind = "watch" in request.query, request.path.rpartition("/")[2]
+        if request.method == "GET" and not watched:
+            url = f"{self._server}{request.rel_url.update_query(dict(self._lens.listed(kind)))}"
+        async with session.request(request.method, url, headers=headers, data=body or None, ssl=self._tls) as found:
+            if watched and found.status == 200:
+                return await self._tell(request, found, kind)
+            data = await found.read()
+            if self._is_counted(request, found.status) and self._took(request, json.loads(data)):
+                raise web.HTTPServiceUnavailable  # to nobody: whoever asked is dead
             kept = {k: v for k, v in found.headers.items() if k.lower() not in _HOP - {"content-encoding"}}
-            answer = web.StreamResponse(status=found.status, headers=kept)
-            await answer.prepare(request)
-            async for chunk in found.content.iter_any():
-                await answer.write(chunk)
-            return answer
+            return web.Response(status=found.status, headers=kept, body=data)
 
-    def _is_counted(self, request: web.Request) -> bool:
-        return request.method in WRITES and "/leases" not in request.path
+    async def _tell(self, request: web.Request, found: aiohttp.ClientResponse, kind: str) -> web.StreamResponse:
+        """One watch, event by event."""
+        answer, opened = web.StreamResponse(headers={"Content-Type": "application/json"}), time.monotonic()
+        with suppress(ConnectionError):  # the operator may have died meanwhile
+            await answer.prepare(request)
+            async for line in found.content:
+                event = await self._lens.told(kind, opened, json.loads(line))
+                if event is not None:
+                    await answer.write(json.dumps(event).encode() + b"\n")
+                    if event["type"] == "ERROR":
+                        break
+        return answer
+
+    def _took(self, request: web.Request, answer: Json) -> bool:
+        self.writes.append((request.method, request.path))
+        return self._lens.wrote(len(self.writes), answer)
+
+    def _is_counted(self, request: web.Request, code: int) -> bool:
+        """What was carried out; an Event that is there already counts, since a clock's second decides about it."""
+        done = code < 400 or (code == 409 and request.path.endswith("/events"))
+        return request.method in WRITES and "/leases" not in request.path and done

@@ -21,6 +21,8 @@ class Team:
 
     api: Api
     namespace: str
+    patience_s: float = 20
+    """How long one wait may take where nothing else is said."""
 
     @property
     def jobs(self) -> str:
@@ -46,10 +48,13 @@ class Team:
         found: Json = self.api.get(f"{self.jobs}/{name}").get("status") or {}
         return found
 
-    def until(self, accept: Callable[[Json], Any], name: str = "sample", timeout_s: float = 20) -> Json:
+    def until(self, accept: Callable[[Json], Any], name: str = "sample", timeout_s: float | None = None) -> Json:
         """The first status that is accepted."""
         found = wait_for(
-            self.api, f"{self.jobs}/{name}", lambda job: job and accept(job.get("status") or {}), timeout_s=timeout_s
+            self.api,
+            f"{self.jobs}/{name}",
+            lambda job: job and accept(job.get("status") or {}),
+            timeout_s=timeout_s or self.patience_s,
         )
         assert found is not None
         status: Json = found["status"]
@@ -58,16 +63,19 @@ class Team:
     def until_phase(self, phase: str, name: str = "sample") -> Json:
         return self.until(lambda status: status.get("phase") == phase, name)
 
-    def until_run(self, name: str, pods: int = 2, timeout_s: float = 20) -> list[Json]:
+    def until_run(self, name: str, pods: int = 2, timeout_s: float | None = None) -> list[Json]:
         """The pods of a run, such as sample-1, once all are there."""
-        selector = f"training.kubeflow.org/job-name={name}"
         return wait_for_all(
-            self.api, self.pods, lambda found: len(found) == pods, timeout_s=timeout_s, labelSelector=selector
+            self.api,
+            self.pods,
+            lambda found: len(found) == pods,
+            timeout_s=timeout_s or self.patience_s,
+            labelSelector=f"training.kubeflow.org/job-name={name}",
         )
 
     def until_gone(self, path: str) -> None:
         """Until there is nothing any more at a collection."""
-        wait_for_all(self.api, path, lambda found: not found, timeout_s=30)
+        wait_for_all(self.api, path, lambda found: not found, timeout_s=max(30, self.patience_s))
 
     def start(self, run: str = "sample-1", name: str = "sample") -> None:
         """All pods run."""
@@ -101,6 +109,13 @@ _ABSENT = {"type": "", "status": "", "reason": ""}
 def message(status: Json, kind: str) -> str:
     found: str = next(c["message"] for c in status["conditions"] if c["type"] == kind)
     return found
+
+
+def essence(status: Json) -> Json:
+    """What a status says, without the times at which it said so."""
+    words = {c["type"]: (c["status"], c["reason"], c["message"]) for c in status.get("conditions", [])}
+    times = ("conditions", "startTime", "completionTime")
+    return {k: v for k, v in status.items() if k not in times} | {"conditions": words}
 
 
 def report(code: Exit, sentence: str) -> FinalReport:

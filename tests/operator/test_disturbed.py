@@ -67,7 +67,7 @@ def test_a_finished_job_creates_nothing_after_a_restart_of_the_operator(
     with operating(plane, tmp_path, lonely):
         lonely.submit()
         lonely.start()
-        lonely.end("sample-1-master-0")
+        lonely.end("sample-1-worker-0")
         ended = lonely.until_phase("Succeeded")
     lonely.api.delete(f"{lonely.runs}/sample-1", propagationPolicy="Foreground")
     lonely.until_gone(lonely.runs)
@@ -112,7 +112,7 @@ def test_sigterm_lets_looks_finish_and_ends_with_0(plane: ControlPlane, lonely: 
 def play(team: Team) -> None:
     """Create, run, fail, run again."""
     team.start("sample-1")
-    team.end("sample-1-worker-0", Exit.CRASHED, "boom")
+    team.end("sample-1-worker-1", Exit.CRASHED, "boom")
     team.start("sample-2")
 
 

@@ -20,11 +20,9 @@ def test_an_accepted_job_gets_one_pytorchjob_and_pods_that_find_each_other(team:
     team.submit()
     pods = {p["metadata"]["name"]: environment(p) for p in team.until_run("sample-1")}
     status = team.until_phase("Starting")
-    assert {name: env["PET_NODE_RANK"] for name, env in pods.items()} == {
-        "sample-1-master-0": "0",
-        "sample-1-worker-0": "1",
-    }
-    assert {(e["PET_NNODES"], e["PET_NPROC_PER_NODE"], e["WORLD_SIZE"]) for e in pods.values()} == {("2", "4", "8")}
+    assert set(pods) == {"sample-1-worker-0", "sample-1-worker-1"}
+    assert {(e["PET_NNODES"], e["PET_NPROC_PER_NODE"]) for e in pods.values()} == {("2", "4")}
+    assert {(e["PET_MASTER_ADDR"], e["PET_MASTER_PORT"]) for e in pods.values()} == {("sample-1-worker-0", "23456")}
     assert team.run_names() == ["sample-1"]
     assert condition(status, "Accepted")[0] == "True"
     assert (status["run"], status["resolved"]["method"], status["layout"]["nodes"]) == (1, "fft", 2)
@@ -44,7 +42,7 @@ def test_a_refused_job_says_why_and_starts_once_it_is_mended(team: Team) -> None
 def test_the_trainers_report_is_success_whatever_workers_do(team: Team) -> None:
     team.submit()
     team.start()
-    team.end("sample-1-master-0", message="All 7 steps are done.")
+    team.end("sample-1-worker-0", message="All 7 steps are done.")
     status = team.until_phase("Succeeded")
     assert condition(status, "Ready") == condition(status, "Complete") == ("True", "Succeeded")
     assert condition(status, "PodsReady")[0] == "False"
@@ -56,10 +54,10 @@ def test_the_trainers_report_is_success_whatever_workers_do(team: Team) -> None:
     assert message(status, "Ready") == "All 7 steps are done."
 
 
-def test_a_master_that_ends_well_without_a_report_is_not_believed(team: Team) -> None:
+def test_a_first_node_that_ends_well_without_a_report_is_not_believed(team: Team) -> None:
     team.submit({"compute.nodes": 1}, name="mute")
     team.until_run("mute-1", pods=1)
-    end_pod(team.api, team.namespace, "mute-1-master-0", message="")
+    end_pod(team.api, team.namespace, "mute-1-worker-0", message="")
     status = team.until(lambda s: condition(s, "Training")[1] == "Restarting", "mute")
     assert status["restarts"] == 1
 
@@ -67,9 +65,9 @@ def test_a_master_that_ends_well_without_a_report_is_not_believed(team: Team) ->
 def test_a_failed_worker_restarts_the_gang_and_costs_one_restart(team: Team) -> None:
     team.submit()
     team.start()
-    team.end("sample-1-worker-0", Exit.CRASHED, "boom")
+    team.end("sample-1-worker-1", Exit.CRASHED, "boom")
     status = team.until(lambda s: s.get("restarts") == 1)
-    assert message(status, "Training") == "Pod sample-1-worker-0: boom"
+    assert message(status, "Training") == "Pod sample-1-worker-1: boom"
     team.until_run("sample-2")
     team.until(lambda s: s["run"] == 2)
     assert team.run_names() == ["sample-2"]
@@ -79,13 +77,13 @@ def test_a_failed_worker_restarts_the_gang_and_costs_one_restart(team: Team) -> 
 def test_a_failure_that_would_repeat_itself_ends_the_job_and_its_pods(team: Team) -> None:
     team.submit()
     team.start()
-    team.end("sample-1-worker-0", Exit.DATA_REFUSED, "Line 3 is no JSON.")
+    team.end("sample-1-worker-1", Exit.DATA_REFUSED, "Line 3 is no JSON.")
     status = team.until_phase("Failed")
     assert condition(status, "Failed") == ("True", "DataRefused")
-    assert message(status, "Failed").startswith("Pod sample-1-worker-0: Line 3 is no JSON. Mend the lines")
+    assert message(status, "Failed").startswith("Pod sample-1-worker-1: Line 3 is no JSON. Mend the lines")
     assert "restarts" not in status
     names = wait_for_all(team.api, team.pods, lambda pods: len(pods) == 1)
-    assert names[0]["metadata"]["name"] == "sample-1-worker-0", (
+    assert names[0]["metadata"]["name"] == "sample-1-worker-1", (
         "the failed pod keeps its log, the others give back GPUs"
     )
 
@@ -147,7 +145,7 @@ def test_a_job_that_is_deleted_and_made_again_at_once_gets_pods_of_its_own(team:
 def test_a_pod_that_was_deleted_restarts_the_gang_for_free(team: Team) -> None:
     team.submit()
     team.start()
-    team.api.delete(f"{team.pods}/sample-1-worker-0")
+    team.api.delete(f"{team.pods}/sample-1-worker-1")
     team.until_run("sample-2")
     assert not team.until(lambda s: s.get("run") == 2).get("restarts")
 
@@ -170,7 +168,7 @@ def test_a_pytorchjob_of_the_same_name_that_is_a_strangers_is_left_alone(team: T
 def test_children_go_when_their_time_is_over(team: Team) -> None:
     team.submit({"lifecycle.ttlSecondsAfterFinished": 1})
     team.start()
-    team.end("sample-1-master-0")
+    team.end("sample-1-worker-0")
     team.until_phase("Succeeded")
     team.until_gone(team.runs)
     assert team.status()["phase"] == "Succeeded"
@@ -188,8 +186,8 @@ def test_an_undisturbed_life_costs_six_writes_and_eight_events_at_most(
 ) -> None:
     team.submit()
     team.start()
-    team.end("sample-1-master-0")
     team.end("sample-1-worker-0")
+    team.end("sample-1-worker-1")
     team.until_phase("Succeeded")
     wait_for_all(team.api, f"/api/v1/namespaces/{team.namespace}/events", lambda _: "Succeeded" in team.events())
     writes = [
@@ -210,7 +208,7 @@ def test_an_undisturbed_life_costs_six_writes_and_eight_events_at_most(
 def test_what_ended_never_creates_anything_again(team: Team, phase: str) -> None:
     team.submit()
     team.start()
-    team.end("sample-1-master-0", Exit.OK if phase == "Succeeded" else Exit.CONFIG_REFUSED)
+    team.end("sample-1-worker-0", Exit.OK if phase == "Succeeded" else Exit.CONFIG_REFUSED)
     ended = team.until_phase(phase)
     team.api.delete(f"{team.runs}/sample-1")
     team.until_gone(team.runs)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from builders import Json, job, resource
-from finetune_api.run import Precision
+from finetune_api.choices import Precision
 from finetune_operator.plan.batch import resolve_batch
 from finetune_operator.plan.resolve import resolve
+from finetune_operator.plan.runconfig import run_config
 from finetune_operator.plan.settings import PlanSettings
 
 H = "hyperparameters"
@@ -62,7 +63,7 @@ ABSENT: dict[str, tuple[Json, float, int | None, Precision]] = {
 @pytest.mark.parametrize("case", ABSENT)
 def test_what_holds_when_learning_rate_length_or_precision_is_absent(case: str) -> None:
     changes, rate, length, precision = ABSENT[case]
-    config = resolve(job(changes), PlanSettings()).run_config
+    config = run_config(resolve(job(changes), PlanSettings()))
     assert config.optimizer.learning_rate == rate
     assert config.sequence_length == length
     assert config.precision is precision

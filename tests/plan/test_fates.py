@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from builders import Json, put, resource
-from finetune_api import check
-from finetune_api.keys import Fate, keys
+from finetune_api.keys import keys
+from finetune_api.tree import Fate
 from finetune_api.v1alpha1 import Spec
 from finetune_operator.plan.backends.pytorchjob import render
 from finetune_operator.plan.decide import plan
 from finetune_operator.plan.model import Observed, PodSeen, RunSeen
+from finetune_operator.plan.runconfig import run_config
 from finetune_operator.plan.settings import PlanSettings
 from finetune_operator.plan.validate import validate
 from finetune_operator.plan.workload import workload
@@ -181,9 +182,9 @@ def outcome(data: Json) -> list[Any]:
     verdict = validate(data, SETTINGS)
     found: list[Any] = [verdict.problems]
     if verdict.resolution:
-        found += [verdict.resolution.config_json, verdict.resolution.layout_reasons]
+        found += [run_config(verdict.resolution), verdict.resolution.layout.reasons]
     if verdict.resolution and verdict.valid:
-        found.append(render(workload(check.load(data), verdict.resolution, SETTINGS)))
+        found.append(render(workload(verdict.resolution, SETTINGS)))
     return found + [plan(seen, SETTINGS, datetime(2026, 1, 1, tzinfo=UTC)) for seen in lives(data)]
 
 

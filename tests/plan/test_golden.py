@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import yaml
 
-from finetune_api import check
 from finetune_cli.kubernetes_yaml import value
 from finetune_operator.plan.backends.pytorchjob import render
 from finetune_operator.plan.settings import PlanSettings
@@ -27,9 +26,9 @@ def planned(resource: dict[str, Any]) -> dict[str, str]:
     settings = PlanSettings()
     verdict = validate(resource, settings)
     assert verdict.resolution is not None, verdict.problems
-    manifest = render(workload(check.load(resource), verdict.resolution, settings), "team")
+    manifest = render(workload(verdict.resolution, settings), "team")
     status = judged(verdict, now=NOW).model_dump(mode="json", exclude_none=True)
-    config = json.loads(verdict.resolution.config_json)
+    config = json.loads(workload(verdict.resolution, settings).config_json)
     return {
         "pytorchjob.yaml": _yaml(manifest),
         "run.json": json.dumps(config, indent=2) + "\n",

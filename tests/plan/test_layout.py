@@ -29,8 +29,8 @@ CASES: dict[str, tuple[Json, tuple[int, int, int, int, int]]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_layout(case: str) -> None:
     changes, expected = CASES[case]
-    mesh = resolve_layout(resource({"compute.gpu_count": None} | changes)["spec"]).mesh
-    found = (mesh.nodes, mesh.processes_per_node, mesh.data_parallel, mesh.tensor_parallel, mesh.pipeline_parallel)
+    mesh = resolve_layout(resource({"compute.gpu_count": None} | changes)["spec"])
+    found = (mesh.nodes, mesh.gpus_per_node, mesh.data_parallel, mesh.tensor_parallel, mesh.pipeline_parallel)
     assert found == expected
 
 

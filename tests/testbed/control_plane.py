@@ -7,7 +7,7 @@ audit log shows each request when asked for. Ready in about two seconds.
 import json
 import secrets
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +29,7 @@ class ControlPlane:
     crds: CustomResourceDefinitions, as files or objects, installed before any controller runs: the garbage
     collector looks for new kinds only every 30 s. audit: log every request (see requests()).
     controllers: run kube-controller-manager, which collects garbage by owner and empties deleted namespaces.
-    scheduler: run kube-scheduler. flags: more flags for kube-apiserver.
+    scheduler: run kube-scheduler. flags: more flags for kube-apiserver. address: one more at which it is reached.
     """
 
     def __init__(
@@ -41,6 +41,7 @@ class ControlPlane:
         controllers: bool = False,
         scheduler: bool = False,
         flags: Sequence[str] = (),
+        address: str = "127.0.0.1",
     ) -> None:
         self.folder = folder
         self.audit_log = folder / "audit.log" if audit else None
@@ -49,6 +50,7 @@ class ControlPlane:
         self.key = folder / "tls.key"
         self._token = secrets.token_urlsafe(24)
         self._crds, self._controllers, self._scheduler, self._flags = crds, controllers, scheduler, flags
+        self._address = address
         self._stack = ExitStack()
         self.processes: dict[str, Process] = {}
         self.cluster: Cluster
@@ -62,6 +64,10 @@ class ControlPlane:
         """Start a further process, wait for it, and end it with this control plane (last started, first ended)."""
         self.processes[name] = self._stack.enter_context(process)
         return process
+
+    def on_exit(self, callback: Callable[[], object]) -> None:
+        """Call back when this control plane ends, before what was started earlier is ended."""
+        self._stack.callback(callback)
 
     def requests(self) -> list[Json]:
         """The audit log so far: one entry per finished request for an object, in the order of their ends."""
@@ -84,7 +90,7 @@ class ControlPlane:
         self._stack.close()
 
     def _start(self) -> None:
-        _self_signed(self.certificate, self.key)
+        _self_signed(self.certificate, self.key, self._address)
         url = f"https://127.0.0.1:{self.port}"
         api = Api(url, token=self._token, ca=self.certificate)
         self._stack.callback(api.close)

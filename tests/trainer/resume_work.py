@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 
+from finetune_api.choices import Device
 from finetune_api.report import FinalReport, ResumeRecord, parse
-from finetune_api.run import Device, RunConfig
+from finetune_api.run import RunConfig
 from finetune_trainer import checkpoint, environment, preparation
 from finetune_trainer.files import DISK, Files
 from finetune_trainer.handoff import STORE_ENV, Handoff

@@ -113,13 +113,13 @@ def test_a_missing_document_is_named() -> None:
         config.load({CONFIG_ENV: "nowhere.json"})
 
 
-PET = {"PET_NNODES": "2", "PET_NODE_RANK": "1", "PET_MASTER_ADDR": "job-master-0", "PET_MASTER_PORT": "23456"}
+PET = {"PET_NNODES": "2", "PET_NODE_RANK": "1", "PET_MASTER_ADDR": "job-worker-0", "PET_MASTER_PORT": "23456"}
 NODES = {"engine": "ddp", "mesh__nodes": 2, "mesh__data_parallel": 2}
 
 
 def test_the_place_among_nodes() -> None:
     assert config.node({}, fine()) == Node(0, 1)
-    assert config.node(PET, fine(**NODES)) == Node(1, 2, "job-master-0", 23456)
+    assert config.node(PET, fine(**NODES)) == Node(1, 2, "job-worker-0", 23456)
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,11 @@ from typing import Any
 
 import yaml
 
-from . import crd, editors, pages, policy
+from . import crd, editors, pages, policy, rules, tree, tree_file
 
 HEADER = "# Generated from crds/src/finetune_api by `python -m finetune_api generate`; `make verify` compares.\n"
 CHART = "helm/finetune-operator/files"
+KEYS = f"crds/src/finetune_api/{tree.FILE}"
 
 
 def files() -> Mapping[str, str]:
@@ -25,11 +26,12 @@ def files() -> Mapping[str, str]:
     definition = HEADER + _yaml(crd.crd())
     refusal = HEADER + _yaml(policy.policy(), policy.binding())
     return {
+        KEYS: tree_file.text(),
         "crds/finetunejobs.yaml": definition,
         "crds/admission-policy.yaml": refusal,
         "crds/finetunejob.schema.json": json.dumps(editors.json_schema(), indent=1) + "\n",
-        f"{CHART}/finetunejobs.yaml": definition,
-        f"{CHART}/admission-policy.yaml": refusal,
+        f"{CHART}/finetunejobs.yaml": HEADER + _yaml(_kept(crd.crd())),
+        f"{CHART}/admission-policy.yaml": HEADER + _yaml(_kept(policy.policy()), _kept(policy.binding())),
         "docs/reference/keys.md": pages.keys_page(),
         "docs/reference/reasons.md": pages.reasons_page(),
         "docs/reference/exit-codes.md": pages.exit_codes_page(),
@@ -42,11 +44,12 @@ def stale(root: Path) -> list[str]:
 
 
 def write(root: Path) -> None:
-    """Write every file below `root`."""
+    """Write every file below `root`: the keys first, because the rules of the others read them."""
+    _write(root / KEYS, tree_file.text())
+    tree.spec.cache_clear()
+    rules.all_rules.cache_clear()
     for name, text in files().items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        _write(root / name, text)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -63,6 +66,17 @@ def main(arguments: list[str] | None = None) -> int:
     for name in found:
         sys.stderr.write(f"{name} is stale: run `python -m finetune_api generate`\n")
     return 1 if found else 0
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def _kept(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The same, and Helm leaves it there when a release is removed: with the definition would go all jobs."""
+    annotations = {"helm.sh/resource-policy": "keep"}
+    return {**manifest, "metadata": {**manifest["metadata"], "annotations": annotations}}
 
 
 def _holds(path: Path, text: str) -> bool:

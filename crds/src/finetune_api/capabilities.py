@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .run import Engine, Method, Precision
+from .choices import Engine, Method, Precision
 
 METHODS = (Method.FFT, Method.LORA)
 ENGINES = (Engine.SINGLE, Engine.DDP, Engine.FSDP2)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from . import logic, v1alpha1
+from .names import API_VERSION, CATEGORY, GROUP, KIND, NAME_LENGTH, NAME_PATTERN, PLURAL, SHORT_NAME, VERSION
 from .rules import Rule, all_rules
 from .schema import Schema, structural
 from .status import Status
-from .v1alpha1 import CATEGORY, GROUP, KIND, NAME_LENGTH, NAME_PATTERN, PLURAL, SHORT_NAME, VERSION
 
 Manifest = dict[str, Any]
 
@@ -55,7 +55,7 @@ def root() -> Schema:
         "type": "object",
         "description": v1alpha1.FinetuneJob.__doc__,
         "properties": {
-            "apiVersion": {"type": "string", "description": f"{v1alpha1.API_VERSION}."},
+            "apiVersion": {"type": "string", "description": f"{API_VERSION}."},
             "kind": {"type": "string", "description": f"{KIND}."},
             "metadata": {"type": "object", "properties": {"name": {"type": "string"}}},
             "spec": spec,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from .names import API_VERSION, KIND, NAME_LENGTH, NAME_PATTERN
 from .schema import Schema, structural
-from .v1alpha1 import API_VERSION, KIND, NAME_LENGTH, NAME_PATTERN, FinetuneJob, Spec
+from .v1alpha1 import FinetuneJob, Spec
 
 
 def json_schema() -> Schema:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -17,11 +16,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
-
-class Fate(StrEnum):
-    HONOURED = "honoured"
-    INFORMATIONAL = "informational"
-    REFUSED = "refused"
+from .tree import Fate
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Names that Kubernetes objects carry: one place, because they may never change."""
 
-from .v1alpha1 import GROUP
+from .names import GROUP
 
 JOB = f"{GROUP}/job"
 """Label on every child: name of the FinetuneJob."""
@@ -13,4 +13,5 @@ RUN_CONFIG = f"{GROUP}/run-config"
 FIELD_MANAGER = "finetune-operator"
 KUEUE_QUEUE = "kueue.x-k8s.io/queue-name"
 KUEUE_PRIORITY = "kueue.x-k8s.io/priority-class"
-TRAINING_OPERATOR_PREFIX = "training.kubeflow.org/"
+REPLICA_INDEX = "training.kubeflow.org/replica-index"
+"""Label that the Training Operator gives to pods: with workers alone, the rank of the node."""

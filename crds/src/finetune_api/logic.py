@@ -47,7 +47,7 @@ def mentions(term: object) -> Iterator[str]:
             yield from mentions(part)
 
 
-def _matches(pattern: str, text: str) -> bool:
+def matches(pattern: str, text: str) -> bool:
     """As RE2 does it: `$` is the end of the text, where Python would allow one more line break."""
     return re.search(pattern.replace("$", r"\Z"), text) is not None
 
@@ -112,7 +112,7 @@ class Matches(NamedTuple):
 
     def holds(self, spec: Spec) -> bool:
         value = find(spec, self.path)
-        return value is None or _matches(self.pattern, value)
+        return value is None or matches(self.pattern, value)
 
     def cel(self) -> str:
         return f"!({_has(self.path)}) || self.{self.path}.matches({_quoted(self.pattern)})"
@@ -127,7 +127,7 @@ class NoNames(NamedTuple):
 
     def holds(self, spec: Spec) -> bool:
         value = find(spec, self.path) or ()
-        return not any(_matches(self.pattern, item["name"] if self.of_list else item) for item in value)
+        return not any(matches(self.pattern, item["name"] if self.of_list else item) for item in value)
 
     def cel(self) -> str:
         name = "x.name" if self.of_list else "x"
@@ -141,7 +141,7 @@ class AllNames(NamedTuple):
     pattern: str
 
     def holds(self, spec: Spec) -> bool:
-        return all(_matches(self.pattern, name) for name in find(spec, self.path) or ())
+        return all(matches(self.pattern, name) for name in find(spec, self.path) or ())
 
     def cel(self) -> str:
         return f"!({_has(self.path)}) || self.{self.path}.all(x, x.matches({_quoted(self.pattern)}))"

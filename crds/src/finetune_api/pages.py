@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from . import exits
-from .keys import Fate
 from .reference import Entry, entries
 from .rules import Rule, all_rules
+from .tree import Fate
 
 NOTE = "<!-- Generated from crds/src/finetune_api by `python -m finetune_api generate`; `make verify` compares. -->\n"
 

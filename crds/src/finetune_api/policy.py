@@ -13,7 +13,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from .keys import Section, children
-from .v1alpha1 import GROUP, PLURAL, VERSION, Spec
+from .names import GROUP, PLURAL, VERSION
+from .v1alpha1 import Spec
 
 Manifest = dict[str, Any]
 NAME = f"known-keys.{PLURAL}.{GROUP}"

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import cache
 
 from . import logic
-from .keys import Fate, keys
 from .logic import (
     Absent,
     Agree,
@@ -30,7 +29,7 @@ from .logic import (
     Times,
 )
 from .problems import Problem
-from .v1alpha1 import Spec
+from .tree import Fate, declared
 
 
 @dataclass(frozen=True)
@@ -187,10 +186,9 @@ RULES: tuple[Rule, ...] = (
 
 def refusals() -> Iterator[Rule]:
     """One rule for every key whose fate is refused."""
-    for each in keys(Spec, ""):
-        path = each.path.lstrip(".")
-        if each.fate is Fate.REFUSED:
-            yield Rule(path, "RefusedKey", Absent(path), f"This key is refused: {each.because}.", "Remove it.")
+    for path, fate, because in declared():
+        if fate is Fate.REFUSED:
+            yield Rule(path, "RefusedKey", Absent(path), f"This key is refused: {because}.", "Remove it.")
 
 
 @cache

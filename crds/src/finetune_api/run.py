@@ -5,10 +5,11 @@ Every choice is already made here: a field without a default was decided by the 
 the job's status.
 """
 
-from enum import StrEnum
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from .choices import Device, Engine, Method, OnBadRow, Precision
 
 CONFIG_ENV = "FINETUNE_RUN_CONFIG"
 """Environment variable with the path of the run configuration."""
@@ -20,47 +21,7 @@ NODE_RANK_ENV = "PET_NODE_RANK"
 NODES_ENV = "PET_NNODES"
 MASTER_ADDR_ENV = "PET_MASTER_ADDR"
 MASTER_PORT_ENV = "PET_MASTER_PORT"
-"""Set on every pod by the Training Operator, and by `finetune run` on every local replica."""
-
-
-class Method(StrEnum):
-    """What is trained."""
-
-    FFT = "fft"
-    """Full finetuning: every weight."""
-    LORA = "lora"
-    """Low-rank adapters on a frozen base."""
-    QLORA = "qlora"
-    """Low-rank adapters on a base quantised to four bits."""
-
-
-class Engine(StrEnum):
-    """Who owns gradients and optimizer state."""
-
-    SINGLE = "single"
-    DDP = "ddp"
-    FSDP2 = "fsdp2"
-    ZERO1 = "zero1"
-    ZERO2 = "zero2"
-    ZERO3 = "zero3"
-
-
-class Device(StrEnum):
-    CPU = "cpu"
-    CUDA = "cuda"
-
-
-class Precision(StrEnum):
-    """Number format of the forward and backward pass; master weights of trained parameters stay fp32."""
-
-    FP32 = "fp32"
-    BF16 = "bf16"
-    FP16 = "fp16"
-
-
-class OnBadRow(StrEnum):
-    REFUSE = "refuse"
-    SKIP = "skip"
+"""Set on every pod, and by `finetune run` on every local replica."""
 
 
 class Frozen(BaseModel):

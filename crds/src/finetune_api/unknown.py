@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pydantic import BaseModel
-
-from .keys import children, keys
+from . import tree
 from .problems import Problem
-from .v1alpha1 import Spec
+from .tree import Node
 
 ROOT = ("apiVersion", "kind", "metadata", "spec", "status")
 META = ("name", "generateName", "namespace", "labels", "annotations", "finalizers", "ownerReferences", "uid",
@@ -28,7 +26,7 @@ def unknown_keys(resource: Mapping[str, Any]) -> Iterator[Problem]:
     metadata = resource.get("metadata")
     if isinstance(metadata, Mapping):
         yield from (_problem("metadata", name, META) for name in metadata if name not in META)
-    yield from _below(resource.get("spec"), Spec, "spec")
+    yield from _below(resource.get("spec"), tree.spec(), "spec")
 
 
 def nearest(name: str, among: tuple[str, ...]) -> str | None:
@@ -38,30 +36,29 @@ def nearest(name: str, among: tuple[str, ...]) -> str | None:
     return next(iter(difflib.get_close_matches(name, among, 1)), None)
 
 
-def _below(value: Any, model: type[BaseModel], path: str) -> Iterator[Problem]:
-    if not isinstance(value, Mapping):
+def _below(value: Any, node: Node, path: str) -> Iterator[Problem]:
+    known = tree.keys(node)
+    if not known or not isinstance(value, Mapping):
         return
-    known = children(model)
     for name, inner in value.items():
         at = f"{path}.{name}"
         if name not in known:
             yield _problem(path, name, tuple(known))
-        elif (child := known[name].model) is not None:
-            if not known[name].is_list:
-                yield from _below(inner, child, at)
-            elif isinstance(inner, list):
-                for i, item in enumerate(inner):
-                    yield from _below(item, child, f"{at}[{i}]")
+        elif "items" not in known[name]:
+            yield from _below(inner, known[name], at)
+        elif isinstance(inner, list):
+            for i, item in enumerate(inner):
+                yield from _below(item, known[name]["items"], f"{at}[{i}]")
 
 
 def _problem(parent: str, name: str, siblings: tuple[str, ...]) -> Problem:
     path = f"{parent}.{name}".lstrip(".")
     near = nearest(name, siblings)
-    elsewhere = [k.path for k in keys(Spec) if k.path.rpartition(".")[2] == name]
+    elsewhere = [key.path for key in tree.declared() if key.path.rpartition(".")[2] == name]
     if near:
         remedy = f"Did you mean {parent}.{near}?".replace(" .", " ")
     elif elsewhere:
-        remedy = f"Did you mean {elsewhere[0]}?"
+        remedy = f"Did you mean spec.{elsewhere[0]}?"
     else:
         remedy = f"Remove it. Known here: {', '.join(siblings)}."
     return Problem(path, "UnknownKey", f"{name!r} is not a key of {parent or 'a FinetuneJob'}.", remedy)

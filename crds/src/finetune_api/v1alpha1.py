@@ -9,26 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from . import native, sections
 from .keys import Section, informational, key
-
-GROUP = "finetune.dev"
-VERSION = "v1alpha1"
-API_VERSION = f"{GROUP}/{VERSION}"
-KIND = "FinetuneJob"
-PLURAL = "finetunejobs"
-SHORT_NAME = "ftj"
-CATEGORY = "finetune"
-
-NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
-NAME_LENGTH = 45
-"""Longest name of a job: <name>-<run> names the PyTorchJob and <name>-<run>-worker-<index> its pods and
-services, which end at 63."""
+from .names import NAME_LENGTH, NAME_PATTERN
 
 
 class Spec(Section):
     """What to train, on what, and how."""
-
-    # Built at once: whoever imports this judges or reads a spec, and FinetuneJob then reuses the work.
-    model_config = ConfigDict(defer_build=False)
 
     algorithm: sections.Algorithm | None = key("What kind of training this is.")
     job: sections.Job | None = key("What is trained on what.")

@@ -6,9 +6,10 @@ on this machine (a claim, the Hub, a bucket) are passed over.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import finetune_data
 from finetune_api import sources
@@ -17,25 +18,23 @@ from finetune_api.problems import Problem
 from finetune_api.rules import DATA, MODEL
 from finetune_api.run import Data
 from finetune_api.sources import Scheme
-from finetune_api.v1alpha1 import FinetuneJob
-from finetune_operator.plan.facts import Given, first, plain
+from finetune_operator.plan.facts import Given, first
 
 VALIDATION = ("data.validation_path",)
 OUTPUT = ("output.uri",)
 ELSEWHERE = {Scheme.PVC: "a claim of a cluster", Scheme.CONFIG_MAP: "a ConfigMap of a cluster"}
 
 
-def data_problems(job: FinetuneJob, data: Data) -> Iterator[Problem]:
+def data_problems(spec: Mapping[str, Any], data: Data) -> Iterator[Problem]:
     """What keeps the rows from being trained on, or evaluated on."""
-    spec = plain(job)
     yield from _rows(first(spec, DATA), data, data.examples)
     if data.validation:
         yield from _rows(first(spec, VALIDATION), data, None)
 
 
-def model_problems(job: FinetuneJob) -> Iterator[Problem]:
+def model_problems(spec: Mapping[str, Any]) -> Iterator[Problem]:
     """What keeps a folder from being a model's."""
-    model = first(plain(job), MODEL)
+    model = first(spec, MODEL)
     if model is None or sources.parse(model.value, model=True).scheme is not Scheme.PATH:
         return
     key, reason, folder = f"spec.{model.path}", MEANINGS[Exit.MODEL_REFUSED].reason, Path(model.value)
@@ -48,9 +47,8 @@ def model_problems(job: FinetuneJob) -> Iterator[Problem]:
                       "Name the folder that config.json and the weights are in.")  # fmt: skip
 
 
-def elsewhere(job: FinetuneJob) -> Iterator[Problem]:
+def elsewhere(spec: Mapping[str, Any]) -> Iterator[Problem]:
     """Places that only a cluster has, each with the option that names one of this machine instead."""
-    spec = plain(job)
     for keys, remedy in (
         (MODEL, "Give --model with a folder or an org/name of the Hugging Face Hub."),
         (DATA, "Give --dataset with a file of this machine."),

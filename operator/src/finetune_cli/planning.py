@@ -8,8 +8,6 @@ from typing import Any
 
 import click
 
-from finetune_api import check
-from finetune_api.v1alpha1 import FinetuneJob
 from finetune_operator.plan import validate
 from finetune_operator.plan.resolve import Resolution
 from finetune_operator.plan.settings import PlanSettings
@@ -37,7 +35,6 @@ class Planned:
 
     source: Input
     resource: dict[str, Any]
-    job: FinetuneJob
     verdict: Verdict
     resolution: Resolution
 
@@ -53,7 +50,7 @@ def planned(source: Input, changes: Changes) -> Planned:
     found = judged(source, changes)
     if found.verdict.resolution is None or not found.verdict.valid:
         raise found.source.refused(found.verdict.problems)
-    return Planned(found.source, found.resource, check.load(found.resource), found.verdict, found.verdict.resolution)
+    return Planned(found.source, found.resource, found.verdict, found.verdict.resolution)
 
 
 def say_notes(resolution: Resolution) -> None:

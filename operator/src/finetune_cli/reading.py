@@ -14,16 +14,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+from finetune_api import tree
+from finetune_api.names import API_VERSION, KIND
 from finetune_api.problems import Problem
-from finetune_api.v1alpha1 import API_VERSION, KIND, Spec
 
-from . import kubernetes_yaml, toml_jobs
+from . import kubernetes_yaml
 from .errors import Refused
 from .kubernetes_yaml import Document, Malformed
 
 STDIN = "-"
 _TOML_START = re.compile(r"^(?:\s|#.*\n)*(?:\[[^\]\n]+\]\s*(?:#.*)?(?:\n|$)|[A-Za-z0-9_-]+\s*=)")
-_SPEC = re.compile(rf"\bspec\.(?=(?:{'|'.join(field.alias or name for name, field in Spec.model_fields.items())})\b)")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class Input:
     def spelt(self, problem: Problem) -> Problem:
         if not self.toml:
             return problem
-        path, message, remedy = (_SPEC.sub("", text) for text in (problem.path, problem.message, problem.remedy))
+        spec = re.compile(rf"\bspec\.(?=(?:{'|'.join(tree.keys(tree.spec()))})\b)")
+        path, message, remedy = (spec.sub("", text) for text in (problem.path, problem.message, problem.remedy))
         return replace(problem, path=path, message=message, remedy=remedy)
 
 
@@ -52,6 +53,8 @@ def read(file: str) -> Input:
     text = _text(file)
     shown = "<stdin>" if file == STDIN else file
     if file.endswith(".toml") or (file == STDIN and _TOML_START.match(text)):
+        from . import toml_jobs  # noqa: PLC0415 - with the reader of TOML: most files are YAML
+
         return Input(shown, toml_jobs.resource(text, "job" if file == STDIN else file), toml=True)
     document = _job(_documents(text, shown), shown)
     if not isinstance(document.value, dict):

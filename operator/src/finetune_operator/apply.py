@@ -60,10 +60,16 @@ class Applier:
     async def _act(self, key: Key, job: Json, action: CreateRun | DeleteRun) -> None:
         about = words(key, job["metadata"]["uid"])
         if isinstance(action, DeleteRun):
-            await self.cluster.delete_run(Key(key.namespace, action.name), action.uid)
+            await self._delete(Key(key.namespace, action.name), action.uid)
             log.info("run removed", extra=about | {"pytorchjob": action.name})
         elif await self._create(key, job, action):
             log.info("run created", extra=about | {"pytorchjob": action.manifest["metadata"]["name"]})
+
+    async def _delete(self, run: Key, uid: str) -> None:
+        if going := await self.cluster.delete_run(run, uid):
+            self.mirror.runs.put(going)
+        else:
+            self.mirror.runs.forget(run)
 
     async def _create(self, key: Key, job: Json, action: CreateRun) -> bool:
         """Create a run unless it is there; True if it was us."""

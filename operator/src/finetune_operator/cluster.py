@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from finetune_api import labels
-from finetune_api.v1alpha1 import API_VERSION, PLURAL
+from finetune_api.names import API_VERSION, PLURAL
 
 from .errors import AlreadyExists, BackendMissing, NotFound
 from .identity import Json, Key
@@ -50,8 +50,8 @@ class Cluster(Protocol):
     async def create_run(self, manifest: Json) -> Json:
         """Create a PyTorchJob. Raises AlreadyExists."""
 
-    async def delete_run(self, key: Key, uid: str) -> None:
-        """Delete a PyTorchJob; it is gone when its pods are."""
+    async def delete_run(self, key: Key, uid: str) -> Json | None:
+        """Delete a PyTorchJob; it is gone when its pods are. As it is now, or None if it is gone already."""
 
     async def patch_status(self, key: Key, patch: Json) -> Json:
         """Merge into the status of a FinetuneJob. Raises Conflict if metadata.resourceVersion is old."""
@@ -103,13 +103,14 @@ class KubernetesCluster:
         query = {"fieldManager": labels.FIELD_MANAGER}
         return _object(await self._http.request("create", RUNS_PLURAL, path, query=query, body=manifest))
 
-    async def delete_run(self, key: Key, uid: str) -> None:
+    async def delete_run(self, key: Key, uid: str) -> Json | None:
         # Foreground: the PyTorchJob stays until the last of its pods is gone, so that its absence says so.
         body = {"propagationPolicy": "Foreground", "preconditions": {"uid": uid}}
         try:
-            await self._http.request("delete", RUNS_PLURAL, _run_path(key), body=body)
+            answer = _object(await self._http.request("delete", RUNS_PLURAL, _run_path(key), body=body))
         except (NotFound, BackendMissing):
-            return
+            return None
+        return answer if answer["kind"] == "PyTorchJob" else None
 
     async def patch_status(self, key: Key, patch: Json) -> Json:
         path, query = f"{_path(API_VERSION, PLURAL, key)}/status", {"fieldManager": labels.FIELD_MANAGER}

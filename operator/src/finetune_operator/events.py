@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from finetune_api import conditions as c
 from finetune_api import labels
-from finetune_api.v1alpha1 import API_VERSION, KIND
+from finetune_api.names import API_VERSION, KIND
 
 from .identity import Json
 

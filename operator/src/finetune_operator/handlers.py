@@ -12,7 +12,7 @@ from typing import Any
 import kopf
 
 from finetune_api import labels
-from finetune_api.v1alpha1 import GROUP, PLURAL, VERSION
+from finetune_api.names import GROUP, PLURAL, VERSION
 
 from .cluster import RUNS_GROUP, RUNS_PLURAL, RUNS_VERSION, Kind
 from .health import LEASE

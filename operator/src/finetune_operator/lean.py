@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_api import labels, report
+from finetune_api.names import API_VERSION, KIND
 from finetune_api.report import FinalReport
-from finetune_api.v1alpha1 import API_VERSION, KIND
 
 from .cluster import CONTAINER
 from .identity import Json
@@ -64,7 +64,7 @@ def pod(raw: Json) -> PodSeen:
         name=metadata["name"],
         uid=metadata["uid"],
         run=_number(metadata),
-        node_rank=_node_rank(metadata["labels"]),
+        node_rank=int(metadata["labels"].get(labels.REPLICA_INDEX, 0)),
         phase=status.get("phase", "Unknown"),
         exit_code=ended.get("exitCode"),
         report=_final_report(ended.get("message")),
@@ -75,13 +75,6 @@ def pod(raw: Json) -> PodSeen:
 
 def _number(metadata: Json) -> int:
     return int(metadata["labels"].get(labels.RUN, 0))
-
-
-def _node_rank(words: dict[str, str]) -> int:
-    """As the Training Operator counts: the master is 0, worker i is i + 1."""
-    prefix = labels.TRAINING_OPERATOR_PREFIX
-    index = int(words.get(f"{prefix}replica-index", 0))
-    return index if words.get(f"{prefix}replica-type") == "master" else index + 1
 
 
 def _container_state(status: Json) -> dict[str, Any]:

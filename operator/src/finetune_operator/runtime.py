@@ -10,7 +10,7 @@ import logging
 import time
 from datetime import UTC, datetime
 
-from finetune_api.v1alpha1 import PLURAL
+from finetune_api.names import PLURAL
 
 from . import metrics
 from .cluster import RUNS_PLURAL, Cluster, Kind

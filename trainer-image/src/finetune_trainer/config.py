@@ -12,16 +12,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from finetune_api import capabilities
-from finetune_api.run import (
-    CONFIG_ENV,
-    MASTER_ADDR_ENV,
-    MASTER_PORT_ENV,
-    NODE_RANK_ENV,
-    NODES_ENV,
-    Engine,
-    Method,
-    RunConfig,
-)
+from finetune_api.choices import Engine, Method
+from finetune_api.run import CONFIG_ENV, MASTER_ADDR_ENV, MASTER_PORT_ENV, NODE_RANK_ENV, NODES_ENV, RunConfig
 
 from .errors import ConfigRefused, Unsupported
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from finetune_api.run import Method
+from finetune_api.choices import Method
 from finetune_api.sources import Scheme, parse
 
 from .agreement import rank

@@ -13,7 +13,8 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from finetune_api.run import Method, Precision, RunConfig
+from finetune_api.choices import Method, Precision
+from finetune_api.run import RunConfig
 
 from .errors import ModelRefused
 

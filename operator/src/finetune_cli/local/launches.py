@@ -52,7 +52,7 @@ def free_port() -> int:
 
 
 def _launch(work: Workload, node: int, folder: Path, port: int, inherited: Mapping[str, str]) -> Launch:
-    name = f"{work.name}-{'worker' if node else 'master'}-{max(0, node - 1)}"
+    name = w.replica(work, node)
     config, report = folder / name / "run.json", folder / name / "report.json"
     env = {name: value for name, value in inherited.items() if not _of_another_run(name)}
     env |= {name: value for name, value in work.env.items() if not value.startswith(POD_VOLUMES)}

@@ -37,9 +37,9 @@ def command(file: str, what: str, form: str, **options: Any) -> None:
 
 def rendered(found: Planned, what: str) -> dict[str, Any]:
     """The plan of a job, or the asked part of it."""
-    work = workload(found.job, found.resolution, planning.SETTINGS)
+    work = workload(found.resolution, planning.SETTINGS)
     whole: dict[str, Any] = {
-        "pytorchjob": pytorchjob.render(work, found.job.metadata.namespace),
+        "pytorchjob": pytorchjob.render(work, found.resource["metadata"].get("namespace")),
         "run": json.loads(work.config_json),
         "status": status.judged(found.verdict, now=planning.now()).model_dump(mode="json", exclude_none=True),
     }

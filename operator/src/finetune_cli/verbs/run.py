@@ -22,6 +22,7 @@ from finetune_cli.planning import Planned
 from finetune_cli.reading import Input
 from finetune_cli.verbs.render import rendered
 from finetune_operator.plan import status
+from finetune_operator.plan.runconfig import run_config
 from finetune_operator.plan.workload import workload
 
 RUN_FAILED = 1
@@ -58,18 +59,18 @@ def _prepared(source: Input, asked: Changes) -> Planned:
     """The planned job with an output folder of this machine. Raises Refused; nothing is written."""
     found = planning.planned(source, asked)
     if not find(found.resource["spec"], files.OUTPUT[0]):
-        asked = changes.with_output(asked, f"{found.job.metadata.name}-output")
+        asked = changes.with_output(asked, f"{found.resolution.name}-output")
         found = planning.planned(source, asked)
-    data = found.resolution.run_config.data
-    problems = [*files.elsewhere(found.job), *files.data_problems(found.job, data), *files.model_problems(found.job)]
+    spec, data = found.resolution.spec, run_config(found.resolution).data
+    problems = [*files.elsewhere(spec), *files.data_problems(spec, data), *files.model_problems(spec)]
     if problems:
         raise source.refused(problems)
     return found
 
 
 def _run(found: Planned, *, quiet: bool) -> Outcome:
-    output = Path(found.resolution.run_config.output)
-    work = workload(found.job, found.resolution, planning.SETTINGS, previous_run(output) + 1)
+    output = Path(run_config(found.resolution).output)
+    work = workload(found.resolution, planning.SETTINGS, previous_run(output) + 1)
     now = planning.now()
     first = status.started(status.judged(found.verdict, now=now), work, now=now)
     try:
@@ -86,7 +87,7 @@ def _told(outcome: Outcome, found: Planned, *, quiet: bool) -> int:
     ending = outcome.ending
     if ending.code == Exit.OK:
         if not quiet:
-            output = Path(found.resolution.run_config.output)
+            output = Path(run_config(found.resolution).output)
             click.echo(summary.succeeded(ending, summary.records(output), outcome.seconds))
         return Exit.OK
     if ending.code == Exit.STOPPED:

@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 
-from finetune_api import check
 from finetune_api.problems import Problem
 from finetune_cli import changes, planning, printing, reading
 from finetune_cli.changes import Changes
@@ -52,11 +51,13 @@ def _answer(file: str, asked: Changes, *, check_data: bool) -> dict[str, Any]:
 def _files(found: Judged, asked: Changes, *, check_data: bool) -> list[Problem]:
     if found.verdict.resolution is None or not (check_data or asked.dataset or asked.model):
         return []
-    from finetune_cli import files  # noqa: PLC0415 - with all that reads rows: most calls do without
+    # With all that reads rows, and the models of the run configuration: most calls do without.
+    from finetune_cli import files  # noqa: PLC0415
+    from finetune_operator.plan.runconfig import run_config  # noqa: PLC0415
 
-    job, config = check.load(found.resource), found.verdict.resolution.run_config
-    rows = files.data_problems(job, config.data) if check_data or asked.dataset else ()
-    model = files.model_problems(job) if asked.model else ()
+    job = found.verdict.resolution
+    rows = files.data_problems(job.spec, run_config(job).data) if check_data or asked.dataset else ()
+    model = files.model_problems(job.spec) if asked.model else ()
     return [*rows, *model]
 
 
@@ -72,20 +73,20 @@ def _decided(verdict: Verdict | None) -> dict[str, Any]:
     resolution = verdict.resolution if verdict else None
     if verdict is None or resolution is None:
         return {"informational": [], "notes": [], "method": None, "engine": None, "layout": None}
-    mesh = resolution.run_config.mesh
+    layout = resolution.layout
     return {
         "informational": list(resolution.informational),
         "notes": [asdict(note) for note in resolution.notes],
-        "method": resolution.run_config.method.value,
-        "engine": resolution.run_config.engine.value,
+        "method": resolution.method.value,
+        "engine": resolution.engine.value,
         "layout": {
-            "nodes": mesh.nodes,
-            "gpusPerNode": mesh.processes_per_node,
-            "worldSize": mesh.world_size,
-            "dataParallel": mesh.data_parallel,
-            "tensorParallel": mesh.tensor_parallel,
-            "pipelineParallel": mesh.pipeline_parallel,
-            "reasons": [*resolution.layout_reasons, resolution.engine_reason],
+            "nodes": layout.nodes,
+            "gpusPerNode": layout.gpus_per_node,
+            "worldSize": layout.world_size,
+            "dataParallel": layout.data_parallel,
+            "tensorParallel": layout.tensor_parallel,
+            "pipelineParallel": layout.pipeline_parallel,
+            "reasons": [*layout.reasons, resolution.engine_reason],
         },
     }
 

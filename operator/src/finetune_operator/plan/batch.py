@@ -11,13 +11,19 @@ global_batch, so a mismatch is said and never refused.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from finetune_api.logic import find
 from finetune_api.rules import MICRO_BATCH
-from finetune_api.run import Batch
 
 from .facts import Note, get
+
+
+class Batch(NamedTuple):
+    """Rows of one forward pass on one replica, and forward passes per optimizer step."""
+
+    per_device: int
+    accumulation: int
 
 
 def resolve_batch(spec: Mapping[str, Any], data_parallel: int) -> tuple[Batch, tuple[Note, ...]]:

@@ -12,13 +12,12 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any
 
-from finetune_api import check
 from finetune_api.exits import Exit
 from finetune_api.logic import find
+from finetune_api.names import GROUP, KIND
 from finetune_api.problems import Problem
 from finetune_api.report import FinalReport
 from finetune_api.status import Phase, Status
-from finetune_api.v1alpha1 import GROUP, KIND
 
 from . import retry
 from . import status as told
@@ -86,8 +85,10 @@ class Story:
         """Pods of the current run, by node rank."""
         return tuple(sorted((p for p in self.seen.pods if p.run == self.run), key=lambda p: p.node_rank))
 
-    def remove_runs(self) -> tuple[DeleteRun, ...]:
-        return tuple(DeleteRun(r.name, r.uid) for r in self.seen.runs if not r.deleting)
+    def remove_runs(self, newest: int | None = None) -> tuple[DeleteRun, ...]:
+        """Deletions of the runs up to a number, without those that are being deleted."""
+        newest = self.run if newest is None else newest
+        return tuple(DeleteRun(r.name, r.uid) for r in self.seen.runs if r.number <= newest and not r.deleting)
 
 
 def plan(seen: Observed, settings: PlanSettings, now: datetime) -> Plan:
@@ -150,8 +151,8 @@ def too_late(story: Story) -> Plan | None:
 
 def leaving(story: Story) -> Plan | None:
     """The previous run's pods are gone before the next run is created, and how they end says nothing any more."""
-    if told.is_given_up(story.status) and story.remove_runs():
-        return Plan(story.remove_runs(), story.status, requeue_after=WAIT)
+    if over := story.remove_runs(story.run if told.is_given_up(story.status) else story.run - 1):
+        return Plan(over, story.status, requeue_after=WAIT)
     if any(r.deleting for r in story.seen.runs) or (story.pods and not story.seen.runs):
         return Plan((), story.status, requeue_after=WAIT)
     return None
@@ -238,8 +239,8 @@ def _work(story: Story, number: int) -> Workload:
     """The workload of a run. The first one is resolved; later ones take what was resolved then."""
     if story.verdict.resolution is None:
         raise ValueError("a job that makes no sense has no workload")
-    job = check.load({**story.seen.resource, "status": {}})
-    work = workload(job, story.verdict.resolution, story.settings, number)
+    uid = story.seen.resource["metadata"].get("uid", "")
+    work = workload(story.verdict.resolution, story.settings, number, uid)
     resolved, layout = story.written.resolved, story.written.layout
     if not story.run or not resolved or not resolved.runConfig or not layout:
         return work

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from finetune_api.choices import Device, Engine, Method, Precision
 from finetune_api.logic import find
-from finetune_api.run import Device, Engine, Mesh, Method, Precision
 
 _P = "hyperparameters.parallelism"
 _ZERO = {0: Engine.DDP, 1: Engine.ZERO1, 2: Engine.ZERO2, 3: Engine.ZERO3}
 
 
-def resolve_engine(spec: Mapping[str, Any], method: Method, mesh: Mesh, device: Device) -> tuple[Engine, str]:
+def resolve_engine(spec: Mapping[str, Any], method: Method, data_parallel: int, device: Device) -> tuple[Engine, str]:
     """The engine, and why."""
-    if mesh.data_parallel == 1:
+    if data_parallel == 1:
         return Engine.SINGLE, "There is one replica of the model: nothing to shard or to average."
     if find(spec, f"{_P}.fsdp") is True:
         strategy = str(find(spec, f"{_P}.fsdp_sharding_strategy") or "full_shard").lower()

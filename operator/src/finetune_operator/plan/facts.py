@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_api.logic import find
-from finetune_api.v1alpha1 import FinetuneJob
 
 
 @dataclass(frozen=True)
@@ -24,12 +23,6 @@ class Given:
 
     value: Any
     path: str
-
-
-def plain(job: FinetuneJob) -> Mapping[str, Any]:
-    """The spec as JSON data without absent keys."""
-    data: dict[str, Any] = job.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
-    return data
 
 
 def first(spec: Mapping[str, Any], paths: Iterable[str]) -> Given | None:

@@ -11,19 +11,28 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_api.rules import NODES, PER_NODE, PIPELINE, TENSOR, TOTAL
-from finetune_api.run import Mesh
 
 from .facts import first, get
 
 
 @dataclass(frozen=True)
 class Layout:
-    mesh: Mesh
+    """nodes x gpus_per_node = data x tensor x pipeline."""
+
+    nodes: int
+    gpus_per_node: int
+    data_parallel: int
+    tensor_parallel: int
+    pipeline_parallel: int
     reasons: tuple[str, ...]
+
+    @property
+    def world_size(self) -> int:
+        return self.nodes * self.gpus_per_node
 
 
 def resolve_layout(spec: Mapping[str, Any]) -> Layout:
-    """The mesh. Contradictions are refused before (finetune_api.rules), so what is given agrees."""
+    """The layout. Contradictions are refused before (finetune_api.rules), so what is given agrees."""
     total, nodes, per_node = first(spec, TOTAL), first(spec, NODES), first(spec, PER_NODE)
     reasons = [f"{g.path} is {g.value}." for g in (total, nodes, per_node) if g]
     if nodes:
@@ -43,11 +52,11 @@ def resolve_layout(spec: Mapping[str, Any]) -> Layout:
         width = 1
         reasons.append("gpu_count is not given: 1 in each node.")
     tensor, pipeline = int(get(spec, 1, *TENSOR)), int(get(spec, 1, *PIPELINE))
-    mesh = Mesh(
+    return Layout(
         nodes=node_count,
-        processes_per_node=width,
+        gpus_per_node=width,
         data_parallel=node_count * width // (tensor * pipeline),
         tensor_parallel=tensor,
         pipeline_parallel=pipeline,
+        reasons=tuple(reasons),
     )
-    return Layout(mesh, tuple(reasons))

@@ -9,18 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from finetune_api.choices import Method
 from finetune_api.logic import find
 from finetune_api.rules import LORA_ALPHA, LORA_DROPOUT, LORA_R, LORA_TARGETS
-from finetune_api.run import Lora, Method
 
-from .facts import first, get
+from .facts import first
 
 _BY_MODE = {"fft": Method.FFT, "full": Method.FFT, "full_finetune": Method.FFT,
             "lora": Method.LORA, "qlora": Method.QLORA}  # fmt: skip
 _BY_TRAIN_KIND = {"fft": Method.FFT, "peft": Method.LORA}
 _BY_TRAINER_MODE = {"full": Method.FFT, "lora": Method.LORA, "qlora": Method.QLORA}
-
-ALL_LINEAR = "all-linear"
 
 
 def resolve_method(spec: Mapping[str, Any]) -> tuple[Method, str]:
@@ -48,16 +46,3 @@ def _refine(spec: Mapping[str, Any], method: Method, reason: str) -> tuple[Metho
     if method is Method.LORA and quantised:
         return Method.QLORA, f"{reason[:-1]} and algorithm.variety is qlora."
     return method, reason
-
-
-def resolve_lora(spec: Mapping[str, Any], method: Method) -> Lora | None:
-    """The adapters, from whichever of the four spellings was used."""
-    if method is Method.FFT:
-        return None
-    rank = get(spec, 16, *LORA_R)
-    return Lora(
-        rank=rank,
-        alpha=get(spec, 2 * rank, *LORA_ALPHA),
-        dropout=get(spec, 0.0, *LORA_DROPOUT),
-        target_modules=tuple(get(spec, [ALL_LINEAR], *LORA_TARGETS)),
-    )

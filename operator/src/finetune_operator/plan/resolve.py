@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_api import capabilities
-from finetune_api.keys import Fate, keys
+from finetune_api.capabilities import Combination, refuse
+from finetune_api.choices import Device, Engine, Method, Precision
 from finetune_api.logic import find
+from finetune_api.plain import as_stored
 from finetune_api.problems import Problem
-from finetune_api.rules import LENGTH, LORA_TARGETS
-from finetune_api.run import Device, Method, RunConfig
-from finetune_api.v1alpha1 import FinetuneJob, Spec
+from finetune_api.tree import Fate, declared
 
-from . import batch, engine, layout, method, runconfig
-from .facts import Note, first, plain
+from .batch import Batch, resolve_batch
+from .engine import resolve_engine, resolve_precision
+from .facts import Note
+from .layout import Layout, resolve_layout
+from .method import resolve_method
+from .notes import notes
 from .settings import CPU, PlanSettings
 
 
@@ -24,49 +26,46 @@ from .settings import CPU, PlanSettings
 class Resolution:
     """What was decided. `problems` is empty, or the job is refused."""
 
-    run_config: RunConfig
+    name: str
+    spec: Mapping[str, Any]
+    """The job's own words, without keys that have no value."""
+    method: Method
+    engine: Engine
+    device: Device
+    precision: Precision
+    layout: Layout
+    batch: Batch
     method_reason: str
     engine_reason: str
-    layout_reasons: tuple[str, ...]
     notes: tuple[Note, ...]
     informational: tuple[str, ...]
     problems: tuple[Problem, ...]
 
-    @property
-    def config_json(self) -> str:
-        """The run configuration as the trainer gets it."""
-        return self.run_config.model_dump_json()
 
-    @property
-    def digest(self) -> str:
-        return "sha256:" + hashlib.sha256(self.config_json.encode()).hexdigest()
-
-
-def resolve(job: FinetuneJob, settings: PlanSettings) -> Resolution:
+def resolve(resource: Mapping[str, Any], settings: PlanSettings) -> Resolution:
     """Decide. The job must have passed finetune_api.check."""
-    spec = plain(job)
+    spec: Mapping[str, Any] = as_stored(resource["spec"])
     device = Device.CPU if is_cpu(spec) else Device.CUDA
-    chosen, method_reason = method.resolve_method(spec)
-    placed = layout.resolve_layout(spec)
-    who, engine_reason = engine.resolve_engine(spec, chosen, placed.mesh, device)
-    rows, batch_notes = batch.resolve_batch(spec, placed.mesh.data_parallel)
-    precision = engine.resolve_precision(spec, device)
-    config = runconfig.run_config(
-        job.metadata.name,
-        spec,
-        (chosen, method.resolve_lora(spec, chosen), who, device, precision),
-        placed.mesh,
-        rows,
-    )
-    notes = [*batch_notes, *_notes(spec, chosen)]
+    method, method_reason = resolve_method(spec)
+    layout = resolve_layout(spec)
+    engine, engine_reason = resolve_engine(spec, method, layout.data_parallel, device)
+    batch, batch_notes = resolve_batch(spec, layout.data_parallel)
+    asked = Combination(method, engine, resolve_precision(spec, device), layout.tensor_parallel,
+                        layout.pipeline_parallel)  # fmt: skip
     return Resolution(
-        run_config=config,
+        name=resource["metadata"]["name"],
+        spec=spec,
+        method=method,
+        engine=engine,
+        device=device,
+        precision=asked.precision,
+        layout=layout,
+        batch=batch,
         method_reason=method_reason,
         engine_reason=engine_reason,
-        layout_reasons=placed.reasons,
-        notes=tuple(notes),
+        notes=(*batch_notes, *notes(spec, method)),
         informational=informational(spec),
-        problems=tuple(sorted([*_problems(spec, settings), *_unsupported(spec, config)])),
+        problems=tuple(sorted([*_problems(spec, settings), *_unsupported(spec, asked)])),
     )
 
 
@@ -77,27 +76,9 @@ def is_cpu(spec: Mapping[str, Any]) -> bool:
 def informational(spec: Mapping[str, Any]) -> tuple[str, ...]:
     """Keys of the job that change nothing."""
     return tuple(
-        k.path for k in keys(Spec)
-        if k.fate is Fate.INFORMATIONAL and find(spec, k.path.removeprefix("spec.")) is not None
+        f"spec.{key.path}" for key in declared()
+        if key.fate is Fate.INFORMATIONAL and find(spec, key.path) is not None
     )  # fmt: skip
-
-
-def _notes(spec: Mapping[str, Any], chosen: Method) -> list[Note]:
-    notes = [runconfig.validation_note(spec)]
-    if not find(spec, "output.uri"):
-        notes.append(Note("OutputNotKept", "output.uri is not given: on a cluster the result ends with the pods."))
-    variety = find(spec, "algorithm.variety")
-    if variety and variety != chosen:
-        notes.append(Note("VarietyYields", f"algorithm.variety is {variety}, but other keys say {chosen}."))
-    targets = first(spec, LORA_TARGETS)
-    if chosen is Method.FFT and targets:
-        notes.append(Note("AdaptersUnused", f"{targets.path} is given, but full finetuning has no adapters."))
-    length, limit = first(spec, LENGTH), find(spec, "model_config.max_model_len")
-    if length and limit and limit < length.value:
-        notes.append(
-            Note("LengthCapped", f"{length.path} is {length.value}, but model_config.max_model_len is {limit}.")
-        )
-    return [n for n in notes if n]
 
 
 def _problems(spec: Mapping[str, Any], settings: PlanSettings) -> list[Problem]:
@@ -117,12 +98,9 @@ def _problems(spec: Mapping[str, Any], settings: PlanSettings) -> list[Problem]:
     return found
 
 
-def _unsupported(spec: Mapping[str, Any], config: RunConfig) -> list[Problem]:
+def _unsupported(spec: Mapping[str, Any], asked: Combination) -> list[Problem]:
     """What the trainer of this version cannot do."""
-    mesh = config.mesh
-    asked = capabilities.Combination(config.method, config.engine, config.precision, mesh.tensor_parallel,
-                                     mesh.pipeline_parallel)  # fmt: skip
-    sentence = capabilities.refuse(asked)
+    sentence = refuse(asked)
     if sentence is None:
         return []
     blame = ("hyperparameters.parallelism.use_deepspeed", "hyperparameters.parallelism.fp16", "training.use_qlora",

@@ -2,57 +2,69 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+from finetune_api.choices import Method
 from finetune_api.logic import find
-from finetune_api.rules import DATA, LENGTH, MAX_STEPS, MODEL
+from finetune_api.rules import (
+    DATA,
+    LENGTH,
+    LORA_ALPHA,
+    LORA_DROPOUT,
+    LORA_R,
+    LORA_TARGETS,
+    MAX_STEPS,
+    MODEL,
+)
 from finetune_api.run import (
     DEFAULT_SEQUENCE_LENGTH,
     Batch,
     Checkpointing,
     Data,
-    Device,
-    Engine,
     Lora,
     Mesh,
-    Method,
     Optimizer,
-    Precision,
     RunConfig,
     Schedule,
     Validation,
-)  # fmt: skip
+)
 
-from .facts import Note, get
+from .facts import get
 from .places import place
+from .resolve import Resolution
 
 _H = "hyperparameters"
 _V = "training.validation"
 
+ALL_LINEAR = "all-linear"
 LEARNING_RATES = {Method.FFT: 1e-5, Method.LORA: 2e-4, Method.QLORA: 2e-4}
 """Where the job names none. Full finetuning wants about a twentieth of what adapters want."""
 
 
-def run_config(
-    name: str, spec: Mapping[str, Any], chosen: tuple[Method, Lora | None, Engine, Device, Precision], mesh: Mesh,
-    batch: Batch,
-) -> RunConfig:  # fmt: skip
+def run_config(job: Resolution) -> RunConfig:
     """The document that the trainer gets."""
-    method, lora, engine, device, precision = chosen
+    spec, layout = job.spec, job.layout
     return RunConfig(
-        name=name,
+        name=job.name,
         model=place(get(spec, "", *MODEL), model=True).path,
-        method=method,
-        engine=engine,
-        device=device,
-        precision=precision,
+        method=job.method,
+        engine=job.engine,
+        device=job.device,
+        precision=job.precision,
         data=_data(spec),
         sequence_length=_sequence_length(spec),
-        lora=lora,
-        mesh=mesh,
-        batch=batch,
-        optimizer=_optimizer(spec, method),
+        lora=resolve_lora(spec, job.method),
+        mesh=Mesh(
+            nodes=layout.nodes,
+            processes_per_node=layout.gpus_per_node,
+            data_parallel=layout.data_parallel,
+            tensor_parallel=layout.tensor_parallel,
+            pipeline_parallel=layout.pipeline_parallel,
+        ),
+        batch=Batch(per_device=job.batch.per_device, accumulation=job.batch.accumulation),
+        optimizer=_optimizer(spec, job.method),
         schedule=_schedule(spec),
         validation=_validation(spec),
         checkpointing=Checkpointing(
@@ -61,25 +73,18 @@ def run_config(
         activation_checkpointing=get(spec, False, f"{_H}.parallelism.activation_checkpointing"),
         log_every_steps=get(spec, 1, "training.logging_steps"),
         seed=get(spec, 42, "training.seed"),
-        output=place(get(spec, default_output(name), "output.uri")).path,
+        output=place(get(spec, default_output(job.name), "output.uri")).path,
     )
+
+
+def digest(config_json: str) -> str:
+    """What a run configuration is known by."""
+    return "sha256:" + hashlib.sha256(config_json.encode()).hexdigest()
 
 
 def default_output(name: str) -> str:
     """Where the result goes if the job does not say: a folder that ends with the pods."""
     return f"/mnt/output/{name}"
-
-
-def validation_note(spec: Mapping[str, Any]) -> Note | None:
-    """Why a job that wants validation gets none, if so."""
-    wanted = get(spec, True, f"{_V}.enabled") and get(spec, "steps", f"{_V}.evaluation_strategy") != "no"
-    if not wanted or find(spec, "data.validation_path"):
-        return None
-    return Note(
-        "ValidationSkipped",
-        "data.validation_path is not given, so nothing is evaluated and the last checkpoint is the result. "
-        "Rows are never split off silently; set training.validation.enabled to false to silence this.",
-    )
 
 
 def _data(spec: Mapping[str, Any]) -> Data:
@@ -131,4 +136,17 @@ def _validation(spec: Mapping[str, Any]) -> Validation | None:
         keep_best=get(spec, True, f"{_V}.save_best_model_at_end"),
         metric="val.loss",
         greater_is_better=False,
+    )
+
+
+def resolve_lora(spec: Mapping[str, Any], method: Method) -> Lora | None:
+    """The adapters, from whichever of the four spellings was used."""
+    if method is Method.FFT:
+        return None
+    rank = get(spec, 16, *LORA_R)
+    return Lora(
+        rank=rank,
+        alpha=get(spec, 2 * rank, *LORA_ALPHA),
+        dropout=get(spec, 0.0, *LORA_DROPOUT),
+        target_modules=tuple(get(spec, [ALL_LINEAR], *LORA_TARGETS)),
     )

@@ -33,6 +33,7 @@ from finetune_api.status import (
 
 from .model import PodSeen
 from .resolve import Resolution
+from .runconfig import digest, run_config
 from .validate import Verdict
 from .workload import Workload
 
@@ -89,9 +90,9 @@ def is_claimed(status: Status) -> bool:
 
 
 def is_given_up(status: Status) -> bool:
-    """Whether the current run has failed and is counted; it only has to go."""
-    found = _find(status, c.TRAINING)
-    return found is not None and found.reason == RESTARTING
+    """Whether the current run is over, failed and counted or suspended; it only has to go."""
+    training, suspended = _find(status, c.TRAINING), _find(status, c.SUSPENDED)
+    return bool(training and training.reason == RESTARTING or suspended and suspended.status is ConditionStatus.TRUE)
 
 
 def was_ready(status: Status) -> bool:
@@ -226,18 +227,19 @@ def _stopped(status: Status, reason: str, now: str) -> Status:
     return status
 
 
-def _described(resolution: Resolution) -> Status:
-    config, mesh = resolution.run_config, resolution.run_config.mesh
-    rows = config.batch.per_device * config.batch.accumulation * mesh.data_parallel
+def _described(job: Resolution) -> Status:
+    layout = job.layout
+    rows = job.batch.per_device * job.batch.accumulation * layout.data_parallel
     return Status(
-        resolved=Resolved(method=config.method, methodReason=resolution.method_reason, engine=config.engine,
-                          precision=config.precision, rowsPerStep=rows, network="tcp", digest=resolution.digest),
-        layout=Layout(nodes=mesh.nodes, gpusPerNode=mesh.processes_per_node, worldSize=mesh.world_size,
-                      dataParallel=mesh.data_parallel, tensorParallel=mesh.tensor_parallel,
-                      pipelineParallel=mesh.pipeline_parallel,
-                      reasons=(*resolution.layout_reasons, resolution.engine_reason)),
+        resolved=Resolved(method=job.method, methodReason=job.method_reason, engine=job.engine,
+                          precision=job.precision, rowsPerStep=rows, network="tcp",
+                          digest=digest(run_config(job).model_dump_json())),
+        layout=Layout(nodes=layout.nodes, gpusPerNode=layout.gpus_per_node, worldSize=layout.world_size,
+                      dataParallel=layout.data_parallel, tensorParallel=layout.tensor_parallel,
+                      pipelineParallel=layout.pipeline_parallel,
+                      reasons=(*layout.reasons, job.engine_reason)),
         network=NetworkStatus(profile="tcp", reason="No faster network is configured for this gpu_type."),
-        informational=resolution.informational or None,
+        informational=job.informational or None,
     )  # fmt: skip
 
 

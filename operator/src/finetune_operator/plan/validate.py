@@ -30,5 +30,5 @@ def validate(resource: Mapping[str, Any], settings: PlanSettings) -> Verdict:
     found = check.problems(resource)
     if found:
         return Verdict(tuple(found), None)
-    resolution = resolve(check.load(resource), settings)
+    resolution = resolve(resource, settings)
     return Verdict(resolution.problems, resolution)

@@ -12,12 +12,11 @@ from typing import Any
 from finetune_api import labels, run
 from finetune_api.logic import find
 from finetune_api.rules import DATA, MODEL
-from finetune_api.v1alpha1 import FinetuneJob
 
-from .facts import get, plain
+from .facts import get
 from .places import Place, place
 from .resolve import Resolution, is_cpu
-from .runconfig import default_output
+from .runconfig import default_output, run_config
 from .settings import Accelerator, PlanSettings
 
 CONFIG_PATH = "/etc/finetune/run.json"
@@ -49,29 +48,33 @@ class Workload:
     settings: PlanSettings
 
 
-def workload(job: FinetuneJob, resolution: Resolution, settings: PlanSettings, run_number: int = 1) -> Workload:
-    """The workload of one run."""
-    spec = plain(job)
-    mesh = resolution.run_config.mesh
+def workload(job: Resolution, settings: PlanSettings, run_number: int = 1, uid: str = "") -> Workload:
+    """The workload of one run; `uid` is that of the FinetuneJob, where a cluster has it."""
+    spec = job.spec
     return Workload(
-        name=f"{job.metadata.name}-{run_number}",
+        name=f"{job.name}-{run_number}",
         run=run_number,
-        nodes=mesh.nodes,
-        processes_per_node=mesh.processes_per_node,
+        nodes=job.layout.nodes,
+        processes_per_node=job.layout.gpus_per_node,
         command=("python", "-m", "finetune_trainer"),
         env=_environment(spec),
-        config_json=resolution.config_json,
+        config_json=run_config(job).model_dump_json(),
         image=get(spec, settings.trainer_image, "pods.image"),
-        labels=_labels(job, spec, run_number),
+        labels=_labels(job, run_number, uid),
         accelerator=None if is_cpu(spec) else settings.accelerators[spec["compute"]["gpu_type"].upper()],
-        places=_places(job.metadata.name, spec),
+        places=_places(job.name, spec),
         spec=spec,
         settings=settings,
     )
 
 
+def replica(work: Workload, node_rank: int) -> str:
+    """Name of a replica: of its pod, and of the Service under which the others find it."""
+    return f"{work.name}-worker-{node_rank}"
+
+
 def rendezvous(work: Workload, node_rank: int, address: str, port: int) -> dict[str, str]:
-    """What the Training Operator adds to each pod, for whoever starts replicas without one."""
+    """What each pod is told by the backend, for whoever starts replicas without one."""
     return {
         run.NODES_ENV: str(work.nodes),
         run.NODE_RANK_ENV: str(node_rank),
@@ -95,11 +98,9 @@ def _environment(spec: Mapping[str, Any]) -> dict[str, str]:
     return env | {e["name"]: e["value"] for e in find(spec, "pods.env") or ()}
 
 
-def _labels(job: FinetuneJob, spec: Mapping[str, Any], run_number: int) -> dict[str, str]:
-    ours = {labels.JOB: job.metadata.name, labels.RUN: str(run_number)}
-    if job.metadata.uid:
-        ours[labels.JOB_UID] = job.metadata.uid
-    return dict(find(spec, "pods.labels") or {}) | ours
+def _labels(job: Resolution, run_number: int, uid: str) -> dict[str, str]:
+    ours = {labels.JOB: job.name, labels.RUN: str(run_number)} | ({labels.JOB_UID: uid} if uid else {})
+    return dict(find(job.spec, "pods.labels") or {}) | ours
 
 
 def _places(name: str, spec: Mapping[str, Any]) -> tuple[Place, ...]:

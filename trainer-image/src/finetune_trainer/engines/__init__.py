@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from finetune_api import run
+from finetune_api import choices
 from finetune_api.run import RunConfig
 
 from ..environment import Place
@@ -20,10 +20,10 @@ from .single import Single
 
 __all__ = ["Engine", "build"]
 
-_ENGINES: dict[run.Engine, Callable[[nn.Module, RunConfig, Place], Engine]] = {
-    run.Engine.SINGLE: Single,
-    run.Engine.DDP: Ddp,
-    run.Engine.FSDP2: Fsdp2,
+_ENGINES: dict[choices.Engine, Callable[[nn.Module, RunConfig, Place], Engine]] = {
+    choices.Engine.SINGLE: Single,
+    choices.Engine.DDP: Ddp,
+    choices.Engine.FSDP2: Fsdp2,
 }
 
 

@@ -16,7 +16,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from finetune_api.run import Precision, RunConfig
+from finetune_api.choices import Precision
+from finetune_api.run import RunConfig
 
 from ..collate import Batch
 from ..environment import Place

@@ -6,24 +6,20 @@ up for, stands in docs/adr/0005.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
-from finetune_api import labels
+from finetune_api import labels, run
 from finetune_api.logic import find
 from finetune_operator.plan.pods import pod_template
-from finetune_operator.plan.workload import Workload
+from finetune_operator.plan.workload import RENDEZVOUS_PORT, Workload, replica
 
 
 def render(work: Workload, namespace: str | None = None, owner: dict[str, Any] | None = None) -> dict[str, Any]:
     """The manifest. `owner` is an ownerReference, absent in an offline rendering."""
     template = pod_template(work)
-    replica = {"restartPolicy": "Never", "template": template}
-    # Master.replicas has to be written out, and Worker must be absent rather than empty: the webhook of the
-    # Training Operator runs before its own defaults.
-    replicas = {"Master": {"replicas": 1, **replica}}
-    if work.nodes > 1:
-        replicas["Worker"] = {"replicas": work.nodes - 1, **copy.deepcopy(replica)}
+    template["spec"]["containers"][0]["env"] += _rendezvous(work)
+    # Workers alone: beside a master they would get an init container that many clusters refuse (docs/adr/0011).
+    replicas = {"Worker": {"replicas": work.nodes, "restartPolicy": "Never", "template": template}}
     metadata = {
         "name": work.name,
         "namespace": namespace,
@@ -40,6 +36,16 @@ def render(work: Workload, namespace: str | None = None, owner: dict[str, Any] |
             "pytorchReplicaSpecs": replicas,
         },
     }
+
+
+def _rendezvous(work: Workload) -> list[dict[str, Any]]:
+    """What the Training Operator tells pods only where there is a master."""
+    index = {"fieldRef": {"fieldPath": f"metadata.labels['{labels.REPLICA_INDEX}']"}}
+    return [
+        {"name": run.MASTER_ADDR_ENV, "value": replica(work, 0)},
+        {"name": run.MASTER_PORT_ENV, "value": str(RENDEZVOUS_PORT)},
+        {"name": run.NODE_RANK_ENV, "valueFrom": index},
+    ]
 
 
 def _labels(work: Workload) -> dict[str, str]:

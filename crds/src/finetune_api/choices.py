@@ -1,0 +1,43 @@
+"""The choices that a plan makes and a trainer carries out, as words. Apart from run.py, which has models."""
+
+from enum import StrEnum
+
+
+class Method(StrEnum):
+    """What is trained."""
+
+    FFT = "fft"
+    """Full finetuning: every weight."""
+    LORA = "lora"
+    """Low-rank adapters on a frozen base."""
+    QLORA = "qlora"
+    """Low-rank adapters on a base quantised to four bits."""
+
+
+class Engine(StrEnum):
+    """Who owns gradients and optimizer state."""
+
+    SINGLE = "single"
+    DDP = "ddp"
+    FSDP2 = "fsdp2"
+    ZERO1 = "zero1"
+    ZERO2 = "zero2"
+    ZERO3 = "zero3"
+
+
+class Device(StrEnum):
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class Precision(StrEnum):
+    """Number format of the forward and backward pass; master weights of trained parameters stay fp32."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+
+class OnBadRow(StrEnum):
+    REFUSE = "refuse"
+    SKIP = "skip"

@@ -1,0 +1,46 @@
+"""`finetune diagnose`: why a job is not running."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from finetune_cli import printing
+from finetune_cli.errors import described
+from finetune_cli.remote.options import job_name, on_cluster
+
+if TYPE_CHECKING:
+    from finetune_cli.remote.cluster import Cluster
+
+HINDERED = 1
+
+
+@click.command()
+@job_name
+@printing.option(help="Print {name, phase, findings, hidden} for programs.")
+@on_cluster
+def command(cluster: Cluster, name: str, form: str | None) -> None:
+    """Say why the job NAME is not running, and what can be done about it.
+
+    Looks at the job's conditions, its PyTorchJob, pods, events, claims and ConfigMaps, and at the operator's
+    heartbeat, as far as your rights go. Exit code 1 if something hinders the job.
+    """
+    from finetune_cli.remote import findings, seen, views  # noqa: PLC0415
+
+    found = seen.look(cluster, name)
+    problems = findings.findings(found)
+    if form:
+        answer = {"name": name, "phase": views.phase(found.job), "findings": [asdict(p) for p in problems]}
+        printing.document(answer | {"hidden": list(found.hidden)}, form)
+    else:
+        for problem in problems:
+            click.echo(described(problem))
+        if not problems:
+            click.echo(f"finetunejob/{name}: nothing hinders the job; it is {views.phase(found.job)}.")
+        if found.hidden:
+            click.echo(f"note: with your rights these cannot be seen: {', '.join(found.hidden)}", err=True)
+    if problems:
+        sys.exit(HINDERED)

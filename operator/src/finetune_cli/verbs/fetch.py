@@ -1,0 +1,10 @@
+"""`finetune fetch`."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command()
+def command() -> None:
+    """Being written."""

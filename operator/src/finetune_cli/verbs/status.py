@@ -1,0 +1,28 @@
+"""`finetune status`: one job in words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from finetune_cli import printing
+from finetune_cli.remote.options import job_name, on_cluster
+
+if TYPE_CHECKING:
+    from finetune_cli.remote.cluster import Cluster
+
+
+@click.command()
+@job_name
+@printing.option(help="Print the status for programs.")
+@on_cluster
+def command(cluster: Cluster, name: str, form: str | None) -> None:
+    """Say how the job NAME is: method, layout, progress, result, and its conditions in words."""
+    from finetune_cli.remote import describe, views  # noqa: PLC0415
+
+    job = cluster.job(name)
+    if form:
+        printing.document(job.get("status") or {}, form)
+    else:
+        click.echo(describe.described(job, views.present()))

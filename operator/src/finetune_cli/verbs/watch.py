@@ -1,0 +1,31 @@
+"""`finetune watch`: a job's progress, live."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from finetune_cli import printing
+from finetune_cli.remote.options import job_name, on_cluster
+
+if TYPE_CHECKING:
+    from finetune_cli.remote.cluster import Cluster
+
+
+@click.command()
+@job_name
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
+@printing.option(help="Print the final status for programs.")
+@on_cluster
+def command(cluster: Cluster, name: str, quiet: bool, form: str | None) -> None:
+    """Show how the job NAME comes along, until it is over.
+
+    The display is that of `finetune run`. Exit code 0 if the job succeeds, 1 if it fails, is cancelled or deleted,
+    2 if it is refused. Ctrl-C ends the watching, not the job.
+    """
+    from finetune_cli.remote.following import follow  # noqa: PLC0415
+
+    job = follow(cluster, name, quiet=quiet or bool(form))
+    if form:
+        printing.document(job["status"], form)

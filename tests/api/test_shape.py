@@ -1,0 +1,45 @@
+"""The judge of shapes reads keys.json; the models, which everything is generated from, must say the same."""
+
+from __future__ import annotations
+
+import json
+
+from pydantic import ValidationError
+
+from api.mutations import mutant
+from finetune_api import shape, tree
+from finetune_api.keys import keys
+from finetune_api.plain import as_stored
+from finetune_api.schema import structural
+from finetune_api.v1alpha1 import Spec
+
+MUTANTS = 2000
+
+
+def refused_by_models(spec: object) -> set[str]:
+    """Paths of what pydantic refuses."""
+    try:
+        Spec.model_validate_json(json.dumps(spec))
+    except ValidationError as error:
+        return {
+            "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in ("spec", *each["loc"]))[1:]
+            for each in error.errors()
+            if not (each["type"] == "too_short" and len(each["input"]) >= each["ctx"]["min_length"])  # entries' fault
+        }
+    return set()
+
+
+def test_the_judge_refuses_what_the_models_refuse() -> None:
+    schema = structural(Spec)
+    refused = 0
+    for seed in range(MUTANTS):
+        spec = as_stored(mutant(seed, schema))
+        found = {problem.path for problem in shape.misshapen(spec, tree.spec(), "spec")}
+        assert found == refused_by_models(spec), (seed, spec)
+        refused += bool(found)
+    assert MUTANTS / 5 < refused < MUTANTS, "mutants are neither all right nor all wrong"
+
+
+def test_the_judge_knows_every_key_and_its_fate() -> None:
+    declared = [(key.path.removeprefix("spec."), key.fate, key.because) for key in keys(Spec)]
+    assert [tuple(each) for each in tree.declared()] == declared

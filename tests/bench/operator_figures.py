@@ -1,0 +1,53 @@
+"""Figures of the bench, their limits, and what the kernel knows of a process. Used by operator_scale.py."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the table. A figure without a limit is only told."""
+
+    name: str
+    value: float
+    unit: str
+    most: float | None = None
+    least: float | None = None
+
+    @property
+    def missed(self) -> bool:
+        too_much = self.most is not None and self.value > self.most
+        return too_much or (self.least is not None and self.value < self.least)
+
+    def __str__(self) -> str:
+        bound = "" if self.most is None else f"at most {self.most:g}"
+        bound = bound if self.least is None else (f"exactly {self.least:g}" if bound else f"at least {self.least:g}")
+        verdict = "" if not bound else ("MISSED" if self.missed else "ok")
+        number = f"{self.value:.0f}" if self.value == int(self.value) else f"{self.value:.3g}"
+        return f"{self.name:<58} {number:>8} {self.unit:<8} {bound:<16} {verdict}".rstrip()
+
+
+def resident_mib(pid: int) -> float:
+    """Resident memory of a process."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1024
+
+
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """Processor time that processes have taken so far."""
+    fields = (Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids)
+    return sum(int(f[11]) + int(f[12]) for f in fields) / TICKS
+
+
+def machine() -> str:
+    """Where and under which load figures were taken."""
+    load = ", ".join(f"{minutes:.1f}" for minutes in os.getloadavg())
+    cores = len(os.sched_getaffinity(0))
+    return f"{platform.machine()}, {cores} of {os.cpu_count()} cores, Python {platform.python_version()}, load {load}"

@@ -1,0 +1,74 @@
+"""What all rows of one session share: a control plane, the reference lives, and threads to run rows side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from finetune_api.crd import crd
+from testbed.control_plane import ControlPlane
+from testbed.training_operator import pytorchjob_crd, start_training_operator
+
+from .disturbances import DISTURBANCES
+from .lives import LIVES
+from .records import Ledger
+from .rows import Outcome, Row, undisturbed
+
+SIDE_BY_SIDE = 8
+"""Rows at a time. Most of a row is waiting; more of them would only lengthen each other on two cores."""
+
+
+class Bed:
+    """Started by the first question for its rows or its control plane, ended by close()."""
+
+    def __init__(self, folder: Callable[[str], Path]) -> None:
+        self._folder, self._stack = folder, ExitStack()
+        self._futures: dict[str, Future[Any]] = {}
+
+    def close(self) -> None:
+        self._stack.close()
+
+    @cached_property
+    def plane(self) -> ControlPlane:
+        """API server with an audit log, controller manager, Training Operator."""
+        crds = [pytorchjob_crd(), crd()]
+        plane = self._stack.enter_context(ControlPlane(self._folder("plane"), crds=crds, audit=True, controllers=True))
+        start_training_operator(plane)
+        return plane
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        ledger = Ledger(self.plane.cluster.api)
+        ledger.start()
+        self._stack.callback(ledger.stop)
+        return ledger
+
+    @cached_property
+    def references(self) -> dict[str, Outcome]:
+        """Every life as it is when nothing happens."""
+        return {life: undisturbed(self.plane, self.ledger, self._folder(life), life) for life in LIVES}
+
+    def rows(self) -> Iterator[Row]:
+        """Every disturbance at every write of the reference lives."""
+        for life, reference in self.references.items():
+            for number, write in enumerate(reference.writes, 1):
+                for disturbance in DISTURBANCES:
+                    yield Row(life, number, write, disturbance)
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        pool = ThreadPoolExecutor(SIDE_BY_SIDE)
+        self._stack.callback(lambda: pool.shutdown(cancel_futures=True))
+        return pool
+
+    def begin(self, name: str, work: Callable[..., Any], **arguments: Any) -> None:
+        """Start a trial in the background, in a folder of its own."""
+        self._futures[name] = self._pool.submit(work, self, self._folder("trial"), **arguments)
+
+    def result(self, name: str) -> Any:
+        """What the trial of that name came to, once it is over; raises what it raised."""
+        return self._futures[name].result()

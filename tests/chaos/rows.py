@@ -1,0 +1,131 @@
+"""One disturbed life from its submission to its deletion, and what it left behind."""
+
+from __future__ import annotations
+
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from builders import Json
+from operating.process import OperatorProcess
+from operating.proxy import Proxy
+from operating.team import Team, essence
+from testbed.control_plane import ControlPlane
+from testbed.watch import wait_for
+
+from . import records
+from .disturbances import Disturbance
+from .lives import LIVES
+
+PATIENCE_S = 90.0
+SETTINGS = {"PROGRESS_SECONDS": "10"}
+"""Few writes of mere words: they come once in so many seconds."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A disturbance at a write of a life."""
+
+    life: str
+    number: int
+    write: str
+    disturbance: str
+
+    def __str__(self) -> str:
+        return f"{self.life}-{self.number:02}-{self.write}-{self.disturbance}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a life came to."""
+
+    status: Json
+    """Before the deletion, without times."""
+    writes: tuple[str, ...]
+    """By the operator, as the audit log has them."""
+    created: tuple[str, ...]
+    """PyTorchJobs, in order."""
+    runs: tuple[str, ...]
+    """Beginnings and ends of PyTorchJobs, in order."""
+    left: tuple[str, ...]
+    """PyTorchJobs and pods after the deletion."""
+    codes: tuple[int, ...]
+    """Exit codes of the operators."""
+
+
+def undisturbed(plane: ControlPlane, ledger: records.Ledger, folder: Path, life: str) -> Outcome:
+    """The reference: nobody stands between the operator and the API server."""
+    team = Team(plane.cluster.api, plane.cluster.namespace(life), PATIENCE_S)
+    with _operator(plane.cluster.kubeconfig, folder, team, SETTINGS) as operator:
+        LIVES[life](team)
+        status = team.until(lambda s: s.get("phase") in ("Succeeded", "Failed") or life == "deleted")
+        code = _end(operator)
+        written = tuple(map(records.word, records.writes(plane, team.namespace)))
+    _delete(team)
+    return _outcome(plane, ledger, team, status, (code,), written)
+
+
+def disturbed(
+    plane: ControlPlane, ledger: records.Ledger, folder: Path, life: str, lens: Disturbance, reference: Outcome
+) -> Outcome:
+    """A life with one disturbance. Raises WaitError if it never comes to what the reference came to."""
+    team, codes = Team(plane.cluster.api, plane.cluster.namespace(life), PATIENCE_S), []
+    settings = SETTINGS | {"SWEEP_SECONDS": str(lens.sweep_s)}
+    with ExitStack() as stack:
+        proxy = stack.enter_context(Proxy(plane.cluster.kubeconfig, folder, lens))
+        operator = stack.enter_context(_operator(proxy.kubeconfig, folder, team, settings))
+        lens.kill = lambda: operator.signal(signal.SIGKILL)
+        played = stack.enter_context(ThreadPoolExecutor(1)).submit(LIVES[life], team)
+        assert lens.struck.wait(PATIENCE_S), f"nothing was disturbed: {proxy.writes}"
+        if lens.kills:
+            codes.append(operator.wait_ended(30))
+            operator = stack.enter_context(_operator(proxy.kubeconfig, folder, team, settings))
+        played.result(2 * PATIENCE_S)
+        status = team.until(lambda status: essence(status) == reference.status)
+        _delete(team)
+        lens.calm()
+        codes.append(_end(operator))
+    return _outcome(plane, ledger, team, status, tuple(codes))
+
+
+def _operator(kubeconfig: Path, folder: Path, team: Team, settings: dict[str, str]) -> OperatorProcess:
+    places = {"WATCH_NAMESPACE": team.namespace, "OWN_NAMESPACE": team.namespace}
+    return OperatorProcess(kubeconfig, folder, settings | places)
+
+
+def _end(operator: OperatorProcess) -> int:
+    operator.signal(signal.SIGTERM)
+    return operator.wait_ended(30)
+
+
+def _delete(team: Team) -> None:
+    team.api.delete(f"{team.jobs}/sample")
+    wait_for(team.api, f"{team.jobs}/sample", lambda job: job is None, timeout_s=PATIENCE_S)
+    team.until_gone(team.runs)
+    team.until_gone(team.pods)
+
+
+def _outcome(
+    plane: ControlPlane, ledger: records.Ledger, team: Team, status: Json, codes: tuple[int, ...],
+    written: tuple[str, ...] = (),
+) -> Outcome:  # fmt: skip
+    entries = records.writes(plane, team.namespace)
+    created = tuple(records.created_runs(entries))
+    return Outcome(
+        status=essence(status),
+        writes=written or tuple(map(records.word, entries)),
+        created=created,
+        runs=tuple(ledger.runs(team.namespace, len(created))),
+        left=tuple(o["metadata"]["name"] for path in (team.runs, team.pods) for o in team.api.items(path)),
+        codes=codes,
+    )
+
+
+def same(outcome: Outcome, reference: Outcome) -> None:
+    """A disturbed life came to what the undisturbed one did."""
+    assert outcome.status == reference.status
+    assert outcome.created == reference.created, "one PyTorchJob a run"
+    assert outcome.runs == reference.runs, "each run began after the one before it had ended"
+    assert outcome.left == (), "no orphan"

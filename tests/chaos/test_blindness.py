@@ -1,0 +1,132 @@
+"""The operator notices that it does not see, goes on where it can, and ends where it cannot."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from chaos.bed import Bed
+from chaos.disturbances import Broken, Gone, Silent
+from chaos.lives import LIVES
+from chaos.rows import Outcome, disturbed, same
+from finetune_api.crd import crd
+from finetune_api.exits import Exit
+from operating.process import OperatorProcess
+from operating.proxy import Proxy
+from operating.team import Team, condition
+from testbed.control_plane import ControlPlane
+from testbed.training_operator import pytorchjob_crd, start_training_operator
+
+pytestmark = pytest.mark.timeout(900)
+WOUNDED = Path(__file__).with_name("wounded.py")
+
+
+def _alone(team: Team) -> dict[str, str]:
+    return {"WATCH_NAMESPACE": team.namespace, "OWN_NAMESPACE": team.namespace}
+
+
+def _team(plane: ControlPlane) -> Team:
+    return Team(plane.cluster.api, plane.cluster.namespace(), patience_s=150)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    begun = time.monotonic()
+    work()
+    return time.monotonic() - begun
+
+
+def outage(bed: Bed, folder: Path) -> float:
+    """Seconds from the end of a minute's outage, which began amid a restart of the gang, to the next run's work."""
+    crds = [pytorchjob_crd(), crd()]
+    with ControlPlane(folder, crds=crds, controllers=True) as plane:
+        start_training_operator(plane)
+        team = _team(plane)
+        with OperatorProcess(plane.cluster.kubeconfig, folder) as operator:
+            team.submit()
+            team.start("sample-1")
+            team.end("sample-1-worker-0", Exit.CRASHED, "boom")
+            team.until(lambda s: condition(s, "Training")[1] == "Restarting")
+            plane.apiserver.stop(grace_s=0)
+            time.sleep(60)  # the outage itself
+            assert operator.answer("healthz")[0] == 200, "the server's being down is no reason to start anew"
+            plane.apiserver.start()
+            plane.apiserver.wait_ready()
+            return _seconds(lambda: team.start("sample-2"))
+
+
+@pytest.mark.trial(work=outage)
+def test_a_minute_without_an_api_server_is_caught_up_within_another(outcome: float) -> None:
+    assert outcome <= 60
+
+
+def silence(bed: Bed, folder: Path) -> float:
+    """Seconds from a suspension that no stream tells of until it is carried out."""
+    team, lens = _team(bed.plane), Silent()
+    with (
+        Proxy(bed.plane.cluster.kubeconfig, folder, lens) as proxy,
+        OperatorProcess(proxy.kubeconfig, folder, _alone(team)),
+    ):
+        team.submit()
+        team.start("sample-1")
+        lens.since = time.monotonic()
+        team.edit({"suspend": True})
+        return _seconds(lambda: team.until_gone(team.runs))
+
+
+@pytest.mark.trial(work=silence)
+def test_a_change_after_the_watches_went_silent_is_handled(outcome: float) -> None:
+    assert 5 < outcome <= 90, "silent indeed, and not for long"
+
+
+def wound(bed: Bed, folder: Path, resource: str) -> tuple[int, float]:
+    """Exit code of an operator one of whose watches was cancelled, and how long it took to notice."""
+    team = _team(bed.plane)
+    program = (str(WOUNDED), resource)
+    with OperatorProcess(bed.plane.cluster.kubeconfig, folder, _alone(team), program) as operator:
+        team.submit()
+        team.start("sample-1")
+        operator.signal(signal.SIGUSR1)
+        begun = time.monotonic()
+        return operator.wait_ended(200), time.monotonic() - begun
+
+
+@pytest.mark.trial(work=wound)
+@pytest.mark.parametrize("resource", ["finetunejobs.v1alpha1", "pytorchjobs.v1", "pods.v1", "leases.v1"])
+def test_an_operator_that_has_lost_a_watch_ends(resource: str, outcome: tuple[int, float]) -> None:
+    code, seconds = outcome
+    assert code == 3
+    assert seconds <= 150
+
+
+def error(bed: Bed, folder: Path) -> int:
+    """Exit code of an operator that was told of an error of the server in the middle of a watch."""
+    team, lens = _team(bed.plane), Broken()
+    with (
+        Proxy(bed.plane.cluster.kubeconfig, folder, lens) as proxy,
+        OperatorProcess(proxy.kubeconfig, folder, _alone(team)) as operator,
+    ):
+        team.submit()
+        team.start("sample-1")
+        lens.now.set()
+        team.edit({"suspend": True})
+        return operator.wait_ended(150)
+
+
+@pytest.mark.trial(work=error)
+def test_an_error_amid_a_watch_ends_the_operator_to_start_anew(outcome: int) -> None:
+    assert outcome != 0
+
+
+def gone(bed: Bed, folder: Path, life: str) -> Outcome:
+    return disturbed(bed.plane, bed.ledger, folder, life, Gone(), bed.references[life])
+
+
+@pytest.mark.trial(work=gone)
+@pytest.mark.parametrize("life", LIVES)
+def test_streams_that_end_with_410_lose_nothing_and_double_nothing(life: str, outcome: Outcome, bed: Bed) -> None:
+    same(outcome, bed.references[life])
+    assert outcome.codes == (0,)

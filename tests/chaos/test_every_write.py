@@ -1,0 +1,38 @@
+"""Whatever happens at whichever write, a life ends as it would have ended, with one PyTorchJob a run."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from chaos.bed import Bed
+from chaos.disturbances import DISTURBANCES
+from chaos.lives import LIVES
+from chaos.rows import Outcome, Row, disturbed, same
+
+
+def row_of_life(bed: Bed, folder: Path, row: Row) -> Outcome:
+    lens = DISTURBANCES[row.disturbance](row.number)
+    return disturbed(bed.plane, bed.ledger, folder, row.life, lens, bed.references[row.life])
+
+
+@pytest.mark.trial(work=row_of_life)
+@pytest.mark.timeout(900)
+def test_a_disturbed_life_ends_as_the_undisturbed_one(row: Row, outcome: Outcome, bed: Bed) -> None:
+    reference = bed.references[row.life]
+    assert outcome.writes[: row.number] == reference.writes[: row.number], "the disturbance struck where its name says"
+    same(outcome, reference)
+    assert outcome.codes == ((-signal.SIGKILL, 0) if "killed" in row.disturbance else (0,))
+
+
+@pytest.mark.parametrize("life", LIVES)
+def test_an_undisturbed_life_is_what_its_name_says(bed: Bed, life: str) -> None:
+    reference = bed.references[life]
+    names = [f"sample-{n}" for n in range(1, 1 + {"reconsidered": 3, "failed": 2, "deleted": 1}[life])]
+    assert list(reference.created) == names
+    assert list(reference.runs) == [f"{sign}{name}" for name in names for sign in "+-"]
+    assert reference.left == ()
+    assert reference.codes == (0,)
+    assert reference.status["phase"] == {"reconsidered": "Succeeded", "failed": "Failed", "deleted": "Starting"}[life]

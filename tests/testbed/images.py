@@ -1,0 +1,189 @@
+"""Our images, built from their own Dockerfiles by buildah on a base by debootstrap, and put into containerd.
+
+Everything lies in the user's cache: a layer that was built or imported once is never built or copied again. Both
+keep layers under the hash of their content, so what a containerd needs is what it does not have yet.
+"""
+
+import fcntl
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from testbed.api import Json
+from testbed.machine import Machine
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAINER = "ghcr.io/finetune-operator/trainer:0.1.0"
+OPERATOR = "ghcr.io/finetune-operator/operator:0.1.0"
+BASE = "localhost/base:testbed"
+"""Debian with Python, as the Dockerfiles' own base has it; also the sandbox of every pod."""
+DOCKERFILES = {TRAINER: "trainer-image/Dockerfile", OPERATOR: "operator/Dockerfile"}
+SUITE = "bookworm"
+INCLUDE = "python3,python3-venv,python3-dev,ca-certificates"
+LARGE = 50 << 20
+CA_VARIABLE = "SSL_CERT_FILE"
+
+
+class ImageError(Exception):
+    """An image could not be built; the message carries the end of the builder's words."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """A store of images; one process uses it at a time."""
+
+    folder: Path
+
+    @property
+    def containerd(self) -> Path:
+        """The root of the containerd that load() fills: it keeps its images from run to run."""
+        return self.folder / "containerd"
+
+    @property
+    def layout(self) -> Path:
+        """An OCI image layout: what was built last, in the form that can be copied."""
+        return self.folder / "layout"
+
+    def build(self) -> None:
+        """Build what is not built yet; ImageError."""
+        self._base()
+        for name, dockerfile in DOCKERFILES.items():
+            with _secrets() as secrets:
+                command = ["bud", "--layers", "--runtime=runc", "--network=host", f"--build-arg=BASE={BASE}"]
+                self._buildah(*command, *secrets, f"--file={dockerfile}", f"--tag={name}", ".")
+        self._buildah("rmi", "--prune")
+        for name in (BASE, *DOCKERFILES):
+            # Not compressed: then a layer has the same hash here, in the builder and in containerd.
+            self._buildah("push", "--quiet", "--disable-compression", name, f"oci:{self.layout}:{name}")
+        self._prune()
+
+    def load(self, machine: Machine) -> None:
+        """Copy the images into the containerd of a machine; of their layers, those that it lacks."""
+        ctr = ["ctr", "--namespace=k8s.io"]
+        held = {f"sha256:{digest}" for digest in machine.run([*ctr, "content", "ls", "--quiet"]).split()}
+        held |= set(machine.run([*ctr, "content", "ls", "--quiet"]).split())
+        with TemporaryDirectory(dir=self.folder) as folder:
+            archive = Path(folder) / "images.tar"
+            self._pack(archive, held)
+            machine.run([*ctr, "images", "import", archive])
+        self._share()
+
+    def _base(self) -> None:
+        """Built once for its list of packages; `debootstrap` knows where packages come from."""
+        label = f"key={hashlib.sha256(f'{SUITE} {INCLUDE} {_BASE_FILE}'.encode()).hexdigest()[:12]}"
+        if self._buildah("images", "--quiet", f"--filter=label={label}").strip():
+            return
+        with TemporaryDirectory(dir=self.folder) as folder:
+            context = Path(folder)
+            command = ["debootstrap", "--variant=minbase", f"--include={INCLUDE}", SUITE, folder + "/root"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise ImageError(f"debootstrap ended with {done.returncode}:\n{_tail(done.stdout + done.stderr)}")
+            shutil.rmtree(context / "root" / "var" / "cache" / "apt")
+            (context / "Dockerfile").write_text(_BASE_FILE)
+            self._buildah("bud", f"--label={label}", f"--tag={BASE}", folder)
+
+    def _buildah(self, *arguments: str) -> str:
+        runroot = self.folder / "buildah-run"
+        command = ["buildah", f"--root={self.folder / 'buildah'}", f"--runroot={runroot}", "--storage-driver=overlay"]
+        done = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode:
+            words = _tail(done.stdout + done.stderr)
+            raise ImageError(f"buildah {' '.join(arguments)} ended with {done.returncode}:\n{words}")
+        return done.stdout
+
+    def _index(self) -> list[Json]:
+        """The manifests of the layout, by the names under which they were pushed."""
+        manifests: list[Json] = json.loads((self.layout / "index.json").read_text())["manifests"]
+        return manifests
+
+    def _blobs(self) -> set[str]:
+        """Digests of all that belongs to the images of the layout."""
+        found = set()
+        for entry in self._index():
+            manifest = json.loads(self._blob(entry["digest"]).read_text())
+            found |= {entry["digest"], manifest["config"]["digest"], *(each["digest"] for each in manifest["layers"])}
+        return found
+
+    def _blob(self, digest: str) -> Path:
+        return self.layout / "blobs" / digest.replace(":", "/")
+
+    def _pack(self, archive: Path, held: set[str]) -> None:
+        """An archive that `ctr images import` reads, without the blobs that are held already."""
+        index: Json = {"schemaVersion": 2, "manifests": self._index()}
+        for entry in index["manifests"]:
+            entry["annotations"] = {"io.containerd.image.name": entry["annotations"]["org.opencontainers.image.ref.name"]}
+        with tarfile.open(archive, "w") as tar:
+            for name, document in (("oci-layout", {"imageLayoutVersion": "1.0.0"}), ("index.json", index)):
+                data = json.dumps(document).encode()
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+            for digest in sorted(self._blobs() - held):
+                tar.add(self._blob(digest), f"blobs/{digest.replace(':', '/')}")
+
+    def _share(self) -> None:
+        """Gigabytes need not lie here twice: the layout's large blobs become containerd's own."""
+        store = self.containerd / "io.containerd.content.v1.content" / "blobs"
+        for digest in self._blobs():
+            ours, theirs = self._blob(digest), store / digest.replace(":", "/")
+            if ours.stat().st_size > LARGE and theirs.exists() and not ours.samefile(theirs):
+                ours.unlink()
+                ours.hardlink_to(theirs)
+
+    def _prune(self) -> None:
+        """Remove what belonged to earlier builds."""
+        wanted = {self._blob(digest) for digest in self._blobs()}
+        for path in (self.layout / "blobs" / "sha256").iterdir():
+            if path not in wanted:
+                path.unlink()
+
+
+_BASE_FILE = """
+FROM scratch
+COPY root /
+CMD ["sleep", "infinity"]
+"""
+
+
+@contextmanager
+def images() -> Iterator[Images]:
+    """The store in the user's cache, for us alone until the end of the block, with everything built."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = cache / "finetune-operator" / "images"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        store = Images(folder)
+        store.build()
+        yield store
+
+
+@contextmanager
+def _secrets() -> Iterator[list[str]]:
+    """This machine's way to its package index, as the Dockerfiles take it: pip's settings and the authority."""
+    listed = subprocess.run(["python3", "-m", "pip", "config", "list"], capture_output=True, text=True, check=False)
+    settings = dict(line.split("=", 1) for line in listed.stdout.splitlines())
+    settings = {name.rpartition(".")[2]: value.strip("'") for name, value in settings.items()}
+    with TemporaryDirectory() as folder:
+        flags = []
+        if authority := settings.get("cert"):
+            settings["cert"] = "/run/secrets/ca"
+            flags.append(f"--secret=id=ca,src={authority}")
+        file = Path(folder) / "pip.conf"
+        file.write_text("\n".join(["[global]", *(f"{name} = {value}" for name, value in settings.items())]) + "\n")
+        file.chmod(0o600)
+        yield [*flags, f"--secret=id=pip,src={file}"]
+
+
+def _tail(text: str) -> str:
+    return "\n".join(text.splitlines()[-20:])

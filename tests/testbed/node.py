@@ -1,0 +1,158 @@
+"""A real node: containerd, runc, kubelet and kube-proxy in a machine of their own, and CoreDNS for its pods.
+
+Pods run here as on any cluster; they reach the API server at its ClusterIP and each other by name, and nothing
+outside this machine: an air gap. Needs root; packages.py names what else.
+"""
+
+import json
+import os
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+from testbed.api import Json
+from testbed.build import program
+from testbed.cluster import write_private
+from testbed.control_plane import ControlPlane
+from testbed.images import Images
+from testbed.machine import Cable, Machine
+from testbed.process import Process, listens
+from testbed.watch import wait_for
+
+NAME = "node-0"
+PODS = "10.244.0.0/24"
+DOMAIN = "cluster.local"
+CNI_BIN = "/usr/lib/cni"
+SOCKET = "/run/containerd/containerd.sock"
+PAUSE = "localhost/pause:testbed"
+# All fixed: the machine has its network to itself.
+CONTAINERD_PORT, DNS_READY_PORT, PROXY_PORT, KUBELET_PORT = 1338, 8181, 10256, 10250
+CONTAINERD = f"""
+version = 2
+root = "ROOT"
+[grpc]
+address = "{SOCKET}"
+[metrics]
+address = "ADDRESS:{CONTAINERD_PORT}"
+[plugins."io.containerd.grpc.v1.cri"]
+restrict_oom_score_adj = true  # runc dies of a sandbox's -998 where CAP_SYS_RESOURCE is missing
+sandbox_image = "{PAUSE}"
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "{CNI_BIN}"
+conf_dir = "FOLDER/cni"
+"""
+COREFILE = f"""
+.:53 {{
+  bind ADDRESS
+  errors
+  ready ADDRESS:{DNS_READY_PORT}
+  kubernetes {DOMAIN} {{
+    kubeconfig KUBECONFIG
+    ttl 5
+  }}
+}}
+"""
+
+
+def api_server_flags(cable: Cable) -> list[str]:
+    """Flags for ControlPlane: pods and the kubelet reach the API server over the cable, and it reaches them."""
+    return [
+        "--bind-address=0.0.0.0",
+        f"--advertise-address={cable.host}",
+        "--endpoint-reconciler-type=lease",
+        "--kubelet-preferred-address-types=InternalIP",
+    ]
+
+
+def start_node(plane: ControlPlane, cable: Cable, images: Images) -> Machine:
+    """Run a node until `plane` ends, with `images` and the sandbox's; returns when it is Ready.
+
+    The plane has the scheduler, and was started with api_server_flags() and the cable's end as an address.
+    """
+    machine = Machine(plane.folder / "node", cable)
+    plane.run("machine", machine.process)
+    machine.connect()
+    setup = _Setup(plane, machine, images.containerd)
+    plane.run("containerd", setup.containerd())
+    plane.on_exit(lambda: _remove_containers(machine))
+    _remove_containers(machine)  # of a run that was killed
+    images.load(machine)
+    for name, process in (("coredns", setup.coredns()), ("kube-proxy", setup.proxy()), ("kubelet", setup.kubelet())):
+        plane.run(name, process)
+    plane.on_exit(lambda: plane.processes["kubelet"].stop())
+    wait_for(plane.cluster.api, f"/api/v1/nodes/{NAME}", _is_ready, timeout_s=60)
+    return machine
+
+
+class _Setup:
+    """Configuration and command of each program of the node."""
+
+    def __init__(self, plane: ControlPlane, machine: Machine, root: Path) -> None:
+        self._machine, self._folder, self._address, self._root = machine, machine.folder, machine.cable.guest, root
+        config = json.loads(plane.cluster.kubeconfig.read_text())
+        config["clusters"][0]["cluster"]["server"] = f"https://{machine.cable.host}:{plane.port}"
+        self._kubeconfig = write_private(self._folder / "kubeconfig", json.dumps(config))
+
+    def containerd(self) -> Process:
+        bridge: Json = {"type": "bridge", "bridge": "cni0", "isGateway": True, "ipMasq": True}
+        bridge["ipam"] = {"type": "host-local", "ranges": [[{"subnet": PODS}]], "routes": [{"dst": "0.0.0.0/0"}]}
+        network: Json = {"cniVersion": "1.0.0", "name": "pods", "plugins": [bridge, {"type": "loopback"}]}
+        (self._folder / "cni").mkdir()
+        (self._folder / "cni" / "pods.conflist").write_text(json.dumps(network))
+        config = self._write("containerd.toml", CONTAINERD.replace("ROOT", str(self._root)))
+        return self._process(["containerd", f"--config={config}"], CONTAINERD_PORT)
+
+    def coredns(self) -> Process:
+        config = self._write("Corefile", COREFILE.replace("KUBECONFIG", str(self._kubeconfig)))
+        return self._process([program("coredns"), "-conf", config], DNS_READY_PORT)
+
+    def proxy(self) -> Process:
+        flags = [
+            f"--kubeconfig={self._kubeconfig}",
+            f"--hostname-override={NAME}",
+            "--proxy-mode=iptables",
+            f"--cluster-cidr={PODS}",
+            f"--healthz-bind-address={self._address}:{PROXY_PORT}",
+            # The host's limits are not ours to raise.
+            "--conntrack-max-per-core=0",
+            "--conntrack-tcp-timeout-established=0",
+            "--conntrack-tcp-timeout-close-wait=0",
+        ]
+        return self._process([program("kube-proxy"), *flags], PROXY_PORT)
+
+    def kubelet(self) -> Process:
+        config: Json = {
+            "apiVersion": "kubelet.config.k8s.io/v1beta1",
+            "kind": "KubeletConfiguration",
+            "authentication": {"anonymous": {"enabled": True}, "webhook": {"enabled": False}},
+            "authorization": {"mode": "AlwaysAllow"},
+            "containerRuntimeEndpoint": f"unix://{SOCKET}",
+            "clusterDNS": [self._address],
+            "clusterDomain": DOMAIN,
+            "cgroupDriver": "cgroupfs",
+            "cgroupRoot": f"/{self._machine.cable.name}",
+            "failCgroupV1": False,
+            "failSwapOn": False,
+            "localStorageCapacityIsolation": False,
+            "enforceNodeAllocatable": [],
+            "evictionHard": {"memory.available": "50Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
+            "imageGCHighThresholdPercent": 100,  # never: the images are a cache of later runs
+            "port": KUBELET_PORT,
+        }
+        flags = [
+            f"--kubeconfig={self._kubeconfig}",
+            f"--config={self._write('kubelet.json', json.dumps(config))}",
+            f"--hostname-override={NAME}",
+            f"--node-ip={self._address}",
+        ]
+        make_cgroups(self._machine.cable.name)
+        return self._process([program("kubelet"), *flags], KUBELET_PORT)
+
+    def _process(self, command: list[str | Path], port: int) -> Process:
+        log = self._folder / f"{Path(command[0]).name}.log"
+        return Process(self._machine.inside(command), log, ready=lambda: listens(port, self._address))
+
+    def _write(self, name: str, text: str) -> Path:
+        path = self._folder / name
+        path.write_text(text.replace("ADDRESS", self._address).replace("FOLDER", str(self._folder)))
+        return path
