@@ -163,7 +163,7 @@ REFUSED: dict[str, tuple[Json, str]] = {
     ),
     "a word for a number": ({"settings": {"workers": "many"}}, "at '/settings/workers': got string, want integer"),
     "a number that is too small": ({"settings": {"workers": 0}}, "at '/settings/workers': minimum: got 0, want 1"),
-    "a word that is none of the choices": ({"settings": {"logLevel": "loud"}}, "at '/settings/logLevel': value must be"),
+    "a word that is no choice": ({"settings": {"logLevel": "loud"}}, "at '/settings/logLevel': value must be"),
     "a word for a switch": ({"crds": {"install": "no"}}, "at '/crds/install': got string, want boolean"),
     "a tag for a digest": ({"image": {"digest": "1.0"}}, "at '/image/digest': '1.0' does not match pattern"),
     "an unknown key of an accelerator": (

@@ -47,7 +47,7 @@ def test_the_trainers_report_is_success_whatever_workers_do(team: Team) -> None:
     assert condition(status, "Ready") == condition(status, "Complete") == ("True", "Succeeded")
     assert condition(status, "PodsReady")[0] == "False"
     assert status["result"] == {
-        "uri": "/mnt/claims/models/out/result",
+        "uri": "pvc://models/out/result",
         "digest": "sha256:1",
         "metrics": {"val.loss": 1.5},
     }
@@ -119,6 +119,30 @@ def test_cancelling_ends_the_job_for_good(team: Team) -> None:
     assert condition(status, "Failed") == ("True", "Cancelled")
     team.until_gone(team.runs)
     team.until_gone(team.pods)
+
+
+CLAIM: Json = {
+    "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "models"},
+    "spec": {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}},
+}  # fmt: skip
+
+
+def test_a_job_that_is_made_again_with_its_output_in_place_succeeds_without_a_pod(team: Team) -> None:
+    team.api.create(CLAIM | {"metadata": {"name": "models", "namespace": team.namespace}})
+    team.submit()
+    team.start()
+    team.end("sample-1-worker-0")
+    first = team.until_phase("Succeeded")
+    team.api.delete(f"{team.jobs}/sample")
+    team.until_gone(team.runs)
+    team.submit()
+    again = team.until_phase("Succeeded")
+    assert (again["result"], condition(again, "Complete")) == (first["result"], ("True", "AlreadyComplete"))
+    assert "run" not in again
+    assert team.run_names() == []
+    team.api.delete(f"{team.jobs}/sample")
+    team.submit({"hyperparameters.learning_rate": 3e-5})
+    team.until_run("sample-1")
 
 
 def test_deleting_the_job_deletes_what_it_owns(team: Team) -> None:

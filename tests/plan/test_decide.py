@@ -331,3 +331,40 @@ def test_an_edit_of_the_lifecycle_is_seen_by_generation() -> None:
     running = written(decided(seen(status=accepted(), runs=RUN1, pods=(pod(0), pod(1)))))
     answer = decided(seen(status=running | {"observedGeneration": 2}, runs=RUN1, pods=(pod(0), pod(1))))
     assert answer.status.observedGeneration == 3
+
+
+def test_a_success_is_noted_on_the_claim_and_found_there_by_the_same_job() -> None:
+    done = decided(seen(status=accepted(), runs=RUN1, pods=(ended(0, Exit.OK), ended(1, Exit.OK))))
+    assert done.remember is not None
+    assert done.remember.claim == "models"
+    claim = {done.remember.annotation: done.remember.text, "somebody/else": "x"}
+    answer = decided(seen(claim=claim))
+    assert (answer.actions, answer.status.phase) == ((), Phase.SUCCEEDED)
+    assert answer.status.run is None
+    assert answer.status.result == done.status.result
+    assert condition(answer, "Complete") == condition(answer, "Ready") == ("True", "AlreadyComplete")
+    [message] = [c.message for c in answer.status.conditions or () if c.type == "Complete"]
+    assert f"kubectl annotate pvc models {done.remember.annotation}-" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"hyperparameters.learning_rate": 3e-5}, None),
+        ({"output.uri": "pvc://models/other"}, None),
+        ({"output.uri": "pvc://other/out"}, None),
+        ({}, "not JSON"), ({}, "[]"), ({}, '{"configuration": "sha256:1"}'),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_another_job_and_a_spoilt_note_train(changes: Json, text: str | None) -> None:
+    done = decided(seen(status=accepted(), runs=RUN1, pods=(ended(0, Exit.OK),)))
+    assert done.remember is not None
+    assert created(decided(seen(changes, claim={done.remember.annotation: text or done.remember.text}))) == [
+        "sample-1"
+    ]
+
+
+def test_a_job_whose_output_is_no_claim_is_noted_nowhere() -> None:
+    done = decided(seen({"output.uri": "/out"}, status=accepted(), runs=RUN1, pods=(ended(0, Exit.OK),)))
+    assert (done.status.phase, done.remember) == (Phase.SUCCEEDED, None)

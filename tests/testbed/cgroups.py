@@ -17,13 +17,12 @@ def make_cgroups(name: str) -> None:
             (cpuset / name / file).write_text((cpuset / file).read_text())
 
 
-def remove_cgroups(prefix: str) -> None:
-    """Remove the groups of that beginning in which nothing runs, those of runs that were killed too."""
+def remove_cgroups(name: str) -> None:
+    """Remove what make_cgroups() made, and all below it; what something still runs in stays."""
     for hierarchy in _hierarchies():
-        for group in hierarchy.glob(f"{prefix}*"):
-            for folder, _, _ in os.walk(group, topdown=False):
-                with suppress(OSError):  # something runs in there
-                    Path(folder).rmdir()
+        for folder, _, _ in os.walk(hierarchy / name, topdown=False):
+            with suppress(OSError):
+                Path(folder).rmdir()
 
 
 def _hierarchies() -> list[Path]:

@@ -175,10 +175,10 @@ class ControlPlane:
         return Process(command, self.folder / f"{name}.log", ready=lambda: listens(port))
 
 
-def _self_signed(certificate: Path, key: Path) -> None:
+def _self_signed(certificate: Path, key: Path, address: str) -> None:
     """One key for all: TLS of every server here, and the signing of service account tokens."""
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    subject = ["-subj", "/CN=testbed", "-days", "2", "-addext", f"subjectAltName={SERVER_NAMES}"]
+    subject = ["-subj", "/CN=testbed", "-days", "2", "-addext", f"subjectAltName={SERVER_NAMES},IP:{address}"]
     files = ["-keyout", str(key), "-out", str(certificate)]
     subprocess.run([*command, *subject, *files], check=True, capture_output=True)
     key.chmod(0o600)

@@ -30,7 +30,8 @@ DOCKERFILES = {TRAINER: "trainer-image/Dockerfile", OPERATOR: "operator/Dockerfi
 SUITE = "bookworm"
 INCLUDE = "python3,python3-venv,python3-dev,ca-certificates"
 LARGE = 50 << 20
-CA_VARIABLE = "SSL_CERT_FILE"
+PIP = {"cert", "default-timeout", "extra-index-url", "index-url", "proxy", "trusted-host"}
+"""Settings of pip that say how to reach an index."""
 
 
 class ImageError(Exception):
@@ -69,8 +70,7 @@ class Images:
     def load(self, machine: Machine) -> None:
         """Copy the images into the containerd of a machine; of their layers, those that it lacks."""
         ctr = ["ctr", "--namespace=k8s.io"]
-        held = {f"sha256:{digest}" for digest in machine.run([*ctr, "content", "ls", "--quiet"]).split()}
-        held |= set(machine.run([*ctr, "content", "ls", "--quiet"]).split())
+        held = set(machine.run([*ctr, "content", "ls", "--quiet"]).split())
         with TemporaryDirectory(dir=self.folder) as folder:
             archive = Path(folder) / "images.tar"
             self._pack(archive, held)
@@ -172,8 +172,8 @@ def images() -> Iterator[Images]:
 def _secrets() -> Iterator[list[str]]:
     """This machine's way to its package index, as the Dockerfiles take it: pip's settings and the authority."""
     listed = subprocess.run(["python3", "-m", "pip", "config", "list"], capture_output=True, text=True, check=False)
-    settings = dict(line.split("=", 1) for line in listed.stdout.splitlines())
-    settings = {name.rpartition(".")[2]: value.strip("'") for name, value in settings.items()}
+    found = dict(line.split("=", 1) for line in listed.stdout.splitlines())
+    settings = {key: value.strip("'") for name, value in found.items() if (key := name.rpartition(".")[2]) in PIP}
     with TemporaryDirectory() as folder:
         flags = []
         if authority := settings.get("cert"):

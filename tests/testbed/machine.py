@@ -5,7 +5,6 @@ away with the last process, and the last process dies with us, however we end.
 """
 
 import json
-import os
 import random
 import shlex
 import subprocess
@@ -69,8 +68,9 @@ class Machine:
 
     def inside(self, command: Sequence[str | Path]) -> list[str]:
         """The command that runs a command in here."""
-        return ["nsenter", f"--target={self._first()}", "--mount", "--net", "--ipc", "--uts", "--pid", "--",
-                *map(str, command)]  # fmt: skip
+        enter = ["nsenter", f"--target={self._first()}", "--mount", "--net", "--ipc", "--uts", "--pid", "--"]
+        # Whoever ends nsenter means the command.
+        return [*enter, "setpriv", "--pdeathsig", "TERM", *map(str, command)]
 
     def run(self, command: Sequence[str | Path], *, stdin: int | None = None) -> str:
         """Run a command in here to its end, and return what it wrote; MachineError with its words if it fails."""
@@ -102,11 +102,6 @@ class Machine:
 
 class MachineError(Exception):
     """A command in the machine failed; the message carries its words."""
-
-
-def is_root() -> bool:
-    """Whether we may make machines."""
-    return os.geteuid() == 0
 
 
 def _ip(*arguments: str) -> None:

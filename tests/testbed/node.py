@@ -5,16 +5,14 @@ outside this machine: an air gap. Needs root; packages.py names what else.
 """
 
 import json
-import os
-import subprocess
-from contextlib import suppress
 from pathlib import Path
 
 from testbed.api import Json
 from testbed.build import program
+from testbed.cgroups import make_cgroups, remove_cgroups
 from testbed.cluster import write_private
 from testbed.control_plane import ControlPlane
-from testbed.images import Images
+from testbed.images import BASE, Images
 from testbed.machine import Cable, Machine
 from testbed.process import Process, listens
 from testbed.watch import wait_for
@@ -22,9 +20,9 @@ from testbed.watch import wait_for
 NAME = "node-0"
 PODS = "10.244.0.0/24"
 DOMAIN = "cluster.local"
+CGROUPS = "testbed"
 CNI_BIN = "/usr/lib/cni"
 SOCKET = "/run/containerd/containerd.sock"
-PAUSE = "localhost/pause:testbed"
 # All fixed: the machine has its network to itself.
 CONTAINERD_PORT, DNS_READY_PORT, PROXY_PORT, KUBELET_PORT = 1338, 8181, 10256, 10250
 CONTAINERD = f"""
@@ -36,7 +34,7 @@ address = "{SOCKET}"
 address = "ADDRESS:{CONTAINERD_PORT}"
 [plugins."io.containerd.grpc.v1.cri"]
 restrict_oom_score_adj = true  # runc dies of a sandbox's -998 where CAP_SYS_RESOURCE is missing
-sandbox_image = "{PAUSE}"
+sandbox_image = "{BASE}"
 [plugins."io.containerd.grpc.v1.cri".cni]
 bin_dir = "{CNI_BIN}"
 conf_dir = "FOLDER/cni"
@@ -69,6 +67,8 @@ def start_node(plane: ControlPlane, cable: Cable, images: Images) -> Machine:
 
     The plane has the scheduler, and was started with api_server_flags() and the cable's end as an address.
     """
+    remove_cgroups(CGROUPS)
+    plane.on_exit(lambda: remove_cgroups(CGROUPS))
     machine = Machine(plane.folder / "node", cable)
     plane.run("machine", machine.process)
     machine.connect()
@@ -130,7 +130,7 @@ class _Setup:
             "clusterDNS": [self._address],
             "clusterDomain": DOMAIN,
             "cgroupDriver": "cgroupfs",
-            "cgroupRoot": f"/{self._machine.cable.name}",
+            "cgroupRoot": f"/{CGROUPS}",
             "failCgroupV1": False,
             "failSwapOn": False,
             "localStorageCapacityIsolation": False,
@@ -145,7 +145,7 @@ class _Setup:
             f"--hostname-override={NAME}",
             f"--node-ip={self._address}",
         ]
-        make_cgroups(self._machine.cable.name)
+        make_cgroups(CGROUPS)
         return self._process([program("kubelet"), *flags], KUBELET_PORT)
 
     def _process(self, command: list[str | Path], port: int) -> Process:
@@ -156,3 +156,17 @@ class _Setup:
         path = self._folder / name
         path.write_text(text.replace("ADDRESS", self._address).replace("FOLDER", str(self._folder)))
         return path
+
+
+def _remove_containers(machine: Machine) -> None:
+    """End and remove every container, so that nothing but images stays in containerd's root."""
+    ctr = ["ctr", "--namespace=k8s.io"]
+    for task in machine.run([*ctr, "tasks", "ls", "--quiet"]).split():
+        machine.run([*ctr, "tasks", "rm", "--force", task])
+    for container in machine.run([*ctr, "containers", "ls", "--quiet"]).split():
+        machine.run([*ctr, "containers", "rm", container])
+
+
+def _is_ready(node: Json | None) -> bool:
+    conditions = ((node or {}).get("status") or {}).get("conditions") or []
+    return any(entry["type"] == "Ready" and entry["status"] == "True" for entry in conditions)

@@ -138,11 +138,11 @@ def free_port() -> int:
     raise ProcessError(f"no free loopback port found in {PORTS.start}-{PORTS.stop - 1} after 100 tries")
 
 
-def listens(port: int) -> bool:
-    """Whether something accepts connections on a loopback port."""
+def listens(port: int, host: str = "127.0.0.1") -> bool:
+    """Whether something accepts connections on a port; unless told, on the loopback interface."""
     with socket.socket() as probe:
         probe.settimeout(1)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+        return probe.connect_ex((host, port)) == 0
 
 
 def _leash() -> list[str]:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from . import events
 from .changes import Change
 from .cluster import Cluster
-from .errors import AlreadyExists, ClusterError, Conflict, Refused
+from .errors import AlreadyExists, ClusterError, Conflict, NotFound, Refused
 from .identity import Json, Key, key_of, words
 from .mirror import Mirror
-from .plan.model import CreateRun, DeleteRun, Observed, Plan
+from .plan.model import CreateRun, DeleteRun, Observed, Plan, Remember
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +30,8 @@ class Applier:
         """Carry out a plan. Raises ClusterError; whatever was not done is planned again by the next pass."""
         job = dict(seen.resource)
         key = key_of(job)
+        if answer.remember:
+            await self._remember(key, answer.remember)
         patch = change.patch if change.wait_seconds is None else {}
         if patch:
             await self._write_status(key, job, patch)
@@ -41,6 +43,17 @@ class Applier:
         finally:
             if patch:
                 await self._tell(key, job, change, now)
+
+    async def _remember(self, key: Key, result: Remember) -> None:
+        """A courtesy too: whoever has no such claim any more, or may not write on it, has finished all the same."""
+        claim = Key(key.namespace, result.claim)
+        self.mirror.claims.pop(claim, None)
+        try:
+            await self.cluster.annotate_claim(claim, result.annotation, result.text)
+        except (NotFound, Refused) as error:
+            log.warning(
+                "result not noted on its claim", extra=words(key) | {"claim": result.claim, "error": str(error)}
+            )
 
     async def _write_status(self, key: Key, job: Json, patch: Json) -> None:
         body = {"metadata": {"resourceVersion": job["metadata"]["resourceVersion"]}, "status": patch}

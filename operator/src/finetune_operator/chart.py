@@ -35,7 +35,9 @@ def settings_schema() -> Json:
     model = Settings.model_json_schema()
     known = {n: _inline(p, model.get("$defs", {})) for n, p in model["properties"].items() if n not in OF_THE_CHART}
     for each in known.values():
-        each["description"] = re.sub(r"\w+", lambda w: value_name(w[0]) if w[0] in known else w[0], each["description"])
+        each["description"] = re.sub(
+            r"\w+", lambda w: value_name(w[0]) if w[0] in known else w[0], each["description"]
+        )
     return {
         "description": "Settings of the operator. What is absent has the default that stands beside it.",
         "type": "object",
@@ -84,7 +86,9 @@ def _inline(schema: Json, defs: Json) -> Json:
 def _values(properties: Json, indent: str) -> Iterator[str]:
     """values.yaml. Settings stay comments: a default that an upgrade changes must not be held by a release."""
     for name, each in properties.items():
-        yield from ["", *_comment(each["description"], indent)] if not indent else _comment(each["description"], indent)
+        yield from (
+            ["", *_comment(each["description"], indent)] if not indent else _comment(each["description"], indent)
+        )
         if name == "settings":
             yield "settings: {}"
             for setting, inner in each["properties"].items():

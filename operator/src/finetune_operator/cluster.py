@@ -7,7 +7,7 @@ are the operator's RBAC.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from enum import StrEnum
 from typing import Protocol
 
@@ -20,6 +20,7 @@ from .settings import Settings
 from .transport import MERGE, Transport
 
 RUNS_GROUP, RUNS_VERSION, RUNS_PLURAL = "kubeflow.org", "v1", "pytorchjobs"
+CLAIMS_PLURAL = "persistentvolumeclaims"
 PAGE = 500
 """Objects of one page of a list."""
 LOG_LINES = 1000
@@ -55,6 +56,12 @@ class Cluster(Protocol):
 
     async def patch_status(self, key: Key, patch: Json) -> Json:
         """Merge into the status of a FinetuneJob. Raises Conflict if metadata.resourceVersion is old."""
+
+    async def claim_annotations(self, key: Key) -> Mapping[str, str]:
+        """Annotations of a PersistentVolumeClaim; none if there is no such claim."""
+
+    async def annotate_claim(self, key: Key, annotation: str, text: str) -> None:
+        """Set one annotation of a PersistentVolumeClaim. Raises NotFound."""
 
     async def read_log(self, key: Key, since_seconds: int | None) -> str:
         """The end of a training pod's log."""
@@ -116,6 +123,15 @@ class KubernetesCluster:
         path, query = f"{_path(API_VERSION, PLURAL, key)}/status", {"fieldManager": labels.FIELD_MANAGER}
         resource = f"{PLURAL}/status"
         return _object(await self._http.request("patch", resource, path, query=query, body=patch, content_type=MERGE))
+
+    async def claim_annotations(self, key: Key) -> Mapping[str, str]:
+        found = await self._find(CLAIMS_PLURAL, _path("v1", CLAIMS_PLURAL, key))
+        return (found or {"metadata": {}})["metadata"].get("annotations") or {}
+
+    async def annotate_claim(self, key: Key, annotation: str, text: str) -> None:
+        body, path = {"metadata": {"annotations": {annotation: text}}}, _path("v1", CLAIMS_PLURAL, key)
+        query = {"fieldManager": labels.FIELD_MANAGER}
+        await self._http.request("patch", CLAIMS_PLURAL, path, query=query, body=body, content_type=MERGE)
 
     async def read_log(self, key: Key, since_seconds: int | None) -> str:
         query = {"container": CONTAINER, "tailLines": str(LOG_LINES), "limitBytes": str(LOG_BYTES)}

@@ -98,6 +98,8 @@ class Mirror:
         self.jobs: Shelf[Kept] = Shelf(lean.job, lambda raw: str(raw["metadata"]["uid"]))
         self.runs: Shelf[RunSeen] = Shelf(lean.run, _owner_label)
         self.pods: Shelf[PodSeen] = Shelf(lean.pod, _owner_label)
+        self.claims: dict[Key, tuple[float, Mapping[str, str]]] = {}
+        """Annotations of claims, and when they were read: not watched, and believed for a moment only."""
 
     def job(self, key: Key) -> Json | None:
         """The job as it was seen last, as a dict of its own."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from finetune_api import report
 from finetune_api.report import (
@@ -17,13 +17,16 @@ from finetune_api.report import (
 from . import metrics
 from .cluster import Cluster
 from .errors import ClusterError
-from .identity import Key
+from .identity import Json, Key
 from .mirror import Mirror
+from .plan import results
 from .plan.model import Observed, PodSeen
 from .settings import Settings
 
 BACKEND_SECONDS = 5.0
 """How long an answer about the Training Operator's resource is believed."""
+CLAIM_SECONDS = 1.0
+"""How long the annotations of a claim are believed: so long that a burst of jobs on one claim asks but once."""
 OVERLAP_SECONDS = 5
 """Read twice rather than never: clocks of nodes differ."""
 _ORDER = (DatasetRecord, ResumeRecord, ProgressRecord, EvaluationRecord, CheckpointRecord)
@@ -53,6 +56,7 @@ class Observer:
             records=() if over else await self._records(key, pods),
             backend=bool(runs) or over or await self.backend(),
             refusal=refusal,
+            claim={} if over or runs or job["status"].get("run") else await self._claim(key, job),
         )
 
     def progress_seconds(self) -> float:
@@ -77,6 +81,18 @@ class Observer:
         """The resource was missing when it was needed: ask again."""
         self._backend = None
 
+    async def _claim(self, key: Key, job: Json) -> Mapping[str, str]:
+        """Annotations of the claim that the output of a new job lies on."""
+        name = results.claim(job["spec"])
+        if not name:
+            return {}
+        claim, now = Key(key.namespace, name), self._clock()
+        read, known = self._mirror.claims.get(claim, (-CLAIM_SECONDS, {}))
+        if now - read >= CLAIM_SECONDS:
+            known = await self._cluster.claim_annotations(claim)
+            self._mirror.claims[claim] = (now, known)
+        return known
+
     async def _records(self, key: Key, pods: Iterable[PodSeen]) -> tuple[Record, ...]:
         """The newest record of each kind, if it is time to look."""
         first = next((p for p in pods if p.node_rank == 0 and p.phase == "Running"), None)
@@ -95,7 +111,8 @@ class Observer:
         return newest(text.splitlines())
 
     def forget(self, alive: set[str]) -> None:
-        """Drop the reading times of pods that do not run any more."""
+        """Drop the reading times of pods that do not run any more, and what nobody believes any longer."""
+        self._mirror.claims.clear()
         self._read = {uid: at for uid, at in self._read.items() if uid in alive}
 
 

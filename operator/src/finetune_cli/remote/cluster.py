@@ -25,13 +25,15 @@ CONTAINER = "pytorch"
 class Cluster:
     """Objects of one namespace, or of all where `everywhere` is asked for."""
 
-    def __init__(self, server: Server, namespace: str) -> None:
+    def __init__(self, server: Server, namespace: str, *, asked: bool = False) -> None:
         self.server, self.namespace = server, namespace
+        self.asked = asked
+        """Whether the namespace was given as an option."""
 
     @classmethod
     def of(cls, login: Login, **settings: Any) -> Cluster:
         """Where the options and the kubeconfig lead. Raises Refused."""
-        return cls(*connect(login, **settings))
+        return cls(*connect(login, **settings), asked=login.namespace is not None)
 
     def path(self, version: str, plural: str, name: str = "", *, everywhere: bool = False) -> str:
         """Path of an object, or of a collection where no name is given."""

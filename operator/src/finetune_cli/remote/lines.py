@@ -21,7 +21,7 @@ class Pod(NamedTuple):
     """A pod of a run, as far as its log is concerned."""
 
     node: int
-    """Node rank: the master is 0, worker i is i + 1."""
+    """Node rank, from 0."""
     run: int
     name: str
     uid: str

@@ -9,7 +9,7 @@ from finetune_api.logic import find
 from finetune_api.report import EvaluationRecord, ProgressRecord, Record
 
 from .server import Json
-from .views import condition
+from .views import condition, ended
 
 LAST_WORDS = {c.READY, c.COMPLETE, c.FAILED}
 """Conditions that are told when the job is over."""
@@ -28,14 +28,14 @@ def news(before: Json, after: Json) -> Iterator[Record | str]:
 
 
 def _said(before: Json, after: Json) -> Iterator[str]:
-    """Conditions whose answer or sentence has changed."""
-    for each in find(after, "status.conditions") or ():
+    """Conditions whose answer or sentence has changed; of those never told before only what is true, or awaited."""
+    for each in () if ended(after) else find(after, "status.conditions") or ():
         old = condition(before, each["type"])
-        if each["type"] in LAST_WORDS or (
-            old and (old["status"], old["message"]) == (each["status"], each["message"])
-        ):
-            continue
-        yield f"{each['type']}: {each['message']}"
+        known = (
+            (old["status"], old["message"]) == (each["status"], each["message"]) if old else each["status"] != "True"
+        )
+        if each["type"] not in LAST_WORDS and (not known or (old is None and each["type"] == c.PODS_READY)):
+            yield f"{each['type']}: {each['message']}"
 
 
 def _progress(progress: Json) -> ProgressRecord:

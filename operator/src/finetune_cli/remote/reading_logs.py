@@ -42,6 +42,8 @@ def once(cluster: Cluster, job: Json, wanted: Wanted) -> Iterator[Line]:
     chosen = sorted(p for p in pods if p.run == newest)
     if not chosen:
         raise _nothing(job, wanted)
+    if all(p.phase == "Pending" for p in chosen):
+        raise _not_started(job["metadata"]["name"], "The job's pods have not started yet.")
     return merged([_log(cluster, each, wanted) for each in chosen])
 
 
@@ -61,7 +63,7 @@ def _nothing(job: Json, wanted: Wanted) -> Exception:
     name = job["metadata"]["name"]
     path, current = f"finetunejob {name}", (job.get("status") or {}).get("run")
     if not current:
-        return hindered(path, "NotStarted", "The job has no pods yet.", f"`finetune diagnose {name}` says why.")
+        return _not_started(name, "The job has no pods yet.")
     if wanted.run is not None and wanted.run != current:
         message = f"The pods of run {wanted.run} are gone, and their logs with them; the current run is {current}."
         return refused(path, "NoSuchRun", message, "Leave --run out.")
@@ -69,6 +71,10 @@ def _nothing(job: Json, wanted: Wanted) -> Exception:
         return refused(path, "NoSuchNode", f"Run {current} has no pod for node {wanted.node}.", "Nodes count from 0.")
     return hindered(path, "PodsGone", f"Run {current} has no pods any more, and no logs.",
                     f"`finetune status {name}` has the last words; records.jsonl lies in the output.")  # fmt: skip
+
+
+def _not_started(name: str, message: str) -> Exception:
+    return hindered(f"finetunejob {name}", "NotStarted", message, f"`finetune diagnose {name}` says why.")
 
 
 def follow(cluster: Cluster, job: Json, wanted: Wanted) -> Iterator[Line]:

@@ -133,11 +133,13 @@ def _load(configuration: Configuration, login: Login) -> str | None:
             raise
         client_config.load_incluster_config(configuration)  # type: ignore[no-untyped-call]
         return _own_namespace()
+    known = {c["name"]: c["context"].get("namespace") for c in contexts}
+    if login.context and login.context not in known:
+        raise ValueError(f"there is none; there are {', '.join(sorted(known))}")
     client_config.load_kube_config(  # type: ignore[no-untyped-call]
         config_file=where, context=login.context, client_configuration=configuration, persist_config=False
     )
-    name = login.context or current["name"]
-    found: str | None = next((c["context"].get("namespace") for c in contexts if c["name"] == name), None)
+    found: str | None = known[login.context or current["name"]]
     return found
 
 

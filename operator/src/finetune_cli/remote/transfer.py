@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import tarfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from finetune_api.output import MARKER
 
@@ -21,6 +23,9 @@ from .inpod import send as sending
 from .meter import Moved
 from .server import Server
 
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
 CHUNK = 1 << 17
 WINDOW = 4 * receiving.REPORT
 """Bytes that may be under way without an answer."""
@@ -32,7 +37,7 @@ PROBLEMS = {
     receiving.SHORT: ("the connection ended before the last byte", "Try again: the transfer goes on where it was."),
     receiving.DAMAGED: ("the bytes that arrived are not those that were sent", "Try again."),
     receiving.UNWRITABLE: ("the volume cannot be written", "Free space on it, or check its permissions."),
-    sending.MISSING: ("the result is not there, or not complete", "Check the job's output: it may have been removed."),
+    sending.MISSING: ("the result is not there, or not complete", "Check the job's output: was it removed?"),
     sending.UNREADABLE: ("the result cannot be read", "Check the permissions of the volume."),
 }  # fmt: skip
 """Exit code of a program in the pod -> what it means, and the way out."""
@@ -103,8 +108,8 @@ def download(server: Server, pod_path: str, folder: str, target: Path, begin: Ca
 
 
 def _extracted(running: Command, part: Path, begin: Callable[[int], Moved]) -> None:
-    stream = _Stream(running.output())
-    head = stream.line()
+    stream = io.BufferedReader(_Output(running.output()), CHUNK)
+    head = stream.readline()
     if not head:
         return
     expected = json.loads(head)
@@ -120,7 +125,8 @@ def _extracted(running: Command, part: Path, begin: Callable[[int], Moved]) -> N
                     done += file.write(chunk)
                     moved(done)
             files += 1
-    stream.drain()
+    while stream.read(CHUNK):  # the end of the tar is padded; the ending comes after it
+        pass
     if (done, files) != (expected["bytes"], expected["files"]):
         message = f"{files} of {expected['files']} files and {done} of {expected['bytes']} bytes have arrived."
         raise hindered("result", "TransferFailed", message, "Try again.")
@@ -134,38 +140,22 @@ def _inside(name: str) -> str:
     return name
 
 
-class _Stream:
-    """Standard output as a file, for tarfile."""
+class _Output(io.RawIOBase):
+    """Standard output of a command as a file, for tarfile."""
 
     def __init__(self, output: Iterator[bytes]) -> None:
+        super().__init__()
         self._output, self._rest = output, b""
 
-    def line(self) -> bytes:
-        """The first line without its end; empty where nothing came."""
-        while b"\n" not in self._rest:
-            more = next(self._output, b"")
-            if not more:
-                return b""
-            self._rest += more
-        line, _, self._rest = self._rest.partition(b"\n")
-        return line
+    def readable(self) -> bool:
+        return True
 
-    def read(self, size: int) -> bytes:
-        parts, left = [], size
-        while left:
-            data = self._rest or next(self._output, b"")
-            if not data:
-                break
-            parts.append(data[:left])
-            self._rest = data[left:]
-            left -= len(parts[-1])
-        return b"".join(parts)
-
-    def drain(self) -> None:
-        """To the ending, which comes after the last byte."""
-        self._rest = b""
-        for _ in self._output:
-            pass
+    def readinto(self, buffer: Buffer, /) -> int:
+        view = memoryview(buffer)
+        data = self._rest or next(self._output, b"")
+        count = min(len(data), len(view))
+        view[:count], self._rest = data[:count], data[count:]
+        return count
 
 
 def _check(running: Command) -> None:

@@ -19,7 +19,7 @@ from finetune_api.problems import Problem
 from finetune_api.report import FinalReport
 from finetune_api.status import Phase, Status
 
-from . import retry
+from . import results, retry
 from . import status as told
 from .backends import pytorchjob
 from .model import CreateRun, DeleteRun, Observed, Plan, PodSeen
@@ -136,7 +136,21 @@ def suspended(story: Story) -> Plan | None:
 def succeeded(story: Story) -> Plan | None:
     """Success is the trainer's own report on node 0, whatever the backend says."""
     report = _report(story, Exit.OK)
-    return Plan((), told.fold(report, story.status, story.time)) if report else None
+    if report is None:
+        return None
+    status = told.fold(report, story.status, story.time)
+    return Plan((), status, remember=results.remember(story.spec, status))
+
+
+def known(story: Story) -> Plan | None:
+    """The output of this very job is there already, made by a job that was deleted since."""
+    resolution = story.verdict.resolution
+    if story.run or not story.seen.claim or resolution is None or not story.judged.resolved:
+        return None
+    result = results.remembered(resolution.spec, story.seen.claim, story.judged.resolved.digest or "")
+    if result is None:
+        return None
+    return Plan((), told.known(story.status, result, results.sentence(resolution.spec), now=story.time))
 
 
 def too_late(story: Story) -> Plan | None:
@@ -211,8 +225,8 @@ def running(story: Story) -> Plan:
 
 
 CHECKS: tuple[Callable[[Story], Plan | None], ...] = (
-    finished, succeeded, cancelled, refused, suspended, too_late, leaving, queued, failed, backend_missing, starting,
-    running,
+    finished, succeeded, cancelled, refused, known, suspended, too_late, leaving, queued, failed, backend_missing,
+    starting, running,
 )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from finetune_api.report import FinalReport, Record
@@ -56,6 +56,8 @@ class Observed:
     """Whether the Training Operator's resource exists in this cluster."""
     refusal: str = ""
     """What the API server said when it refused to create the current run; empty if it did not."""
+    claim: Mapping[str, str] = field(default_factory=dict)
+    """Annotations of the claim that the output lies on, of a job without a run; empty if there is no such claim."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,15 @@ class DeleteRun:
     uid: str = ""
 
 
+@dataclass(frozen=True)
+class Remember:
+    """Note a result on the claim that it lies on."""
+
+    claim: str
+    annotation: str
+    text: str
+
+
 Action = CreateRun | DeleteRun
 
 
@@ -86,3 +97,5 @@ class Plan:
     status: Status
     requeue_after: float | None = None
     """Seconds until time alone changes the answer."""
+    remember: Remember | None = None
+    """Done before the status is written: an end is the last that is said of a job."""

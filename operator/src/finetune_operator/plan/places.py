@@ -20,6 +20,12 @@ class Place:
     config_map: str = ""
 
 
+def uri_of(path: str) -> str:
+    """The URI of a place inside the pod, as a person outside of it names it."""
+    inside = path.removeprefix(f"{CLAIMS}/")
+    return path if inside == path else f"pvc://{inside}"
+
+
 def place(uri: str, *, model: bool = False) -> Place:
     """The place of a URI; URIs that the trainer fetches by itself stay as they are."""
     source = sources.parse(uri, model=model)

@@ -32,6 +32,7 @@ from finetune_api.status import (
 )  # fmt: skip
 
 from .model import PodSeen
+from .places import uri_of
 from .resolve import Resolution
 from .runconfig import digest, run_config
 from .validate import Verdict
@@ -92,7 +93,9 @@ def is_claimed(status: Status) -> bool:
 def is_given_up(status: Status) -> bool:
     """Whether the current run is over, failed and counted or suspended; it only has to go."""
     training, suspended = _find(status, c.TRAINING), _find(status, c.SUSPENDED)
-    return bool(training and training.reason == RESTARTING or suspended and suspended.status is ConditionStatus.TRUE)
+    return bool(
+        (training and training.reason == RESTARTING) or (suspended and suspended.status is ConditionStatus.TRUE)
+    )
 
 
 def was_ready(status: Status) -> bool:
@@ -151,13 +154,17 @@ def _(record: FinalReport, status: Status, now: str) -> Status:
     status = _stopped(status, record.reason, now)
     if record.exit_code == Exit.OK:
         metrics = {k: v for k, v in record.metrics.items() if v is not None}
-        result = ResultStatus(uri=record.result, digest=record.digest, metrics=metrics, best=record.best_step)
-        status = _set(status, c.COMPLETE, True, "Succeeded", record.message, now)
-        status = _set(status, c.READY, True, "Succeeded", record.message, now)
-        return _with(status, result=result, phase=Phase.SUCCEEDED, completionTime=now)
+        uri = record.result and uri_of(record.result)
+        result = ResultStatus(uri=uri, digest=record.digest, metrics=metrics, best=record.best_step)
+        return _succeeded(status, result, "Succeeded", record.message, now)
     if record.exit_code == Exit.STOPPED:
         return _with(_set(status, c.SUSPENDED, True, record.reason, record.message, now), phase=Phase.SUSPENDED)
     return failed(status, record.exit_code, record.message, now=now)
+
+
+def known(status: Status, result: ResultStatus, message: str, *, now: str) -> Status:
+    """The result of this very job was there before it."""
+    return _succeeded(status, result, "AlreadyComplete", message, now)
 
 
 def failed(status: Status, exit_code: int, message: str, *, now: str) -> Status:
@@ -217,6 +224,12 @@ def pods_seen(status: Status, pods: tuple[PodSeen, ...], *, now: str) -> Status:
     waiting = next((f" {p.name} waits: {p.waiting}" for p in pods if p.waiting), "")
     message = f"{ready} of {wanted} pods are running.{waiting}"[:MESSAGE_LENGTH]
     return _set(status, c.PODS_READY, ready == wanted, "Running" if ready == wanted else "Waiting", message, now)
+
+
+def _succeeded(status: Status, result: ResultStatus, reason: str, message: str, now: str) -> Status:
+    status = _set(status, c.COMPLETE, True, reason, message, now)
+    status = _set(status, c.READY, True, reason, message, now)
+    return _with(status, result=result, phase=Phase.SUCCEEDED, completionTime=now)
 
 
 def _stopped(status: Status, reason: str, now: str) -> Status:

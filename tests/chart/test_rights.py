@@ -1,0 +1,183 @@
+"""The operator under the chart's own roles, on a real API server: nothing is denied, and no right lies idle.
+
+The process runs with a token of the chart's ServiceAccount and with the settings of the chart's Deployment, and
+serves every kind of life that a job can have. Then the audit log is held against the roles.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from builders import Json
+from chart.helm import CHART, NAME, RELEASE, environment, helm, render
+from chart.rights import allowed, asked, denied
+from finetune_api.exits import Exit
+from operating.process import OperatorProcess
+from operating.team import Team, condition, message
+from testbed.api import ApiError
+from testbed.control_plane import ControlPlane
+from testbed.training_operator import start_training_operator
+from testbed.watch import wait_for
+
+ENFORCEMENT = "--enable-admission-plugins=OwnerReferencesPermissionEnforcement"
+"""Off in plain Kubernetes, on in OpenShift."""
+ASKED_BY_ADMISSION = ("update", "finetune.dev", "finetunejobs/finalizers")
+"""What no request shows: the API server itself looks for this right when a PyTorchJob is created."""
+QUICK = {"CANARY_SECONDS": "1", "SWEEP_SECONDS": "2"}
+
+
+@dataclass(frozen=True)
+class Installed:
+    """The chart on a control plane, and a process in place of its pod."""
+
+    plane: ControlPlane
+    home: str
+    team: Team
+    process: OperatorProcess
+
+    def denied(self) -> list[str]:
+        return denied(self.plane.requests(), self._user)
+
+    def idle(self) -> list[str]:
+        """Rights that nothing has used."""
+        uses = asked(self.plane.requests(), self._user)
+        rights = allowed(self.plane.cluster.api, self.home, NAME)
+        unused = (r for r in rights if not any(map(r.covers, uses)) and r[:3] != ASKED_BY_ADMISSION)
+        return sorted(map(str, unused))
+
+    @property
+    def _user(self) -> str:
+        return f"system:serviceaccount:{self.home}:{NAME}"
+
+
+@contextmanager
+def installed(folder: Path, *, one_namespace: bool) -> Iterator[Installed]:
+    """The operator under the chart's roles, in a cluster that has no Training Operator yet."""
+    with ControlPlane(folder, audit=True, flags=[ENFORCEMENT]) as plane:
+        cluster = plane.cluster
+        home, team = cluster.namespace("home"), Team(cluster.api, cluster.namespace("served"))
+        values: Json = {"settings": {"watchNamespace": team.namespace}} if one_namespace else {}
+        with helm(cluster, home) as client:
+            client.install(CHART, RELEASE, values)
+        wait_until_owners_are_known(team)
+        settings = {k.removeprefix("FINETUNE_OPERATOR_"): v for k, v in environment(render(values, home)).items()}
+        del settings["HTTP_PORT"]
+        with OperatorProcess(cluster.service_account(home, NAME), folder, settings | QUICK) as process:
+            yield Installed(plane, home, team, process)
+
+
+@pytest.mark.parametrize("one_namespace", [False, True], ids=["the whole cluster", "one namespace"])
+def test_the_operator_is_denied_nothing_and_uses_every_right(tmp_path: Path, *, one_namespace: bool) -> None:
+    with installed(tmp_path, one_namespace=one_namespace) as found:
+        waits_for_the_training_operator(found, restart=one_namespace)
+        for life in LIVES:
+            life(found.team)
+        assert found.process.answer("healthz") == (200, "ok")
+        assert found.denied() == []
+        assert found.idle() == []
+
+
+def test_creating_a_run_needs_the_right_that_no_request_shows(tmp_path: Path) -> None:
+    with installed(tmp_path, one_namespace=True) as found:
+        api, team = found.plane.cluster.api, found.team
+        role = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{team.namespace}/roles/{NAME}"
+        rules = [r for r in api.get(role)["rules"] if r["resources"] != ["finetunejobs/finalizers"]]
+        api.patch(role, {"rules": rules})
+        start_training_operator(found.plane)
+        team.submit(name="barred")
+        status = team.until(lambda s: condition(s, "PodsReady")[1] == "CreateRefused", "barred")
+        assert "cannot set blockOwnerDeletion" in message(status, "PodsReady")
+
+
+# Lives
+
+
+def waits_for_the_training_operator(found: Installed, *, restart: bool) -> None:
+    """The operator was there first. Where it serves one namespace, it has to be started anew."""
+    team = found.team
+    team.submit(name="early")
+    team.until(lambda s: condition(s, "PodsReady")[1] == "BackendMissing", "early")
+    start_training_operator(found.plane)
+    found.plane.run("kube-controller-manager", found.plane._manager())
+    if restart:
+        found.process.stop()
+        found.process.start()
+        found.process.wait_ready()
+    team.start("early-1", "early")
+    finish(team, "early")
+
+
+def fails_and_restarts(team: Team) -> None:
+    team.submit(name="bad")
+    team.start("bad-1", "bad")
+    team.end(team.until_run("bad-1")[0]["metadata"]["name"], Exit.CRASHED)
+    team.start("bad-2", "bad")
+
+
+def is_suspended_and_resumed(team: Team) -> None:
+    team.submit(name="paused")
+    team.start("paused-1", "paused")
+    team.edit({"suspend": True}, "paused")
+    gone(team, "paused-1")
+    team.edit({"suspend": False}, "paused")
+    team.until_run("paused-2")
+
+
+def is_cancelled(team: Team) -> None:
+    team.submit(name="unwanted")
+    team.start("unwanted-1", "unwanted")
+    team.edit({"cancel": True}, "unwanted")
+    team.until_phase("Cancelled", "unwanted")
+    gone(team, "unwanted-1")
+
+
+def loses_its_children_after_its_end(team: Team) -> None:
+    team.submit({"lifecycle.ttlSecondsAfterFinished": 1}, "old")
+    team.start("old-1", "old")
+    finish(team, "old")
+    gone(team, "old-1")
+
+
+def is_deleted(team: Team) -> None:
+    team.submit(name="short")
+    team.until_run("short-1")
+    team.api.delete(f"{team.jobs}/short")
+    gone(team, "short-1")
+
+
+LIVES = (
+    fails_and_restarts, is_suspended_and_resumed, is_cancelled, loses_its_children_after_its_end, is_deleted,
+)  # fmt: skip
+
+
+def finish(team: Team, name: str) -> None:
+    """All pods end well, the one that reports the success at last."""
+    for pod in sorted((p["metadata"]["name"] for p in team.until_run(f"{name}-1")), reverse=True):
+        team.end(pod)
+    team.until_phase("Succeeded", name)
+
+
+def gone(team: Team, run: str) -> None:
+    wait_for(team.api, f"{team.runs}/{run}", lambda found: found is None, timeout_s=60)
+
+
+def wait_until_owners_are_known(team: Team) -> None:
+    """The plugin looks for new kinds from time to time, and refuses owners of a kind that it does not know."""
+    owner: Json = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FinetuneJob", "name": "x", "uid": "x"}
+    metadata = {"name": "x", "namespace": team.namespace, "ownerReferences": [owner | {"blockOwnerDeletion": True}]}
+    give_up = time.monotonic() + 60
+    while True:
+        try:
+            team.api.create({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}, dryRun="All")
+        except ApiError as error:
+            assert "cannot find RESTMapping" in error.message, error.message
+            assert time.monotonic() < give_up, error.message
+            time.sleep(0.5)
+        else:
+            return

@@ -1,0 +1,43 @@
+"""One control plane, one Training Operator and one operator for all tests of verbs on a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cli_remote.calls import Console
+from cli_remote.kubelet import Kubelet
+from operating.process import OperatorProcess
+from operating.team import Team
+from testbed.control_plane import ControlPlane
+from testbed.fixtures import cluster, control_plane, namespace
+
+__all__ = ["cluster", "control_plane", "namespace"]
+
+
+@pytest.fixture(scope="session")
+def operator(control_plane: ControlPlane) -> Iterator[OperatorProcess]:
+    with OperatorProcess(control_plane.cluster.kubeconfig, control_plane.folder) as process:
+        yield process
+
+
+@pytest.fixture
+def team(control_plane: ControlPlane, operator: OperatorProcess, namespace: str) -> Team:
+    """A namespace in which the operator serves."""
+    assert operator.answer("healthz") == (200, "ok")
+    return Team(control_plane.cluster.api, namespace)
+
+
+@pytest.fixture
+def console(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> Console:
+    """A shell of a person who works in that namespace."""
+    return Console(control_plane.cluster.kubeconfig, namespace, tmp_path)
+
+
+@pytest.fixture
+def kubelet(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> Iterator[Kubelet]:
+    """A node whose kubelet answers for logs and commands, and runs no pods."""
+    with Kubelet(control_plane.cluster.api, control_plane.certificate, control_plane.key, namespace, tmp_path) as node:
+        yield node
