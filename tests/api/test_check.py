@@ -85,6 +85,11 @@ def test_a_wrong_shape_is_refused(path: str, value: Any, reason: str, message: s
     assert problem.remedy
 
 
+def test_a_number_in_place_of_a_text_wants_quotes() -> None:
+    [problem] = check.problems(resource({"pods.cpu": 8}))
+    assert (problem.path, problem.remedy) == ("spec.pods.cpu", "Put quotes around it.")
+
+
 @pytest.mark.parametrize(("path", "value", "remedy"), MISSPELT.values(), ids=MISSPELT)
 def test_a_misspelt_key_is_refused_and_the_nearest_is_named(path: str, value: Any, remedy: str) -> None:
     [problem] = check.problems(resource({path: value}))

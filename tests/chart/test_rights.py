@@ -16,7 +16,7 @@ import pytest
 
 from builders import Json
 from chart.helm import CHART, NAME, RELEASE, environment, helm, render
-from chart.rights import allowed, asked, denied
+from chart.rights import RBAC, allowed, asked, denied
 from finetune_api.exits import Exit
 from operating.process import OperatorProcess
 from operating.team import Team, condition, message
@@ -40,6 +40,13 @@ class Installed:
     home: str
     team: Team
     process: OperatorProcess
+
+    def withdraw(self, resource: str) -> None:
+        """Take the rules for a resource out of the operator's role."""
+        one = self.plane.cluster.api.find(f"{RBAC}/clusterroles/{NAME}") is None
+        role = f"{RBAC}/namespaces/{self.team.namespace}/roles/{NAME}" if one else f"{RBAC}/clusterroles/{NAME}"
+        rules = [r for r in self.team.api.get(role)["rules"] if r["resources"] != [resource]]
+        self.team.api.patch(role, {"rules": rules})
 
     def denied(self) -> list[str]:
         return denied(self.plane.requests(), self._user)
@@ -73,7 +80,7 @@ def installed(folder: Path, *, one_namespace: bool) -> Iterator[Installed]:
 
 
 @pytest.mark.parametrize("one_namespace", [False, True], ids=["the whole cluster", "one namespace"])
-def test_the_operator_is_denied_nothing_and_uses_every_right(tmp_path: Path, *, one_namespace: bool) -> None:
+def test_the_operator_is_denied_nothing_and_needs_every_right(tmp_path: Path, *, one_namespace: bool) -> None:
     with installed(tmp_path, one_namespace=one_namespace) as found:
         waits_for_the_training_operator(found, restart=one_namespace)
         for life in LIVES:
@@ -81,18 +88,7 @@ def test_the_operator_is_denied_nothing_and_uses_every_right(tmp_path: Path, *, 
         assert found.process.answer("healthz") == (200, "ok")
         assert found.denied() == []
         assert found.idle() == []
-
-
-def test_creating_a_run_needs_the_right_that_no_request_shows(tmp_path: Path) -> None:
-    with installed(tmp_path, one_namespace=True) as found:
-        api, team = found.plane.cluster.api, found.team
-        role = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{team.namespace}/roles/{NAME}"
-        rules = [r for r in api.get(role)["rules"] if r["resources"] != ["finetunejobs/finalizers"]]
-        api.patch(role, {"rules": rules})
-        start_training_operator(found.plane)
-        team.submit(name="barred")
-        status = team.until(lambda s: condition(s, "PodsReady")[1] == "CreateRefused", "barred")
-        assert "cannot set blockOwnerDeletion" in message(status, "PodsReady")
+        needs_the_right_that_no_request_shows(found)
 
 
 # Lives
@@ -151,6 +147,13 @@ def is_deleted(team: Team) -> None:
     gone(team, "short-1")
 
 
+def needs_the_right_that_no_request_shows(found: Installed) -> None:
+    found.withdraw(ASKED_BY_ADMISSION[2])
+    found.team.submit(name="barred")
+    status = found.team.until(lambda s: condition(s, "PodsReady")[1] == "CreateRefused", "barred")
+    assert "cannot set blockOwnerDeletion" in message(status, "PodsReady")
+
+
 LIVES = (
     fails_and_restarts, is_suspended_and_resumed, is_cancelled, loses_its_children_after_its_end, is_deleted,
 )  # fmt: skip
@@ -172,12 +175,16 @@ def wait_until_owners_are_known(team: Team) -> None:
     owner: Json = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FinetuneJob", "name": "x", "uid": "x"}
     metadata = {"name": "x", "namespace": team.namespace, "ownerReferences": [owner | {"blockOwnerDeletion": True}]}
     give_up = time.monotonic() + 60
-    while True:
-        try:
-            team.api.create({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}, dryRun="All")
-        except ApiError as error:
-            assert "cannot find RESTMapping" in error.message, error.message
-            assert time.monotonic() < give_up, error.message
-            time.sleep(0.5)
-        else:
-            return
+    while said := refusal(team, {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}):
+        assert "cannot find RESTMapping" in said
+        assert time.monotonic() < give_up, said
+        time.sleep(0.5)
+
+
+def refusal(team: Team, manifest: Json) -> str:
+    """What the server says against an object; nothing, if it would take it."""
+    try:
+        team.api.create(manifest, dryRun="All")
+    except ApiError as error:
+        return error.message
+    return ""

@@ -39,5 +39,7 @@ def console(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> Cons
 @pytest.fixture
 def kubelet(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> Iterator[Kubelet]:
     """A node whose kubelet answers for logs and commands, and runs no pods."""
-    with Kubelet(control_plane.cluster.api, control_plane.certificate, control_plane.key, namespace, tmp_path) as node:
+    with Kubelet(
+        control_plane.cluster.api, control_plane.certificate, control_plane.key, namespace, tmp_path
+    ) as node:
         yield node

@@ -198,6 +198,8 @@ def all_rules() -> tuple[Rule, ...]:
 
 def judges(rule: Rule, misshapen: Collection[str]) -> bool:
     """Whether the rule reads only keys of the right shape; `misshapen` are paths from the root."""
+    if not misshapen:
+        return True
     parts = [path.partition("[")[0].split(".") for path in misshapen]
     read = [["spec", *path.split(".")] for path in logic.mentions(rule.must)]
     return not any(bad[: len(key)] == key[: len(bad)] for bad in parts for key in read)

@@ -50,7 +50,7 @@ def misshapen(value: Any, node: Node, path: str = "") -> Iterator[Problem]:
     """Mistakes of a value given as plain JSON data without nulls, and of all that is in it."""
     right, kind, inside = _KINDS[node["type"]]
     if not right(value):
-        yield _bad(path, value, f"it must be {kind}")
+        yield _bad(path, value, f"it must be {kind}", _QUOTE if node["type"] == "string" and _is_bare(value) else "")
     else:
         yield from inside(value, node, path)
 
@@ -117,8 +117,16 @@ _KINDS: Mapping[str, tuple[Callable[[Any], bool], str, Callable[[Any, Node, str]
 """Type -> whether a value has it, its name, and what is judged of a value that has it."""
 
 
-def _bad(path: str, value: Any, expected: str) -> Problem:
-    return Problem(path, "BadValue", f"{shown(value)} does not fit: {expected}.", _remedy(path))
+def _bad(path: str, value: Any, expected: str, remedy: str = "") -> Problem:
+    return Problem(path, "BadValue", f"{shown(value)} does not fit: {expected}.", remedy or _remedy(path))
+
+
+_QUOTE = "Put quotes around it."
+
+
+def _is_bare(value: Any) -> bool:
+    """Whether it is what YAML takes for a number or a switch because nobody quoted it, such as `cpu: 8`."""
+    return isinstance(value, (int, float))
 
 
 def _remedy(path: str) -> str:

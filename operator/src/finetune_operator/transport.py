@@ -37,7 +37,9 @@ CONNECT_TIMEOUT = 10.0
 
 async def load_configuration(kubeconfig: Path | None) -> Configuration:
     """Where the API server is and how to log in: a given kubeconfig, the service account, or kubectl's own."""
-    found = Configuration()
+    # Without looking for a proxy in the environment, which costs a thread per request and which kopf's watches do
+    # not do either; a kubeconfig may name one.
+    found = Configuration(client_session_kwargs={"trust_env": False})
     if kubeconfig is None:
         try:
             client_config.load_incluster_config(found)  # type: ignore[no-untyped-call]

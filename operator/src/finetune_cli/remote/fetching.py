@@ -11,7 +11,7 @@ from finetune_api import sources
 from finetune_api.logic import find
 from finetune_api.output import RESULT
 from finetune_api.sources import Scheme
-from finetune_operator.plan.places import CLAIMS
+from finetune_operator.plan import places
 
 from . import transfer
 from .carrier import carrier
@@ -55,5 +55,5 @@ def place(job: Json) -> tuple[str, str]:
     if source.scheme is not Scheme.PVC:
         message = f"The result lies at {uri}, and only results on a claim (pvc://CLAIM/PATH) can be fetched."
         raise refused(path, "NotOnAClaim", message, f"Get {uri.rstrip('/')}/{RESULT} with that place's own tools.")
-    written = find(job, "status.result.uri") or f"{CLAIMS}/{source.name}/{source.path}/{RESULT}"
-    return source.name, str(written)
+    written = find(job, "status.result.uri") or f"{uri.rstrip('/')}/{RESULT}"
+    return source.name, places.place(written).path

@@ -1,4 +1,4 @@
-"""From a file and options to the job that a cluster is asked to run, judged here first. `finetune submit` calls it."""
+"""From a file and options to the job for a cluster, judged here first. `finetune submit` calls it."""
 
 from __future__ import annotations
 

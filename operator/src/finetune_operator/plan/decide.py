@@ -144,10 +144,12 @@ def succeeded(story: Story) -> Plan | None:
 
 def known(story: Story) -> Plan | None:
     """The output of this very job is there already, made by a job that was deleted since."""
-    resolution = story.verdict.resolution
-    if story.run or not story.seen.claim or resolution is None or not story.judged.resolved:
+    if story.run or not story.seen.claim:
         return None
-    result = results.remembered(resolution.spec, story.seen.claim, story.judged.resolved.digest or "")
+    resolution, resolved = story.verdict.resolution, story.status.resolved
+    if resolution is None or resolved is None:
+        return None
+    result = results.remembered(resolution.spec, story.seen.claim, resolved.digest or "")
     if result is None:
         return None
     return Plan((), told.known(story.status, result, results.sentence(resolution.spec), now=story.time))

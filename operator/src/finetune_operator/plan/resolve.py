@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from finetune_api.capabilities import Combination, refuse
@@ -75,10 +76,12 @@ def is_cpu(spec: Mapping[str, Any]) -> bool:
 
 def informational(spec: Mapping[str, Any]) -> tuple[str, ...]:
     """Keys of the job that change nothing."""
-    return tuple(
-        f"spec.{key.path}" for key in declared()
-        if key.fate is Fate.INFORMATIONAL and find(spec, key.path) is not None
-    )  # fmt: skip
+    return tuple(f"spec.{path}" for path in _idle_keys() if find(spec, path) is not None)
+
+
+@cache
+def _idle_keys() -> tuple[str, ...]:
+    return tuple(key.path for key in declared() if key.fate is Fate.INFORMATIONAL)
 
 
 def _problems(spec: Mapping[str, Any], settings: PlanSettings) -> list[Problem]:
