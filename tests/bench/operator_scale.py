@@ -44,6 +44,8 @@ CORES = 2
 PER_SECOND = 10.0
 MOST_PACED = 300
 IDLE_S = 10.0
+POLL_S, BUSY = 0.5, 0.2
+"""Share of a core that a quiet operator may use, with this being asked for its metrics every so often."""
 SETTLED_S = 3.0
 """The operator is quiet when nothing has moved for so long."""
 GIVE_UP_S = 1200.0
@@ -164,13 +166,14 @@ async def _until(count: Callable[[], Awaitable[int]], enough: int) -> None:
 
 
 def _until_still(operator: OperatorProcess, seconds: float, least_looks: int = 0) -> float:
-    """Wait until the operator has done nothing for so long; the monotonic time of its last act."""
-    last, since = _acts(operator), time.monotonic()
+    """Wait until the operator has done nothing for so long; the monotonic time when it stopped."""
+    last, since, used = _acts(operator), time.monotonic(), cpu_seconds([operator.pid])
     give_up = since + GIVE_UP_S
     while time.monotonic() - since < seconds or last[0] < least_looks:
         assert time.monotonic() < give_up, f"not quiet after {GIVE_UP_S:g} s: {last}"
-        time.sleep(0.25)
-        if (now := _acts(operator)) != last:
+        time.sleep(POLL_S)
+        before, used = used, cpu_seconds([operator.pid])
+        if (now := _acts(operator)) != last or used - before > BUSY * POLL_S:
             last, since = now, time.monotonic()
     return since
 

@@ -20,6 +20,8 @@ from .rows import Outcome, Row, undisturbed
 
 SIDE_BY_SIDE = 8
 """Rows at a time. Most of a row is waiting; more of them would only lengthen each other on two cores."""
+IDLE = 16
+"""Trials at a time that do nothing but wait for a minute or two."""
 
 
 class Bed:
@@ -35,8 +37,8 @@ class Bed:
     @cached_property
     def plane(self) -> ControlPlane:
         """API server with an audit log, controller manager, Training Operator."""
-        crds = [pytorchjob_crd(), crd()]
-        plane = self._stack.enter_context(ControlPlane(self._folder("plane"), crds=crds, audit=True, controllers=True))
+        plane = ControlPlane(self._folder("plane"), crds=[pytorchjob_crd(), crd()], audit=True, controllers=True)
+        self._stack.enter_context(plane)
         start_training_operator(plane)
         return plane
 
@@ -60,14 +62,16 @@ class Bed:
                     yield Row(life, number, write, disturbance)
 
     @cached_property
-    def _pool(self) -> ThreadPoolExecutor:
-        pool = ThreadPoolExecutor(SIDE_BY_SIDE)
-        self._stack.callback(lambda: pool.shutdown(cancel_futures=True))
-        return pool
+    def _pools(self) -> dict[bool, ThreadPoolExecutor]:
+        """For trials that idle, and for the others."""
+        pools = {True: ThreadPoolExecutor(IDLE), False: ThreadPoolExecutor(SIDE_BY_SIDE)}
+        for pool in pools.values():
+            self._stack.callback(pool.shutdown, cancel_futures=True)
+        return pools
 
-    def begin(self, name: str, work: Callable[..., Any], **arguments: Any) -> None:
+    def begin(self, name: str, work: Callable[..., Any], *, idle: bool = False, **arguments: Any) -> None:
         """Start a trial in the background, in a folder of its own."""
-        self._futures[name] = self._pool.submit(work, self, self._folder("trial"), **arguments)
+        self._futures[name] = self._pools[idle].submit(work, self, self._folder("trial"), **arguments)
 
     def result(self, name: str) -> Any:
         """What the trial of that name came to, once it is over; raises what it raised."""

@@ -15,7 +15,8 @@ BED = pytest.StashKey[Bed]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "trial(work): work(bed, folder, **params) runs in the background")
+    words = "trial(work, idle=False): work(bed, folder, **params) runs in the background; idle: it mostly waits"
+    config.addinivalue_line("markers", words)
     config.stash[BED] = Bed(lambda name: _folders(config).mktemp(name))
 
 
@@ -40,8 +41,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     for item in session.items:
         mark = item.get_closest_marker("trial")
         if mark and isinstance(item, pytest.Function):
-            params = item.callspec.params if hasattr(item, "callspec") else {}
-            session.config.stash[BED].begin(item.nodeid, mark.kwargs["work"], **params)
+            params: dict[str, Any] = item.callspec.params if hasattr(item, "callspec") else {}
+            session.config.stash[BED].begin(item.nodeid, **mark.kwargs, **params)
 
 
 @pytest.fixture

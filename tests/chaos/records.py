@@ -71,7 +71,7 @@ class Ledger:
         path = "/apis/kubeflow.org/v1/pytorchjobs"
         version = self._api.get(path)["metadata"]["resourceVersion"]
         while not self._stopped:
-            query = {"watch": "true", "allowWatchBookmarks": "true", "timeoutSeconds": "20", "resourceVersion": version}
+            query = {"watch": "true", "timeoutSeconds": "20", "resourceVersion": version}
             try:
                 with self._api.stream(path, timeout_s=30, **query) as lines:
                     for line in lines:

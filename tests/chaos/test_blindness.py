@@ -41,8 +41,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 def outage(bed: Bed, folder: Path) -> float:
     """Seconds from the end of a minute's outage, which began amid a restart of the gang, to the next run's work."""
-    crds = [pytorchjob_crd(), crd()]
-    with ControlPlane(folder, crds=crds, controllers=True) as plane:
+    with ControlPlane(folder, crds=[pytorchjob_crd(), crd()], controllers=True) as plane:
         start_training_operator(plane)
         team = _team(plane)
         with OperatorProcess(plane.cluster.kubeconfig, folder) as operator:
@@ -58,7 +57,7 @@ def outage(bed: Bed, folder: Path) -> float:
             return _seconds(lambda: team.start("sample-2"))
 
 
-@pytest.mark.trial(work=outage)
+@pytest.mark.trial(work=outage, idle=True)
 def test_a_minute_without_an_api_server_is_caught_up_within_another(outcome: float) -> None:
     assert outcome <= 60
 
@@ -77,7 +76,7 @@ def silence(bed: Bed, folder: Path) -> float:
         return _seconds(lambda: team.until_gone(team.runs))
 
 
-@pytest.mark.trial(work=silence)
+@pytest.mark.trial(work=silence, idle=True)
 def test_a_change_after_the_watches_went_silent_is_handled(outcome: float) -> None:
     assert 5 < outcome <= 90, "silent indeed, and not for long"
 
@@ -94,7 +93,7 @@ def wound(bed: Bed, folder: Path, resource: str) -> tuple[int, float]:
         return operator.wait_ended(200), time.monotonic() - begun
 
 
-@pytest.mark.trial(work=wound)
+@pytest.mark.trial(work=wound, idle=True)
 @pytest.mark.parametrize("resource", ["finetunejobs.v1alpha1", "pytorchjobs.v1", "pods.v1", "leases.v1"])
 def test_an_operator_that_has_lost_a_watch_ends(resource: str, outcome: tuple[int, float]) -> None:
     code, seconds = outcome
@@ -116,7 +115,7 @@ def error(bed: Bed, folder: Path) -> int:
         return operator.wait_ended(150)
 
 
-@pytest.mark.trial(work=error)
+@pytest.mark.trial(work=error, idle=True)
 def test_an_error_amid_a_watch_ends_the_operator_to_start_anew(outcome: int) -> None:
     assert outcome != 0
 

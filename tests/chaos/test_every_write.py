@@ -22,7 +22,8 @@ def row_of_life(bed: Bed, folder: Path, row: Row) -> Outcome:
 @pytest.mark.timeout(900)
 def test_a_disturbed_life_ends_as_the_undisturbed_one(row: Row, outcome: Outcome, bed: Bed) -> None:
     reference = bed.references[row.life]
-    assert outcome.writes[: row.number] == reference.writes[: row.number], "the disturbance struck where its name says"
+    n = row.number
+    assert outcome.writes[:n] == reference.writes[:n], "the disturbance struck where its name says"
     same(outcome, reference)
     assert outcome.codes == ((-signal.SIGKILL, 0) if "killed" in row.disturbance else (0,))
 

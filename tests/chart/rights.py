@@ -34,7 +34,7 @@ class Access(NamedTuple):
 
 def allowed(api: Api, namespace: str, account: str) -> set[Access]:
     """What the bindings that name a ServiceAccount allow it."""
-    found = set()
+    found: set[Access] = set()
     for binding in [*api.items(f"{RBAC}/clusterrolebindings"), *api.items(f"{RBAC}/rolebindings")]:
         who = {(s["kind"], s.get("namespace"), s["name"]) for s in binding.get("subjects", [])}
         if ("ServiceAccount", namespace, account) in who:
@@ -60,11 +60,12 @@ def asked(requests: Iterable[Json], user: str) -> set[Access]:
 
 def denied(requests: Iterable[Json], user: str) -> list[str]:
     """What a user was denied by its roles or by admission, with the server's words."""
-    return [
+    said = {
         f"{_access(entry)}: {entry['responseStatus'].get('message', '')}"
         for entry in requests
         if entry["user"]["username"] == user and entry["responseStatus"]["code"] in (401, 403)
-    ]
+    }
+    return sorted(said)
 
 
 def _access(entry: Json) -> Access:

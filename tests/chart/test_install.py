@@ -114,12 +114,11 @@ def test_an_upgrade_renews_the_definition(bare: Cluster, prod: str, tmp_path: Pa
     definition.write_text(
         definition.read_text().replace("    categories:\n    - finetune\n", "    categories: [old]\n")
     )
-    categories = lambda: bare.api.get(CRD)["spec"]["names"]["categories"]  # noqa: E731
     with helm(bare, prod) as client:
         client.upgrade(older, RELEASE)
-        assert categories() == ["old"]
+        assert _categories(bare) == ["old"]
         client.upgrade(CHART, RELEASE)
-        assert categories() == ["finetune"]
+        assert _categories(bare) == ["finetune"]
 
 
 def test_a_second_release_in_one_namespace_shares_what_the_cluster_has_once(bare: Cluster, prod: str) -> None:
@@ -149,6 +148,11 @@ def _may(cluster: Cluster, who: str, verb: str, namespace: str, *flags: str) -> 
     done = cluster.kubectl("auth", "can-i", verb, "finetunejobs", "-n", namespace, "--as", who, *flags)
     assert done.stdout in ("yes\n", "no\n"), done.stderr
     return done.stdout == "yes\n"
+
+
+def _categories(cluster: Cluster) -> list[str]:
+    found: list[str] = cluster.api.get(CRD)["spec"]["names"]["categories"]
+    return found
 
 
 def _verbs(role: Json, plural: str) -> set[str]:

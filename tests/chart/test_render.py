@@ -99,7 +99,10 @@ def test_the_heartbeat_lies_where_the_watch_sees_it() -> None:
 def test_the_definition_and_the_policy_are_the_generated_ones_and_stay() -> None:
     for wanted in (crd.crd(), policy.policy(), policy.binding()):
         found = find(render(), wanted["kind"], wanted["metadata"]["name"])
-        assert found["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
+        assert found["metadata"].pop("annotations") == {
+            "helm.sh/resource-policy": "keep",
+            "argocd.argoproj.io/sync-options": "Prune=false",
+        }
         assert found == json.loads(json.dumps(wanted))
 
 

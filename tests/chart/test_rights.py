@@ -23,7 +23,7 @@ from operating.team import Team, condition, message
 from testbed.api import ApiError
 from testbed.control_plane import ControlPlane
 from testbed.training_operator import start_training_operator
-from testbed.watch import wait_for
+from testbed.watch import WaitError, wait_for
 
 ENFORCEMENT = "--enable-admission-plugins=OwnerReferencesPermissionEnforcement"
 """Off in plain Kubernetes, on in OpenShift."""
@@ -82,9 +82,12 @@ def installed(folder: Path, *, one_namespace: bool) -> Iterator[Installed]:
 @pytest.mark.parametrize("one_namespace", [False, True], ids=["the whole cluster", "one namespace"])
 def test_the_operator_is_denied_nothing_and_needs_every_right(tmp_path: Path, *, one_namespace: bool) -> None:
     with installed(tmp_path, one_namespace=one_namespace) as found:
-        waits_for_the_training_operator(found, restart=one_namespace)
-        for life in LIVES:
-            life(found.team)
+        try:
+            waits_for_the_training_operator(found, restart=one_namespace)
+            for life in LIVES:
+                life(found.team)
+        except WaitError as error:
+            pytest.fail(f"denied: {found.denied()}\n{error}")
         assert found.process.answer("healthz") == (200, "ok")
         assert found.denied() == []
         assert found.idle() == []

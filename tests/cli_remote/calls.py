@@ -1,7 +1,8 @@
-"""`finetune` as a process of its own, and as the parts that tests build on."""
+"""`finetune` as one person calls it: in this process, or as a process of its own where it goes on for long."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -12,10 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from click.testing import CliRunner
+
 from cli.calls import JOB, ROW
+from finetune_cli.main import cli
 
 FINETUNE = (sys.executable, "-m", "finetune_cli")
-TIMEOUT_S = 60
 
 
 @dataclass(frozen=True)
@@ -62,17 +65,19 @@ class Console:
     folder: Path
 
     def __call__(self, *arguments: str, stdin: str | None = None, anywhere: bool = False) -> Done:
-        done = subprocess.run(
-            self._command(arguments, anywhere=anywhere), input=stdin, env=self._environment(), cwd=self.folder,
-            capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
-        )  # fmt: skip
-        return Done(done.returncode, done.stdout, done.stderr)
+        """A call in this process, which is quicker; `anywhere` leaves -n and --kubeconfig to the arguments."""
+        own = [] if anywhere else ["-n", self.namespace, "--kubeconfig", str(self.kubeconfig)]
+        with contextlib.chdir(self.folder):
+            result = CliRunner().invoke(cli, [*arguments, *own], prog_name="finetune", input=stdin)
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return Done(result.exit_code, result.stdout, result.stderr)
 
     @contextmanager
     def start(self, *arguments: str) -> Iterator[Running]:
         """A call that goes on, both outputs in one; it is ended with the block."""
         with subprocess.Popen(
-            self._command(arguments), env=self._environment() | {"PYTHONUNBUFFERED": "1"}, cwd=self.folder,
+            [*FINETUNE, *arguments, "-n", self.namespace], env=self._environment(), cwd=self.folder,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         ) as process:  # fmt: skip
             running = Running(process)
@@ -94,14 +99,12 @@ class Console:
         (self.folder / name).write_text(text)
         return name
 
-    def rows(self, count: int = 3, name: str = "rows.jsonl") -> str:
-        (self.folder / name).write_text(ROW * count)
+    def rows(self, count: int = 3, name: str = "rows.jsonl", width: int = 1) -> str:
+        """A file with rows; `width` is the length of each answer."""
+        (self.folder / name).write_text(ROW.replace('"2"', f'"{"2" * width}"') * count)
         return name
 
-    def _command(self, arguments: tuple[str, ...], *, anywhere: bool = False) -> list[str]:
-        where = [] if anywhere else ["-n", self.namespace]
-        return [*FINETUNE, *arguments, *where]
-
     def _environment(self) -> dict[str, str]:
-        own = {"KUBECONFIG": str(self.kubeconfig), "HOME": str(self.folder), "NO_COLOR": "1"}
+        """KUBECONFIG as people set it."""
+        own = {"KUBECONFIG": str(self.kubeconfig), "HOME": str(self.folder), "NO_COLOR": "1", "PYTHONUNBUFFERED": "1"}
         return {k: v for k, v in os.environ.items() if not k.startswith("KUBERNETES_")} | own

@@ -11,12 +11,14 @@ import ssl
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from aiohttp import WSMsgType, web
+from aiohttp.typedefs import Handler
 
 from testbed.api import Api, Json
 from testbed.pods import run_pod
@@ -35,11 +37,15 @@ class Kubelet:
         self._tls.load_cert_chain(certificate, key)
         self._logs: dict[str, list[tuple[datetime, str]]] = {}
         self._ended: set[str] = set()
+        self._transports: set[asyncio.Transport] = set()
+        self._streams: list[asyncio.Transport] = []
         self.claims = folder / "claims"
         self.claims.mkdir()
         self.commands: list[list[str]] = []
         self.break_after: Callable[[int], bool] = lambda _: False
         """Asked after each frame from the client, with the bytes that it has sent: whether the connection breaks."""
+        self.break_output_after: int | None = None
+        """Bytes of standard output after which a connection breaks."""
         self._ready, self._stop = threading.Event(), asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
@@ -76,9 +82,16 @@ class Kubelet:
     def end_log(self, pod: str) -> None:
         self._ended.add(pod)
 
+    def break_logs(self) -> None:
+        """Break every stream of a log that is under way."""
+        for transport in self._streams:
+            assert self._loop is not None
+            self._loop.call_soon_threadsafe(transport.abort)
+        self._streams.clear()
+
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
-        app = web.Application()
+        app = web.Application(middlewares=[self._remember])
         app.router.add_get("/containerLogs/{namespace}/{pod}/{container}", self._log)
         app.router.add_route("*", "/exec/{namespace}/{pod}/{container}", self._exec)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
@@ -87,11 +100,27 @@ class Kubelet:
         self._ready.set()
         await self._stop.wait()
         await runner.cleanup()
+        for transport in self._transports:
+            transport.abort()
+        await asyncio.sleep(0.1)  # a TLS connection takes two turns of the loop to be gone
+
+    @web.middleware
+    async def _remember(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if isinstance(request.transport, asyncio.Transport):
+            self._transports.add(request.transport)
+        return await handler(request)
 
     async def _log(self, request: web.Request) -> web.StreamResponse:
+        with suppress(ConnectionError):
+            return await self._told(request)
+        return web.StreamResponse()
+
+    async def _told(self, request: web.Request) -> web.StreamResponse:
         pod, query = request.match_info["pod"], request.query
         answer = web.StreamResponse()
         await answer.prepare(request)
+        if isinstance(request.transport, asyncio.Transport):
+            self._streams.append(request.transport)
         since = datetime.fromisoformat(query.get("sinceTime", "1970-01-01T00:00:00Z"))
         lines = self._logs.get(pod, [])
         at = max(0, len(lines) - int(query["tailLines"])) if "tailLines" in query else 0
@@ -115,18 +144,22 @@ class Kubelet:
             sys.executable, *command[1:], stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
-        feeding = asyncio.create_task(self._feed(socket, process))
+        feeding = asyncio.create_task(self._feed(request, socket, process))
         assert process.stdout is not None
         assert process.stderr is not None
-        await asyncio.gather(self._pump(socket, 1, process.stdout), self._pump(socket, 2, process.stderr))
+        await asyncio.gather(
+            self._pump(request, socket, 1, process.stdout), self._pump(request, socket, 2, process.stderr)
+        )
         code = await process.wait()
-        if not socket.closed:
+        with suppress(ConnectionError):
             await socket.send_bytes(b"\x03" + _status(code))
         feeding.cancel()
         await socket.close()
         return socket
 
-    async def _feed(self, socket: web.WebSocketResponse, process: asyncio.subprocess.Process) -> None:
+    async def _feed(
+        self, request: web.Request, socket: web.WebSocketResponse, process: asyncio.subprocess.Process
+    ) -> None:  # fmt: skip
         sent = 0
         assert process.stdin is not None
         async for message in socket:
@@ -135,16 +168,21 @@ class Kubelet:
             sent += len(message.data) - 1
             process.stdin.write(message.data[1:])
             await process.stdin.drain()
-            if self.break_after(sent):
+            if self.break_after(sent) and request.transport:
+                request.transport.abort()
                 break
         process.stdin.close()
-        if request_transport := socket._req and socket._req.transport:
-            request_transport.abort()
 
-    async def _pump(self, socket: web.WebSocketResponse, channel: int, pipe: asyncio.StreamReader) -> None:
+    async def _pump(
+        self, request: web.Request, socket: web.WebSocketResponse, channel: int, pipe: asyncio.StreamReader
+    ) -> None:  # fmt: skip
+        passed = 0
         while data := await pipe.read(1 << 16):
-            if not socket.closed:
+            passed += len(data)
+            with suppress(ConnectionError):  # the command goes on writing to nobody, as in a real pod
                 await socket.send_bytes(bytes([channel]) + data)
+            if self.break_output_after is not None and passed > self.break_output_after and request.transport:
+                request.transport.abort()
 
     def _mapped(self, word: str) -> str:
         """Paths of the pod are folders of the test."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from finetune_api.exits import Exit
 from finetune_api.report import EvaluationRecord, ProgressRecord
 from finetune_cli import kubernetes_yaml
 from operating.team import Team, condition
+from testbed.pods import run_pod
 from testbed.watch import wait_for
 
 
@@ -23,6 +26,12 @@ def step(number: int, total: int = 4) -> str:
         time=0, step=number, total_steps=total, epoch=number / total, loss=2.0 / number, learning_rate=1e-4,
         grad_norm=1.0, tokens_per_second=50.0, eta_seconds=10.0 * (total - number),
     ).line()  # fmt: skip
+
+
+def _start(team: Team) -> None:
+    """The one pod of the job runs."""
+    [pod] = team.until_run("sample-1", pods=1)
+    run_pod(team.api, team.namespace, pod["metadata"]["name"])
 
 
 def test_a_submitted_job_is_created_judged_and_started(team: Team, console: Console) -> None:
@@ -76,7 +85,7 @@ def test_jobs_are_listed_by_namespace_label_and_shape(team: Team, console: Conso
     ]  # fmt: skip
     [only] = json.loads(console("list", "-l", "team=a", "-o", "json").out)
     assert only["metadata"]["uid"] == labelled["metadata"]["uid"]
-    everywhere = console("list", "-A", anywhere=True).out.splitlines()
+    everywhere = console("list", "-A", "--kubeconfig", str(console.kubeconfig), anywhere=True).out.splitlines()
     assert everywhere[0].split()[0] == "NAMESPACE"
     assert [team.namespace, "plain"] in [line.split()[:2] for line in everywhere]
 
@@ -104,7 +113,7 @@ def test_watch_shows_records_as_a_local_run_does_and_ends_with_the_job(
 def test_waiting_for_a_submitted_job_ends_as_the_job_ends(team: Team, console: Console) -> None:
     with console.start("submit", console.job(), "--wait") as waiting:
         waiting.until("finetunejob/sample created")
-        team.start(pods=1)
+        _start(team)
         team.end("sample-1-worker-0", Exit.DATA_REFUSED, "Line 3 is no JSON.")
         assert waiting.ended() == 1
     assert any("Line 3 is no JSON." in line and line.endswith("[DataRefused]") for line in waiting.lines)
@@ -114,7 +123,7 @@ def test_waiting_for_a_submitted_job_ends_as_the_job_ends(team: Team, console: C
 def test_the_final_status_of_a_watched_job_is_data(team: Team, console: Console) -> None:
     team.submit({"compute.nodes": 1})
     with console.start("watch", "sample", "-o", "json") as watching:
-        team.start(pods=1)
+        _start(team)
         team.end("sample-1-worker-0")
         assert watching.ended() == 0
     assert json.loads("\n".join(watching.lines))["phase"] == "Succeeded"
@@ -150,7 +159,8 @@ def test_a_status_tells_conditions_layout_and_progress_in_words(
     told = console("status", "sample").out
     assert told.startswith("sample: Training\n")
     for line in ("model:    org/name", "method:   lora on single, fp32 (training.mode is lora.)",
-                 "layout:   1 node x 1 = 1 rank", "step:     3/4 (75 %)", "loss:     0.6667", "left:     10s"):  # fmt: skip
+                 "layout:   1 node x 1 = 1 rank", "step:     3/4 (75 %)", "loss:     0.6667",
+                 "left:     10s"):  # fmt: skip
         assert f"  {line}\n" in told
     assert "Training  yes since " in told
     assert json.loads(console("status", "sample", "-o", "json").out)["progress"]["step"] == 3
@@ -197,8 +207,8 @@ def test_delete_without_waiting_leaves_the_rest_to_the_cluster(team: Team, conso
 
 
 @pytest.mark.parametrize("verb", ["list", "status", "logs", "diagnose"])
-def test_the_plugin_of_kubectl_is_the_same_program(team: Team, console: Console, verb: str) -> None:
+def test_the_plugin_of_kubectl_is_the_same_program(verb: str) -> None:
     """kubectl finds plugins by the name kubectl-finetune; its help names itself as it was called."""
-    program = Path(__import__("sys").executable).with_name("kubectl-finetune")
-    done = __import__("subprocess").run([program, verb, "-h"], capture_output=True, text=True, check=True)
+    program = Path(sys.executable).with_name("kubectl-finetune")
+    done = subprocess.run([program, verb, "-h"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith(f"Usage: kubectl finetune {verb} [OPTIONS]")

@@ -87,8 +87,10 @@ class Proxy:
     async def _run(self) -> None:
         self._loop = asyncio.get_running_loop()
         app = web.Application(client_max_size=1 << 24)
-        timeout = aiohttp.ClientTimeout(total=None)
-        async with aiohttp.ClientSession(auto_decompress=False, read_bufsize=LONGEST_LINE, timeout=timeout) as session:
+        endless = aiohttp.ClientTimeout(total=None)
+        async with aiohttp.ClientSession(
+            auto_decompress=False, read_bufsize=LONGEST_LINE, timeout=endless
+        ) as session:
 
             async def pass_on(request: web.Request) -> web.StreamResponse:
                 return await self._pass_on(session, request)

@@ -14,6 +14,9 @@ from testbed.api import Api
 from testbed.pods import end_pod, run_pod
 from testbed.watch import wait_for, wait_for_all
 
+SMALL: Json = {"compute.nodes": 1, "job.data": "configmap://rows/train.jsonl", "output": None}
+"""Changes of a job that then fits on one node and needs no claim."""
+
 
 @dataclass(frozen=True)
 class Team:
@@ -89,6 +92,11 @@ class Team:
 
     def run_names(self) -> list[str]:
         return [run["metadata"]["name"] for run in self.api.items(self.runs)]
+
+    def until_event(self, reason: str) -> None:
+        """Until an Event about a job has that reason."""
+        path = f"/api/v1/namespaces/{self.namespace}/events"
+        wait_for_all(self.api, path, lambda _: reason in self.events(), timeout_s=self.patience_s)
 
     def events(self) -> list[str]:
         """Reasons of the Events about jobs."""

@@ -6,10 +6,14 @@ from collections.abc import Iterator
 
 import pytest
 
+from finetune_api.crd import crd
 from operating.process import OperatorProcess
 from operating.team import Team
 from testbed.control_plane import ControlPlane
 from testbed.fixtures import cluster, control_plane, namespace
+from testbed.training_operator import pytorchjob_crd, start_training_operator
+
+EVICT_AT_ONCE = [f"--default-{state}-toleration-seconds=1" for state in ("not-ready", "unreachable")]
 
 __all__ = ["cluster", "control_plane", "namespace"]
 
@@ -19,6 +23,18 @@ def operator(control_plane: ControlPlane) -> Iterator[OperatorProcess]:
     """The operator, serving the whole cluster."""
     with OperatorProcess(control_plane.cluster.kubeconfig, control_plane.folder) as process:
         yield process
+
+
+@pytest.fixture(scope="session")
+def scheduling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """A control plane whose scheduler runs and whose nodes the test plays, and an operator."""
+    folder = tmp_path_factory.mktemp("scheduling")
+    with ControlPlane(
+        folder, crds=[pytorchjob_crd(), crd()], controllers=True, scheduler=True, flags=EVICT_AT_ONCE
+    ) as plane:
+        start_training_operator(plane)
+        plane.run("operator", OperatorProcess(plane.cluster.kubeconfig, folder))
+        yield plane
 
 
 @pytest.fixture

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from builders import Json
 from finetune_api.crd import crd
-from finetune_api.exits import Exit
 from operating.process import OperatorProcess
-from operating.proxy import Proxy
 from operating.team import Team, condition
 from testbed.control_plane import ControlPlane
 from testbed.training_operator import pytorchjob_crd, start_training_operator
@@ -107,61 +103,3 @@ def test_sigterm_lets_looks_finish_and_ends_with_0(plane: ControlPlane, lonely: 
     with operating(plane, tmp_path, lonely):
         wait_for_all(lonely.api, lonely.runs, lambda runs: len(runs) == len(names))
         assert sorted(lonely.run_names()) == sorted(f"{n}-1" for n in names)
-
-
-def play(team: Team) -> None:
-    """Create, run, fail, run again."""
-    team.start("sample-1")
-    team.end("sample-1-worker-1", Exit.CRASHED, "boom")
-    team.start("sample-2")
-
-
-def essence(status: Json) -> Json:
-    """What a status says, without the times at which it said so."""
-    words = {c["type"]: (c["status"], c["reason"], c["message"]) for c in status["conditions"]}
-    return {k: v for k, v in status.items() if k not in ("conditions", "startTime")} | {"conditions": words}
-
-
-WRITES = 12
-"""Writes of `play`: claim, create, event, ready, event; restart, delete, event; claim, create, ready, event."""
-
-
-@pytest.fixture(scope="module")
-def undisturbed(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Json:
-    """How `play` ends if nothing happens."""
-    team, folder = Team(plane.cluster.api, plane.cluster.namespace()), tmp_path_factory.mktemp("undisturbed")
-    with Proxy(plane.cluster.kubeconfig, folder) as proxy, operating(plane, folder, team, proxy.kubeconfig):
-        team.submit()
-        play(team)
-        proxy.until(WRITES)
-        written = [(m, p.rpartition(f"/{team.namespace}/")[2]) for m, p in proxy.writes]
-    assert len(written) == WRITES, written
-    return essence(team.status())
-
-
-@pytest.mark.parametrize("write", range(1, WRITES + 1))
-def test_a_crash_after_any_write_changes_nothing(
-    plane: ControlPlane, lonely: Team, tmp_path: Path, undisturbed: Json, write: int
-) -> None:
-    killed: list[int] = []
-    operators: list[OperatorProcess] = []
-
-    def after(count: int) -> bool:
-        if count != write or killed:
-            return False
-        operators[0].signal(signal.SIGKILL)
-        killed.append(count)
-        return True
-
-    with Proxy(plane.cluster.kubeconfig, tmp_path, after) as proxy, ThreadPoolExecutor(1) as world:
-        with operating(plane, tmp_path, lonely, proxy.kubeconfig) as first:
-            operators.append(first)
-            lonely.submit()
-            played = world.submit(play, lonely)
-            assert first.wait_ended(60) == -signal.SIGKILL
-        with operating(plane, tmp_path, lonely, proxy.kubeconfig):
-            played.result(60)
-            lonely.until(lambda status: essence(status) == undisturbed)
-    assert lonely.run_names() == ["sample-2"]
-    made = [path for method, path in proxy.writes if (method, path.rpartition("/")[2]) == ("POST", "pytorchjobs")]
-    assert len(made) == 2, "one PyTorchJob a run, also where the answer to its creation was lost"

@@ -317,7 +317,11 @@ def test_a_pod_that_waits_says_why() -> None:
     stuck = replace(pod(1, "Pending"), waiting="ImagePullBackOff: no such image")
     answer = decided(seen(status=accepted(), runs=RUN1, pods=(pod(0), stuck)))
     [message] = [c.message for c in answer.status.conditions or () if c.type == "PodsReady"]
-    assert message == "1 of 2 pods are running. sample-1-1 waits: ImagePullBackOff: no such image"
+    assert message == (
+        "1 of 2 pods are running. sample-1-1 waits: ImagePullBackOff: no such image. "
+        "Check pods.image, and pods.imagePullSecrets if the registry wants a login."
+    )
+    assert condition(answer, "PodsReady") == ("False", "ImagePull")
 
 
 def test_time_alone_wakes_a_job_with_a_deadline() -> None:

@@ -73,7 +73,8 @@ class ControlPlane:
         """The audit log so far: one entry per finished request for an object, in the order of their ends."""
         if self.audit_log is None:
             raise ValueError("this control plane was started without audit=True")
-        lines = self.audit_log.read_text().splitlines() if self.audit_log.exists() else []
+        text = self.audit_log.read_text() if self.audit_log.exists() else ""
+        lines = text.rpartition("\n")[0].splitlines()  # the last one may not be written to its end yet
         entries: list[Json] = [json.loads(line) for line in lines]
         return [entry for entry in entries if "objectRef" in entry]
 

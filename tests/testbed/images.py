@@ -30,6 +30,8 @@ DOCKERFILES = {TRAINER: "trainer-image/Dockerfile", OPERATOR: "operator/Dockerfi
 SUITE = "bookworm"
 INCLUDE = "python3,python3-venv,python3-dev,ca-certificates"
 LARGE = 50 << 20
+NAME = "org.opencontainers.image.ref.name"
+"""Annotation that an image layout is searched by."""
 PIP = {"cert", "default-timeout", "extra-index-url", "index-url", "proxy", "trusted-host"}
 """Settings of pip that say how to reach an index."""
 
@@ -64,7 +66,8 @@ class Images:
         self._buildah("rmi", "--prune")
         for name in (BASE, *DOCKERFILES):
             # Not compressed: then a layer has the same hash here, in the builder and in containerd.
-            self._buildah("push", "--quiet", "--disable-compression", name, f"oci:{self.layout}:{name}")
+            source = f"containers-storage:[overlay@{self.folder / 'buildah'}+{self.folder / 'buildah-run'}]{name}"
+            _run("skopeo", "copy", "--dest-oci-accept-uncompressed-layers", source, f"oci:{self.layout}:{name}")
         self._prune()
 
     def load(self, machine: Machine) -> None:
@@ -84,27 +87,19 @@ class Images:
             return
         with TemporaryDirectory(dir=self.folder) as folder:
             context = Path(folder)
-            command = ["debootstrap", "--variant=minbase", f"--include={INCLUDE}", SUITE, folder + "/root"]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise ImageError(f"debootstrap ended with {done.returncode}:\n{_tail(done.stdout + done.stderr)}")
+            _run("debootstrap", "--variant=minbase", f"--include={INCLUDE}", SUITE, f"{folder}/root")
             shutil.rmtree(context / "root" / "var" / "cache" / "apt")
             (context / "Dockerfile").write_text(_BASE_FILE)
             self._buildah("bud", f"--label={label}", f"--tag={BASE}", folder)
 
     def _buildah(self, *arguments: str) -> str:
-        runroot = self.folder / "buildah-run"
-        command = ["buildah", f"--root={self.folder / 'buildah'}", f"--runroot={runroot}", "--storage-driver=overlay"]
-        done = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-        if done.returncode:
-            words = _tail(done.stdout + done.stderr)
-            raise ImageError(f"buildah {' '.join(arguments)} ended with {done.returncode}:\n{words}")
-        return done.stdout
+        folders = [f"--root={self.folder / 'buildah'}", f"--runroot={self.folder / 'buildah-run'}"]
+        return _run("buildah", *folders, "--storage-driver=overlay", *arguments)
 
     def _index(self) -> list[Json]:
         """The manifests of the layout, by the names under which they were pushed."""
-        manifests: list[Json] = json.loads((self.layout / "index.json").read_text())["manifests"]
-        return manifests
+        manifests = json.loads((self.layout / "index.json").read_text())["manifests"]
+        return [entry for entry in manifests if NAME in entry.get("annotations", {})]  # else: of an earlier build
 
     def _blobs(self) -> set[str]:
         """Digests of all that belongs to the images of the layout."""
@@ -121,7 +116,7 @@ class Images:
         """An archive that `ctr images import` reads, without the blobs that are held already."""
         index: Json = {"schemaVersion": 2, "manifests": self._index()}
         for entry in index["manifests"]:
-            entry["annotations"] = {"io.containerd.image.name": entry["annotations"]["org.opencontainers.image.ref.name"]}
+            entry["annotations"] = {"io.containerd.image.name": entry["annotations"][NAME]}
         with tarfile.open(archive, "w") as tar:
             for name, document in (("oci-layout", {"imageLayoutVersion": "1.0.0"}), ("index.json", index)):
                 data = json.dumps(document).encode()
@@ -142,6 +137,8 @@ class Images:
 
     def _prune(self) -> None:
         """Remove what belonged to earlier builds."""
+        index = {"schemaVersion": 2, "manifests": self._index()}
+        (self.layout / "index.json").write_text(json.dumps(index))
         wanted = {self._blob(digest) for digest in self._blobs()}
         for path in (self.layout / "blobs" / "sha256").iterdir():
             if path not in wanted:
@@ -185,5 +182,9 @@ def _secrets() -> Iterator[list[str]]:
         yield [*flags, f"--secret=id=pip,src={file}"]
 
 
-def _tail(text: str) -> str:
-    return "\n".join(text.splitlines()[-20:])
+def _run(*command: str) -> str:
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        tail = "\n".join((done.stdout + done.stderr).splitlines()[-20:])
+        raise ImageError(f"{' '.join(command)} ended with {done.returncode}:\n{tail}")
+    return done.stdout

@@ -16,6 +16,7 @@ PACKAGES = {
     "iptables": "iptables",
     "mount": "mount",
     "nsenter": "util-linux",
+    "skopeo": "skopeo",
 }
 
 

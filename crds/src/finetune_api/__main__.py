@@ -18,6 +18,8 @@ from . import crd, editors, pages, policy, rules, tree, tree_file
 
 HEADER = "# Generated from crds/src/finetune_api by `python -m finetune_api generate`; `make verify` compares.\n"
 CHART = "helm/finetune-operator/files"
+KEPT = {"helm.sh/resource-policy": "keep", "argocd.argoproj.io/sync-options": "Prune=false"}
+"""Helm's word counts for Argo CD when an application is deleted, but not when it prunes."""
 KEYS = f"crds/src/finetune_api/{tree.FILE}"
 
 
@@ -74,9 +76,8 @@ def _write(path: Path, text: str) -> None:
 
 
 def _kept(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The same, and Helm leaves it there when a release is removed: with the definition would go all jobs."""
-    annotations = {"helm.sh/resource-policy": "keep"}
-    return {**manifest, "metadata": {**manifest["metadata"], "annotations": annotations}}
+    """The same, and it stays when a release is removed or leaves it out: with the definition would go all jobs."""
+    return {**manifest, "metadata": {**manifest["metadata"], "annotations": KEPT}}
 
 
 def _holds(path: Path, text: str) -> bool:

@@ -117,5 +117,7 @@ COLUMNS = (
     _column("Loss", "number", ".status.progress.loss", "Mean loss of the last step."),
     _column("ETA", "integer", ".status.progress.etaSeconds", "Seconds to the end at this pace."),
     _column("Age", "date", ".metadata.creationTimestamp", "Time since the job was created."),
+    _column("Accepted", "string", ".status.conditions[?(@.type=='Accepted')].reason", "What is said of the job.", 1),
+    _column("Pods", "string", ".status.conditions[?(@.type=='PodsReady')].reason", "How its pods are.", 1),
     _column("Reason", "string", ".status.conditions[?(@.type=='Ready')].reason", "Why it is ready or not.", 1),
 )

@@ -16,12 +16,12 @@ class Spec(Section):
     """What to train, on what, and how."""
 
     algorithm: sections.Algorithm | None = key("What kind of training this is.")
-    job: sections.Job | None = key("What is trained on what.")
-    compute: sections.Compute | None = key("The machines.")
-    data: sections.Data | None = key("The rows.")
-    training: sections.Training | None = key("How training goes about its work.")
+    job: sections.Job | None = key("The base model and the rows that it is trained on.")
+    compute: sections.Compute | None = key("The accelerators: which kind, how many, on how many nodes.")
+    data: sections.Data | None = key("How the rows are read: format, validation, order.")
+    training: sections.Training | None = key("Method, validation, checkpoints and logging.")
     hyperparameters: sections.Hyperparameters | None = key("Numbers of the optimization.")
-    lora: sections.Adapter | None = key("As training.lora.")
+    lora: sections.Adapter | None = key("Low-rank adapters, as training.lora.")
     policy: sections.Policy | None = key("How other systems name and sample the model.")
     tags: sections.Free | None = informational("Words for people.", "they change nothing")
     metadata: sections.Free | None = informational("Words for people and machines.", "they change nothing")
@@ -32,10 +32,10 @@ class Spec(Section):
     output: native.Output | None = key("Where the result goes.")
     pods: native.Pods | None = key("What the training pods look like.")
     network: native.Network | None = key("How ranks reach each other.")
-    storage: native.Storage | None = key("Volumes besides data and output.")
-    queue: native.Queue | None = key("Kueue.")
-    lifecycle: native.Lifecycle | None = key("Ends and new beginnings.")
-    credentials: native.Credentials | None = key("References to secrets.")
+    storage: native.Storage | None = key("Volumes besides data and output: a shared cache of models.")
+    queue: native.Queue | None = key("The queue of Kueue that admits the job.")
+    lifecycle: native.Lifecycle | None = key("Restarts, time limits, and what is removed afterwards.")
+    credentials: native.Credentials | None = key("Secrets of the job's namespace, mounted into its pods as files.")
 
 
 class Metadata(BaseModel):

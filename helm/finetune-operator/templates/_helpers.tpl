@@ -76,7 +76,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
   verbs: [get, patch]
 - apiGroups: [""]
   resources: [events]
-  verbs: [create]
+  verbs: [create, list, watch]
 # The heartbeat comes back through a watch like those of the jobs, of this one name.
 - apiGroups: [coordination.k8s.io]
   resources: [leases]

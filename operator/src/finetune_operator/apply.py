@@ -26,15 +26,19 @@ class Applier:
     cluster: Cluster
     mirror: Mirror
 
-    async def apply(self, seen: Observed, answer: Plan, change: Change, now: str) -> None:
-        """Carry out a plan. Raises ClusterError; whatever was not done is planned again by the next pass."""
+    async def apply(self, seen: Observed, answer: Plan, change: Change, now: str) -> bool:
+        """Carry out a plan; True if that has changed anything: the echo of our own writes is no news (runtime.note).
+
+        Raises ClusterError; whatever was not done is planned again by the next pass.
+        """
         job = dict(seen.resource)
         key = key_of(job)
         if answer.remember:
             await self._remember(key, answer.remember)
         patch = change.patch if change.wait_seconds is None else {}
+        changed = bool(answer.actions)
         if patch:
-            await self._write_status(key, job, patch)
+            changed |= await self._write_status(key, job, patch)
         elif answer.actions:
             await self._still_true(key, job)
         try:
@@ -43,6 +47,7 @@ class Applier:
         finally:
             if patch:
                 await self._tell(key, job, change, now)
+        return changed
 
     async def _remember(self, key: Key, result: Remember) -> None:
         """A courtesy too: whoever has no such claim any more, or may not write on it, has finished all the same."""
@@ -55,10 +60,11 @@ class Applier:
                 "result not noted on its claim", extra=words(key) | {"claim": result.claim, "error": str(error)}
             )
 
-    async def _write_status(self, key: Key, job: Json, patch: Json) -> None:
+    async def _write_status(self, key: Key, job: Json, patch: Json) -> bool:
         body = {"metadata": {"resourceVersion": job["metadata"]["resourceVersion"]}, "status": patch}
-        self.mirror.jobs.put(await self.cluster.patch_status(key, body))
+        answer = await self.cluster.patch_status(key, body)
         log.debug("status written", extra=words(key, job["metadata"]["uid"]) | {"keys": sorted(patch)})
+        return self.mirror.jobs.put(answer)
 
     async def _still_true(self, key: Key, job: Json) -> None:
         """Nothing has proved that the job is as we saw it: look before doing what cannot be taken back."""

@@ -21,7 +21,7 @@ from .transport import MERGE, Transport
 
 RUNS_GROUP, RUNS_VERSION, RUNS_PLURAL = "kubeflow.org", "v1", "pytorchjobs"
 CLAIMS_PLURAL = "persistentvolumeclaims"
-PAGE = 500
+PAGE = 100
 """Objects of one page of a list."""
 LOG_LINES = 1000
 LOG_BYTES = 1 << 20
@@ -45,8 +45,8 @@ class Cluster(Protocol):
     async def get_run(self, key: Key) -> Json | None:
         """The PyTorchJob as it is now, or None."""
 
-    def pages(self, kind: Kind) -> AsyncIterator[tuple[list[Json], int]]:
-        """All jobs, or all children that carry our label, page by page, with the version of the list."""
+    def pages(self, kind: Kind, namespace: str = "", uid: str = "") -> AsyncIterator[tuple[list[Json], int]]:
+        """All jobs, or all children, or those of one job, page by page, with the version of the list."""
 
     async def create_run(self, manifest: Json) -> Json:
         """Create a PyTorchJob. Raises AlreadyExists."""
@@ -92,10 +92,11 @@ class KubernetesCluster:
     async def get_run(self, key: Key) -> Json | None:
         return await self._find(RUNS_PLURAL, _run_path(key))
 
-    async def pages(self, kind: Kind) -> AsyncIterator[tuple[list[Json], int]]:
-        path, query = _path(_VERSIONS[kind], kind, Key(self._namespace, "")), {"limit": str(PAGE)}
+    async def pages(self, kind: Kind, namespace: str = "", uid: str = "") -> AsyncIterator[tuple[list[Json], int]]:
+        path = _path(_VERSIONS[kind], kind, Key(namespace or self._namespace, ""))
+        query = {"limit": str(PAGE)}
         if kind is not Kind.JOBS:
-            query["labelSelector"] = labels.JOB_UID
+            query["labelSelector"] = f"{labels.JOB_UID}={uid}" if uid else labels.JOB_UID
         token = ""
         while True:
             more = {"continue": token} if token else {}

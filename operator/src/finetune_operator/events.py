@@ -10,11 +10,12 @@ from finetune_api import labels
 from finetune_api.names import API_VERSION, KIND
 
 from .identity import Json
+from .plan.hindrances import WAITING
 
 MESSAGE_LENGTH = 1024
 """Longest message of an Event."""
 _ECHOES = {
-    c.PODS_READY: ("Creating", "Waiting", "Suspended", "Restarting"),
+    c.PODS_READY: ("Creating", "Suspended", "Restarting", *(found.reason for _, found in WAITING)),
     c.TRAINING: ("Starting", "Suspended", "Queued"),
 }
 """Reasons that only follow another condition, or that the pods' own events tell better."""

@@ -14,14 +14,15 @@ import kopf
 from finetune_api import labels
 from finetune_api.names import GROUP, PLURAL, VERSION
 
-from .cluster import RUNS_GROUP, RUNS_PLURAL, RUNS_VERSION, Kind
+from . import refusals
+from .cluster import PAGE, RUNS_GROUP, RUNS_PLURAL, RUNS_VERSION, Kind
 from .health import LEASE
 from .identity import Key, key_of
 from .runtime import Operator
 from .settings import Settings
 from .transport import load_configuration
 
-BACKOFF_SECONDS = 30.0
+BACKOFF_SECONDS = 10.0
 """Longest pause between two attempts to reach the API server: how long after an outage we see it again."""
 
 
@@ -41,10 +42,12 @@ def kopf_settings(settings: Settings) -> kopf.OperatorSettings:
     found.watching.inactivity_timeout = 70
     found.watching.server_timeout = 300
     found.watching.connect_timeout = 10
-    found.watching.chunk_size = 500
+    found.watching.chunk_size = PAGE
     found.watching.label_selectors["", "v1", "pods"] = labels.JOB_UID
     found.watching.label_selectors[RUNS_GROUP, RUNS_VERSION, RUNS_PLURAL] = labels.JOB_UID
+    found.watching.field_selectors["", "v1", "events"] = f"reason={refusals.REASON}"
     found.watching.field_selectors["coordination.k8s.io", "v1", "leases"] = f"metadata.name={LEASE}"
+    found.queueing.idle_timeout = 0.2
     found.networking.request_timeout = 60
     found.networking.connect_timeout = 10
     found.networking.error_backoffs = Backoffs()
@@ -71,6 +74,10 @@ def register(operator: Operator) -> kopf.OperatorRegistry:
     @kopf.on.event("", "v1", "pods", registry=registry)
     async def pod(event: Any, **_: Any) -> None:
         operator.note(Kind.PODS, event["type"], event["object"])
+
+    @kopf.on.event("", "v1", "events", registry=registry)
+    async def refused(event: Any, **_: Any) -> None:
+        operator.note_refusal(event["type"], event["object"])
 
     @kopf.on.event("coordination.k8s.io", "v1", "leases", registry=registry)
     async def heartbeat(event: Any, **_: Any) -> None:

@@ -19,6 +19,7 @@ from .cluster import Kind
 from .identity import Json, Key, job_of, key_of
 from .lean import Kept
 from .plan.model import PodSeen, RunSeen
+from .refusals import Refusals
 
 T = TypeVar("T")
 
@@ -61,11 +62,13 @@ class Shelf(Generic[T]):
 
     def keep(self, listed: set[Key], version: int) -> list[Key]:
         """Forget what a list of that version does not hold; the keys that were forgotten."""
-        gone = [k for k, e in self._entries.items() if k not in listed and e.version <= version]
-        for key in gone:
-            self._forget(key)
+        gone = self._forget_unlisted(self._entries, listed, version)
         self._gone.clear()  # a deletion only has to outlive the list during which it happened
         return gone
+
+    def keep_of(self, owner: str, listed: set[Key], version: int) -> None:
+        """Likewise, of a list of one job's objects."""
+        self._forget_unlisted(self._owned.get(owner, ()), listed, version)
 
     def forget(self, key: Key) -> None:
         """The object is known to be gone."""
@@ -80,6 +83,12 @@ class Shelf(Generic[T]):
 
     def items(self) -> Iterable[tuple[Key, Entry[T]]]:
         return self._entries.items()
+
+    def _forget_unlisted(self, known: Iterable[Key], listed: set[Key], version: int) -> list[Key]:
+        gone = [key for key in known if key not in listed and self._entries[key].version <= version]
+        for key in gone:
+            self._forget(key)
+        return gone
 
     def _forget(self, key: Key) -> None:
         entry = self._entries.pop(key, None)
@@ -100,6 +109,7 @@ class Mirror:
         self.pods: Shelf[PodSeen] = Shelf(lean.pod, _owner_label)
         self.claims: dict[Key, tuple[float, Mapping[str, str]]] = {}
         """Annotations of claims, and when they were read: not watched, and believed for a moment only."""
+        self.refusals = Refusals()
 
     def job(self, key: Key) -> Json | None:
         """The job as it was seen last, as a dict of its own."""
@@ -125,6 +135,9 @@ class Mirror:
 
     def keep(self, kind: Kind, listed: set[Key], version: int) -> list[Key]:
         return self._shelf(kind).keep(listed, version)
+
+    def keep_of(self, kind: Kind, owner: str, listed: set[Key], version: int) -> None:
+        self._shelf(kind).keep_of(owner, listed, version)
 
     def _shelf(self, kind: Kind) -> Shelf[Kept] | Shelf[RunSeen] | Shelf[PodSeen]:
         if kind is Kind.JOBS:

@@ -15,11 +15,12 @@ from finetune_api.report import (
 )  # fmt: skip
 
 from . import metrics
-from .cluster import Cluster
+from .cluster import Cluster, Kind
 from .errors import ClusterError
-from .identity import Json, Key
+from .identity import Json, Key, key_of
 from .mirror import Mirror
 from .plan import results
+from .plan.decide import missing_pods
 from .plan.model import Observed, PodSeen
 from .settings import Settings
 
@@ -27,6 +28,8 @@ BACKEND_SECONDS = 5.0
 """How long an answer about the Training Operator's resource is believed."""
 CLAIM_SECONDS = 1.0
 """How long the annotations of a claim are believed: so long that a burst of jobs on one claim asks but once."""
+LEAVING_SECONDS = 4.0
+"""How long the end of a run is waited for before the server is asked: shorter than between looks (plan/decide.py)."""
 OVERLAP_SECONDS = 5
 """Read twice rather than never: clocks of nodes differ."""
 _ORDER = (DatasetRecord, ResumeRecord, ProgressRecord, EvaluationRecord, CheckpointRecord)
@@ -40,6 +43,8 @@ class Observer:
         self._read: dict[str, float] = {}
         """When each rank 0, by UID of its pod, was read last."""
         self._backend: tuple[float, bool] | None = None
+        self._leaving: dict[Key, float] = {}
+        """When the children of jobs whose run is leaving were listed last, or seen to leave."""
 
     async def observe(self, key: Key, refusal: str = "") -> Observed | None:
         """What is known of a job now; None if there is none, or if it is being deleted and needs nothing."""
@@ -47,8 +52,10 @@ class Observer:
         if job is None or "deletionTimestamp" in job["metadata"]:
             return None
         uid = job["metadata"]["uid"]
-        runs, pods = self._mirror.runs.of(uid), self._mirror.pods.of(uid)
         over = bool(job["status"].get("completionTime"))
+        if not over and self._is_doubtful(key, job):
+            await self._look_again(key.namespace, uid)
+        runs, pods = self._mirror.runs.of(uid), self._mirror.pods.of(uid)
         return Observed(
             resource=job,
             runs=runs,
@@ -56,6 +63,7 @@ class Observer:
             records=() if over else await self._records(key, pods),
             backend=bool(runs) or over or await self.backend(),
             refusal=refusal,
+            pods_refusal=next((said for r in runs if (said := self._mirror.refusals.of(r.uid))), ""),
             claim={} if over or runs or job["status"].get("run") else await self._claim(key, job),
         )
 
@@ -80,6 +88,33 @@ class Observer:
     def doubt_backend(self) -> None:
         """The resource was missing when it was needed: ask again."""
         self._backend = None
+
+    def _is_doubtful(self, key: Key, job: Json) -> bool:
+        """Whether children are missing, or about to: that is told once, and a watch that starts anew never tells it.
+
+        A gang that was whole is counted anew at once. For the end of a run we ask from time to time.
+        """
+        uid = job["metadata"]["uid"]
+        runs, pods = self._mirror.runs.of(uid), self._mirror.pods.of(uid)
+        if missing_pods(job["status"], pods):
+            return True
+        if not any(r.deleting for r in runs) and (runs or not pods):
+            self._leaving.pop(key, None)
+            return False
+        now, asked = self._clock(), self._leaving.get(key)
+        if asked is None or now - asked >= LEAVING_SECONDS:
+            self._leaving[key] = now
+        return asked is not None and now - asked >= LEAVING_SECONDS
+
+    async def _look_again(self, namespace: str, uid: str) -> None:
+        """Bring the children of one job up to date."""
+        for kind in (Kind.RUNS, Kind.PODS):
+            listed: set[Key] = set()
+            async for items, version in self._cluster.pages(kind, namespace, uid):  # noqa: B007
+                listed.update(map(key_of, items))
+                for raw in items:
+                    self._mirror.put(kind, raw)
+            self._mirror.keep_of(kind, uid, listed, version)
 
     async def _claim(self, key: Key, job: Json) -> Mapping[str, str]:
         """Annotations of the claim that the output of a new job lies on."""
@@ -113,6 +148,7 @@ class Observer:
     def forget(self, alive: set[str]) -> None:
         """Drop the reading times of pods that do not run any more, and what nobody believes any longer."""
         self._mirror.claims.clear()
+        self._leaving.clear()
         self._read = {uid: at for uid, at in self._read.items() if uid in alive}
 
 

@@ -14,7 +14,7 @@ from . import metrics
 from .apply import Applier
 from .changes import Change
 from .cluster import Cluster
-from .errors import BackendMissing, ClusterError, Conflict, NotFound, Refused
+from .errors import BackendMissing, ClusterError, Conflict, NotFound, Refused, Unavailable
 from .identity import Key, words
 from .mirror import Mirror
 from .observe import Observer
@@ -24,6 +24,9 @@ from .settings import Settings
 from .workqueue import WorkQueue
 
 log = logging.getLogger(__name__)
+
+AWAY_SECONDS = 8.0
+"""Longest pause between two looks while the server is away: its absence says nothing against the job."""
 
 
 class Reconciler:
@@ -50,7 +53,7 @@ class Reconciler:
         answer = plan(seen, self._plan_settings, now)
         change = self._change(key, seen, answer)
         try:
-            await self._applier.apply(seen, answer, change, _time(now))
+            changed = await self._applier.apply(seen, answer, change, _time(now))
         except (Conflict, NotFound):
             await self._refresh(key)
             raise
@@ -62,7 +65,7 @@ class Reconciler:
             self.observer.doubt_backend()
             raise
         self._refusals.pop(key, None)
-        return self._next(seen, answer, change)
+        return 0.0 if changed else self._next(seen, answer, change)
 
     def _change(self, key: Key, seen: Observed, answer: Plan) -> Change:
         """What is written into the status, and when: words alone are kept back until it is time for progress."""
@@ -104,7 +107,8 @@ async def look(queue: WorkQueue, reconciler: Reconciler, key: Key) -> None:
             log.info("looked too early", extra=words(key) | {"error": str(error), "seconds": queue.retry(key)})
         except ClusterError as error:
             metrics.ERRORS.labels(reason=error.reason).inc()
-            log.warning("look failed", extra=words(key) | {"error": str(error), "seconds": queue.retry(key)})
+            seconds = queue.retry(key, AWAY_SECONDS) if isinstance(error, Unavailable) else queue.retry(key)
+            log.warning("look failed", extra=words(key) | {"error": str(error), "seconds": seconds})
         except Exception:  # a bug in a look at one job must not stop the looks at others
             metrics.ERRORS.labels(reason="Bug").inc()
             log.exception("look failed", extra=words(key) | {"seconds": queue.retry(key)})

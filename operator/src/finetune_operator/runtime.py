@@ -45,12 +45,19 @@ class Operator:
         self._stopping = False
 
     def note(self, kind: Kind, change: str | None, raw: Json) -> None:
-        """A watch has seen a change of an object; None: the object as it was listed."""
+        """A watch has seen a change of an object; None: the object as it was listed.
+
+        What we know already calls for no look: whoever brought it has seen to that.
+        """
         if change == "DELETED":
             self.mirror.drop(kind, raw)
-        else:
-            self.mirror.put(kind, raw)
+        elif not self.mirror.put(kind, raw):
+            return
         self.enqueue(subject(kind, raw))
+
+    def note_refusal(self, change: str | None, event: Json) -> None:
+        """A watch has seen an Event about pods that were refused."""
+        self.enqueue(self.mirror.refusals.note(change, event))
 
     def enqueue(self, key: Key | None) -> None:
         """Have a look at a job soon."""
@@ -96,6 +103,7 @@ class Operator:
         for key in keys:
             self.enqueue(key)
         self.reconciler.observer.forget({entry.value.uid for _, entry in self.mirror.pods.items()})
+        self.mirror.refusals.keep({entry.value.uid for _, entry in self.mirror.runs.items()})
 
     def ailment(self) -> str:
         """Why this process should be started anew; empty while it sees the cluster."""
@@ -126,7 +134,7 @@ class Operator:
             async for items, version in self.cluster.pages(kind):  # noqa: B007
                 listed.update(map(key_of, items))
                 for raw in items:
-                    self.mirror.put(kind, raw)
+                    self.note(kind, None, raw)
         except BackendMissing:
             if kind is not Kind.RUNS:
                 raise
@@ -145,5 +153,5 @@ class Operator:
             return
 
 
-NEEDED = (f"{PLURAL}.", "pods.", "leases.")
+NEEDED = (f"{PLURAL}.", "pods.", "events.", "leases.")
 """Watches without which nothing works; that of PyTorchJobs only where they exist."""

@@ -37,11 +37,10 @@ class WorkQueue:
             self._due[key] = due
             heapq.heappush(self._heap, (due, key))
 
-    def retry(self, key: Key) -> float:
-        """Look again after an error; the delay in seconds grows with every error in a row."""
+    def retry(self, key: Key, most: float = RETRY[1]) -> float:
+        """Look again after an error; the delay in seconds grows with every error in a row, up to `most`."""
         failures = self._failures[key] = self._failures.get(key, 0) + 1
-        first, most = RETRY
-        delay: float = min(most, first * 2 ** min(failures - 1, 10)) * random.uniform(0.8, 1.2)  # noqa: S311
+        delay: float = min(most, RETRY[0] * 2 ** min(failures - 1, 10)) * random.uniform(0.8, 1.2)  # noqa: S311
         self.add(key, delay)
         return delay
 

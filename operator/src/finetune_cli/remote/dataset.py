@@ -17,7 +17,6 @@ from typing import Any
 from finetune_api import labels, sources
 from finetune_api.logic import find
 from finetune_api.names import API_VERSION, KIND
-from finetune_api.rules import DATA
 from finetune_api.sources import Scheme
 from finetune_operator.plan.places import CLAIMS
 
@@ -85,9 +84,7 @@ def config_map(found: Parcel, job: Json) -> Json:
 
 
 def _claim(spec: Mapping[str, Any]) -> str | None:
-    """The claim that the file of the job names for rows, else that of the output."""
-    for key in (*DATA, OUTPUT):
-        value = find(spec, key)
-        if isinstance(value, str) and value.startswith(f"{Scheme.PVC}://"):
-            return sources.parse(value).name
-    return None
+    """The claim of the output, which the job may write to: the one that its rows came from may be anybody's."""
+    value = find(spec, OUTPUT)
+    source = sources.parse(value) if isinstance(value, str) else None
+    return source.name if source and source.scheme is Scheme.PVC else None

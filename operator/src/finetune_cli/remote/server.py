@@ -20,7 +20,8 @@ import yaml
 from kubernetes import config as client_config
 from kubernetes.client.configuration import Configuration
 from kubernetes.client.rest import RESTClientObject
-from urllib3.exceptions import HTTPError, MaxRetryError
+from urllib3.exceptions import HTTPError, MaxRetryError, NameResolutionError, NewConnectionError, SSLError
+from urllib3.exceptions import TimeoutError as NoAnswer
 
 from finetune_cli.errors import Refused
 
@@ -175,6 +176,12 @@ def api_error(status: int, data: bytes) -> ApiError:
 
 def _why(error: HTTPError) -> str:
     """The reason in a few words: urllib3 wraps it in itself, and names objects of ours."""
-    reason: object = error.reason if isinstance(error, MaxRetryError) and error.reason else error
-    text = str(reason)
-    return text.rpartition(": ")[2].strip(" .'\")(") or type(reason).__name__
+    reason = error.reason if isinstance(error, MaxRetryError) and error.reason else error
+    if isinstance(reason, NameResolutionError):
+        return "its name is not known"
+    if isinstance(reason, NoAnswer) and not isinstance(reason, NewConnectionError):
+        return "no answer in time"
+    if isinstance(reason, SSLError):
+        cause = reason.args[0] if reason.args else reason
+        return f"its certificate is not trusted: {getattr(cause, 'verify_message', cause)}"
+    return str(reason).rpartition("] ")[2].rpartition(": ")[2].strip(" .'\")(") or type(reason).__name__

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from finetune_api.conditions import PODS_READY
 from finetune_api.logic import find
 from finetune_api.problems import Problem
 
 from . import places
 from .seen import Seen
+from .views import is_true
 
 
 def claims(seen: Seen) -> Iterator[Problem]:
-    """Claims that are not there, or not bound."""
+    """Claims that are not there, or not bound, while pods still need them."""
+    if is_true(seen.job, PODS_READY):
+        return
     for claim, key in places.claims(seen.job["spec"]).items():
         if claim in seen.claims:
             yield from _claim(seen, claim, key)
 
 
 def config_maps(seen: Seen) -> Iterator[Problem]:
-    """ConfigMaps that are not there, or lack the key."""
+    """ConfigMaps that are not there, or lack the key, while pods still need them."""
+    if is_true(seen.job, PODS_READY):
+        return
     for (name, item), key in places.config_maps(seen.job["spec"]).items():
         found = seen.config_maps.get(name, {})
         if found is None:

@@ -6,12 +6,13 @@ counts. The world is looked at, never remembered: whatever event woke us, the an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any
 
+from finetune_api.conditions import PODS_READY
 from finetune_api.exits import Exit
 from finetune_api.logic import find
 from finetune_api.names import GROUP, KIND
@@ -220,10 +221,22 @@ def starting(story: Story) -> Plan | None:
 
 def running(story: Story) -> Plan:
     """Nothing to do but to say how far it is."""
-    status = told.pods_seen(told.seen_running(story.status, story.run, now=story.time), story.pods, now=story.time)
+    status = told.seen_running(story.status, story.run, now=story.time)
+    status = told.pods_seen(status, story.pods, story.seen.pods_refusal, now=story.time)
     for record in story.seen.records:
         status = told.fold(record, status, story.time)
     return Plan((), status)
+
+
+def missing_pods(status: Mapping[str, Any], pods: Iterable[PodSeen]) -> int:
+    """How many pods of a run that had all of them are gone. `status` is as it was written.
+
+    None returns to Pending: one that is pending took the place of another.
+    """
+    if not any(c["type"] == PODS_READY and c["status"] == "True" for c in status.get("conditions") or ()):
+        return 0
+    left = sum(p.run == status.get("run") and p.phase != "Pending" for p in pods)
+    return max(0, (find(status, "layout.nodes") or 1) - left)
 
 
 CHECKS: tuple[Callable[[Story], Plan | None], ...] = (
@@ -239,10 +252,10 @@ def _report(story: Story, code: int) -> FinalReport | None:
 
 def _incomplete(story: Story) -> retry.Failure | None:
     """A pod that was deleted is replaced behind our back, with nobody to talk to: the gang starts again."""
-    wanted = (story.status.layout.nodes if story.status.layout else None) or 1
-    if not story.seen.runs or not told.was_ready(story.status) or len(story.pods) >= wanted:
+    lost = missing_pods(story.seen.resource.get("status") or {}, story.seen.pods)
+    if not story.seen.runs or not lost:
         return None
-    return retry.Failure(Exit.PEER_LOST, f"A pod was deleted: {len(story.pods)} of {wanted} are left.", free=True)
+    return retry.Failure(Exit.PEER_LOST, f"Of the pods that ran, {lost} were deleted.", free=True)
 
 
 def _hindrance(story: Story) -> Problem | None:

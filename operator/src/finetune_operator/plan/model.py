@@ -56,6 +56,8 @@ class Observed:
     """Whether the Training Operator's resource exists in this cluster."""
     refusal: str = ""
     """What the API server said when it refused to create the current run; empty if it did not."""
+    pods_refusal: str = ""
+    """What it said when it refused a pod of that run; empty if it did not."""
     claim: Mapping[str, str] = field(default_factory=dict)
     """Annotations of the claim that the output lies on, of a job without a run; empty if there is no such claim."""
 

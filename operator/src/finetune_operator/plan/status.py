@@ -31,6 +31,7 @@ from finetune_api.status import (
     Status,
 )  # fmt: skip
 
+from .hindrances import REFUSED, WAITING, Hindrance, hindrance
 from .model import PodSeen
 from .places import uri_of
 from .resolve import Resolution
@@ -96,12 +97,6 @@ def is_given_up(status: Status) -> bool:
     return bool(
         (training and training.reason == RESTARTING) or (suspended and suspended.status is ConditionStatus.TRUE)
     )
-
-
-def was_ready(status: Status) -> bool:
-    """Whether all pods of the current run were seen running."""
-    found = _find(status, c.PODS_READY)
-    return found is not None and found.status is ConditionStatus.TRUE
 
 
 @singledispatch
@@ -217,13 +212,22 @@ def restarting(status: Status, restarts: int, message: str, *, now: str) -> Stat
     return _with(status, restarts=restarts, phase=Phase.STARTING)
 
 
-def pods_seen(status: Status, pods: tuple[PodSeen, ...], *, now: str) -> Status:
-    """How many pods of the run are running; the backend's own word counts the master only."""
+def pods_seen(status: Status, pods: tuple[PodSeen, ...], refusal: str = "", *, now: str) -> Status:
+    """How many pods of the run are running, and what keeps the others; the backend's own word is not enough."""
     wanted = (status.layout.nodes if status.layout else None) or 1
     ready = sum(p.phase == "Running" for p in pods)
-    waiting = next((f" {p.name} waits: {p.waiting}" for p in pods if p.waiting), "")
-    message = f"{ready} of {wanted} pods are running.{waiting}"[:MESSAGE_LENGTH]
-    return _set(status, c.PODS_READY, ready == wanted, "Running" if ready == wanted else "Waiting", message, now)
+    if ready == wanted:
+        return _set(status, c.PODS_READY, True, "Running", f"{ready} of {wanted} pods are running.", now)
+    waiting = next((p for p in pods if p.waiting), None)
+    if refusal and len(pods) < wanted:
+        said, found = f"{refusal.rstrip('.')}.", hindrance(REFUSED, refusal)
+    elif waiting:
+        said = f"{waiting.name} waits: {waiting.waiting.rstrip('.')}."
+        found = hindrance(WAITING, waiting.waiting)
+    else:
+        said, found = "", Hindrance("Waiting", "")
+    message = " ".join(filter(None, (f"{ready} of {wanted} pods are running.", said, found.remedy)))
+    return _set(status, c.PODS_READY, False, found.reason, message[:MESSAGE_LENGTH], now)
 
 
 def _succeeded(status: Status, result: ResultStatus, reason: str, message: str, now: str) -> Status:

@@ -1,0 +1,22 @@
+"""People with few rights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from builders import Json
+from testbed.control_plane import ControlPlane
+
+GROUP = "rbac.authorization.k8s.io"
+
+
+def person(control_plane: ControlPlane, namespace: str, rules: list[Json]) -> Path:
+    """A kubeconfig of somebody with these rights in the namespace."""
+    api, metadata = control_plane.cluster.api, {"name": "person", "namespace": namespace}
+    kubeconfig = control_plane.cluster.service_account(namespace, "person")
+    api.create({"apiVersion": f"{GROUP}/v1", "kind": "Role", "metadata": metadata, "rules": rules})
+    subject = {"kind": "ServiceAccount", "name": "person", "namespace": namespace}
+    role = {"apiGroup": GROUP, "kind": "Role", "name": "person"}
+    api.create({"apiVersion": f"{GROUP}/v1", "kind": "RoleBinding", "metadata": metadata, "roleRef": role,
+                "subjects": [subject]})  # fmt: skip
+    return kubeconfig

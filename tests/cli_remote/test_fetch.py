@@ -1,0 +1,116 @@
+"""A result on its way here: whole or not at all, and only what is a result."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from builders import Json
+from cli_remote.calls import Console
+from cli_remote.kubelet import Kubelet
+from finetune_api.output import MARKER
+from operating.team import Team
+from testbed.watch import wait_for_all
+
+TRANSFER = "app.kubernetes.io/component=transfer"
+
+
+def until_carrier(team: Team) -> Json:
+    [pod] = wait_for_all(team.api, team.pods, lambda found: len(found) == 1, labelSelector=TRANSFER)
+    return pod
+
+
+def succeed(team: Team) -> None:
+    """A job that has ended well; its output is pvc://models/out."""
+    team.submit()
+    team.start()
+    team.end("sample-1-worker-0")
+    team.until_phase("Succeeded")
+
+
+def result(kubelet: Kubelet, *, complete: bool = True) -> dict[str, bytes]:
+    """Files of a result on the claim: small, large, empty, in a folder of their own."""
+    folder = kubelet.claims / "models" / "out" / "result"
+    files = {"adapter_config.json": b"{}", "adapter_model.safetensors": os.urandom(9 << 20), "empty": b"",
+             "tokenizer/tokenizer.json": b"[]"}  # fmt: skip
+    files |= {MARKER: b"done"} if complete else {}
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return files
+
+
+def here(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def gone(team: Team) -> bool:
+    """Whether every transfer pod was asked to go."""
+    pods = team.api.items(team.pods, labelSelector=TRANSFER)
+    return all("deletionTimestamp" in pod["metadata"] for pod in pods)
+
+
+def test_a_result_comes_here_byte_by_byte(team: Team, console: Console, kubelet: Kubelet) -> None:
+    succeed(team)
+    files = result(kubelet)
+    with console.start("fetch", "sample", "--to", "my/adapter") as fetching:
+        pod = until_carrier(team)
+        [volume] = [v["persistentVolumeClaim"] for v in pod["spec"]["volumes"] if "persistentVolumeClaim" in v]
+        assert volume == {"claimName": "models", "readOnly": True}
+        kubelet.run(pod["metadata"]["name"])
+        assert fetching.ended() == 0, fetching.lines
+    assert here(console.folder / "my" / "adapter") == files
+    assert fetching.lines[-1] == "my/adapter"
+    assert "fetching /mnt/claims/models/out/result to my/adapter: 9.0 MiB" in fetching.lines
+    assert [p.name for p in (console.folder / "my").iterdir()] == ["adapter"]
+    assert gone(team)
+
+
+def test_a_result_without_its_marker_is_not_taken(team: Team, console: Console, kubelet: Kubelet) -> None:
+    succeed(team)
+    result(kubelet, complete=False)
+    with console.start("fetch", "sample") as fetching:
+        kubelet.run(until_carrier(team)["metadata"]["name"])
+        assert fetching.ended() == 1
+    assert "error: transfer: The result is not there, or not complete. [TransferFailed]" in fetching.lines
+    assert not (console.folder / "sample-result").exists()
+    assert gone(team)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_fetch_leaves_neither_folder_nor_pod(
+    number: signal.Signals, team: Team, console: Console
+) -> None:
+    succeed(team)
+    with console.start("fetch", "sample") as fetching:
+        until_carrier(team)
+        fetching.interrupt(number)
+        assert fetching.ended() == 1
+    wait_for_all(team.api, team.pods, lambda found: not found, labelSelector=TRANSFER)
+    assert not [path for path in console.folder.iterdir() if "sample" in path.name]
+
+
+def test_a_connection_that_breaks_leaves_no_half_result(team: Team, console: Console, kubelet: Kubelet) -> None:
+    succeed(team)
+    result(kubelet)
+    kubelet.break_output_after = 4 << 20
+    with console.start("fetch", "sample") as fetching:
+        kubelet.run(until_carrier(team)["metadata"]["name"])
+        assert fetching.ended() == 1
+    assert any("the connection to the pod" in line and line.endswith("[Unreachable]") for line in fetching.lines)
+    assert not [path for path in console.folder.iterdir() if "sample" in path.name]
+    assert gone(team)
+
+
+def test_a_claim_that_is_not_there_keeps_the_pod_waiting_and_that_is_said(team: Team, console: Console) -> None:
+    succeed(team)
+    with console.start("fetch", "sample") as fetching:
+        pod = until_carrier(team)["metadata"]["name"]
+        unscheduled = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable",
+                       "message": 'persistentvolumeclaim "models" not found'}  # fmt: skip
+        team.api.patch(f"{team.pods}/{pod}/status", {"status": {"conditions": [unscheduled]}})
+        line = fetching.until('persistentvolumeclaim "models" not found')
+    assert line.endswith("Create the claim that is named, or correct its name.")

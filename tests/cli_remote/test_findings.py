@@ -1,0 +1,183 @@
+"""Why a job is not running: every finding with its reason and remedy, from what was seen alone."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from builders import Json, put, resource
+from finetune_api.problems import Problem
+from finetune_cli.remote.dataset import AWAITING
+from finetune_cli.remote.findings import findings
+from finetune_cli.remote.seen import Seen
+
+NOW = datetime(2026, 11, 21, 12, 0, 0, tzinfo=UTC)
+LONG_AGO, JUST_NOW = "2026-11-21T11:00:00Z", "2026-11-21T11:59:58Z"
+FRESH, STALE = "2026-11-21T11:59:40.000000Z", "2026-11-21T11:00:00.000000Z"
+RUN: Json = {"metadata": {"name": "sample-1", "uid": "r1", "creationTimestamp": LONG_AGO},
+             "status": {"conditions": [{"type": "Created"}]}}  # fmt: skip
+BOUND: Json = {"metadata": {"uid": "c1"}, "status": {"phase": "Bound"}}
+UNBOUND: Json = {"metadata": {"uid": "c1"}, "status": {"phase": "Pending"}}
+
+
+def job(changes: Json | None = None, *conditions: tuple[str, str, str, str], **more: object) -> Json:
+    """A job that an operator has looked at. conditions: type, status, reason, message."""
+    body = resource(changes)
+    body["metadata"] |= {"namespace": "team", "uid": "j1", "generation": 1, "creationTimestamp": LONG_AGO}
+    told = [dict(zip(("type", "status", "reason", "message"), each, strict=True)) for each in conditions]
+    body["status"] = {"observedGeneration": 1, "phase": "Starting", "layout": {"nodes": 2}}
+    body["status"]["conditions"] = [each | {"lastTransitionTime": LONG_AGO} for each in told]
+    for path, value in more.items():
+        put(body, path.replace("__", "."), value)
+    return body
+
+
+def pod(name: str, **status: object) -> Json:
+    metadata = {"name": name, "uid": name, "ownerReferences": [{"uid": "r1"}]}
+    return {"metadata": metadata, "spec": {}, "status": {"phase": "Pending", **status}}
+
+
+def unscheduled(text: str) -> dict[str, object]:
+    return {"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": text}]}
+
+
+def stuck(reason: str, text: str) -> dict[str, object]:
+    waiting = {"state": {"waiting": {"reason": reason, "message": text}}}
+    return {"conditions": [{"type": "PodScheduled", "status": "True"}], "containerStatuses": [waiting]}
+
+
+def event(uid: str, reason: str, text: str, kind: str = "Warning") -> Json:
+    return {"involvedObject": {"uid": uid}, "type": kind, "reason": reason, "message": text}
+
+
+def lease(time: str) -> tuple[Json, ...]:
+    return ({"spec": {"renewTime": time}},)
+
+
+def seen(resource_: Json, **more: object) -> Seen:
+    return Seen(resource_, NOW, **{"leases": lease(FRESH), **more})  # type: ignore[arg-type]
+
+
+def refused_pod(text: str) -> Seen:
+    return seen(
+        job(),
+        run=RUN,
+        events=(event("r1", "FailedCreatePod", text),),
+        pods=(pod("sample-1-worker-0", phase="Running"),),
+    )
+
+
+UNSEEN = job(status__observedGeneration=None, metadata__creationTimestamp=LONG_AGO)
+QUOTA = (
+    'pods "sample-1-worker-1" is forbidden: exceeded quota: small, requested: pods=1, used: pods=1, limited: pods=1'
+)
+CASES: dict[str, tuple[Seen, str, str, str, str]] = {
+    "no operator was ever there": (seen(UNSEEN, leases=()), "operator", "NoOperator",
+        "None has ever run in this cluster.", "Install the operator"),
+    "the operator has died": (seen(UNSEEN, leases=lease(STALE)), "operator", "NoOperator",
+        "The last heartbeat of one is 3600 s old.", "kubectl get pods -A"),
+    "an operator lives and ignores the job": (seen(UNSEEN), "operator", "NoOperator",
+        "The last heartbeat of one is 20 s old.", "kubectl get pods -A"),
+    "heartbeats may not be seen": (seen(UNSEEN, leases=None), "operator", "NoOperator",
+        "cannot be seen with your rights", "Install the operator"),
+    "the job is refused": (seen(job(None, ("Accepted", "False", "UnknownGpuType", "'X' is not known."))),
+        "finetunejob sample", "UnknownGpuType", "The job is refused: 'X' is not known.", "`kubectl apply`"),
+    "the job has failed": (
+        seen(job(None, ("Failed", "True", "OutOfMemory", "A device ran out."), status__completionTime=LONG_AGO)),
+        "finetunejob sample", "OutOfMemory", "A device ran out.", "`finetune logs sample`"),
+    "the job is suspended": (seen(job({"suspend": True})), "finetunejob sample", "Suspended", "is suspended.",
+        "`finetune resume sample`"),
+    "a submission was interrupted": (seen(job({"suspend": True}, metadata__annotations={AWAITING: "x"})),
+        "finetunejob sample", "DatasetMissing", "waits for its dataset", "Run the same `finetune submit` again"),
+    "PyTorchJobs are not known": (seen(job(), backend=False), "cluster", "BackendMissing",
+        "does not know PyTorchJobs", "Install the Training Operator 1.9"),
+    "a queue holds the job back": (seen(job(None, ("PodsReady", "False", "Queued", "Not admitted."))),
+        "finetunejob sample", "Queued", "Not admitted.", "Wait until the queue has room"),
+    "the server refuses the run": (seen(job(None, ("PodsReady", "False", "CreateRefused", "count/pytorchjobs=1"))),
+        "finetunejob sample", "CreateRefused", "count/pytorchjobs=1", "it is tried again by itself"),
+    "the Training Operator does not act": (seen(job(), run={**RUN, "status": {}}), "pytorchjob sample-1",
+        "BackendSilent", "the Training Operator does not run", "kubectl get pods -A"),
+    "a claim is missing": (seen(job(), claims={"rows": None, "models": BOUND}), "persistentvolumeclaim rows",
+        "NotFound", "spec.job.data names the claim rows, which is not there.", "Create it"),
+    "a claim is not bound": (
+        seen(job(), claims={"models": UNBOUND}, events=(event("c1", "ProvisioningFailed", 'no class "fast"'),)),
+        "persistentvolumeclaim models", "ClaimPending", 'not bound to a volume: no class "fast"', "describe pvc"),
+    "a ConfigMap is missing": (seen(job({"job.data": "configmap://rows/a"}), config_maps={"rows": None}),
+        "configmap rows", "NotFound", "spec.job.data names the ConfigMap rows", "Create it"),
+    "a ConfigMap lacks the key": (
+        seen(job({"job.data": "configmap://rows/a"}), config_maps={"rows": {"data": {"b": "", "c": ""}}}),
+        "configmap rows", "NotFound", "has no key a, only b, c.", "Correct spec.job.data"),
+    "a quota is used up": (refused_pod(QUOTA), "pytorchjob sample-1",
+        "QuotaExceeded", "limited: pods=1", "quota raised"),
+    "a quota wants requests": (refused_pod("failed quota: q: must specify limits.memory"), "pytorchjob sample-1",
+        "QuotaNeedsRequests", "must specify limits.memory", "set pods.memory and pods.cpu"),
+    "Pod Security refuses the pod": (refused_pod('violates PodSecurity "restricted:latest": x'),
+        "pytorchjob sample-1", "PodSecurity", "restricted:latest", "Our pods fit the restricted level"),
+    "a LimitRange refuses the pod": (refused_pod("maximum memory usage per Container is 1Gi, but limit is 2Gi"),
+        "pytorchjob sample-1", "LimitRange", "usage per Container is 1Gi", "Change pods.memory or pods.cpu"),
+    "a priority class is missing": (refused_pod("no PriorityClass with name urgent was found"), "pytorchjob sample-1",
+        "PriorityClassMissing", "urgent", "Correct pods.priorityClassName"),
+    "a service account is missing": (
+        refused_pod('error looking up service account a/b: serviceaccount "b" not found'), "pytorchjob sample-1",
+         "ServiceAccountMissing", 'serviceaccount "b" not found', "Create the service account"),
+    "a pod is refused for another reason": (refused_pod("because"), "pytorchjob sample-1", "PodRefused",
+        "A pod cannot be created: because", "Ask whoever runs the cluster."),
+    "no node has the GPUs": (seen(job(), pods=(pod("p", **unscheduled("0/9 nodes are available: 9 Insufficient "
+        "nvidia.com/gpu. preemption: 0/9 ...")),)), "pod p", "Unschedulable", "9 Insufficient nvidia.com/gpu",
+        "No node has as many GPUs free as a pod takes: wait, or set more compute.nodes."),
+    "nodes are tainted and of another kind": (seen(job(), pods=(pod("p", **unscheduled(
+        "0/2 nodes are available: 1 node(s) had untolerated taint(s), 1 node(s) didn't match Pod's node "
+        "affinity/selector.")),)), "pod p", "Unschedulable", "untolerated taint",
+        "Add the taint to pods.tolerations, if the job may run on those nodes. Check compute.gpu_type"),
+    "no scheduler runs": (seen(job(), pods=(pod("p"),)), "pod p", "NotScheduled", "No scheduler has looked", "runs."),
+    "the image cannot be pulled, by two pods": (
+        seen(job(), pods=tuple(pod(n, **stuck("ImagePullBackOff", "not found")) for n in ("p", "q"))),
+        "pods p, q", "ImagePullBackOff", "ImagePullBackOff: not found", "Check pods.image"),
+    "a secret is missing": (
+        seen(job(), pods=(pod("p", **stuck("CreateContainerConfigError", 'secret "hf" not found')),)), "pod p",
+         "CreateContainerConfigError", 'secret "hf" not found', "Create the Secret or ConfigMap"),
+    "a volume cannot be mounted": (
+        seen(job(), pods=(pod("p", conditions=[{"type": "PodScheduled", "status": "True"}]),),
+             events=(event("p", "FailedMount", 'configmap "rows" not found'),)),
+        "pod p", "FailedMount", 'configmap "rows" not found', "Create or mend the volume"),
+    "pods run and make no step": (seen(job(None, ("PodsReady", "True", "Running", "2 of 2 pods are running."))),
+        "finetunejob sample", "NoStepYet", "All pods run for 60 minutes", "`finetune logs sample`"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_finding_has_place_reason_sentence_and_remedy(case: str) -> None:
+    looked, path, reason, message, remedy = CASES[case]
+    [found] = findings(looked)
+    assert (found.path, found.reason) == (path, reason)
+    assert message in found.message
+    assert remedy in found.remedy
+
+
+FINE = {
+    "all pods run and steps are made": seen(job(
+        None, ("Accepted", "True", "Accepted", "Fine."), ("PodsReady", "True", "Running", "2 of 2 pods are running."),
+        ("Training", "True", "Stepping", "Steps."), status__progress={"step": 1})),
+    "the job was created a moment ago": seen(
+        job(status__observedGeneration=None, metadata__creationTimestamp=JUST_NOW)),
+    "a claim waits for its first pod, as its class wants": seen(
+        job(), claims={"models": UNBOUND}, events=(event("c1", "WaitForFirstConsumer", "waiting", "Normal"),)),
+    "an old refusal of a pod that is there now": seen(
+        job(), run=RUN, events=(event("r1", "FailedCreatePod", QUOTA),),
+        pods=tuple({**pod(n), "status": {"phase": "Running"}} for n in ("p", "q"))),
+    "a container that is being created": seen(job(), pods=(pod("p", **stuck("ContainerCreating", "")),)),
+    "a job that has succeeded": seen(
+        job(None, ("Complete", "True", "Succeeded", "Done."), status__completionTime=LONG_AGO)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FINE)
+def test_what_hinders_nobody_is_not_told(case: str) -> None:
+    assert findings(FINE[case]) == []
+
+
+def test_the_deepest_cause_comes_first() -> None:
+    looked = seen(UNSEEN, leases=(), claims={"rows": None}, pods=(pod("p"),))
+    assert [each.reason for each in findings(looked)] == ["NoOperator", "NotFound", "NotScheduled"]
+    assert all(isinstance(each, Problem) and each.remedy for each in findings(looked))

@@ -1,0 +1,323 @@
+"""Deliberate mistakes, verb by verb: each is answered with what is wrong and the way out, and never a traceback."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from builders import resource
+from cli.calls import ROW
+from cli_remote.calls import Console
+from finetune_api.crd import crd
+from operating.team import Team
+from testbed.api import ApiError, Json
+from testbed.cluster import Cluster, write_private
+from testbed.control_plane import ControlPlane
+from testbed.process import free_port
+
+ONE_JOB = ("status", "watch", "logs", "suspend", "resume", "cancel", "delete", "diagnose", "fetch")
+EVERY = ("list", *(f"{verb} sample" for verb in ONE_JOB), "submit job.yaml")
+
+
+def answered(told: str, path: str, reason: str, message: str, remedy: str) -> None:
+    """The output is one problem, with these words in it."""
+    found = re.findall(
+        rf"^error: {re.escape(path)}: (.*?) \[{reason}\]\n  remedy: (.*)$", told, re.MULTILINE | re.DOTALL
+    )
+    assert len(found) == 1, told
+    assert message in found[0][0], told
+    assert remedy in found[0][1], told
+    assert "Traceback" not in told
+
+
+@pytest.mark.parametrize("verb", ONE_JOB)
+def test_a_job_that_is_not_there(team: Team, console: Console, verb: str) -> None:
+    team.submit({"suspend": True}, name="sample-2")
+    done = console(verb, "sample")
+    assert (done.code, done.out) == (2, "")
+    message = f"There is no job sample in namespace {team.namespace}."
+    answered(done.err, "finetunejob sample", "NotFound", message, "Did you mean sample-2? `finetune list` shows")
+
+
+@pytest.mark.parametrize("call", EVERY)
+def test_a_namespace_that_is_not_there(team: Team, console: Console, call: str) -> None:
+    console.job()
+    done = console(*call.split(), "-n", "nowhere", "--kubeconfig", str(console.kubeconfig), anywhere=True)
+    assert (done.code, done.out) == (2, "")
+    answered(done.err, "namespace nowhere", "NotFound", "There is no namespace nowhere.", "kubectl get namespaces")
+
+
+@pytest.mark.parametrize("call", EVERY)
+def test_a_cluster_without_the_operator(bare: ControlPlane, tmp_path: Path, call: str) -> None:
+    console = Console(bare.cluster.kubeconfig, "default", tmp_path)
+    console.job()
+    done = console(*call.split())
+    assert (done.code, done.out) == (1, "")
+    answered(done.err, "cluster", "NotInstalled", "This cluster does not know FinetuneJobs.", "Install the operator")
+
+
+@pytest.mark.parametrize("call", EVERY)
+def test_rights_that_are_missing(team: Team, control_plane: ControlPlane, tmp_path: Path, call: str) -> None:
+    nobody = control_plane.cluster.service_account(team.namespace, "nobody")
+    console = Console(nobody, team.namespace, tmp_path)
+    console.job()
+    done = console(*call.split())
+    assert (done.code, done.out) == (1, "")
+    verb = {"list": "list", "submit job.yaml": "create"}.get(call, "get")
+    message = f"system:serviceaccount:{team.namespace}:nobody may not {verb} finetunejobs in namespace"
+    answered(done.err, "cluster", "Forbidden", message, "Ask whoever runs the cluster for that right")
+
+
+@pytest.mark.parametrize("call", EVERY)
+def test_a_server_that_does_not_answer(console: Console, tmp_path: Path, call: str) -> None:
+    console.job()
+    dead = _kubeconfig(tmp_path, f"https://127.0.0.1:{free_port()}", {})
+    done = console(*call.split(), "--kubeconfig", str(dead), anywhere=True)
+    assert (done.code, done.out) == (1, "")
+    answered(
+        done.err, "cluster", "Unreachable", "does not answer: Connection refused.", "kubectl config current-context"
+    )
+
+
+def test_a_server_whose_certificate_nobody_trusts(
+    control_plane: ControlPlane, console: Console, tmp_path: Path
+) -> None:
+    stranger = _kubeconfig(tmp_path, f"https://127.0.0.1:{control_plane.port}", {})
+    done = console("list", "--kubeconfig", str(stranger), anywhere=True)
+    assert done.code == 1
+    answered(
+        done.err,
+        "cluster",
+        "Unreachable",
+        "its certificate is not trusted: self-signed certificate.",
+        "kubectl config current-context",
+    )
+
+
+def test_a_login_that_is_not_known(control_plane: ControlPlane, console: Console, tmp_path: Path) -> None:
+    trust = {"certificate-authority": str(control_plane.certificate)}
+    wrong = _kubeconfig(tmp_path, f"https://127.0.0.1:{control_plane.port}", trust)
+    done = console("list", "--kubeconfig", str(wrong), anywhere=True)
+    assert done.code == 1
+    answered(done.err, "cluster", "Unauthorized", "does not know who you are", "Log in to the cluster anew")
+
+
+LOGINS = {
+    "a kubeconfig that is not there": (
+        ("--kubeconfig", "none"), "--kubeconfig none", "there is no file none.", "Give --kubeconfig",
+    ),
+    "a kubeconfig that is no YAML": (
+        ("--kubeconfig", "rows.jsonl.broken"), "--kubeconfig rows.jsonl.broken", "No cluster can be found",
+        "Give --kubeconfig",
+    ),
+    "an empty kubeconfig": (
+        ("--kubeconfig", "empty"), "--kubeconfig empty", "No cluster can be found", "Give --kubeconfig",
+    ),
+    "a context that is not there": (
+        ("--kubeconfig", "good", "--context", "prod"), "--context",
+        "The context prod cannot be used: there is none; there are test.", "kubectl config get-contexts",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LOGINS)
+def test_a_kubeconfig_that_cannot_be_used(case: str, console: Console) -> None:
+    arguments, path, message, remedy = LOGINS[case]
+    (console.folder / "rows.jsonl.broken").write_text("{[")
+    (console.folder / "empty").write_text("")
+    (console.folder / "good").write_text(console.kubeconfig.read_text())
+    done = console("list", *arguments, anywhere=True)
+    assert (done.code, done.out) == (2, "")
+    answered(done.err, path, "BadKubeconfig", message, remedy)
+
+
+SUBMITTED: dict[str, tuple[tuple[str, str] | None, tuple[str, ...], tuple[str, str, str, str]]] = {
+    "a key that nobody knows": (("gpu_type", "gpu_typ"), (),
+        ("spec.compute.gpu_typ", "UnknownKey", "'gpu_typ' is not a key", "Did you mean spec.compute.gpu_type?")),
+    "rows that are not there": (None, ("--dataset", "none.jsonl"),
+        ("spec.job.data", "DataRefused", "none.jsonl: there is no such file.", "Correct the path")),
+    "rows that cannot be trained on": (None, ("--dataset", "bad.jsonl"),
+        ("spec.job.data", "DataRefused", "line 2: no trainable token", "Correct the rows")),
+    "rows of this machine without --dataset": (("data: pvc://rows/train.jsonl", "data: good.jsonl"), (),
+        ("spec.job.data", "NotOnCluster", "good.jsonl is on this machine", "Give --dataset with this file")),
+    "validation rows of this machine": (None, ("--set", "data.validation_path=good.jsonl"),
+        ("spec.data.validation_path", "NotOnCluster", "the pods of a cluster do not have it", "pvc://CLAIM/PATH")),
+    "a model folder of this machine": (None, ("--model", "./model"),
+        ("spec.job.model", "NotOnCluster", "./model is on this machine", "put the folder on a claim")),
+    "many rows and no volume": (("  output: {uri: pvc://models/out}\n", ""),
+        ("--dataset", "many.jsonl"),
+        ("spec.job.data", "NoVolume", "too many for a ConfigMap", "Set output.uri to pvc://CLAIM/PATH")),
+    "two namespaces": (("name: sample", "name: sample\n  namespace: elsewhere"), (),
+        ("metadata.namespace", "NamespaceContradiction", "The file says namespace elsewhere", "Leave one")),
+    "a file that is not there": (None, ("MISSING",),
+        ("none.yaml", "NotReadable", "No such file or directory", "Name a file that can be read")),
+}  # fmt: skip
+"""What is changed in the job, further arguments, and the problem: path, reason, message, remedy."""
+
+
+@pytest.mark.parametrize("case", SUBMITTED)
+def test_what_is_wrong_with_a_job_is_told_before_anything_is_sent(case: str, team: Team, console: Console) -> None:
+    change, more, expected = SUBMITTED[case]
+    changes = [change] if change else []
+    file = console.job(*changes)
+    console.rows(name="good.jsonl")
+    console.rows(name="many.jsonl", width=1 << 20)
+    (console.folder / "bad.jsonl").write_text(ROW + '{"messages": [{"role": "user", "content": "1+1?"}]}\n')
+    (console.folder / "model").mkdir()
+    done = console("submit", "none.yaml") if more == ("MISSING",) else console("submit", file, *more)
+    assert (done.code, done.out) == (2, ""), done.err
+    answered(done.err, *expected)
+    assert team.api.items(team.jobs) == []
+    assert [m["metadata"]["name"] for m in team.api.items(_config_maps(team))] in ([], ["kube-root-ca.crt"])
+
+
+def test_a_name_that_is_taken(team: Team, console: Console) -> None:
+    team.submit({"suspend": True})
+    team.until_phase("Suspended")
+    for more in ((), ("--dataset", console.rows()), ("--dry-run",)):
+        done = console("submit", console.job(), *more)
+        assert (done.code, done.out) == (2, "")
+        message = f"There is a job sample in namespace {team.namespace} already; it is Suspended."
+        answered(done.err, "finetunejob sample", "AlreadyExists", message, "finetune delete sample")
+    assert team.api.get(f"{team.jobs}/sample")["spec"]["job"]["model"] == "Qwen/Qwen3-4B"
+
+
+def test_a_job_that_a_policy_of_the_cluster_refuses(team: Team, console: Console, no_examples: str) -> None:
+    done = console("submit", console.job(), "--dataset", console.rows(), "--examples", "3")
+    assert (done.code, done.out) == (2, "")
+    answered(done.err, f"policy {no_examples}", "Denied", "Smoke tests go to the other cluster.", "Change the job")
+    assert team.api.items(team.jobs) == []
+
+
+def test_a_job_that_the_schema_of_the_server_refuses(strict: ControlPlane, tmp_path: Path) -> None:
+    """A server with another version of the resource: what passes here may be refused there."""
+    console = Console(strict.cluster.kubeconfig, "default", tmp_path)
+    done = console("submit", console.job(), "--set", "hyperparameters.learning_rate=0.5")
+    assert (done.code, done.out) == (2, "")
+    key, message = "hyperparameters.learning_rate", "should be less than or equal to 0.1"
+    answered(done.err, f"spec.{key}", "FieldValueInvalid", message, f"`finetune explain {key}` says what fits.")
+
+
+def test_a_job_that_only_this_clusters_operator_can_judge_is_left_to_it(team: Team, console: Console) -> None:
+    done = console("submit", console.job(("gpu_type: CPU", "gpu_type: X9000")))
+    assert done.code == 2
+    assert "note: 'X9000' is not an accelerator known here. This cluster may know better." in done.err
+    assert "[UnknownGpuType]\n  remedy: Correct the job: delete it and submit it again" in done.err
+    assert team.status()["phase"] == "Failed"
+
+
+def test_a_verb_that_is_switched_by_an_ended_job_says_so(team: Team, console: Console) -> None:
+    team.submit({"cancel": True})
+    team.until_phase("Cancelled")
+    for verb, done_word in (("suspend", "suspended"), ("resume", "resumed"), ("cancel", "cancelled")):
+        done = console(verb, "sample")
+        assert done.code == 2
+        message = f"The job is over (Cancelled) and cannot be {done_word} any more."
+        answered(done.err, "finetunejob sample", "Ended", message, "Submit it under another name")
+
+
+OUTPUTS = {
+    "no output": (None, "OutputNotKept", "The job names no output.uri", "--output pvc://CLAIM/PATH"),
+    "a path in the pod": ("/data/out", "NotOnAClaim", "The result lies at /data/out", "Get /data/out/result with"),
+}
+
+
+@pytest.mark.parametrize("case", OUTPUTS)
+def test_a_result_that_is_not_on_a_claim(case: str, team: Team, console: Console) -> None:
+    uri, reason, message, remedy = OUTPUTS[case]
+    team.submit({"output": {"uri": uri} if uri else None})
+    team.start()
+    team.end("sample-1-worker-0")
+    team.until_phase("Succeeded")
+    done = console("fetch", "sample")
+    assert (done.code, done.out) == (2, "")
+    answered(done.err, "finetunejob sample", reason, message, remedy)
+
+
+def test_a_result_before_the_end_and_onto_what_is_there(team: Team, console: Console) -> None:
+    team.submit()
+    team.start()
+    done = console("fetch", "sample")
+    assert done.code == 2
+    answered(done.err, "finetunejob sample", "NotSucceeded", "The job has no result: it is ", "finetune watch sample")
+    team.end("sample-1-worker-0")
+    team.until_phase("Succeeded")
+    (console.folder / "sample-result").mkdir()
+    done = console("fetch", "sample")
+    assert done.code == 2
+    answered(done.err, "--to sample-result", "Exists", "sample-result exists already.", "Give --to with a folder")
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """A cluster that does not know our resource."""
+    with ControlPlane(tmp_path_factory.mktemp("bare")) as plane:
+        yield plane
+
+
+@pytest.fixture(scope="module")
+def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """A cluster whose version of our resource allows less."""
+    manifest = crd()
+    [version] = manifest["spec"]["versions"]
+    spec = version["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    spec["properties"]["hyperparameters"]["properties"]["learning_rate"]["maximum"] = 0.1
+    with ControlPlane(tmp_path_factory.mktemp("strict"), crds=[manifest]) as plane:
+        yield plane
+
+
+@pytest.fixture
+def no_examples(cluster: Cluster, namespace: str) -> Iterator[str]:
+    """An administrator's policy against jobs with data.examples in this namespace."""
+    name = f"no-examples-{namespace}"
+    rules = [{"apiGroups": ["finetune.dev"], "apiVersions": ["*"], "operations": ["CREATE"],
+              "resources": ["finetunejobs"]}]  # fmt: skip
+    check = {"expression": "!has(object.spec.data) || !has(object.spec.data.examples)",
+             "message": "Smoke tests go to the other cluster."}  # fmt: skip
+    group, only = "admissionregistration.k8s.io/v1", {"matchLabels": {"kubernetes.io/metadata.name": namespace}}
+    policy: Json = {"matchConstraints": {"resourceRules": rules}, "validations": [check]}
+    binding: Json = {"policyName": name, "validationActions": ["Deny"], "matchResources": {"namespaceSelector": only}}
+    paths = []
+    for kind, plural, spec in (("", "policies", policy), ("Binding", "policybindings", binding)):
+        collection = f"/apis/{group}/validatingadmission{plural}"
+        body: Json = {"apiVersion": group, "kind": f"ValidatingAdmissionPolicy{kind}", "metadata": {"name": name}}
+        cluster.api.request("POST", collection, body | {"spec": spec})
+        paths.append(f"{collection}/{name}")
+    _await_policy(cluster, namespace)
+    yield name
+    for path in reversed(paths):
+        cluster.api.delete(path)
+
+
+def _await_policy(cluster: Cluster, namespace: str) -> None:
+    """The server takes a moment to put a policy in force."""
+    body = resource({"data.examples": 1}, name="probe")
+    body["metadata"]["namespace"] = namespace
+    give_up = time.monotonic() + 30
+    while time.monotonic() < give_up:
+        try:
+            cluster.api.create(body, dryRun="All")
+        except ApiError:
+            return
+        time.sleep(0.1)
+    raise AssertionError("the policy is not in force")
+
+
+def _config_maps(team: Team) -> str:
+    return f"/api/v1/namespaces/{team.namespace}/configmaps"
+
+
+def _kubeconfig(folder: Path, server: str, cluster: Json) -> Path:
+    """A kubeconfig with a token that nobody knows."""
+    document: Json = {
+        "apiVersion": "v1", "kind": "Config", "current-context": "x",
+        "clusters": [{"name": "x", "cluster": {"server": server, **cluster}}],
+        "users": [{"name": "x", "user": {"token": "unknown"}}],
+        "contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}],
+    }  # fmt: skip
+    return write_private(folder / "strange", json.dumps(document))

@@ -1,0 +1,122 @@
+"""What is shown of jobs, from their status alone."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from builders import Json, put, resource
+from cli.test_words import STEP
+from finetune_api.report import EvaluationRecord, ProgressRecord
+from finetune_cli.local import words
+from finetune_cli.remote import describe, lines, views
+from finetune_cli.remote.meter import size
+from finetune_cli.remote.news import news
+
+NOW = datetime(2026, 11, 21, 12, 0, 0, tzinfo=UTC)
+
+
+def job(status: Json | None = None, name: str = "sample", **conditions: tuple[str, str]) -> Json:
+    """A job an hour old. conditions: type -> status, message."""
+    body = resource(name=name)
+    body["metadata"] |= {"namespace": "team", "creationTimestamp": "2026-11-21T11:00:00Z", "uid": "1"}
+    body["status"] = dict(status or {})
+    body["status"]["conditions"] = [
+        {
+            "type": kind,
+            "status": value,
+            "reason": "Why",
+            "message": text,
+            "lastTransitionTime": "2026-11-21T11:59:00Z",
+        }
+        for kind, (value, text) in conditions.items()
+    ]
+    return body
+
+
+PROGRESS = {"step": 40, "totalSteps": 200, "percent": 20, "epoch": 0.2, "loss": 1.23456, "learningRate": 1e-4,
+            "gradNorm": 1.0, "tokensPerSecond": 5000.4, "etaSeconds": 200}  # fmt: skip
+TRAINING = {"phase": "Training", "resolved": {"method": "fft"}, "layout": {"worldSize": 8}, "progress": PROGRESS}
+ROWS = {
+    "a job that trains": (job(TRAINING), "sample Training Qwen/Qwen3-4B fft 8 40/200 1.2346 3m20s 1h00m"),
+    "a job that nobody has seen": (job(), "sample Pending Qwen/Qwen3-4B - - - - - 1h00m"),
+    "a job that is over has no time left": (
+        job({**TRAINING, "phase": "Failed", "completionTime": "2026-11-21T11:30:00Z"}),
+        "sample Failed Qwen/Qwen3-4B fft 8 40/200 1.2346 - 1h00m"),
+    "a suspended job has no time left": (
+        job({**TRAINING, "phase": "Suspended"}), "sample Suspended Qwen/Qwen3-4B fft 8 40/200 1.2346 - 1h00m"),
+    "a loss that is no number": (
+        job({**TRAINING, "progress": {"step": 1, "totalSteps": 2}}), "sample Training Qwen/Qwen3-4B fft 8 1/2 - - 1h00m"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ROWS)
+def test_a_row_of_the_list_says(case: str) -> None:
+    shown, row = ROWS[case]
+    heading, line = views.table([shown], NOW).splitlines()
+    assert line.split() == row.split()
+    assert heading.index("PHASE") == line.index(row.split()[1]), "columns stand under their headings"
+
+
+@pytest.mark.parametrize(
+    ("time", "text"),
+    [("2026-11-21T11:59:53Z", "7s"), ("2026-11-21T11:55:50Z", "4m10s"), ("2026-11-21T10:58:00Z", "1h02m"),
+     ("2026-11-18T07:00:00Z", "3d5h"), ("2026-11-21T12:00:05Z", "0s")],
+)  # fmt: skip
+def test_an_age_has_its_two_largest_units(time: str, text: str) -> None:
+    assert views.age(time, NOW) == text
+
+
+@pytest.mark.parametrize(("count", "text"), [(17, "17 B"), (4096, "4.0 KiB"), (1300 << 20, "1.3 GiB")])
+def test_a_size_has_the_unit_that_fits(count: int, text: str) -> None:
+    assert size(count) == text
+
+
+def test_a_condition_of_several_lines_stays_readable() -> None:
+    told = describe.described(job({"phase": "Failed"}, Accepted=("False", "one\ntwo")), NOW)
+    assert told.splitlines()[-3:] == ["  Accepted no  since 1m00s: Why", "               one", "               two"]
+
+
+def test_managed_fields_are_kept_from_people_and_programs() -> None:
+    shown = job()
+    put(shown, "metadata.managedFields", [1])
+    assert "managedFields" not in views.lean(shown)["metadata"]
+    assert "managedFields" in shown["metadata"]
+
+
+NEWS: dict[str, tuple[Json, Json, list[str]]] = {
+    "a step": (job(), job({"progress": PROGRESS}),
+        ["step 40/200  loss 1.2346  lr 0.0001  5,000 tokens/s  3m20s left"]),
+    "the same step twice": (job({"progress": PROGRESS}), job({"progress": PROGRESS}), []),
+    "an evaluation": (job({"progress": PROGRESS}), job({"progress": {**PROGRESS, "evalLoss": 0.5}}),
+        ["eval at step 40: loss 0.5000"]),
+    "a checkpoint": (job({"progress": PROGRESS}), job({"progress": {**PROGRESS, "checkpointStep": 40}}),
+        ["checkpoint of step 40"]),
+    "an answer that changes": (job(Training=("False", "Not yet.")), job(Training=("True", "Now.")), ["Training: Now."]),
+    "a sentence that changes": (job(PodsReady=("False", "0 of 2")), job(PodsReady=("False", "1 of 2")),
+        ["PodsReady: 1 of 2"]),
+    "what is awaited at first": (Json(), job(PodsReady=("False", "0 of 2"), Suspended=("False", "No.")),
+        ["PodsReady: 0 of 2"]),
+    "the end, which is told by itself": (job(), job({"completionTime": "x"}, Training=("True", "Now.")), []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NEWS)
+def test_between_two_statuses_has_happened(case: str) -> None:
+    before, after, told = NEWS[case]
+    assert [each if isinstance(each, str) else words.line(each) for each in news(before, after)] == told
+
+
+def test_news_are_the_records_that_a_local_run_shows() -> None:
+    found = list(news(job(), job({"progress": {**PROGRESS, "evalLoss": 0.5}})))
+    assert [type(each) for each in found] == [ProgressRecord, EvaluationRecord]
+
+
+def test_lines_of_pods_are_merged_by_time_and_tagged() -> None:
+    zero = ["2026-11-21T12:00:00.000000001Z a", "2026-11-21T12:00:02.000000001Z " + STEP.line()]
+    one = ["2026-11-21T13:00:01.000000001+01:00 b", "no time"]
+    parsed = [[lines.parsed(line, node) for line in log] for node, log in enumerate((zero, one[:1]))]
+    shown = [lines.shown(line, raw=False) for line in lines.merged(parsed)]
+    assert [text.partition("] ")[2] for text in shown] == ["a", "b", words.line(STEP)]
+    assert lines.shown(lines.parsed(one[1], 1), raw=True).endswith("[node 1]\x1b[0m no time")

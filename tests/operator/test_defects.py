@@ -1,0 +1,122 @@
+"""What Training Operator 1.9.4 leaves undone, made up for: each against its real controller.
+
+Its own deadline, the deletion of one pod and the failure of one are in test_life.py.
+"""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from builders import Json
+from finetune_api.exits import Exit
+from operating.process import OperatorProcess
+from operating.team import SMALL, Team, condition, message
+from testbed.control_plane import ControlPlane
+from testbed.kwok import Node
+from testbed.pods import run_pod
+from testbed.watch import wait_for, wait_for_all
+
+LABELS = {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}
+
+
+@pytest.fixture
+def tenant(scheduling: ControlPlane) -> Team:
+    """A namespace on that plane; no node is there."""
+    api = scheduling.cluster.api
+    for node in api.items("/api/v1/nodes"):
+        api.delete(f"/api/v1/nodes/{node['metadata']['name']}")
+    return Team(api, scheduling.cluster.namespace(), patience_s=40)
+
+
+def add_node(team: Team, name: str, *taints: Json) -> None:
+    """A node with eight GPUs that says that it is ready."""
+    team.api.create(Node(name, labels=LABELS).manifest() | {"spec": {"taints": list(taints)}})
+    say_ready(team, name, ready=True)
+    wait_for(team.api, f"/api/v1/nodes/{name}", lambda node: node and _taints(node) == {t["key"] for t in taints})
+
+
+def say_ready(team: Team, name: str, *, ready: bool) -> None:
+    status = {"conditions": [{"type": "Ready", "status": str(ready), "reason": "Test"}]}
+    team.api.patch(f"/api/v1/nodes/{name}/status", {"status": status})
+
+
+def _taints(node: Json) -> set[str]:
+    return {t["key"] for t in node["spec"].get("taints") or ()}
+
+
+def node_of(team: Team, run: str) -> str:
+    """Where the one pod of a run is bound."""
+    [pod] = wait_for_all(
+        team.api, team.pods, lambda pods: len(pods) == 1 and pods[0]["spec"].get("nodeName"), timeout_s=40,
+        labelSelector=f"training.kubeflow.org/job-name={run}",
+    )  # fmt: skip
+    name: str = pod["spec"]["nodeName"]
+    return name
+
+
+def test_a_job_that_fits_nowhere_says_what_the_scheduler_says(tenant: Team) -> None:
+    add_node(tenant, "tainted", {"key": "maintenance", "value": "now", "effect": "NoSchedule"})
+    tenant.submit(SMALL)
+    status = tenant.until(lambda s: condition(s, "PodsReady") == ("False", "Unschedulable"))
+    said = message(status, "PodsReady")
+    assert "0 of 1 pods are running. sample-1-worker-0 waits: Unschedulable: 0/1 nodes are available" in said
+    assert "untolerated taint" in said
+    assert "pods.tolerations" in said
+
+
+def test_a_claim_that_is_not_there_is_named(tenant: Team) -> None:
+    add_node(tenant, "free")
+    tenant.submit({"compute.nodes": 1})
+    status = tenant.until(lambda s: condition(s, "PodsReady") == ("False", "ClaimMissing"))
+    assert 'persistentvolumeclaim "' in message(status, "PodsReady")
+    assert "Create the PersistentVolumeClaim" in message(status, "PodsReady")
+
+
+def test_a_job_whose_node_is_lost_goes_on_on_another(tenant: Team) -> None:
+    add_node(tenant, "dying")
+    tenant.submit(SMALL)
+    assert node_of(tenant, "sample-1") == "dying"
+    run_pod(tenant.api, tenant.namespace, "sample-1-worker-0")
+    tenant.until(lambda s: condition(s, "PodsReady")[0] == "True")
+    add_node(tenant, "spare")
+    say_ready(tenant, "dying", ready=False)
+    status = tenant.until(lambda s: condition(s, "Training")[1] == "Restarting")
+    assert message(status, "Training") == "Pod sample-1-worker-0 was taken away: DeletionByTaintManager."
+    # The dead node cannot say that the pod has ended; an administrator who knows does.
+    tenant.api.delete(f"{tenant.pods}/sample-1-worker-0", gracePeriodSeconds="0")
+    assert node_of(tenant, "sample-2") == "spare"
+    assert not tenant.until(lambda s: s["run"] == 2).get("restarts"), "a lost node is not the job's fault"
+
+
+def test_the_failure_budget_is_ours_and_ends_the_job(team: Team) -> None:
+    team.submit({"lifecycle.maxRestarts": 1})
+    team.start("sample-1")
+    team.end("sample-1-worker-1", Exit.CRASHED, "boom")
+    team.start("sample-2")
+    team.end("sample-2-worker-0", Exit.CRASHED, "boom again")
+    status = team.until_phase("Failed")
+    assert condition(status, "Failed") == ("True", "TrainerCrashed")
+    assert "Pod sample-2-worker-0: boom again" in message(status, "Failed")
+    assert status["restarts"] == 1
+    assert team.run_names() == ["sample-2"]
+
+
+def test_a_pod_that_was_replaced_while_nobody_looked_restarts_the_gang(
+    control_plane: ControlPlane, tmp_path: Path
+) -> None:
+    team = Team(control_plane.cluster.api, control_plane.cluster.namespace())
+    settings = {"WATCH_NAMESPACE": team.namespace, "OWN_NAMESPACE": team.namespace}
+    with OperatorProcess(control_plane.cluster.kubeconfig, tmp_path, settings) as operator:
+        team.submit(name="twin")
+        team.start("twin-1", "twin")
+        operator.signal(signal.SIGSTOP)
+        first = team.api.get(f"{team.pods}/twin-1-worker-1")["metadata"]["uid"]
+        team.api.delete(f"{team.pods}/twin-1-worker-1")
+        wait_for(team.api, f"{team.pods}/twin-1-worker-1", lambda pod: pod and pod["metadata"]["uid"] != first)
+        operator.signal(signal.SIGCONT)
+        team.until_run("twin-2")
+        status = team.until(lambda s: s.get("run") == 2, "twin")
+    assert not status.get("restarts")
