@@ -9,7 +9,11 @@ from operating.team import Team
 
 
 def reconsidered(team: Team) -> None:
-    """Suspended as soon as it has pods, resumed at once, restarted after a worker's crash, successful."""
+    """Suspended as soon as it has pods, resumed at once, restarted after a worker's crash, successful.
+
+    Its result is noted on the claim that it lies on.
+    """
+    team.claim("models")
     team.submit()
     team.until_run("sample-1")
     team.edit({"suspend": True})

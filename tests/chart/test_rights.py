@@ -18,6 +18,7 @@ from builders import Json
 from chart.helm import CHART, NAME, RELEASE, environment, helm, render
 from chart.rights import RBAC, allowed, asked, denied
 from finetune_api.exits import Exit
+from finetune_operator.__main__ import BLIND
 from operating.process import OperatorProcess
 from operating.team import Team, condition, message
 from testbed.api import ApiError
@@ -29,7 +30,7 @@ ENFORCEMENT = "--enable-admission-plugins=OwnerReferencesPermissionEnforcement"
 """Off in plain Kubernetes, on in OpenShift."""
 ASKED_BY_ADMISSION = ("update", "finetune.dev", "finetunejobs/finalizers")
 """What no request shows: the API server itself looks for this right when a PyTorchJob is created."""
-QUICK = {"CANARY_SECONDS": "1", "SWEEP_SECONDS": "2"}
+QUICK = {"CANARY_SECONDS": "1", "CANARY_PATIENCE_SECONDS": "15", "SWEEP_SECONDS": "2"}
 
 
 @dataclass(frozen=True)
@@ -98,14 +99,14 @@ def test_the_operator_is_denied_nothing_and_needs_every_right(tmp_path: Path, *,
 
 
 def waits_for_the_training_operator(found: Installed, *, restart: bool) -> None:
-    """The operator was there first. Where it serves one namespace, it has to be started anew."""
+    """The operator was there first. Where it serves one namespace, it ends, and is started anew by Kubernetes."""
     team = found.team
     team.submit(name="early")
     team.until(lambda s: condition(s, "PodsReady")[1] == "BackendMissing", "early")
     start_training_operator(found.plane)
     found.plane.run("kube-controller-manager", found.plane._manager())
     if restart:
-        found.process.stop()
+        assert found.process.wait_ended(60) == BLIND
         found.process.start()
         found.process.wait_ready()
     team.start("early-1", "early")

@@ -20,3 +20,17 @@ def person(control_plane: ControlPlane, namespace: str, rules: list[Json]) -> Pa
     api.create({"apiVersion": f"{GROUP}/v1", "kind": "RoleBinding", "metadata": metadata, "roleRef": role,
                 "subjects": [subject]})  # fmt: skip
     return kubeconfig
+
+
+def editor(control_plane: ControlPlane, namespace: str) -> Path:
+    """A kubeconfig of somebody with Kubernetes' role `edit` in the namespace, and the jobs that the chart adds."""
+    kubeconfig = person(
+        control_plane, namespace, [{"apiGroups": ["finetune.dev"], "resources": ["*"], "verbs": ["*"]}]
+    )
+    subject = {"kind": "ServiceAccount", "name": "person", "namespace": namespace}
+    role = {"apiGroup": GROUP, "kind": "ClusterRole", "name": "edit"}
+    control_plane.cluster.api.create({
+        "apiVersion": f"{GROUP}/v1", "kind": "RoleBinding", "metadata": {"name": "editor", "namespace": namespace},
+        "roleRef": role, "subjects": [subject],
+    })  # fmt: skip
+    return kubeconfig

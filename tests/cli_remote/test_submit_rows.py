@@ -12,7 +12,7 @@ import pytest
 from builders import Json
 from cli_remote.calls import Console
 from cli_remote.kubelet import Kubelet
-from cli_remote.rights import person
+from cli_remote.rights import editor, person
 from finetune_cli.remote import inpod
 from finetune_cli.remote.dataset import AWAITING, SMALL
 from operating.team import Team
@@ -119,8 +119,9 @@ def test_rights_that_end_at_config_maps_leave_no_job(team: Team, control_plane: 
 
 
 def test_many_rows_are_uploaded_to_the_jobs_claim_before_it_starts(
-    team: Team, console: Console, kubelet: Kubelet
+    team: Team, control_plane: ControlPlane, tmp_path: Path, kubelet: Kubelet
 ) -> None:
+    console = Console(editor(control_plane, team.namespace), team.namespace, tmp_path)
     rows = console.rows(width=SMALL)
     text = (console.folder / rows).read_bytes()
     assert len(text) > SMALL

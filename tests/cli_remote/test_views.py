@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+import click
 import pytest
 
 from builders import Json, put, resource
-from cli.test_words import STEP
+from cli.test_watch import STEP
 from finetune_api.report import EvaluationRecord, ProgressRecord
 from finetune_cli.local import words
 from finetune_cli.remote import describe, lines, views
@@ -47,14 +48,15 @@ ROWS = {
     "a suspended job has no time left": (
         job({**TRAINING, "phase": "Suspended"}), "sample Suspended Qwen/Qwen3-4B fft 8 40/200 1.2346 - 1h00m"),
     "a loss that is no number": (
-        job({**TRAINING, "progress": {"step": 1, "totalSteps": 2}}), "sample Training Qwen/Qwen3-4B fft 8 1/2 - - 1h00m"),
+        job({**TRAINING, "progress": {"step": 1, "totalSteps": 2}}),
+        "sample Training Qwen/Qwen3-4B fft 8 1/2 - - 1h00m"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", ROWS)
 def test_a_row_of_the_list_says(case: str) -> None:
     shown, row = ROWS[case]
-    heading, line = views.table([shown], NOW).splitlines()
+    heading, line = click.unstyle(views.table([shown], NOW)).splitlines()
     assert line.split() == row.split()
     assert heading.index("PHASE") == line.index(row.split()[1]), "columns stand under their headings"
 
@@ -93,7 +95,8 @@ NEWS: dict[str, tuple[Json, Json, list[str]]] = {
         ["eval at step 40: loss 0.5000"]),
     "a checkpoint": (job({"progress": PROGRESS}), job({"progress": {**PROGRESS, "checkpointStep": 40}}),
         ["checkpoint of step 40"]),
-    "an answer that changes": (job(Training=("False", "Not yet.")), job(Training=("True", "Now.")), ["Training: Now."]),
+    "an answer that changes": (job(Training=("False", "Not yet.")), job(Training=("True", "Now.")),
+        ["Training: Now."]),
     "a sentence that changes": (job(PodsReady=("False", "0 of 2")), job(PodsReady=("False", "1 of 2")),
         ["PodsReady: 1 of 2"]),
     "what is awaited at first": (Json(), job(PodsReady=("False", "0 of 2"), Suspended=("False", "No.")),
@@ -117,6 +120,6 @@ def test_lines_of_pods_are_merged_by_time_and_tagged() -> None:
     zero = ["2026-11-21T12:00:00.000000001Z a", "2026-11-21T12:00:02.000000001Z " + STEP.line()]
     one = ["2026-11-21T13:00:01.000000001+01:00 b", "no time"]
     parsed = [[lines.parsed(line, node) for line in log] for node, log in enumerate((zero, one[:1]))]
-    shown = [lines.shown(line, raw=False) for line in lines.merged(parsed)]
-    assert [text.partition("] ")[2] for text in shown] == ["a", "b", words.line(STEP)]
-    assert lines.shown(lines.parsed(one[1], 1), raw=True).endswith("[node 1]\x1b[0m no time")
+    shown = [click.unstyle(lines.shown(line, raw=False)) for line in lines.merged(parsed)]
+    assert shown == ["[node 0] a", "[node 1] b", f"[node 0] {words.line(STEP)}"]
+    assert click.unstyle(lines.shown(lines.parsed(one[1], 1), raw=True)) == "[node 1] no time"

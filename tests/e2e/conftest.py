@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from chart.helm import CHART, RELEASE, helm
-from e2e.team import RESTRICTED, Team
+from e2e.team import RESTRICTED, Team, explained
 from testbed.build import BuildError
 from testbed.cluster import Cluster
 from testbed.control_plane import ControlPlane
@@ -54,7 +54,8 @@ def operator(cluster: Cluster) -> Iterator[str]:
     with helm(cluster, namespace) as client:
         client.install(CHART, RELEASE, VALUES)
         path = f"/apis/apps/v1/namespaces/{namespace}/deployments"
-        wait_for_all(cluster.api, path, lambda found: found[0]["status"].get("availableReplicas"), timeout_s=120)
+        with explained(cluster, namespace):
+            wait_for_all(cluster.api, path, lambda found: found[0]["status"].get("availableReplicas"), timeout_s=120)
         yield namespace
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from builders import Json
 from testbed.cluster import Cluster
-from testbed.watch import states, wait_for, wait_for_all
+from testbed.watch import WaitError, states, wait_for, wait_for_all
 from trainer.models import dataset, model_folder
 
 RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
@@ -85,3 +86,16 @@ class Team:
     @property
     def _jobs(self) -> str:
         return f"/apis/finetune.dev/v1alpha1/namespaces/{self.namespace}/finetunejobs"
+
+
+@contextmanager
+def explained(cluster: Cluster, namespace: str) -> Iterator[None]:
+    """Whatever is not seen in time, its error says what the pods of a namespace were doing instead."""
+    try:
+        yield
+    except WaitError as error:
+        asked = (("get", "pods,events"), ("logs", "--selector=", "--tail=20", "--all-pods=true"))
+        for words in asked:
+            done = cluster.kubectl("--namespace", namespace, *words)
+            error.add_note(f"kubectl {' '.join(words)}:\n{done.stdout}{done.stderr}")
+        raise

@@ -44,6 +44,14 @@ class Team:
         body["metadata"]["namespace"] = self.namespace
         return self.api.create(body)
 
+    def claim(self, name: str) -> Json:
+        """A PersistentVolumeClaim, which nothing binds."""
+        spec = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
+        metadata = {"name": name, "namespace": self.namespace}
+        return self.api.create(
+            {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}
+        )
+
     def edit(self, changes: Json, name: str = "sample") -> Json:
         return self.api.patch(f"{self.jobs}/{name}", {"spec": changes})
 

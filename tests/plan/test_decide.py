@@ -104,6 +104,14 @@ def test_progress_reaches_the_status() -> None:
     assert answer.status.phase is Phase.TRAINING
 
 
+def test_a_loss_is_short_enough_for_a_column() -> None:
+    record = ProgressRecord(time=0, step=5, total_steps=20, epoch=0.25, loss=1.7234567165374756, learning_rate=1e-4,
+                            grad_norm=1.0, tokens_per_second=100, eta_seconds=12.4)  # fmt: skip
+    answer = decided(seen(status=accepted(), runs=RUN1, pods=(pod(0), pod(1)), records=(record,)))
+    assert answer.status.progress is not None
+    assert answer.status.progress.loss == 1.723457
+
+
 def test_success_is_the_report_of_node_0() -> None:
     answer = decided(seen(status=accepted(), runs=RUN1, pods=(ended(0, Exit.OK), pod(1))))
     assert answer.actions == ()
@@ -311,6 +319,43 @@ def test_a_refused_job_that_is_looked_at_again_says_the_same_at_the_same_time() 
     first = decided(seen({"compute.gpu_type": None}))
     later = plan(seen({"compute.gpu_type": None}, status=written(first)), PlanSettings(), NOW + timedelta(hours=1))
     assert later.status == first.status
+
+
+def test_a_suspended_run_that_is_still_there_goes_before_the_next_is_created() -> None:
+    suspended = decided(seen({"suspend": True}, status=accepted(), runs=RUN1, pods=(pod(0), pod(1))))
+    resumed = decided(seen(status=written(suspended), runs=RUN1, pods=(pod(0), pod(1))))
+    assert (deleted(resumed), created(resumed)) == (["sample-1"], [])
+
+
+def test_a_run_that_is_older_than_the_claimed_one_goes() -> None:
+    answer = decided(seen(status=accepted(run=2), runs=RUN1, pods=(pod(0), pod(1))))
+    assert (deleted(answer), created(answer)) == (["sample-1"], [])
+
+
+@pytest.mark.parametrize("pods", [(pod(0),), (pod(0), pod(1, "Pending"))], ids=["missing", "replaced"])
+def test_a_gang_that_is_no_longer_whole_starts_again_for_free(pods: tuple[PodSeen, ...]) -> None:
+    whole = decided(seen(status=accepted(), runs=RUN1, pods=(pod(0), pod(1))))
+    answer = decided(seen(status=written(whole), runs=RUN1, pods=pods))
+    assert deleted(answer) == ["sample-1"]
+    assert condition(answer, "Training") == ("False", "Restarting")
+    assert answer.status.restarts == 0
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ('pods "x" is forbidden: exceeded quota: team, requested: pods=1', "QuotaExceeded"),
+        ('pods "x" is forbidden: violates PodSecurity "restricted:latest"', "PodSecurity"),
+        ("admission webhook denied the request", "PodsRefused"),
+    ],
+)
+def test_pods_that_were_refused_say_why_until_they_are_there(said: str, reason: str) -> None:
+    answer = decided(seen(status=accepted(), runs=RUN1, pods=(pod(0),), pods_refusal=said))
+    [message] = [c.message for c in answer.status.conditions or () if c.type == "PodsReady"]
+    assert condition(answer, "PodsReady") == ("False", reason)
+    assert message.startswith(f"1 of 2 pods are running. {said}. ")
+    whole = decided(seen(status=accepted(), runs=RUN1, pods=(pod(0), pod(1)), pods_refusal=said))
+    assert condition(whole, "PodsReady") == ("True", "Running")
 
 
 def test_a_pod_that_waits_says_why() -> None:

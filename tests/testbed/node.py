@@ -74,12 +74,10 @@ def start_node(plane: ControlPlane, cable: Cable, images: Images) -> Machine:
     machine.connect()
     setup = _Setup(plane, machine, images.containerd)
     plane.run("containerd", setup.containerd())
-    plane.on_exit(lambda: _remove_containers(machine))
-    _remove_containers(machine)  # of a run that was killed
+    _remove_containers(machine)
     images.load(machine)
     for name, process in (("coredns", setup.coredns()), ("kube-proxy", setup.proxy()), ("kubelet", setup.kubelet())):
         plane.run(name, process)
-    plane.on_exit(lambda: plane.processes["kubelet"].stop())
     wait_for(plane.cluster.api, f"/api/v1/nodes/{NAME}", _is_ready, timeout_s=60)
     return machine
 
@@ -159,12 +157,10 @@ class _Setup:
 
 
 def _remove_containers(machine: Machine) -> None:
-    """End and remove every container, so that nothing but images stays in containerd's root."""
-    ctr = ["ctr", "--namespace=k8s.io"]
-    for task in machine.run([*ctr, "tasks", "ls", "--quiet"]).split():
-        machine.run([*ctr, "tasks", "rm", "--force", task])
-    for container in machine.run([*ctr, "containers", "ls", "--quiet"]).split():
-        machine.run([*ctr, "containers", "rm", container])
+    """What the last run has left in containerd's root: containers that ended with their machine. Images stay."""
+    ctr = ["ctr", "--namespace=k8s.io", "containers"]
+    if left := machine.run([*ctr, "ls", "--quiet"]).split():
+        machine.run([*ctr, "rm", *left])
 
 
 def _is_ready(node: Json | None) -> bool:

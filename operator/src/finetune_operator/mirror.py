@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from finetune_api import labels
+from finetune_api.status import Phase
 
 from . import lean
 from .cluster import Kind
@@ -22,6 +23,8 @@ from .plan.model import PodSeen, RunSeen
 from .refusals import Refusals
 
 T = TypeVar("T")
+
+_OVER = (Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +38,12 @@ class Entry(Generic[T]):
 class Shelf(Generic[T]):
     """Objects of one kind by key, and by the job that owns them."""
 
-    def __init__(self, read: Callable[[Json], T], owner: Callable[[Json], str]) -> None:
-        self._read, self._owner = read, owner
+    def __init__(
+        self, read: Callable[[Json], T], owner: Callable[[Json], str], sort: Callable[[T], str] = lambda _: ""
+    ) -> None:
+        self._read, self._owner, self._sort = read, owner, sort
+        self.counts: Counter[str] = Counter()
+        """How many objects there are of each sort."""
         self._entries: dict[Key, Entry[T]] = {}
         self._owned: dict[str, set[Key]] = {}
         self._gone: dict[Key, int] = {}
@@ -48,8 +55,9 @@ class Shelf(Generic[T]):
         if version <= self._gone.get(key, 0) or (known and version <= known.version):
             return False
         self._forget(key)
-        self._entries[key] = Entry(version, self._owner(raw), self._read(raw))
-        self._owned.setdefault(self._entries[key].owner, set()).add(key)
+        entry = self._entries[key] = Entry(version, self._owner(raw), self._read(raw))
+        self._owned.setdefault(entry.owner, set()).add(key)
+        self.counts[self._sort(entry.value)] += 1
         return True
 
     def drop(self, raw: Json) -> None:
@@ -94,6 +102,7 @@ class Shelf(Generic[T]):
         entry = self._entries.pop(key, None)
         if entry is None:
             return
+        self.counts[self._sort(entry.value)] -= 1
         keys = self._owned[entry.owner]
         keys.discard(key)
         if not keys:
@@ -104,7 +113,7 @@ class Mirror:
     """Jobs, runs and pods."""
 
     def __init__(self) -> None:
-        self.jobs: Shelf[Kept] = Shelf(lean.job, lambda raw: str(raw["metadata"]["uid"]))
+        self.jobs: Shelf[Kept] = Shelf(lean.job, lambda raw: str(raw["metadata"]["uid"]), lambda kept: kept.phase)
         self.runs: Shelf[RunSeen] = Shelf(lean.run, _owner_label)
         self.pods: Shelf[PodSeen] = Shelf(lean.pod, _owner_label)
         self.claims: dict[Key, tuple[float, Mapping[str, str]]] = {}
@@ -125,7 +134,11 @@ class Mirror:
 
     def phases(self) -> Mapping[str, int]:
         """Number of jobs by phase."""
-        return Counter(entry.value.phase for _, entry in self.jobs.items())
+        return +self.jobs.counts
+
+    def working(self) -> int:
+        """Number of jobs that are neither over nor refused."""
+        return sum(n for phase, n in self.jobs.counts.items() if phase not in _OVER)
 
     def put(self, kind: Kind, raw: Json) -> bool:
         return self._shelf(kind).put(raw)

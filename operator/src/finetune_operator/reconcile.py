@@ -73,11 +73,16 @@ class Reconciler:
         if answer.actions or seen.records or not change.can_wait:
             self._written[key] = self._clock()
         elif change.patch:
-            left = self._written.setdefault(key, self._clock()) + self.observer.progress_seconds() - self._clock()
+            left = self._written.setdefault(key, self._clock()) + self._words_seconds() - self._clock()
             if left > 0:
                 return replace(change, wait_seconds=left)
             self._written[key] = self._clock()
         return change
+
+    def _words_seconds(self) -> float:
+        """Seconds that words wait. More jobs, each longer: jobs that wait for a run go before words about others."""
+        share = self._mirror.working() / self._settings.progress_reads_per_second
+        return max(self._settings.progress_seconds, share)
 
     def _next(self, seen: Observed, answer: Plan, change: Change) -> float | None:
         times = [answer.requeue_after, change.wait_seconds]

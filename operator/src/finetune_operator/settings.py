@@ -1,6 +1,7 @@
 """What an administrator may decide, read once from the environment: FINETUNE_OPERATOR_<NAME>.
 
-Each field says its unit, its default and why that default. The chart's values carry the same names.
+Each field says its unit, its default and why that default. The chart's values are made from
+them by chart.py: `make generate`.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ class Settings(BaseSettings):
     watch_namespace: str = Field(
         default="",
         description="Namespace whose jobs are served. Empty (default): the whole cluster, with cluster roles. "
-        "With one namespace, a Training Operator that is installed later is noticed by a restart of the operator.",
+        "With one namespace, a Training Operator that is installed later is noticed within canary_patience_seconds: "
+        "the operator ends, and Kubernetes starts it anew.",
     )
     own_namespace: str = Field(
         default="default",
-        description="Namespace of the operator's own Lease. The chart fills in the namespace of the release.",
+        description="Namespace of the operator's own Lease, which has to lie where jobs are watched. The chart fills "
+        "in watch_namespace, or the namespace of the release.",
     )
     kubeconfig: Path | None = Field(
         default=None,
@@ -66,13 +69,13 @@ class Settings(BaseSettings):
         "API server, and one Python process has one core.",
     )
     requests_per_second: float = Field(
-        default=300,
+        default=1000,
         gt=0,
-        description="Requests to the API server per second, watches apart. Default 300: about what one process can "
-        "send; Kubernetes' own fairness protects the server.",
+        description="Requests to the API server per second, watches apart. Default 1000: more than one process can "
+        "send, about 5 for each new job; Kubernetes' own fairness protects the server.",
     )
     request_burst: int = Field(
-        default=600, ge=1, description="Requests that may be sent at once. Default 600: two seconds' worth."
+        default=1000, ge=1, description="Requests that may be sent at once. Default 1000: one second's worth."
     )
     request_timeout_seconds: float = Field(
         default=30, gt=0, description="Seconds until a request is given up and repeated. Default 30."
@@ -87,13 +90,14 @@ class Settings(BaseSettings):
         default=10,
         gt=0,
         description="Seconds between two reads of one job's progress, and between two status writes that say nothing "
-        "but progress. Default 10. Many jobs share progress_reads_per_second.",
+        "but progress or words. Default 10. Many jobs share progress_reads_per_second.",
     )
     progress_reads_per_second: float = Field(
         default=50,
         gt=0,
-        description="Reads of progress per second over all jobs: with more than 500 running jobs each is read less "
-        "often. Default 50: each is one request that the API server passes on to a node.",
+        description="Reads of progress per second over all jobs, and status writes that say nothing but words: with "
+        "more than 500 running jobs each is read, and with more than 500 unfinished ones written to, less often. "
+        "Default 50: a read is one request that the API server passes on to a node.",
     )
     canary_seconds: float = Field(
         default=30, gt=0, description="Seconds between two heartbeats through the API server. Default 30."

@@ -120,7 +120,7 @@ def _(record: DatasetRecord, status: Status, now: str) -> Status:
 def _(record: ProgressRecord, status: Status, now: str) -> Status:
     progress = _progress(status).model_copy(update={
         "step": record.step, "totalSteps": record.total_steps, "epoch": round(record.epoch, 3),
-        "percent": 100 * record.step // max(1, record.total_steps), "loss": record.loss,
+        "percent": 100 * record.step // max(1, record.total_steps), "loss": _readable(record.loss),
         "learningRate": record.learning_rate, "gradNorm": record.grad_norm,
         "tokensPerSecond": record.tokens_per_second,
         "etaSeconds": None if record.eta_seconds is None else round(record.eta_seconds),
@@ -129,9 +129,14 @@ def _(record: ProgressRecord, status: Status, now: str) -> Status:
     return _set(status, c.TRAINING, True, "Stepping", "Optimizer steps are being made.", now)
 
 
+def _readable(loss: float | None) -> float | None:
+    """For the eyes of people, in a column of `kubectl get`; the result's metrics keep every digit."""
+    return None if loss is None else round(loss, 6)
+
+
 @fold.register
 def _(record: EvaluationRecord, status: Status, now: str) -> Status:
-    return _with(status, progress=_progress(status).model_copy(update={"evalLoss": record.loss}))
+    return _with(status, progress=_progress(status).model_copy(update={"evalLoss": _readable(record.loss)}))
 
 
 @fold.register
