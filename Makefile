@@ -11,7 +11,7 @@ PACKAGES := crds/src operator/src trainer-image/src
 # Compiled bytecode halves the start of every process; some environments switch it off.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup quickstart test lint verify golden generate lock bench-cli testbed chaos e2e images clean
+.PHONY: help setup quickstart test lint verify golden generate lock bench-cli bench-operator testbed chaos e2e images clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -54,9 +54,9 @@ golden: setup ## Rewrite the golden plans and masks; read the diff
 	GOLDEN=rewrite $(BIN)/pytest -q tests/plan/test_golden.py
 	PYTHONPATH=tests $(BIN)/python tests/tokens/golden.py
 
-e2e: setup testbed ## The whole on a real node: images, chart, pods (as root on Debian; minutes, the first time half an hour)
+e2e: setup testbed images ## The whole on a real node: images, chart, pods (as root on Debian; minutes, the first time half an hour)
 	$(BIN)/python tests/testbed/build.py kubelet kube-proxy coredns
-	$(BIN)/pytest -v tests/e2e
+	$(BIN)/pytest -v --timeout 900 tests/e2e
 
 chaos: setup testbed ## The operator killed, delayed and blinded at every write (minutes)
 	$(BIN)/pytest tests/chaos
@@ -66,6 +66,9 @@ images: setup ## Build both images from their Dockerfiles, without a container e
 
 testbed: setup ## Build the real API server and Training Operator for the tests, into the user's cache
 	$(BIN)/python tests/testbed/build.py
+
+bench-operator: setup testbed ## Time 10,000 jobs against a bare kopf handler (15 minutes; JOBS=500 for fewer)
+	PYTHONPATH=tests $(BIN)/python -m bench.operator_scale $(if $(JOBS),--jobs $(JOBS))
 
 bench-cli: setup ## Time --help and validate (median of 10)
 	$(BIN)/python tests/bench/cli_start.py

@@ -31,7 +31,7 @@ def failed(team: Team) -> None:
     team.start("sample-1")
     team.edit({"suspend": True})
     team.until_phase("Suspended")
-    team.until_gone(team.pods)
+    team.until_gone(team.runs)
     team.edit({"suspend": False})
     team.start("sample-2")
     team.end("sample-2-worker-1", Exit.DATA_REFUSED, "Line 3 is no JSON.")

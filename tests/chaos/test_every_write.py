@@ -12,10 +12,20 @@ from chaos.disturbances import DISTURBANCES
 from chaos.lives import LIVES
 from chaos.rows import Outcome, Row, disturbed, same
 
+ATTEMPTS = 3
+"""A life played on a busy machine may write a word more or less before the disturbance: then it strikes elsewhere."""
+
 
 def row_of_life(bed: Bed, folder: Path, row: Row) -> Outcome:
-    lens = DISTURBANCES[row.disturbance](row.number)
-    return disturbed(bed.plane, bed.ledger, folder, row.life, lens, bed.references[row.life])
+    """The row as its name says it; whatever else it became on the way has to end well too."""
+    reference = bed.references[row.life]
+    for _ in range(ATTEMPTS):
+        lens = DISTURBANCES[row.disturbance](row.number)
+        outcome = disturbed(bed.plane, bed.ledger, folder, row.life, lens, reference)
+        if outcome.writes[: row.number] == reference.writes[: row.number]:
+            break
+        same(outcome, reference)
+    return outcome
 
 
 @pytest.mark.trial(work=row_of_life)

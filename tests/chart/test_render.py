@@ -212,7 +212,9 @@ OTHER: dict[str, Any] = {
 
 def test_every_setting_arrives_as_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {*OTHER, *chart.OF_THE_CHART} == set(Settings.model_fields)
-    values = json.loads(json.dumps(Settings(**OTHER).model_dump(mode="json", include=set(OTHER))))
+    values = json.loads(
+        json.dumps(Settings(**OTHER, own_namespace="team-a").model_dump(mode="json", include=set(OTHER)))
+    )
     given = {chart.value_name(name): value for name, value in values.items()}
     for name, value in environment(render({"settings": given})).items():
         monkeypatch.setenv(name, value)

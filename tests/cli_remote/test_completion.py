@@ -55,3 +55,14 @@ def test_a_shell_completes_jobs_too(shell: str, team: Team, console: Console) ->
     program = Path(sys.executable).with_name("finetune")
     done = subprocess.run([program], env=env, capture_output=True, text=True, check=False)
     assert "alpha" in done.stdout
+
+
+def test_the_help_of_a_verb_needs_no_client_of_the_cluster() -> None:
+    script = (
+        "import sys; from finetune_cli.main import cli; cli(sys.argv[1:], standalone_mode=False); print(*sys.modules)"
+    )
+    for verb in ("submit", "list", "logs", "fetch"):
+        done = subprocess.run([sys.executable, "-c", script, verb, "-h"], capture_output=True, text=True, check=True)
+        loaded = set(done.stdout.split())
+        assert f"finetune_cli.verbs.{verb}" in loaded
+        assert not loaded & {"kubernetes", "urllib3", "rich", "finetune_data"}

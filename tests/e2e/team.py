@@ -36,13 +36,18 @@ class Team:
 
     def furnished(self) -> Team:
         """With a model on the volume, and rows in a ConfigMap."""
-        model_folder(self.model)
-        dataset(self.rows, 96)
+        for path in (*model_folder(self.model).iterdir(), dataset(self.rows, 96)):
+            path.chmod(0o644)  # weights are saved for their owner's eyes only
         self.kubectl("create", "configmap", "rows", f"--from-file={self.rows}")
         size, modes = {"storage": "1Gi"}, ["ReadWriteMany"]
         name = f"{self.namespace}-shared"
         claim = {"storageClassName": "", "accessModes": modes, "volumeName": name, "resources": {"requests": size}}
-        volume = {"storageClassName": "", "accessModes": modes, "capacity": size, "hostPath": {"path": str(self.volume)}}
+        volume = {
+            "storageClassName": "",
+            "accessModes": modes,
+            "capacity": size,
+            "hostPath": {"path": str(self.volume)},
+        }
         self.apply("PersistentVolume", name, {"spec": volume}, version="v1")
         self.apply("PersistentVolumeClaim", "shared", {"spec": claim}, version="v1")
         return self

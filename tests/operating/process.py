@@ -32,7 +32,8 @@ class OperatorProcess(Process):
         env = {k: v for k, v in os.environ.items() if not k.startswith("FINETUNE_OPERATOR_")}
         env |= {f"FINETUNE_OPERATOR_{k}": v for k, v in words.items()}
         command = [sys.executable, *program]
-        super().__init__(command, folder / "operator.log", ready=lambda: self.answer("readyz")[0] == 200, env=env)
+        ready = lambda: self.answer("readyz")[0] == 200  # noqa: E731
+        super().__init__(command, folder / "operator.log", ready=ready, env=env, outlived=True)
 
     def answer(self, path: str) -> tuple[int, str]:
         """HTTP status (0: no answer) and body of one of the operator's own pages."""

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from tempfile import TemporaryDirectory
 
 from testbed.api import Json
 from testbed.machine import Machine
+from testbed.packages import MissingError, ensure_packages
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINER = "ghcr.io/finetune-operator/trainer:0.1.0"
@@ -182,9 +184,25 @@ def _secrets() -> Iterator[list[str]]:
         yield [*flags, f"--secret=id=pip,src={file}"]
 
 
+def main() -> int:
+    """Build everything and say where it lies; 2 where something is missing here."""
+    try:
+        ensure_packages()
+        with images() as store:
+            sys.stdout.write("".join(f"{name}\n" for name in DOCKERFILES) + f"in {store.folder}\n")
+    except (ImageError, MissingError) as error:
+        sys.stderr.write(f"testbed: {error}\n")
+        return 2
+    return 0
+
+
 def _run(*command: str) -> str:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         tail = "\n".join((done.stdout + done.stderr).splitlines()[-20:])
         raise ImageError(f"{' '.join(command)} ended with {done.returncode}:\n{tail}")
     return done.stdout
+
+
+if __name__ == "__main__":
+    sys.exit(main())

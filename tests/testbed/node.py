@@ -48,6 +48,9 @@ COREFILE = f"""
     kubeconfig KUBECONFIG
     ttl 5
   }}
+  template ANY ANY {{
+    rcode NXDOMAIN
+  }}
 }}
 """
 

@@ -42,10 +42,12 @@ class Process:
         ready: Callable[[], bool],
         env: Mapping[str, str] | None = None,
         timeout_s: float = 60,
+        outlived: bool = False,
     ) -> None:
+        """outlived: the thread that starts the process also waits for its end, be it the main one or another."""
         self.name = Path(command[0]).name
         self.log = log
-        self._command = [*_leash(), *command]
+        self._command = [*_leash(outlived), *command]
         self._env = dict(env) if env is not None else None
         self._ready = ready
         self._timeout_s = timeout_s
@@ -145,11 +147,11 @@ def listens(port: int, host: str = "127.0.0.1") -> bool:
         return probe.connect_ex((host, port)) == 0
 
 
-def _leash() -> list[str]:
+def _leash(outlived: bool) -> list[str]:
     """A prefix that makes the kernel kill the server when we are killed ourselves and no `with` can end it.
 
-    The kernel ties this to the thread that started the process, so only the main thread's children get it.
+    The kernel ties this to the thread that started the process: the main one, or one that is sure to outlive it.
     """
     setpriv = shutil.which("setpriv")
-    on_main = threading.current_thread() is threading.main_thread()
-    return [setpriv, "--pdeathsig", "KILL"] if setpriv and on_main else []
+    lasts = outlived or threading.current_thread() is threading.main_thread()
+    return [setpriv, "--pdeathsig", "KILL"] if setpriv and lasts else []

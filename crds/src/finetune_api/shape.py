@@ -97,9 +97,7 @@ def _number(value: float, node: Node, path: str) -> Iterator[Problem]:
     if low is not None and (value <= low if node.get("exclusiveMinimum") else value < low):
         yield _bad(path, value, f"it must be {more} {low}")
     if high is not None and (value >= high if node.get("exclusiveMaximum") else value > high):
-        yield _bad(
-            path, value, f"it {less} {high}"
-        )
+        yield _bad(path, value, f"it {less} {high}")
 
 
 def _boolean(value: bool, node: Node, path: str) -> Iterator[Problem]:

@@ -7,9 +7,9 @@ them by chart.py: `make generate`.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from .plan.settings import ACCELERATORS, Accelerator, PlanSettings
@@ -118,6 +118,15 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least important log lines that are written. Default info: one line per change."
     )
+
+    @model_validator(mode="after")
+    def _lease_is_watched(self) -> Self:
+        if self.watch_namespace not in ("", self.own_namespace):
+            raise ValueError(
+                f"own_namespace is {self.own_namespace!r}, but only {self.watch_namespace!r} is watched: the heartbeat "
+                "would never be seen. Set both to the same namespace."
+            )
+        return self
 
     def plan(self) -> PlanSettings:
         """The part that decides what a job becomes."""

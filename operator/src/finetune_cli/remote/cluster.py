@@ -11,7 +11,7 @@ from finetune_api import labels
 from finetune_api.names import API_VERSION, PLURAL
 
 from .errors import ApiError, NotFound, invalid, refused, told
-from .server import MERGE, Json, Login, Server, connect
+from .server import AGENT, MERGE, Json, Login, Server, connect
 from .watching import states
 
 PAGE = "500"
@@ -78,7 +78,7 @@ class Cluster:
 
     def create(self, version: str, plural: str, manifest: Json, *, dry_run: bool = False) -> Json:
         """A new object as the server took it."""
-        query = {"fieldManager": labels.FIELD_MANAGER.replace("operator", "cli"), "fieldValidation": "Strict"}
+        query = {"fieldManager": AGENT, "fieldValidation": "Strict"}
         query |= {"dryRun": "All"} if dry_run else {}
         return self.server.request("POST", self.path(version, plural), query=query, body=manifest)
 

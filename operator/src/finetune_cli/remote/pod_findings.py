@@ -52,7 +52,6 @@ KUBELET = {
 }
 """Reason of a waiting container, the way out."""
 MOUNTS = ("FailedMount", "FailedAttachVolume", "FailedBinding", "FailedCreatePodSandBox")
-PULLS = ("ErrImagePull", "ImagePullBackOff")
 
 
 def missing(seen: Seen) -> Iterator[Problem]:

@@ -30,6 +30,7 @@ from .errors import ApiError, NotFound, UnknownResource, Unreachable, refused
 Json = dict[str, Any]
 MERGE = "application/merge-patch+json"
 AGENT = "finetune-cli"
+"""Who we are in audit logs and managed fields."""
 CONNECT_SECONDS, READ_SECONDS = 10.0, 60.0
 RETRIES = urllib3.Retry(total=3, status=3, status_forcelist=(429, 502, 503, 504), backoff_factor=0.2,
                         raise_on_status=False)  # fmt: skip

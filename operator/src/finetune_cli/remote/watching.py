@@ -59,8 +59,10 @@ def _watched(server: Server, path: str, query: Mapping[str, str], end: float | N
     with server.lines(path, {**query, **more}, SILENCE_SECONDS) as lines:
         for line in lines:
             event = json.loads(line)
-            if event["type"] == "ERROR":  # most often 410: our version is too old
-                return
+            if event["type"] == "ERROR":
+                if event["object"].get("code") == 410:  # our version is too old: list anew
+                    return
+                raise ApiError(event["object"].get("code") or 500, "", event["object"].get("message") or "")
             if event["type"] != "BOOKMARK":
                 _take(held, event)
                 yield list(held.values())

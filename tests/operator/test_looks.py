@@ -1,0 +1,144 @@
+"""When a job is looked at: whatever is news leads to a look, and nothing else does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+
+import pytest
+
+from builders import Json, resource
+from finetune_operator.changes import merge_patch
+from finetune_operator.cluster import Kind
+from finetune_operator.identity import Key
+from finetune_operator.reconcile import look
+from finetune_operator.runtime import Operator
+from finetune_operator.settings import Settings
+
+KEY = Key("team", "sample")
+
+
+def job(version: int, name: str = "sample", **status: str) -> Json:
+    body = resource(name=name)
+    body["metadata"] |= {"namespace": "team", "uid": f"uid-{name}", "generation": 1, "resourceVersion": str(version)}
+    return body | {"status": dict(status)}
+
+
+class Cluster:
+    """One job and its run; every write is a new version."""
+
+    def __init__(self) -> None:
+        self.job, self.run, self.version, self.writes = job(1), None, 1, 0
+
+    def _write(self, body: Json) -> Json:
+        self.version, self.writes = self.version + 1, self.writes + 1
+        return body | {"metadata": body["metadata"] | {"resourceVersion": str(self.version)}}
+
+    async def get_job(self, key: Key) -> Json | None:
+        return self.job
+
+    async def get_run(self, key: Key) -> Json | None:
+        return self.run
+
+    async def pages(self, kind: Kind, namespace: str = "", uid: str = "") -> AsyncIterator[tuple[list[Json], int]]:
+        yield ([self.job] if kind is Kind.JOBS else []), self.version
+
+    async def create_run(self, manifest: Json) -> Json:
+        return self._write(manifest | {"metadata": manifest["metadata"] | {"uid": "uid-run"}})
+
+    async def delete_run(self, key: Key, uid: str) -> Json | None:
+        return None
+
+    async def patch_status(self, key: Key, patch: Json) -> Json:
+        assert merge_patch(self.job["status"], patch["status"]), "a write that changes nothing"
+        self.job = self._write(self.job | {"status": self.job["status"] | patch["status"]})
+        return self.job
+
+    async def claim_annotations(self, key: Key) -> Mapping[str, str]:
+        return {}
+
+    async def annotate_claim(self, key: Key, annotation: str, text: str) -> None:
+        return
+
+    async def read_log(self, key: Key, since_seconds: int | None) -> str:
+        return ""
+
+    async def create_event(self, event: Json) -> None:
+        return
+
+    async def beat(self, key: Key, holder: str, time: str) -> None:
+        return
+
+    async def has_backend(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def operator() -> Operator:
+    return Operator(Cluster(), Settings(progress_seconds=10, progress_reads_per_second=50))
+
+
+def due(operator: Operator) -> Key | None:
+    """The job that is due, if any; it is taken and put back done."""
+    key = operator.queue.take()
+    if key:
+        operator.queue.done(key)
+    return key
+
+
+@pytest.mark.parametrize(
+    ("event", "version", "looked_at"),
+    [
+        ("MODIFIED", 6, True),
+        ("MODIFIED", 5, False),
+        ("ADDED", 4, False),
+        (None, 5, False),
+        (None, 6, True),
+        ("DELETED", 6, True),
+    ],
+)
+def test_only_what_is_newer_than_the_known_version_5_calls_for_a_look(
+    operator: Operator, event: str | None, version: int, looked_at: bool
+) -> None:
+    operator.note(Kind.JOBS, "ADDED", job(5))
+    assert due(operator) == KEY
+    operator.note(Kind.JOBS, event, job(version))
+    assert due(operator) == (KEY if looked_at else None)
+
+
+def test_what_only_a_sweep_has_found_is_looked_at(operator: Operator) -> None:
+    operator.filled.set()
+    ended = job(1, phase="Succeeded", completionTime="2026-01-01T00:00:00Z")
+    assert isinstance(operator.cluster, Cluster)
+    operator.cluster.job = ended
+    asyncio.run(operator.sweep_once())
+    assert due(operator) == KEY, "the first time it is news"
+    asyncio.run(operator.sweep_once())
+    assert due(operator) is None, "a job that has ended and is known is left alone"
+
+
+def test_a_look_that_wrote_is_followed_by_one_that_does_not_and_no_echo_is_needed(operator: Operator) -> None:
+    assert isinstance(operator.cluster, Cluster)
+    operator.note(Kind.JOBS, "ADDED", operator.cluster.job)
+    looks = 0
+    while key := operator.queue.take():
+        asyncio.run(look(operator.queue, operator.reconciler, key))
+        looks += 1
+    assert (looks, operator.cluster.writes) == (2, 2), "the status and the run, and then a look at both"
+    operator.note(Kind.JOBS, "MODIFIED", operator.cluster.job)
+    assert due(operator) is None, "the echo of our own write is no news"
+
+
+@pytest.mark.parametrize(("others", "seconds"), [(1, 10), (1000, 20)])
+def test_words_wait_the_longer_the_more_jobs_are_unfinished(operator: Operator, others: int, seconds: float) -> None:
+    assert isinstance(operator.cluster, Cluster)
+    for number in range(1, others):
+        operator.mirror.jobs.put(job(1, f"job-{number}", phase="Queued"))
+    for number in range(5000):
+        operator.mirror.jobs.put(job(1, f"ended-{number}", phase="Succeeded"))
+    operator.note(Kind.JOBS, "ADDED", operator.cluster.job)
+    while key := operator.queue.take():
+        asyncio.run(look(operator.queue, operator.reconciler, key))
+    wait = operator.queue.wait_seconds()
+    assert wait == pytest.approx(seconds, abs=1)
+    assert operator.mirror.phases() == {"Starting": 1, "Succeeded": 5000} | ({"Queued": 999} if others > 1 else {})
