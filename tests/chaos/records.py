@@ -18,7 +18,8 @@ def writes(plane: ControlPlane, namespace: str) -> list[Json]:
     """What the operator wrote in a namespace, heartbeats apart, from the audit log in the order of the answers."""
     assert plane.audit_log is not None
     mark = f'"namespace":"{namespace}"'
-    entries = [json.loads(line) for line in plane.audit_log.read_text().splitlines() if mark in line]
+    with plane.audit_log.open() as lines:
+        entries = [json.loads(line) for line in lines if mark in line]
     return [e for e in entries if e["verb"] in WRITES and _is_ours(e) and _is_done(e)]
 
 

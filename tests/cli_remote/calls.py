@@ -50,7 +50,11 @@ class Running:
             return next(line for line in self.lines if text in line)
 
     def ended(self, timeout_s: float = 30) -> int:
-        return self.process.wait(timeout_s)
+        """The exit code."""
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running; so far: {self.lines}") from None
 
     def interrupt(self, number: signal.Signals = signal.SIGINT) -> None:
         self.process.send_signal(number)

@@ -36,7 +36,7 @@ REFUSALS: dict[str, tuple[Json, Json, tuple[str, str]]] = {
     "a LimitRange": ({"kind": "LimitRange", "spec": {"limits": [{"type": "Container", "max": {"memory": "1Gi"}}]}},
         {"pods.memory": "2Gi"}, ("LimitRange", "maximum memory usage per Container is 1Gi")),
     "a priority class": ({}, {"pods.priorityClassName": "urgent"},
-        ("PriorityClassMissing", "no PriorityClass with name urgent was found")),
+        ("NoPriorityClass", "no PriorityClass with name urgent was found")),
 }  # fmt: skip
 
 

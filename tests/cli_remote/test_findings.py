@@ -109,20 +109,20 @@ CASES: dict[str, tuple[Seen, str, str, str, str]] = {
         seen(job({"job.data": "configmap://rows/a"}), config_maps={"rows": {"data": {"b": "", "c": ""}}}),
         "configmap rows", "NotFound", "has no key a, only b, c.", "Correct spec.job.data"),
     "a quota is used up": (refused_pod(QUOTA), "pytorchjob sample-1",
-        "QuotaExceeded", "limited: pods=1", "quota raised"),
+        "QuotaExceeded", "limited: pods=1", "have the ResourceQuota raised"),
     "a quota wants requests": (refused_pod("failed quota: q: must specify limits.memory"), "pytorchjob sample-1",
-        "QuotaNeedsRequests", "must specify limits.memory", "set pods.memory and pods.cpu"),
+        "QuotaNeedsLimits", "must specify limits.memory", "Set pods.cpu and pods.memory"),
     "Pod Security refuses the pod": (refused_pod('violates PodSecurity "restricted:latest": x'),
-        "pytorchjob sample-1", "PodSecurity", "restricted:latest", "Our pods fit the restricted level"),
+        "pytorchjob sample-1", "PodSecurity", "restricted:latest", "that the level forbids"),
     "a LimitRange refuses the pod": (refused_pod("maximum memory usage per Container is 1Gi, but limit is 2Gi"),
-        "pytorchjob sample-1", "LimitRange", "usage per Container is 1Gi", "Change pods.memory or pods.cpu"),
+        "pytorchjob sample-1", "LimitRange", "usage per Container is 1Gi", "Choose pods.cpu, pods.memory"),
     "a priority class is missing": (refused_pod("no PriorityClass with name urgent was found"), "pytorchjob sample-1",
-        "PriorityClassMissing", "urgent", "Correct pods.priorityClassName"),
+        "NoPriorityClass", "urgent", "change pods.priorityClassName"),
     "a service account is missing": (
         refused_pod('error looking up service account a/b: serviceaccount "b" not found'), "pytorchjob sample-1",
-         "ServiceAccountMissing", 'serviceaccount "b" not found', "Create the service account"),
-    "a pod is refused for another reason": (refused_pod("because"), "pytorchjob sample-1", "PodRefused",
-        "A pod cannot be created: because", "Ask whoever runs the cluster."),
+         "NoServiceAccount", 'serviceaccount "b" not found', "change pods.serviceAccountName"),
+    "a pod is refused for another reason": (refused_pod("because"), "pytorchjob sample-1", "PodsRefused",
+        "A pod cannot be created: because", "Ask whoever runs this cluster's admission rules."),
     "no node has the GPUs": (seen(job(), pods=(pod("p", **unscheduled("0/9 nodes are available: 9 Insufficient "
         "nvidia.com/gpu. preemption: 0/9 ...")),)), "pod p", "Unschedulable", "9 Insufficient nvidia.com/gpu",
         "No node has as many GPUs free as a pod takes: wait, or set more compute.nodes."),
@@ -130,13 +130,18 @@ CASES: dict[str, tuple[Seen, str, str, str, str]] = {
         "0/2 nodes are available: 1 node(s) had untolerated taint(s), 1 node(s) didn't match Pod's node "
         "affinity/selector.")),)), "pod p", "Unschedulable", "untolerated taint",
         "Add the taint to pods.tolerations, if the job may run on those nodes. Check compute.gpu_type"),
+    "a claim is missing, says the scheduler": (
+        seen(job(), pods=(pod("p", **unscheduled('persistentvolumeclaim "x" not found')),)), "pod p", "ClaimMissing",
+        'persistentvolumeclaim "x" not found', "Create the PersistentVolumeClaim"),
+    "the kubelet says something new": (seen(job(), pods=(pod("p", **stuck("RunContainerError", "no such device")),)),
+        "pod p", "RunContainerError", "no such device", "what the node lacks"),
     "no scheduler runs": (seen(job(), pods=(pod("p"),)), "pod p", "NotScheduled", "No scheduler has looked", "runs."),
     "the image cannot be pulled, by two pods": (
         seen(job(), pods=tuple(pod(n, **stuck("ImagePullBackOff", "not found")) for n in ("p", "q"))),
-        "pods p, q", "ImagePullBackOff", "ImagePullBackOff: not found", "Check pods.image"),
+        "pods p, q", "ImagePull", "ImagePullBackOff: not found", "Check pods.image"),
     "a secret is missing": (
         seen(job(), pods=(pod("p", **stuck("CreateContainerConfigError", 'secret "hf" not found')),)), "pod p",
-         "CreateContainerConfigError", 'secret "hf" not found', "Create the Secret or ConfigMap"),
+         "ContainerConfig", 'secret "hf" not found', "Create the Secret or ConfigMap"),
     "a volume cannot be mounted": (
         seen(job(), pods=(pod("p", conditions=[{"type": "PodScheduled", "status": "True"}]),),
              events=(event("p", "FailedMount", 'configmap "rows" not found'),)),
@@ -166,6 +171,7 @@ FINE = {
     "an old refusal of a pod that is there now": seen(
         job(), run=RUN, events=(event("r1", "FailedCreatePod", QUOTA),),
         pods=tuple({**pod(n), "status": {"phase": "Running"}} for n in ("p", "q"))),
+    "what the operator repeats of its pods": seen(job(None, ("PodsReady", "False", "Unschedulable", "0 of 2 ..."))),
     "a container that is being created": seen(job(), pods=(pod("p", **stuck("ContainerCreating", "")),)),
     "a job that has succeeded": seen(
         job(None, ("Complete", "True", "Succeeded", "Done."), status__completionTime=LONG_AGO)),

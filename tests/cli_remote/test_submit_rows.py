@@ -185,7 +185,7 @@ def test_a_quota_that_has_no_room_for_the_transfer_pod_is_told_and_leaves_no_job
     done = console("submit", console.job(), "--dataset", console.rows(width=SMALL))
     assert done.code == 1
     assert "exceeded quota: none, requested: pods=1" in done.err
-    assert "[QuotaExceeded]\n  remedy: Wait until other jobs of the namespace end" in done.err
+    assert "[QuotaExceeded]\n  remedy: Wait until other pods of the namespace end" in done.err
     team.until_gone(team.jobs)
 
 

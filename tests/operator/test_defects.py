@@ -1,18 +1,15 @@
 """What Training Operator 1.9.4 leaves undone, made up for: each against its real controller.
 
-Its own deadline, the deletion of one pod and the failure of one are in test_life.py.
+Its own deadline, the deletion of one pod and the failure of one are in test_life.py; a pod that is replaced while
+nobody looks is in test_disturbed.py; workers that outlive the success are in tests/chaos.
 """
 
 from __future__ import annotations
-
-import signal
-from pathlib import Path
 
 import pytest
 
 from builders import Json
 from finetune_api.exits import Exit
-from operating.process import OperatorProcess
 from operating.team import SMALL, Team, condition, message
 from testbed.control_plane import ControlPlane
 from testbed.kwok import Node
@@ -67,12 +64,16 @@ def test_a_job_that_fits_nowhere_says_what_the_scheduler_says(tenant: Team) -> N
     assert "pods.tolerations" in said
 
 
-def test_a_claim_that_is_not_there_is_named(tenant: Team) -> None:
+def test_a_claim_that_is_not_there_or_has_no_volume_is_named(tenant: Team) -> None:
     add_node(tenant, "free")
     tenant.submit({"compute.nodes": 1})
     status = tenant.until(lambda s: condition(s, "PodsReady") == ("False", "ClaimMissing"))
     assert 'persistentvolumeclaim "' in message(status, "PodsReady")
     assert "Create the PersistentVolumeClaim" in message(status, "PodsReady")
+    tenant.claim("rows")
+    tenant.claim("models")
+    status = tenant.until(lambda s: condition(s, "PodsReady") == ("False", "ClaimUnbound"))
+    assert "StorageClass" in message(status, "PodsReady")
 
 
 def test_a_job_whose_node_is_lost_goes_on_on_another(tenant: Team) -> None:
@@ -102,21 +103,3 @@ def test_the_failure_budget_is_ours_and_ends_the_job(team: Team) -> None:
     assert "Pod sample-2-worker-0: boom again" in message(status, "Failed")
     assert status["restarts"] == 1
     assert team.run_names() == ["sample-2"]
-
-
-def test_a_pod_that_was_replaced_while_nobody_looked_restarts_the_gang(
-    control_plane: ControlPlane, tmp_path: Path
-) -> None:
-    team = Team(control_plane.cluster.api, control_plane.cluster.namespace())
-    settings = {"WATCH_NAMESPACE": team.namespace, "OWN_NAMESPACE": team.namespace}
-    with OperatorProcess(control_plane.cluster.kubeconfig, tmp_path, settings) as operator:
-        team.submit(name="twin")
-        team.start("twin-1", "twin")
-        operator.signal(signal.SIGSTOP)
-        first = team.api.get(f"{team.pods}/twin-1-worker-1")["metadata"]["uid"]
-        team.api.delete(f"{team.pods}/twin-1-worker-1")
-        wait_for(team.api, f"{team.pods}/twin-1-worker-1", lambda pod: pod and pod["metadata"]["uid"] != first)
-        operator.signal(signal.SIGCONT)
-        team.until_run("twin-2")
-        status = team.until(lambda s: s.get("run") == 2, "twin")
-    assert not status.get("restarts")

@@ -14,7 +14,7 @@ from operating.process import OperatorProcess
 from operating.team import Team, condition
 from testbed.control_plane import ControlPlane
 from testbed.training_operator import pytorchjob_crd, start_training_operator
-from testbed.watch import wait_for_all
+from testbed.watch import wait_for, wait_for_all
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +88,20 @@ def test_sigterm_lets_looks_finish_and_ends_with_0(plane: ControlPlane, lonely: 
     with operating(plane, tmp_path, lonely):
         wait_for_all(lonely.api, lonely.runs, lambda runs: len(runs) == len(names))
         assert sorted(lonely.run_names()) == sorted(f"{n}-1" for n in names)
+
+
+def test_a_pod_that_was_replaced_while_nobody_looked_restarts_the_gang(
+    plane: ControlPlane, lonely: Team, tmp_path: Path
+) -> None:
+    with operating(plane, tmp_path, lonely) as operator:
+        lonely.submit()
+        lonely.start()
+        operator.signal(signal.SIGSTOP)
+        pod = f"{lonely.pods}/sample-1-worker-1"
+        first = lonely.api.get(pod)["metadata"]["uid"]
+        lonely.api.delete(pod)
+        wait_for(lonely.api, pod, lambda found: found and found["metadata"]["uid"] != first)
+        operator.signal(signal.SIGCONT)
+        lonely.until_run("sample-2")
+        status = lonely.until(lambda s: s.get("run") == 2)
+    assert not status.get("restarts"), "a lost pod is not the job's fault"

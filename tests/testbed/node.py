@@ -40,14 +40,17 @@ bin_dir = "{CNI_BIN}"
 conf_dir = "FOLDER/cni"
 """
 COREFILE = f"""
-.:53 {{
+{DOMAIN}:53 {{
   bind ADDRESS
   errors
   ready ADDRESS:{DNS_READY_PORT}
-  kubernetes {DOMAIN} {{
+  kubernetes {{
     kubeconfig KUBECONFIG
     ttl 5
   }}
+}}
+.:53 {{
+  bind ADDRESS
   template ANY ANY {{
     rcode NXDOMAIN
   }}
@@ -79,9 +82,10 @@ def start_node(plane: ControlPlane, cable: Cable, images: Images) -> Machine:
     plane.run("containerd", setup.containerd())
     _remove_containers(machine)
     images.load(machine)
-    for name, process in (("coredns", setup.coredns()), ("kube-proxy", setup.proxy()), ("kubelet", setup.kubelet())):
-        plane.run(name, process)
+    plane.run("coredns", setup.coredns())
+    plane.run("kubelet", setup.kubelet())
     wait_for(plane.cluster.api, f"/api/v1/nodes/{NAME}", _is_ready, timeout_s=60)
+    plane.run("kube-proxy", setup.proxy())  # it looks for its Node, and at first for half a minute if there is none
     return machine
 
 

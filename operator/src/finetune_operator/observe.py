@@ -157,5 +157,11 @@ def newest(lines: Iterable[str]) -> tuple[Record, ...]:
 
     A final report in the log is not taken: only the termination message of a pod that has ended is the end.
     """
-    found = {type(record): record for line in lines if (record := report.parse(line))}
+    found: dict[type, Record] = {}
+    known: set[str] = set()
+    for line in reversed(list(lines)):
+        kind = line.partition(",")[0]  # a thousand lines of progress are not parsed for the sake of one
+        if kind not in known and (record := report.parse(line)):
+            known.add(kind)
+            found[type(record)] = record
     return tuple(found[kind] for kind in _ORDER if kind in found)

@@ -15,6 +15,7 @@ from typing import Any
 
 from finetune_api.logic import find
 from finetune_api.names import API_VERSION, KIND
+from finetune_operator.plan.hindrances import REFUSED, hindrance
 from finetune_operator.plan.places import CLAIMS
 from finetune_operator.plan.pods import USER
 from finetune_operator.plan.settings import PlanSettings
@@ -120,13 +121,15 @@ def _container(job: Json, claim: str, image: str | None, read_only: bool) -> Jso
 
 
 def _create(cluster: Cluster, body: Json) -> None:
+    """Raises Hindered where a rule of the namespace has no room for the pod."""
     try:
         cluster.create("v1", "pods", body)
     except ApiError as error:
-        known = pod_findings.creation(error.message)
-        if error.status != 403 or known is None:
+        known = hindrance(REFUSED, error.message)
+        if error.status != 403 or known.reason == REFUSED[-1][1].reason:
             raise
-        raise hindered(f"pod {body['metadata']['name']}", known[0], error.message, known[1]) from None
+        remedy = "Wait until other pods of the namespace end, or ask whoever runs it."
+        raise hindered(f"pod {body['metadata']['name']}", known.reason, error.message, remedy) from None
 
 
 def _await(cluster: Cluster, name: str, say: Callable[[str], None]) -> None:

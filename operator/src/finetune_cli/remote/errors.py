@@ -14,7 +14,7 @@ from finetune_api.problems import Problem
 from finetune_cli.errors import Refused
 
 FAILED = 1
-INSTALL = "Install the operator, for example: helm install finetune-operator helm/finetune-operator"
+INSTALL = "Install the operator with its chart, helm/finetune-operator (docs/install.md says how)"
 _FORBIDDEN = re.compile(r'User "(?P<user>[^"]+)" cannot (?P<verb>\w+) resource "(?P<resource>[^"]+)"')
 _DENIED = re.compile(
     r"ValidatingAdmissionPolicy '(?P<policy>[^']+)' with binding '[^']+' denied request: (?P<why>.*)", re.DOTALL

@@ -13,7 +13,7 @@ from finetune_api.problems import Problem
 
 from .dataset import AWAITING
 from .errors import INSTALL
-from .pod_findings import missing, waiting
+from .pod_findings import SPOKEN_FOR, missing, waiting
 from .seen import Seen
 from .server import Json
 from .views import condition, ended, moment
@@ -84,7 +84,7 @@ def no_backend(seen: Seen) -> Iterator[Problem]:
 def not_created(seen: Seen) -> Iterator[Problem]:
     """What the operator says about the run: the queue holds it back, the server refuses it, settings hinder it."""
     ready = condition(seen.job, c.PODS_READY)
-    usual = ("Running", "Waiting", "Creating", "BackendMissing", "Suspended", "Restarting")
+    usual = {*SPOKEN_FOR, "Creating", "BackendMissing", "Suspended", "Restarting"}
     if ready and ready["status"] == "False" and ready["reason"] not in usual and not ended(seen.job):
         remedy = _CREATE.get(ready["reason"], "Change what the message names; the job is tried again by itself.")
         yield Problem(_name(seen), ready["reason"], ready["message"], remedy)

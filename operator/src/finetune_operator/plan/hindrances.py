@@ -37,6 +37,9 @@ WAITING: tuple[tuple[str, Hindrance], ...] = (
     ("persistentvolumeclaim ", Hindrance(
         "ClaimMissing",
         "Create the PersistentVolumeClaim; the pod starts by itself.")),
+    ("unbound immediate PersistentVolumeClaims", Hindrance(
+        "ClaimUnbound",
+        "Wait for the volume, or look at the claim's events: its StorageClass may be missing or out of space.")),
     ("Unschedulable", Hindrance(
         "Unschedulable",
         "Free or add nodes that fit, ask for less, or tolerate the taints that are named (pods.tolerations).")),
