@@ -19,6 +19,7 @@ from finetune_api.exits import Exit
 from operating.process import OperatorProcess
 from operating.proxy import Proxy
 from operating.team import Team, condition
+from testbed.api import ApiError
 from testbed.control_plane import ControlPlane
 from testbed.training_operator import pytorchjob_crd, start_training_operator
 from testbed.watch import wait_for, wait_for_all
@@ -66,10 +67,23 @@ def outage(bed: Bed, folder: Path) -> float:
 
 def _catch_up(team: Team) -> None:
     """The restart that was begun goes on, and a new job is served."""
+    while not all(map(_is_served, (team.jobs, team.runs, team.pods), [team] * 3)):
+        time.sleep(0.1)
     team.submit(name="other")
     wait_for_all(team.api, team.runs, lambda runs: "other-1" in _names(runs), timeout_s=team.patience_s)
     run = f"{team.runs}/sample-1"
     wait_for(team.api, run, lambda run: not run or "deletionTimestamp" in run["metadata"], timeout_s=team.patience_s)
+
+
+def _is_served(path: str, team: Team) -> bool:
+    """A server that is ready may still be reading its storage, and then asks to come back."""
+    try:
+        team.api.get(path)
+    except ApiError as error:
+        if error.status != 429:
+            raise
+        return False
+    return True
 
 
 def _names(found: list[Json]) -> set[str]:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from finetune_api import run
+from finetune_api import choices
 from finetune_api.run import RunConfig
 from finetune_trainer.engines import Engine
 from finetune_trainer.engines.ddp import Ddp
@@ -19,7 +19,7 @@ from finetune_trainer.environment import Place
 
 
 def build(model: nn.Module, config: RunConfig, place: Place) -> Engine:
-    return {run.Engine.DDP: UnsyncedDdp, run.Engine.FSDP2: UnsyncedFsdp2}[config.engine](model, config, place)
+    return {choices.Engine.DDP: UnsyncedDdp, choices.Engine.FSDP2: UnsyncedFsdp2}[config.engine](model, config, place)
 
 
 class UnsyncedDdp(Ddp):

@@ -123,8 +123,8 @@ class Settings(BaseSettings):
     def _lease_is_watched(self) -> Self:
         if self.watch_namespace not in ("", self.own_namespace):
             raise ValueError(
-                f"own_namespace is {self.own_namespace!r}, but only {self.watch_namespace!r} is watched: the heartbeat "
-                "would never be seen. Set both to the same namespace."
+                f"own_namespace is {self.own_namespace!r}, but only {self.watch_namespace!r} is watched: "
+                "the heartbeat would never be seen. Set both to the same namespace."
             )
         return self
 
