@@ -7,9 +7,11 @@ Waiting (watch.py) is done by watching, never by sleeping.
 import json
 import select
 import ssl
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,6 +22,7 @@ Json: TypeAlias = dict[str, Any]
 APPLY = "application/apply-patch+yaml"
 MERGE = "application/merge-patch+json"
 TIMEOUT_S = 30
+RETRIES = 10
 
 
 class ApiError(Exception):
@@ -90,14 +93,22 @@ class Api:
         content_type: str = "application/json",
         query: Mapping[str, str] | None = None,
     ) -> Json:
-        """One request, one JSON answer; ApiError for every HTTP code from 400 up."""
+        """One request, one JSON answer; ApiError for every HTTP code from 400 up.
+
+        A 429 is asked again when the server says so, as every client of Kubernetes does: a definition that is new,
+        or a server that has just come back, says it until its storage is there.
+        """
         data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-        with self._borrowed() as connection:
-            headers = self._headers | {"Content-Type": content_type}
-            connection.request(method, _with_query(path, query), data, headers)
-            response = connection.getresponse()
-            text = response.read()
-        if response.status >= 400:
+        for left in reversed(range(RETRIES)):
+            with self._borrowed() as connection:
+                headers = self._headers | {"Content-Type": content_type}
+                connection.request(method, _with_query(path, query), data, headers)
+                response = connection.getresponse()
+                text = response.read()
+            if response.status != HTTPStatus.TOO_MANY_REQUESTS or not left:
+                break
+            time.sleep(float(response.headers.get("Retry-After") or 1))
+        if response.status >= HTTPStatus.BAD_REQUEST:
             raise _refusal(response, text)
         answer: Json = json.loads(text)
         return answer

@@ -1,10 +1,12 @@
 """The control groups of a node's pods: the one thing that a node leaves on its host, whatever namespaces it has."""
 
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
+PATIENCE_S = 10
 
 
 def make_cgroups(name: str) -> None:
@@ -18,11 +20,16 @@ def make_cgroups(name: str) -> None:
 
 
 def remove_cgroups(name: str) -> None:
-    """Remove what make_cgroups() made, and all below it; what something still runs in stays."""
-    for hierarchy in _hierarchies():
-        for folder, _, _ in os.walk(hierarchy / name, topdown=False):
-            with suppress(OSError):
-                Path(folder).rmdir()
+    """Remove what make_cgroups() made, and all below it. Processes that were killed take a moment to be gone."""
+    give_up = time.monotonic() + PATIENCE_S
+    while (left := [group for hierarchy in _hierarchies() if (group := hierarchy / name).exists()]) and (
+        time.monotonic() < give_up
+    ):
+        for group in left:
+            for folder, _, _ in os.walk(group, topdown=False):
+                with suppress(OSError):  # something runs in there
+                    Path(folder).rmdir()
+        time.sleep(0.05)
 
 
 def _hierarchies() -> list[Path]:
