@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 
 from cli_remote.calls import Console
-from cli_remote.kubelet import Kubelet
 from operating.process import OperatorProcess
 from operating.team import Team
 from testbed.control_plane import ControlPlane
-from testbed.fixtures import cluster, control_plane, namespace
+from testbed.fixtures import cluster, control_plane, kubelet, namespace
 
-__all__ = ["cluster", "control_plane", "namespace"]
+__all__ = ["cluster", "control_plane", "kubelet", "namespace"]
 
 
 @pytest.fixture(scope="session")
@@ -34,12 +33,3 @@ def team(control_plane: ControlPlane, operator: OperatorProcess, namespace: str)
 def console(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> Console:
     """A shell of a person who works in that namespace."""
     return Console(control_plane.cluster.kubeconfig, namespace, tmp_path)
-
-
-@pytest.fixture
-def kubelet(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> Iterator[Kubelet]:
-    """A node whose kubelet answers for logs and commands, and runs no pods."""
-    with Kubelet(
-        control_plane.cluster.api, control_plane.certificate, control_plane.key, namespace, tmp_path
-    ) as node:
-        yield node

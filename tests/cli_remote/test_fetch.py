@@ -10,9 +10,9 @@ import pytest
 
 from builders import Json
 from cli_remote.calls import Console
-from cli_remote.kubelet import Kubelet
 from finetune_api.output import MARKER
 from operating.team import Team
+from testbed.kubelet import Kubelet
 from testbed.watch import wait_for_all
 
 TRANSFER = "app.kubernetes.io/component=transfer"

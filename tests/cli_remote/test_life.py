@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from cli_remote.calls import Console
-from cli_remote.kubelet import Kubelet
 from finetune_api.exits import Exit
 from finetune_api.report import EvaluationRecord, ProgressRecord
 from finetune_cli import kubernetes_yaml
 from operating.team import Team, condition
+from testbed.kubelet import Kubelet
 from testbed.pods import run_pod
 from testbed.watch import wait_for
 

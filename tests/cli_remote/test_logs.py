@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from cli_remote.calls import Console
-from cli_remote.kubelet import Kubelet
 from cli_remote.test_life import step
 from operating.team import Team
+from testbed.kubelet import Kubelet
 
 MASTER, WORKER = "sample-1-worker-0", "sample-1-worker-1"
 

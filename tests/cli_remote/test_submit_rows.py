@@ -11,12 +11,12 @@ import pytest
 
 from builders import Json
 from cli_remote.calls import Console
-from cli_remote.kubelet import Kubelet
 from cli_remote.rights import editor, person
 from finetune_cli.remote import inpod
 from finetune_cli.remote.dataset import AWAITING, SMALL
 from operating.team import Team
 from testbed.control_plane import ControlPlane
+from testbed.kubelet import Kubelet
 from testbed.watch import wait_for, wait_for_all
 
 

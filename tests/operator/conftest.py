@@ -10,12 +10,12 @@ from finetune_api.crd import crd
 from operating.process import OperatorProcess
 from operating.team import Team
 from testbed.control_plane import ControlPlane
-from testbed.fixtures import cluster, control_plane, namespace
+from testbed.fixtures import cluster, control_plane, kubelet, namespace
 from testbed.training_operator import pytorchjob_crd, start_training_operator
 
 EVICT_AT_ONCE = [f"--default-{state}-toleration-seconds=1" for state in ("not-ready", "unreachable")]
 
-__all__ = ["cluster", "control_plane", "namespace"]
+__all__ = ["cluster", "control_plane", "kubelet", "namespace"]
 
 
 @pytest.fixture(scope="session")

@@ -417,3 +417,19 @@ def test_another_job_and_a_spoilt_note_train(changes: Json, text: str | None) ->
 def test_a_job_whose_output_is_no_claim_is_noted_nowhere() -> None:
     done = decided(seen({"output.uri": "/out"}, status=accepted(), runs=RUN1, pods=(ended(0, Exit.OK),)))
     assert (done.status.phase, done.remember) == (Phase.SUCCEEDED, None)
+
+
+@pytest.mark.parametrize(("age", "left"), [(0.0, 10.0), (8.0, 2.0), (-60.0, 10.0)])
+def test_the_loss_of_a_peer_waits_for_the_peers_own_words(age: float, left: float) -> None:
+    lost = ended(1, Exit.PEER_LOST, at=NOW.timestamp() - age, cause=False)
+    answer = decided(seen(status=accepted(), runs=RUN1, pods=(pod(0), lost)))
+    assert (answer.actions, answer.status.restarts) == ((), None)
+    assert answer.requeue_after == pytest.approx(left)
+
+
+@pytest.mark.parametrize(
+    ("first", "age"), [(pod(0), 10.0), (ended(0, Exit.CRASHED), 0.0), (ended(0, Exit.PEER_LOST), 0.0)], ids=str
+)
+def test_nobody_waits_once_the_peer_has_spoken_or_had_its_time(first: PodSeen, age: float) -> None:
+    lost = ended(1, Exit.PEER_LOST, at=NOW.timestamp() - age, cause=False)
+    assert deleted(decided(seen(status=accepted(), runs=RUN1, pods=(first, lost)))) == ["sample-1"]

@@ -13,6 +13,7 @@ import pytest
 from finetune_api.crd import crd
 from testbed.cluster import Cluster, existing_cluster
 from testbed.control_plane import ControlPlane
+from testbed.kubelet import Kubelet
 from testbed.training_operator import pytorchjob_crd, start_training_operator
 
 # Set to a kubeconfig to run the tests that need only `cluster` against a cluster that already runs.
@@ -46,3 +47,12 @@ def namespace(cluster: Cluster) -> Iterator[str]:
     name = cluster.namespace()
     yield name
     cluster.api.delete(f"/api/v1/namespaces/{name}")
+
+
+@pytest.fixture
+def kubelet(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> Iterator[Kubelet]:
+    """A node whose kubelet answers for logs and commands, and runs no pods."""
+    with Kubelet(
+        control_plane.cluster.api, control_plane.certificate, control_plane.key, namespace, tmp_path
+    ) as node:
+        yield node

@@ -15,7 +15,7 @@ from finetune_api.keys import keys
 from finetune_api.run import IDENTITY, SPEC_KEYS, RunConfig
 from finetune_api.v1alpha1 import Spec
 from finetune_trainer import identity
-from finetune_trainer.errors import OutputRefused
+from finetune_trainer.errors import DataRefused, ModelRefused, OutputRefused, RunError
 from trainer.models import lora, run_config
 
 CONTENT = {"model": "sha256:aa", "data": "sha256:bb"}
@@ -198,3 +198,15 @@ def test_a_row_more_is_other_data(tmp_path: Path) -> None:
     after = identity.fingerprints(folder, rows)
     assert after["data"] != before["data"]
     assert after["model"] == before["model"]
+
+
+@pytest.mark.parametrize(
+    ("unreadable", "refusal"), [("model/config.json", ModelRefused), ("rows.jsonl", DataRefused)]
+)
+def test_what_cannot_be_read_is_refused_by_name(tmp_path: Path, unreadable: str, refusal: type[RunError]) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "rows.jsonl").touch()
+    (tmp_path / unreadable).unlink(missing_ok=True)
+    (tmp_path / unreadable).mkdir()  # root may read every file, but no folder as one
+    with pytest.raises(refusal, match=f"{unreadable}: Is a directory; let the user that the trainer runs as read it"):
+        identity.fingerprints(tmp_path / "model", tmp_path / "rows.jsonl")

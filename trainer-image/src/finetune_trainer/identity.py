@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from finetune_api.output import CHECKPOINTS, RESULT, RUN_FILE
 from finetune_api.run import IDENTITY, SPEC_KEYS, RunConfig
 
 from .agreement import first_rank
-from .errors import OutputRefused
+from .errors import DataRefused, ModelRefused, OutputRefused, RunError
 from .files import storage_errors, write_durable
 
 ROWS_PER_STEP = "rows_per_step"
@@ -62,9 +63,23 @@ def fingerprints(model_folder: Path, data_path: Path) -> dict[str, str]:
 
     Data is read whole. Of a model the small files are read whole, and of each weight file its size, its
     header and 16 blocks of 64 KiB spread over it: enough to tell two models of the same shape apart without
-    reading 30 GB. Raises OSError for files that are not there: whoever loads them says so better.
+    reading 30 GB. Raises ModelRefused and DataRefused for files that cannot be read.
     """
-    return {"model": _model_fingerprint(model_folder), "data": _file_fingerprint(data_path)}
+    with _readable(ModelRefused, "model", model_folder):
+        model = _model_fingerprint(model_folder)
+    with _readable(DataRefused, "data", data_path):
+        return {"model": model, "data": _file_fingerprint(data_path)}
+
+
+@contextmanager
+def _readable(refusal: type[RunError], what: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise refusal(
+            f"{what} {path} cannot be read: {error.filename}: {error.strerror}; "
+            "let the user that the trainer runs as read it"
+        ) from error
 
 
 def _claim(output: Path, identity: dict[str, Any]) -> str:

@@ -32,6 +32,9 @@ WAIT = 5.0
 """Seconds until we look again where no event is promised."""
 
 
+HEARSAY = 10.0
+"""Seconds after the loss of a peer in which its own end, and with it the cause, is waited for."""
+
 RELEASE = 60.0
 """Seconds after the end in which pods still running may end by themselves, before they are removed."""
 
@@ -187,6 +190,8 @@ def failed(story: Story) -> Plan | None:
     cause = retry.failure(story.pods) or _incomplete(story)
     if cause is None:
         return None
+    if (left := _hearsay(story, cause)) > 0:
+        return Plan((), story.status, requeue_after=left)
     restarts = story.status.restarts or 0
     if not retry.again(cause, restarts, find(story.spec, "lifecycle.maxRestarts")):
         # The run stays, for its logs; the Training Operator, or `finished`, ends the pods that still run.
@@ -256,6 +261,15 @@ def _incomplete(story: Story) -> retry.Failure | None:
     if not story.seen.runs or not lost:
         return None
     return retry.Failure(Exit.PEER_LOST, f"Of the pods that ran, {lost} were deleted.", free=True)
+
+
+def _hearsay(story: Story, cause: retry.Failure) -> float:
+    """Seconds in which a peer may still say why it was lost: nothing else is known, and it still runs for us."""
+    running = any(p.phase == "Running" for p in story.pods)
+    told = [p.report.time for p in story.pods if p.exit_code == Exit.PEER_LOST and p.report]
+    if cause.exit_code != Exit.PEER_LOST or not running or not told:
+        return 0.0
+    return min(HEARSAY, min(told) + HEARSAY - story.now.timestamp())
 
 
 def _hindrance(story: Story) -> Problem | None:
