@@ -80,8 +80,9 @@ class Console:
     @contextmanager
     def start(self, *arguments: str) -> Iterator[Running]:
         """A call that goes on, both outputs in one; it is ended with the block."""
+        # Whoever runs the tests in the background may have them ignore Ctrl-C, and so would all that they start.
         with subprocess.Popen(
-            [*FINETUNE, *arguments, "-n", self.namespace], env=self._environment(), cwd=self.folder,
+            ["env", "--default-signal=INT", *FINETUNE, *arguments, "-n", self.namespace], env=self._environment(), cwd=self.folder,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         ) as process:  # fmt: skip
             running = Running(process)
