@@ -82,8 +82,9 @@ class Console:
         """A call that goes on, both outputs in one; it is ended with the block."""
         # Whoever runs the tests in the background may have them ignore Ctrl-C, and so would all that they start.
         with subprocess.Popen(
-            ["env", "--default-signal=INT", *FINETUNE, *arguments, "-n", self.namespace], env=self._environment(), cwd=self.folder,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            ["env", "--default-signal=INT", *FINETUNE, *arguments, "-n", self.namespace],
+            env=self._environment(), cwd=self.folder, text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         ) as process:  # fmt: skip
             running = Running(process)
             reader = threading.Thread(target=running.collect, daemon=True)
