@@ -125,12 +125,12 @@ class Kubelet:
         lines = self._logs.get(pod, [])
         at = max(0, len(lines) - int(query["tailLines"])) if "tailLines" in query else 0
         while True:
-            lines = self._logs.get(pod, [])
-            for time, text in lines[at:]:
+            fresh = self._logs.get(pod, [])[at:]  # the test may say more while these are sent
+            for time, text in fresh:
                 if time >= since:
                     stamp = f"{time:%Y-%m-%dT%H:%M:%S}.{time.microsecond:06}000Z "
                     await answer.write(f"{stamp if query.get('timestamps') == 'true' else ''}{text}\n".encode())
-            at = len(lines)
+            at += len(fresh)
             if query.get("follow") != "true" or pod in self._ended:
                 return answer
             await asyncio.sleep(0.02)
