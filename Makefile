@@ -31,7 +31,7 @@ quickstart: setup ## Finetune a real small model on this machine and show what c
 	$(BIN)/python -W ignore::FutureWarning docs/examples/quickstart.py
 
 test: setup lint verify testbed ## Everything that must hold: lint, types, unit, golden, contract, integration
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder tests/trainer tests/quickstart tests  # the longest first
+	$(BIN)/pytest -n 2 --dist loadfile
 
 lint: setup ## Style, types, layers, spelling
 	$(BIN)/ruff check .
