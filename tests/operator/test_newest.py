@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from finetune_api.report import CheckpointRecord, EvaluationRecord, ProgressRecord
+from typing import Literal
+
+from finetune_api.report import CheckpointRecord, DatasetRecord, EvaluationRecord, ProgressRecord
 from finetune_operator.observe import newest
+
+SPLITS: tuple[Literal["train"], Literal["validation"]] = ("train", "validation")
 
 
 def progress(step: int) -> ProgressRecord:
@@ -20,3 +24,11 @@ def test_the_last_record_of_each_kind_counts_and_a_line_that_was_cut_does_not() 
     lines = ["a library's own words", *(record.line() for record in records), progress(4).line()[:40]]
     assert newest(lines) == (progress(3), evaluation, checkpoint)
     assert newest([]) == ()
+
+
+def test_rows_that_are_trained_on_are_not_hidden_by_those_held_out() -> None:
+    train, held_out = (
+        DatasetRecord(split=split, rows=9, used=9, refused=0, truncated=0, tokens=90, target_tokens=30)
+        for split in SPLITS
+    )
+    assert set(newest([train.line(), held_out.line(), progress(1).line()])) == {train, held_out, progress(1)}

@@ -153,15 +153,22 @@ class Observer:
 
 
 def newest(lines: Iterable[str]) -> tuple[Record, ...]:
-    """The last record of each kind, in the order in which a run makes them.
+    """The last record of each kind, in the order in which a run makes them; of datasets, that of each split.
 
     A final report in the log is not taken: only the termination message of a pod that has ended is the end.
     """
-    found: dict[type, Record] = {}
-    known: set[str] = set()
+    found: dict[str, Record] = {}
     for line in reversed(list(lines)):
-        kind = line.partition(",")[0]  # a thousand lines of progress are not parsed for the sake of one
-        if kind not in known and (record := report.parse(line)):
-            known.add(kind)
-            found[type(record)] = record
-    return tuple(found[kind] for kind in _ORDER if kind in found)
+        kind = _kind(line)  # a thousand lines of progress are not parsed for the sake of one
+        if kind not in found and (record := report.parse(line)):
+            found[kind] = record
+    return tuple(sorted((r for r in found.values() if type(r) in _ORDER), key=lambda r: _ORDER.index(type(r))))
+
+
+def _kind(line: str) -> str:
+    """What the line is a record of, by its first words."""
+    record, _, rest = line.partition(",")
+    return f"{record},{rest.partition(',')[0]}" if record == _DATASET else record
+
+
+_DATASET = '{"record":"dataset"'
