@@ -14,8 +14,8 @@ import yaml
 from builders import Json
 from chart.helm import CHART, NAME, environment, find, notes, render
 from finetune_api import crd, policy
+from finetune_api.labels import LEASE
 from finetune_operator import chart
-from finetune_operator.health import LEASE
 from finetune_operator.plan.settings import Accelerator
 from finetune_operator.settings import Settings
 

@@ -28,7 +28,6 @@ Alpha = Annotated[float, Field(gt=0, le=4096)]
 Free = Annotated[dict[str, object], Field(max_length=64)]
 
 RL = "it belongs to reinforcement learning, and a FinetuneJob trains on a dataset"
-HOSTED = "it belongs to the hosted service that the file was written for"
 ELSEWHERE = "it is about using the model after training"
 
 

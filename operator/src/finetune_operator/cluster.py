@@ -25,7 +25,6 @@ PAGE = 100
 """Objects of one page of a list."""
 LOG_LINES = 1000
 LOG_BYTES = 1 << 20
-CONTAINER = "pytorch"
 
 
 class Kind(StrEnum):
@@ -135,7 +134,7 @@ class KubernetesCluster:
         await self._http.request("patch", CLAIMS_PLURAL, path, query=query, body=body, content_type=MERGE)
 
     async def read_log(self, key: Key, since_seconds: int | None) -> str:
-        query = {"container": CONTAINER, "tailLines": str(LOG_LINES), "limitBytes": str(LOG_BYTES)}
+        query = {"container": labels.CONTAINER, "tailLines": str(LOG_LINES), "limitBytes": str(LOG_BYTES)}
         if since_seconds is not None:
             query["sinceSeconds"] = str(since_seconds)
         path = f"{_path('v1', 'pods', key)}/log"

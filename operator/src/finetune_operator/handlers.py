@@ -16,7 +16,6 @@ from finetune_api.names import GROUP, PLURAL, VERSION
 
 from . import refusals
 from .cluster import PAGE, RUNS_GROUP, RUNS_PLURAL, RUNS_VERSION, Kind
-from .health import LEASE
 from .identity import Key, key_of
 from .runtime import Operator
 from .settings import Settings
@@ -46,7 +45,7 @@ def kopf_settings(settings: Settings) -> kopf.OperatorSettings:
     found.watching.label_selectors["", "v1", "pods"] = labels.JOB_UID
     found.watching.label_selectors[RUNS_GROUP, RUNS_VERSION, RUNS_PLURAL] = labels.JOB_UID
     found.watching.field_selectors["", "v1", "events"] = f"reason={refusals.REASON}"
-    found.watching.field_selectors["coordination.k8s.io", "v1", "leases"] = f"metadata.name={LEASE}"
+    found.watching.field_selectors["coordination.k8s.io", "v1", "leases"] = f"metadata.name={labels.LEASE}"
     found.queueing.idle_timeout = 0.2
     found.networking.request_timeout = 60
     found.networking.connect_timeout = 10
@@ -81,7 +80,7 @@ def register(operator: Operator) -> kopf.OperatorRegistry:
 
     @kopf.on.event("coordination.k8s.io", "v1", "leases", registry=registry)
     async def heartbeat(event: Any, **_: Any) -> None:
-        if key_of(event["object"]) == Key(operator.settings.own_namespace, LEASE):
+        if key_of(event["object"]) == Key(operator.settings.own_namespace, labels.LEASE):
             operator.canary.saw(event["object"]["spec"].get("renewTime", ""))
 
     @kopf.on.login(registry=registry)

@@ -9,9 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 
-LEASE = "finetune-operator"
-"""Name of the Lease that carries the heartbeat."""
-
 
 class Canary:
     """Heartbeats on their way: written, and not yet seen again."""

@@ -10,7 +10,6 @@ from finetune_api import labels, report
 from finetune_api.names import API_VERSION, KIND
 from finetune_api.report import FinalReport
 
-from .cluster import CONTAINER
 from .identity import Json
 from .plan.model import PodSeen, RunSeen
 
@@ -78,7 +77,7 @@ def _number(metadata: Json) -> int:
 
 
 def _container_state(status: Json) -> dict[str, Any]:
-    found = (c for c in status.get("containerStatuses") or () if c["name"] == CONTAINER)
+    found = (c for c in status.get("containerStatuses") or () if c["name"] == labels.CONTAINER)
     return next((c.get("state") or {} for c in found), {})
 
 

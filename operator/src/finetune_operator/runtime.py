@@ -10,12 +10,13 @@ import logging
 import time
 from datetime import UTC, datetime
 
+from finetune_api import labels
 from finetune_api.names import PLURAL
 
 from . import metrics
 from .cluster import RUNS_PLURAL, Cluster, Kind
 from .errors import BackendMissing, ClusterError
-from .health import LEASE, Canary, Watches, task_names
+from .health import Canary, Watches, task_names
 from .identity import Json, Key, key_of
 from .mirror import Mirror, subject
 from .reconcile import Reconciler, look
@@ -116,11 +117,11 @@ class Operator:
 
     async def beat(self) -> None:
         """Write a heartbeat that has to come back through the watch."""
-        where = Key(self.settings.own_namespace, LEASE)
+        where = Key(self.settings.own_namespace, labels.LEASE)
         while True:
             now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
             try:
-                await self.cluster.beat(where, LEASE, now)
+                await self.cluster.beat(where, labels.LEASE, now)
             except ClusterError as error:
                 log.warning("heartbeat not written", extra={"error": str(error)})
             else:

@@ -17,9 +17,6 @@ from .watching import states
 PAGE = "500"
 RUNS_VERSION, RUNS_PLURAL = "kubeflow.org/v1", "pytorchjobs"
 LEASES = "coordination.k8s.io/v1"
-LEASE = "finetune-operator"
-"""Name of the Lease that carries the operator's heartbeat, in the operator's own namespace."""
-CONTAINER = "pytorch"
 
 
 class Cluster:
@@ -144,7 +141,7 @@ class Cluster:
     def log(self, pod: str, **query: str) -> AbstractContextManager[Iterator[str]]:
         """Lines of a training pod's log."""
         path = f"{self.path('v1', 'pods', pod)}/log"
-        return self.server.lines(path, {"container": CONTAINER, **query}, silence=None)
+        return self.server.lines(path, {"container": labels.CONTAINER, **query}, silence=None)
 
     def check_namespace(self) -> None:
         """Raises Refused if the namespace is not there. Who may not look is not told so."""

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypeVar
 
+from finetune_api import labels
 from finetune_api.logic import find
 
 from . import places
-from .cluster import LEASE, LEASES, RUNS_PLURAL, RUNS_VERSION, Cluster
+from .cluster import LEASES, RUNS_PLURAL, RUNS_VERSION, Cluster
 from .errors import ApiError, UnknownResource
 from .server import Json
 from .views import ended, present
@@ -85,7 +86,7 @@ def _pending(objects: Iterable[Json | None]) -> list[Json]:
 
 
 def _leases(cluster: Cluster) -> tuple[Json, ...]:
-    query = {"fieldSelector": f"metadata.name={LEASE}"}
+    query = {"fieldSelector": f"metadata.name={labels.LEASE}"}
     return tuple(cluster.items(LEASES, "leases", query, everywhere=True))
 
 

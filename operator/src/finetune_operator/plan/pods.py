@@ -49,7 +49,7 @@ def _pod(work: Workload) -> dict[str, Any]:
 def _container(work: Workload, mounts: list[dict[str, Any]]) -> dict[str, Any]:
     policy = find(work.spec, "pods.imagePullPolicy")
     return {
-        "name": "pytorch",  # the Training Operator looks for this name
+        "name": labels.CONTAINER,
         "image": work.image,
         **({"imagePullPolicy": policy} if policy else {}),
         "command": list(work.command),
