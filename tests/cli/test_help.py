@@ -61,10 +61,11 @@ def test_the_reference_page_is_what_the_help_says() -> None:
     assert (ROOT / reference.PAGE).read_text(encoding="utf-8") == reference.page()
 
 
-def test_an_unknown_verb_is_refused() -> None:
-    result = finetune("tune")
+@pytest.mark.parametrize(("verb", "hint"), [("dele", "Did you mean delete?"), ("tune", "There are run, validate,")])
+def test_an_unknown_verb_is_refused(verb: str, hint: str) -> None:
+    result = finetune(verb)
     assert result.exit_code == 2
-    assert "No such command 'tune'" in result.stderr
+    assert f"No such command '{verb}'. {hint}" in result.stderr
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -16,22 +16,23 @@ from cli.replicas import alive, supervised
 from finetune_cli.local.processes import Asked, Events
 from finetune_cli.local.supervise import signals_as_events
 
+# Their waits are short: a signal that comes just before a long one is heard only after it.
 UNTIL_STOPPED = """
-import signal, sys
+import signal, sys, time
 def end(number, frame):
     print("asked")
     sys.exit(75)
 signal.signal(signal.SIGTERM, end)
 print("ready")
 while True:
-    signal.pause()
+    time.sleep(0.05)
 """
 DEAF = """
-import signal
+import signal, time
 signal.signal(signal.SIGTERM, lambda *_: print("asked"))
 print("ready")
 while True:
-    signal.pause()
+    time.sleep(0.05)
 """
 WITH_A_RANK = """
 import subprocess, sys

@@ -136,6 +136,14 @@ def test_a_kubeconfig_that_cannot_be_used(case: str, console: Console) -> None:
     answered(done.err, path, "BadKubeconfig", message, remedy)
 
 
+def test_a_kubeconfig_of_the_environment_that_is_not_there(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBECONFIG", "/none")
+    done = console("list", anywhere=True)
+    assert (done.code, done.out) == (2, "")
+    message = "there is no file /none, and this is no pod of a cluster"
+    answered(done.err, "kubeconfig", "BadKubeconfig", message, "Give --kubeconfig")
+
+
 SUBMITTED: dict[str, tuple[tuple[str, str] | None, tuple[str, ...], tuple[str, str, str, str]]] = {
     "a key that nobody knows": (("gpu_type", "gpu_typ"), (),
         ("spec.compute.gpu_typ", "UnknownKey", "'gpu_typ' is not a key", "Did you mean spec.compute.gpu_type?")),

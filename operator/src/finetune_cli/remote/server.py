@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -131,10 +132,10 @@ def _load(configuration: Configuration, login: Login) -> str | None:
     try:
         contexts, current = client_config.list_kube_config_contexts(where)  # type: ignore[no-untyped-call]
     except client_config.ConfigException:
-        if where or login.context:
+        looked = os.environ.get("KUBECONFIG") or "~/.kube/config"
+        if where or login.context or any(Path(path).expanduser().is_file() for path in looked.split(os.pathsep)):
             raise
-        client_config.load_incluster_config(configuration)  # type: ignore[no-untyped-call]
-        return _own_namespace()
+        return _in_cluster(configuration, looked)
     known = {c["name"]: c["context"].get("namespace") for c in contexts}
     if login.context and login.context not in known:
         raise ValueError(f"there is none; there are {', '.join(sorted(known))}")
@@ -143,6 +144,15 @@ def _load(configuration: Configuration, login: Login) -> str | None:
     )
     found: str | None = known[login.context or current["name"]]
     return found
+
+
+def _in_cluster(configuration: Configuration, looked: str) -> str | None:
+    """As a pod's own account, where no kubeconfig is there."""
+    try:
+        client_config.load_incluster_config(configuration)  # type: ignore[no-untyped-call]
+    except client_config.ConfigException:
+        raise FileNotFoundError(f"there is no file {looked}, and this is no pod of a cluster") from None
+    return _own_namespace()
 
 
 def _own_namespace() -> str | None:
