@@ -107,6 +107,7 @@ def test_a_key_that_does_not_exist_is_answered_with_the_nearest() -> None:
     result = finetune("explain", "hyperparameters.lerning_rate")
     assert result.exit_code == 2
     assert "Did you mean hyperparameters.learning_rate? [UnknownKey]" in result.stderr
+    assert "remedy: `finetune explain` lists the sections." in result.stderr
 
 
 def test_a_refusal_is_an_exception_that_click_knows_to_show() -> None:

@@ -22,12 +22,12 @@ TEMPLATE = (
 )
 
 
-def llama(*, tied: bool = False, seed: int = 0) -> LlamaForCausalLM:
+def llama(*, tied: bool = False, seed: int = 0, vocabulary: int = 1024) -> LlamaForCausalLM:
     """A random 4-layer Llama: d=128, 4 heads, 2 of keys and values, 1,024 tokens."""
     torch.manual_seed(seed)
     return LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=1024,
+            vocab_size=vocabulary,
             hidden_size=128,
             intermediate_size=256,
             num_hidden_layers=4,
@@ -43,9 +43,9 @@ def llama(*, tied: bool = False, seed: int = 0) -> LlamaForCausalLM:
     )
 
 
-def model_folder(folder: Path, *, tied: bool = False, seed: int = 0) -> Path:
+def model_folder(folder: Path, *, tied: bool = False, seed: int = 0, vocabulary: int = 1024) -> Path:
     """A folder with such a model and a tokenizer of bytes with a chat template."""
-    llama(tied=tied, seed=seed).save_pretrained(folder)
+    llama(tied=tied, seed=seed, vocabulary=vocabulary).save_pretrained(folder)
     _tokenizer().save(str(folder / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -126,6 +126,7 @@ def test_files_that_we_never_write_over_may_be_there(tmp_path: Path) -> None:
     (tmp_path / "lost+found").mkdir()
     (tmp_path / "report.json").write_text("{}")
     claim(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"lost+found", "report.json", "run.json"}
 
 
 def test_every_key_of_the_identity_has_its_name_in_the_job_or_none_on_purpose() -> None:

@@ -1,35 +1,76 @@
 """The base model: Hugging Face weights into a Hugging Face model, nothing missing and nothing left over.
 
-Called by job.py on every rank.
+Called by job.py on every rank. Only rank 0 reads the weights: eight ranks of a node that each read a model of
+32 billion parameters in fp32 would want a terabyte of memory. The others make the same model of memory that
+nobody has touched, which costs nothing, and their engine fills it from rank 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from finetune_api.choices import Method, Precision
 from finetune_api.run import RunConfig
 
+from .agreement import first_rank
 from .errors import ModelRefused
 
 _SHOWN = 5
 """Keys named in a message; the rest are counted."""
 
 
+@dataclass(frozen=True)
+class Outline:
+    """What the other ranks cannot know of rank 0's model by its config.json alone."""
+
+    formats: Mapping[str, torch.dtype]
+    """Of the parameters by name: some architectures keep a few in fp32."""
+    buffers: Mapping[str, Tensor]
+
+
 def load(folder: Path, config: RunConfig) -> PreTrainedModel:
-    """The model on the CPU, in training mode. Raises ModelRefused."""
-    model, report = _read(folder, storage_dtype(config))
-    _require_complete(folder, report)
+    """The model on the CPU, in training mode; its weights are arbitrary on every rank but 0. Collective.
+
+    Raises ModelRefused on every rank.
+    """
+    dtype = storage_dtype(config)
+    whole: list[PreTrainedModel] = []
+
+    def read() -> Outline:
+        found, report = _read(folder, dtype)
+        _require_complete(folder, report)
+        whole.append(found)
+        return Outline({n: p.dtype for n, p in found.named_parameters()}, dict(found.named_buffers()))
+
+    outline = first_rank(read)
+    model = whole[0] if whole else _hollow(folder, dtype, outline)
     model.config.use_cache = False  # keys and values are kept for generation only
     model.train()
     if config.activation_checkpointing:
         model.activation_checkpointing_enable()
+    return model
+
+
+def _hollow(folder: Path, dtype: torch.dtype, outline: Outline) -> PreTrainedModel:
+    """The model of an outline, its weights allocated and never written."""
+    settings = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with no_init_weights():
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(settings, dtype=dtype)  # type: ignore[no-untyped-call]
+    model.tie_weights()  # otherwise a part of the initialisation
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != outline.formats[name]:
+            parameter.data = torch.empty_like(parameter, dtype=outline.formats[name])
+    for name, buffer in model.named_buffers():
+        buffer.data = outline.buffers[name]
     return model
 
 

@@ -24,7 +24,7 @@ def command(key: str, form: str | None) -> None:
         else:
             click.echo(reference.explain(key))
     except NoSuchKeyError as error:
-        raise Refused([Problem(key, "UnknownKey", str(error), "")]) from None
+        raise Refused([Problem(key, "UnknownKey", str(error), "`finetune explain` lists the sections.")]) from None
 
 
 def _data(entry: Entry) -> dict[str, Any]:

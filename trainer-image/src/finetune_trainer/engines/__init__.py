@@ -28,5 +28,8 @@ _ENGINES: dict[choices.Engine, Callable[[nn.Module, RunConfig, Place], Engine]] 
 
 
 def build(model: nn.Module, config: RunConfig, place: Place) -> Engine:
-    """The engine that `config` names, around `model` (on the CPU; the engine moves it to its device)."""
+    """The engine that `config` names, around `model` (on the CPU; the engine moves it to its device).
+
+    Rank 0's weights count: what the other ranks bring is a model of the same shape. Collective.
+    """
     return _ENGINES[config.engine](model, config, place)

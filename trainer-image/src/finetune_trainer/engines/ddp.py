@@ -16,7 +16,7 @@ from .base import AdamwEngine, Compute
 class Ddp(AdamwEngine):
     def __init__(self, model: nn.Module, config: RunConfig, place: Place) -> None:
         model.to(place.device)
-        self._wrapper = DistributedDataParallel(
+        self._wrapper = DistributedDataParallel(  # it begins by giving every rank rank 0's weights
             model,
             device_ids=[place.local_rank] if place.device.type == "cuda" else None,
             forward_sync_buffers=False,  # they are constants of the architecture

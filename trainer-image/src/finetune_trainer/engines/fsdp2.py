@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from finetune_api.choices import Precision
 from finetune_api.run import RunConfig
@@ -43,17 +43,26 @@ class Fsdp2(AdamwEngine):
 
 
 def shard(model: nn.Module, precision: Precision, place: Place) -> None:
-    """Shard `model` in place and move it to its device, layer by layer."""
+    """Shard `model` in place and move it to its device; every rank gets its part of rank 0's weights."""
     mesh = init_device_mesh(place.device.type, (place.world_size,), mesh_dim_names=("data",))
     policy = MixedPrecisionPolicy()
     if precision is Precision.BF16:
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    whole = {name: parameter.detach() for name, parameter in model.named_parameters()}
     for layer in layers(model):
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
     model.to(place.device)  # buffers; the shards are there already
-    whole = [name for name, parameter in model.named_parameters() if not isinstance(parameter, DTensor)]
-    assert not whole, f"FSDP2 left {len(whole)} parameters whole, {whole[0]} first"
+    for name, parameter in model.named_parameters():
+        assert isinstance(parameter, DTensor), f"FSDP2 left {name} whole"
+        _take_over(parameter, whole.pop(name), place)
+
+
+def _take_over(shard: DTensor, whole: Tensor, place: Place) -> None:
+    """Fill `shard` from rank 0's `whole`, which is that of nobody else; the device holds it for a moment."""
+    source = whole.to(place.device) if place.rank == 0 else torch.empty_like(whole, device=place.device)
+    with torch.no_grad():
+        shard.to_local().copy_(distribute_tensor(source, shard.device_mesh, shard.placements).to_local())
 
 
 def layers(model: nn.Module) -> list[nn.Module]:

@@ -1,0 +1,44 @@
+"""What ranks hold after the base model was loaded and an engine was built around it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from finetune_api.run import RunConfig
+from finetune_trainer import adapters, engines, environment, model
+from finetune_trainer.environment import Place
+
+
+def built(folders: list[Path], config: RunConfig) -> dict[str, Tensor]:
+    """Whole parameters and buffers of this rank, which loads the base from a folder of its own."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    environment.seed(config.seed, rank)
+    found: nn.Module = model.load(folders[rank], config)
+    if config.lora is not None:
+        found = adapters.attach(found, config.lora)  # type: ignore[arg-type]
+    engine = engines.build(found, config, Place(rank, world, rank, torch.device("cpu")))
+    whole = {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in engine.model.named_parameters()}
+    return {name: tensor.detach().clone() for name, tensor in (whole | dict(engine.model.named_buffers())).items()}
+
+
+def loaded_mib(folders: list[Path], config: RunConfig) -> float:
+    """Memory that loading has left with this rank."""
+    before = _resident_mib()
+    found = model.load(folders[dist.get_rank()], config)
+    after = _resident_mib()
+    del found
+    return after - before
+
+
+def refused(folders: list[Path], config: RunConfig) -> None:
+    model.load(folders[dist.get_rank()], config)
+
+
+def _resident_mib() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096 / 2**20

@@ -1,0 +1,70 @@
+"""The base model in many ranks: rank 0 reads the weights, and every rank trains them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from finetune_api.run import RunConfig
+from finetune_trainer.errors import ModelRefused
+from trainer import model_work as work
+from trainer import models
+from trainer.ranks import run_ranks, values
+
+ENGINES = ("ddp", "fsdp2")
+METHODS: dict[str, dict[str, Any]] = {
+    "fft": {},
+    "lora": {"method": "lora", "lora": models.lora()},
+    "lora on bf16": {"method": "lora", "lora": models.lora(), "precision": "bf16"},
+}
+
+
+def _folders(tmp_path: Path, *, tied: bool = True, **size: int) -> list[Path]:
+    """The model, and a folder that has everything of it but the weights."""
+    whole = models.model_folder(tmp_path / "model", tied=tied, **size)
+    shutil.copytree(whole, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
+    return [whole, tmp_path / "bare"]
+
+
+def _config(tmp_path: Path, **changes: Any) -> RunConfig:
+    return models.run_config(
+        tmp_path / "model", tmp_path / "rows", tmp_path / "out",
+        mesh__processes_per_node=2, mesh__data_parallel=2, **changes,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_a_rank_that_has_no_weights_gets_those_of_rank_0(
+    tmp_path: Path, engine: str, method: str, tied: bool
+) -> None:
+    folders = _folders(tmp_path, tied=tied)
+    first, second = values(run_ranks(2, work.built, folders, _config(tmp_path, engine=engine, **METHODS[method])))
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert (tensor.dtype, tensor.tolist()) == (second[name].dtype, second[name].tolist()), name
+    plain = dict(AutoModelForCausalLM.from_pretrained(folders[0]).named_parameters())
+    found = {name.removeprefix("base_model.model.").replace(".base_layer", ""): t for name, t in first.items()}
+    for name, tensor in plain.items():
+        assert torch.equal(found[name], tensor.to(found[name].dtype)), name
+
+
+def test_a_rank_without_weights_spends_no_memory_on_them(tmp_path: Path) -> None:
+    folders = _folders(tmp_path, vocabulary=2**18)  # 128 MiB, of which bf16 takes half
+    config = _config(tmp_path, engine="fsdp2", **METHODS["lora on bf16"])
+    whole, hollow = values(run_ranks(2, work.loaded_mib, folders, config))
+    assert hollow < 16, "MiB"
+    assert whole > 60, "MiB, or this test measures nothing"
+
+
+def test_weights_that_are_not_there_are_refused_on_every_rank(tmp_path: Path) -> None:
+    bare = _folders(tmp_path)[1]
+    for ended in run_ranks(2, work.refused, [bare, bare], _config(tmp_path, engine="ddp")):
+        assert isinstance(ended.error, ModelRefused)
+        assert str(ended.error).startswith(f"model {bare} cannot be loaded")
