@@ -86,6 +86,9 @@ def test_a_job_whose_node_is_lost_goes_on_on_another(tenant: Team) -> None:
     say_ready(tenant, "dying", ready=False)
     status = tenant.until(lambda s: condition(s, "Training")[1] == "Restarting")
     assert message(status, "Training") == "Pod sample-1-worker-0 was taken away: DeletionByTaintManager."
+    tenant.api.delete(f"{tenant.pods}/sample-1-worker-0", gracePeriodSeconds="1")  # its grace is five minutes
+    status = tenant.until(lambda s: condition(s, "PodsReady")[1] == "PodOverdue")
+    assert "kubectl delete pod sample-1-worker-0 --force" in message(status, "PodsReady")
     # The dead node cannot say that the pod has ended; an administrator who knows does.
     tenant.api.delete(f"{tenant.pods}/sample-1-worker-0", gracePeriodSeconds="0")
     assert node_of(tenant, "sample-2") == "spare"

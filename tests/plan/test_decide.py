@@ -12,9 +12,10 @@ from builders import Json, resource
 from finetune_api.exits import Exit
 from finetune_api.report import Cause, FinalReport, ProgressRecord
 from finetune_api.status import Phase
-from finetune_operator.plan.decide import plan
+from finetune_operator.plan.decide import WAIT, plan
 from finetune_operator.plan.model import CreateRun, DeleteRun, Observed, Plan, PodSeen, RunSeen
 from finetune_operator.plan.settings import PlanSettings
+from finetune_operator.plan.status import RESTARTING
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 RUN1 = (RunSeen("sample-1", 1),)
@@ -295,6 +296,24 @@ def test_how_pods_of_a_leaving_run_end_says_nothing() -> None:
     assert answer.actions == ()
     assert answer.status.restarts == 3
     assert answer.status.completionTime is None
+
+
+@pytest.mark.parametrize(
+    ("leaves_by", "reason"),
+    [("2026-01-01T11:59:51Z", RESTARTING), ("2026-01-01T11:59:49Z", "PodOverdue")],
+    ids=["within its time", "after it"],
+)
+def test_a_pod_that_does_not_go_is_named_with_the_way_out(leaves_by: str, reason: str) -> None:
+    before = decided(seen(status=accepted(), runs=RUN1, pods=(pod(0), ended(1, Exit.CRASHED))))
+    leaving = (RunSeen("sample-1", 1, deleting=True),)
+    answer = decided(seen(status=written(before), runs=leaving, pods=(pod(0), pod(1, leaves_by=leaves_by))))
+    assert answer.actions == ()
+    assert condition(answer, "PodsReady") == ("False", reason)
+    assert condition(answer, "Training") == ("False", RESTARTING)
+    [said] = [x.message for x in answer.status.conditions or () if x.type == "PodsReady"]
+    assert (reason == "PodOverdue") is ("remove the pod: kubectl delete pod sample-1-1 --force." in said)
+    assert answer.requeue_after == WAIT
+    assert created(decided(seen(status=written(answer)))) == ["sample-2"]
 
 
 def test_a_deleted_pod_restarts_the_gang_and_costs_nothing() -> None:

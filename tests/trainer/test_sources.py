@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,23 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path, files: list[str], r
 def test_a_folder_that_is_not_there_is_refused_with_its_name(tmp_path: Path) -> None:
     with pytest.raises(ModelRefused, match="nowhere: there is no such folder; give the folder"):
         sources.model_folder(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("weights", [True, False], ids=["where rank 0 is", "elsewhere"])
+def test_weights_are_downloaded_only_where_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: bool
+) -> None:
+    def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        hub = ("config.json", "tokenizer.json", "model-00001-of-00002.safetensors", "pytorch_model.bin", "code.py")
+        for file in hub:
+            if any(fnmatch(file, pattern) for pattern in allow_patterns):
+                (tmp_path / file).touch()
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    sources.model_folder("org/name@v2", weights=weights)
+    found = sorted(path.name for path in tmp_path.iterdir())
+    assert found == ["config.json", *(["model-00001-of-00002.safetensors"] if weights else []), "tokenizer.json"]
 
 
 @pytest.mark.parametrize("uri", ["s3://models/llama", "pvc://models/llama", "oci://registry/llama"])

@@ -69,6 +69,7 @@ def pod(raw: Json) -> PodSeen:
         report=_final_report(ended.get("message")),
         lost=_lost(status),
         waiting=_waiting(status) if status.get("phase") == "Pending" else "",
+        leaves_by=metadata.get("deletionTimestamp", ""),
     )
 
 

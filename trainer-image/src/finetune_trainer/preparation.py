@@ -30,7 +30,7 @@ def prepare(config: RunConfig, node: int, folder: Path, say: Callable[[str], Non
     `say` gets one sentence per note that a person should read. Raises a RunError, DatasetRefused or
     TokenizerRefused.
     """
-    model = sources.model_folder(config.model)
+    model = sources.model_folder(config.model, weights=node == 0)  # where rank 0 is, which alone reads them
     length = sequence_length(config.sequence_length, sources.model_config(model))
     tokenizer = ChatTokenizer.load(model)
     data = sources.data_file(config.data.train)

@@ -15,20 +15,24 @@ from finetune_api.sources import Scheme, Source
 
 from .errors import DataRefused, ModelRefused
 
-_WANTED = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors")
-"""Files of a model that are ever read. Pickled weights and code are not among them."""
+_WEIGHTS = "*.safetensors"
+_WANTED = ("*.json", "*.jinja", "*.model", "*.txt")
+"""Files of a model that are read besides its weights. Pickled weights and code are not among them."""
 
 
-def model_folder(uri: str) -> Path:
-    """The folder with config.json and safetensors weights. Raises ModelRefused."""
+def model_folder(uri: str, *, weights: bool = True) -> Path:
+    """The folder with config.json and safetensors weights. Raises ModelRefused.
+
+    weights: whether this node reads them; only then they are downloaded.
+    """
     source = _parse(uri, model=True, refusal=ModelRefused)
-    if source.scheme is Scheme.PATH:
-        folder = Path(source.path)
-    elif source.scheme is Scheme.HUB:
-        folder = _download(source)
+    if source.scheme is Scheme.HUB:
+        folder = _download(source, weights)
+    elif source.scheme is Scheme.PATH:
+        folder, weights = Path(source.path), True  # whatever is wrong with a folder is said on every node
     else:
         raise ModelRefused(_unread("model", uri, "a plain path or org/name on the Hugging Face Hub"))
-    _require_weights(folder)
+    _require_model(folder, weights)
     return folder
 
 
@@ -63,20 +67,20 @@ def _unread(what: str, uri: str, accepted: str) -> str:
     return f"{what} {uri}: the trainer of this version does not read {scheme}:// itself; give {accepted}"
 
 
-def _require_weights(folder: Path) -> None:
+def _require_model(folder: Path, weights: bool) -> None:
     remedy = "give the folder that save_pretrained wrote, or a name on the Hugging Face Hub (org/name)"
     if not folder.is_dir():
         raise ModelRefused(f"model {folder}: there is no such folder; {remedy}")
     if not (folder / "config.json").is_file():
         raise ModelRefused(f"model {folder}: the folder has no config.json; {remedy}")
-    if not any(folder.glob("*.safetensors")):
+    if weights and not any(folder.glob(_WEIGHTS)):
         raise ModelRefused(
             f"model {folder}: the folder has no *.safetensors; other formats can run code when they are "
             "read, so convert it first: model.save_pretrained(folder)"
         )
 
 
-def _download(source: Source) -> Path:
+def _download(source: Source, weights: bool) -> Path:
     # Only here: most runs name a folder, and the library takes its time to import.
     import huggingface_hub  # noqa: PLC0415
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
@@ -84,7 +88,9 @@ def _download(source: Source) -> Path:
     name = source.name + (f"@{source.revision}" if source.revision else "")
     try:
         folder = huggingface_hub.snapshot_download(
-            source.name, revision=source.revision or None, allow_patterns=list(_WANTED)
+            source.name,
+            revision=source.revision or None,
+            allow_patterns=[*_WANTED, _WEIGHTS] if weights else list(_WANTED),
         )
     except LocalEntryNotFoundError as error:
         raise ModelRefused(

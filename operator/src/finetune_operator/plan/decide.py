@@ -31,9 +31,11 @@ from .workload import Workload, workload
 WAIT = 5.0
 """Seconds until we look again where no event is promised."""
 
-
 HEARSAY = 10.0
 """Seconds after the loss of a peer in which its own end, and with it the cause, is waited for."""
+
+OVERDUE = 10.0
+"""Seconds after a pod's grace period in which its node may say that the pod has ended."""
 
 RELEASE = 60.0
 """Seconds after the end in which pods still running may end by themselves, before they are removed."""
@@ -174,7 +176,7 @@ def leaving(story: Story) -> Plan | None:
     if over := story.remove_runs(story.run if told.is_given_up(story.status) else story.run - 1):
         return Plan(over, story.status, requeue_after=WAIT)
     if any(r.deleting for r in story.seen.runs) or (story.pods and not story.seen.runs):
-        return Plan((), story.status, requeue_after=WAIT)
+        return Plan((), told.overdue(story.status, _overdue(story), now=story.time), requeue_after=WAIT)
     return None
 
 
@@ -248,6 +250,12 @@ CHECKS: tuple[Callable[[Story], Plan | None], ...] = (
     finished, succeeded, cancelled, refused, known, suspended, too_late, leaving, queued, failed, backend_missing,
     starting, running,
 )  # fmt: skip
+
+
+def _overdue(story: Story) -> str:
+    """Name of a pod that was told to leave and should be gone; empty if there is none."""
+    late = (p for p in story.seen.pods if p.leaves_by and _after(p.leaves_by, OVERDUE) < story.now)
+    return next((p.name for p in late), "")
 
 
 def _report(story: Story, code: int) -> FinalReport | None:

@@ -40,6 +40,8 @@ class PodSeen:
     """Why Kubernetes took the pod away (Preempted, Evicted, NodeLost ...); empty if it did not."""
     waiting: str = ""
     """Why it does not run yet, in Kubernetes' own words; empty if it does or if nothing is said."""
+    leaves_by: str = ""
+    """The end of its grace period (RFC 3339), if it was told to leave; else empty."""
 
 
 @dataclass(frozen=True)

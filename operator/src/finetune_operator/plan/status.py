@@ -217,6 +217,17 @@ def restarting(status: Status, restarts: int, message: str, *, now: str) -> Stat
     return _with(status, restarts=restarts, phase=Phase.STARTING)
 
 
+def overdue(status: Status, pod: str, *, now: str) -> Status:
+    """A pod of the run before, if one is named, is still there after its time."""
+    if not pod or is_claimed(status):
+        return status
+    message = (
+        f"{pod} should have ended, but its node does not say that it has. The next run waits, because two would write "
+        f"to one output. If the node is gone for good, remove the pod: kubectl delete pod {pod} --force."
+    )
+    return _set(status, c.PODS_READY, False, "PodOverdue", message, now)
+
+
 def pods_seen(status: Status, pods: tuple[PodSeen, ...], refusal: str = "", *, now: str) -> Status:
     """How many pods of the run are running, and what keeps the others; the backend's own word is not enough."""
     wanted = (status.layout.nodes if status.layout else None) or 1
