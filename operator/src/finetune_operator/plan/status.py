@@ -222,7 +222,7 @@ def overdue(status: Status, pod: str, *, now: str) -> Status:
     if not pod or is_claimed(status):
         return status
     message = (
-        f"{pod} should have ended, but its node does not say that it has. The next run waits, because two would write "
+        f"{pod} should have ended, but its node does not say that it has. The next run waits: two would write "
         f"to one output. If the node is gone for good, remove the pod: kubectl delete pod {pod} --force."
     )
     return _set(status, c.PODS_READY, False, "PodOverdue", message, now)
