@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from builders import Json
+from chart.helm import NAME, find, render
 from testbed.control_plane import ControlPlane
 
 GROUP = "rbac.authorization.k8s.io"
@@ -23,10 +24,10 @@ def person(control_plane: ControlPlane, namespace: str, rules: list[Json]) -> Pa
 
 
 def editor(control_plane: ControlPlane, namespace: str) -> Path:
-    """A kubeconfig of somebody with Kubernetes' role `edit` in the namespace, and the jobs that the chart adds."""
-    kubeconfig = person(
-        control_plane, namespace, [{"apiGroups": ["finetune.dev"], "resources": ["*"], "verbs": ["*"]}]
-    )
+    """A kubeconfig of somebody with Kubernetes' role `edit` in the namespace, and what the chart adds to it."""
+    chart = render()
+    roles = (find(chart, "ClusterRole", f"{NAME}-{name}") for name in ("view", "edit"))
+    kubeconfig = person(control_plane, namespace, [rule for role in roles for rule in role["rules"]])
     subject = {"kind": "ServiceAccount", "name": "person", "namespace": namespace}
     role = {"apiGroup": GROUP, "kind": "ClusterRole", "name": "edit"}
     control_plane.cluster.api.create({
