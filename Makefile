@@ -54,7 +54,7 @@ golden: setup ## Rewrite the golden plans and masks; read the diff
 	GOLDEN=rewrite $(BIN)/pytest -q tests/plan/test_golden.py
 	PYTHONPATH=tests $(BIN)/python tests/tokens/golden.py
 
-e2e: setup testbed images ## The whole on a real node: images, chart, pods (as root on Debian; minutes, the first time half an hour)
+e2e: setup testbed images ## The whole on a real node: images, chart, pods (as root on Debian; minutes, the first time a quarter of an hour)
 	$(BIN)/python tests/testbed/build.py kubelet kube-proxy coredns
 	$(BIN)/pytest -v --timeout 900 tests/e2e
 

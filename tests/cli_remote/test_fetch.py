@@ -11,6 +11,7 @@ import pytest
 from builders import Json
 from cli_remote.calls import Console
 from finetune_api.output import MARKER
+from finetune_cli.remote.transfer import ATTEMPTS
 from operating.team import Team
 from testbed.kubelet import Kubelet
 from testbed.watch import wait_for_all
@@ -93,16 +94,48 @@ def test_an_interrupted_fetch_leaves_neither_folder_nor_pod(
     assert not [path for path in console.folder.iterdir() if "sample" in path.name]
 
 
-def test_a_connection_that_breaks_leaves_no_half_result(team: Team, console: Console, kubelet: Kubelet) -> None:
+def test_a_connection_that_breaks_goes_on_where_it_was(team: Team, console: Console, kubelet: Kubelet) -> None:
+    succeed(team)
+    files = result(kubelet)
+    kubelet.break_output_after = 4 << 20
+    with console.start("fetch", "sample") as fetching:
+        kubelet.run(until_carrier(team)["metadata"]["name"])
+        assert fetching.ended() == 0, fetching.lines
+    assert here(console.folder / "sample-result") == files
+    starts = [int(command[-1]) for command in kubelet.commands]
+    assert starts[0] == 0
+    assert starts == sorted(set(starts)), "each went on where the one before it had broken"
+    assert len(starts) > 2, "the connection was broken"
+
+
+def test_a_connection_that_brings_nothing_leaves_no_half_result(
+    team: Team, console: Console, kubelet: Kubelet
+) -> None:
+    succeed(team)
+    result(kubelet)
+    kubelet.break_output_after = 0
+    with console.start("fetch", "sample") as fetching:
+        kubelet.run(until_carrier(team)["metadata"]["name"])
+        assert fetching.ended() == 1
+    assert ATTEMPTS <= len(kubelet.commands) < 2 * ATTEMPTS, "it was tried again, and not for ever"
+    assert any("the connection to the pod" in line and line.endswith("[Unreachable]") for line in fetching.lines)
+    assert not [path for path in console.folder.iterdir() if "sample" in path.name]
+    assert gone(team)
+
+
+def test_a_result_that_changes_between_two_connections_is_not_taken(
+    team: Team, console: Console, kubelet: Kubelet
+) -> None:
     succeed(team)
     result(kubelet)
     kubelet.break_output_after = 4 << 20
     with console.start("fetch", "sample") as fetching:
         kubelet.run(until_carrier(team)["metadata"]["name"])
+        fetching.until("fetching ")
+        (kubelet.claims / "models" / "out" / "result" / "empty").write_bytes(b"no longer")
         assert fetching.ended() == 1
-    assert any("the connection to the pod" in line and line.endswith("[Unreachable]") for line in fetching.lines)
-    assert not [path for path in console.folder.iterdir() if "sample" in path.name]
-    assert gone(team)
+    assert "error: result: The result was changed meanwhile. [TransferFailed]" in fetching.lines
+    assert not (console.folder / "sample-result").exists()
 
 
 def test_a_claim_that_is_not_there_keeps_the_pod_waiting_and_that_is_said(team: Team, console: Console) -> None:

@@ -83,7 +83,7 @@ def test_a_volume_that_cannot_be_written_says_why(tmp_path: Path) -> None:
 
 def test_a_folder_without_its_marker_is_not_sent(tmp_path: Path) -> None:
     (tmp_path / "result").mkdir()
-    words = command("send", tmp_path, str(tmp_path / "result"), "COMPLETE")
+    words = command("send", tmp_path, str(tmp_path / "result"), "COMPLETE", "0")
     done = subprocess.run(words, capture_output=True, check=False, timeout=30)
     assert (done.returncode, done.stdout) == (sending.MISSING, b"")
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import io
 import json
 import shutil
-import tarfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from finetune_api.output import MARKER
 
@@ -47,22 +46,54 @@ def upload(server: Server, pod_path: str, file: Path, destination: str, digest: 
     """Bring a file to a path of the pod, whole or not at all; a broken connection goes on where it was."""
     size = file.stat().st_size
     command = ["python", "-c", inpod.text("receive"), destination, str(size), digest]
-    arrived, failures = -1, 0
+    arrived = -1
+
+    def attempt() -> None:
+        nonlocal arrived
+        with execution.run(server, pod_path, CONTAINER, command) as running:
+            for arrived in _sent(running, file, size):
+                moved(arrived)
+        _check(running)
+
+    _until_done(attempt, lambda: arrived)
+    moved(size)
+
+
+def download(server: Server, pod_path: str, folder: str, target: Path, begin: Callable[[int], Moved]) -> None:
+    """Bring a finished folder of the pod to `target`, which must not exist and appears when all of it is here.
+
+    A broken connection goes on where it was.
+    """
+    part = target.with_name(f".{target.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    arriving = _Arriving(part, begin)
+
+    def attempt() -> None:
+        command = ["python", "-c", inpod.text("send"), folder, MARKER, str(arriving.at)]
+        with execution.run(server, pod_path, CONTAINER, command) as running:
+            arriving.take(io.BufferedReader(_Output(running.output()), CHUNK))
+        _check(running)
+
+    try:
+        _until_done(attempt, lambda: arriving.at)
+        part.rename(target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _until_done(attempt: Callable[[], None], at: Callable[[], int]) -> None:
+    """Repeat an attempt whose connection broke, unless that brings nothing any more. `at`: bytes that are there."""
+    failures = 0
     while True:
-        before = arrived
+        before = at()
         try:
-            with execution.run(server, pod_path, CONTAINER, command) as running:
-                for arrived in _sent(running, file, size):
-                    moved(arrived)
-            _check(running)
+            return attempt()
         except (Unreachable, ApiError) as error:
-            failures = 1 if arrived > before else failures + 1
+            failures = 1 if at() > before else failures + 1
             if failures == ATTEMPTS or (isinstance(error, ApiError) and error.status < 500):
                 raise
             time.sleep(PAUSE_SECONDS)
-        else:
-            moved(size)
-            return
 
 
 def _sent(running: Command, file: Path, size: int) -> Iterator[int]:
@@ -92,44 +123,44 @@ def _words(output: Iterator[bytes]) -> Iterator[str]:
         yield from (line.decode(errors="replace") for line in whole)
 
 
-def download(server: Server, pod_path: str, folder: str, target: Path, begin: Callable[[int], Moved]) -> None:
-    """Bring a finished folder of the pod to `target`, which must not exist and appears when all of it is here."""
-    part = target.with_name(f".{target.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        command = ["python", "-c", inpod.text("send"), folder, MARKER]
-        with execution.run(server, pod_path, CONTAINER, command) as running:
-            _extracted(running, part, begin)
-        _check(running)
-        part.rename(target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+class _Arriving:
+    """A folder on its way here, whatever becomes of the connections."""
 
+    def __init__(self, folder: Path, begin: Callable[[int], Moved]) -> None:
+        self.at = 0
+        """Bytes of all files together that are here."""
+        self._folder, self._begin = folder, begin
+        self._moved: Moved = lambda _: None
+        self._files: list[list[Any]] = []
 
-def _extracted(running: Command, part: Path, begin: Callable[[int], Moved]) -> None:
-    stream = io.BufferedReader(_Output(running.output()), CHUNK)
-    head = stream.readline()
-    if not head:
-        return
-    expected = json.loads(head)
-    moved, done, files = begin(expected["bytes"]), 0, 0
-    with tarfile.open(fileobj=stream, mode="r|") as tar:
-        for member in tar:
-            path, source = part / _inside(member.name), tar.extractfile(member)
-            if source is None:
-                raise hindered(member.name, "TransferFailed", "The result holds something that is no file.", "")
+    def take(self, stream: io.BufferedReader) -> None:
+        """What the other side sends, beginning with the list of its files."""
+        head = stream.readline()
+        if not head:
+            return
+        self._agree(json.loads(head))
+        end = 0
+        for name, size in self._files:
+            end += size
+            path = self._folder / _inside(name)
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("wb") as file:
-                while chunk := source.read(CHUNK):
-                    done += file.write(chunk)
-                    moved(done)
-            files += 1
-    while stream.read(CHUNK):  # the end of the tar is padded; the ending comes after it
-        pass
-    if (done, files) != (expected["bytes"], expected["files"]):
-        message = f"{files} of {expected['files']} files and {done} of {expected['bytes']} bytes have arrived."
-        raise hindered("result", "TransferFailed", message, "Try again.")
+            with path.open("ab") as file:
+                while self.at < end:
+                    self._append(file, stream.read(min(CHUNK, end - self.at)))
+        stream.read()  # the ending comes after the last byte
+
+    def _agree(self, files: list[list[Any]]) -> None:
+        if not self._files:
+            self._files, self._moved = files, self._begin(sum(size for _, size in files))
+        elif files != self._files:
+            raise hindered("result", "TransferFailed", "The result was changed meanwhile.", "Try again.")
+
+    def _append(self, file: BinaryIO, chunk: bytes) -> None:
+        if not chunk:
+            message = f"The result ended early: {self.at} bytes of it have arrived."
+            raise hindered("result", "TransferFailed", message, "Try again.")
+        self.at += file.write(chunk)
+        self._moved(self.at)
 
 
 def _inside(name: str) -> str:
@@ -141,7 +172,7 @@ def _inside(name: str) -> str:
 
 
 class _Output(io.RawIOBase):
-    """Standard output of a command as a file, for tarfile."""
+    """Standard output of a command as a file."""
 
     def __init__(self, output: Iterator[bytes]) -> None:
         super().__init__()
