@@ -179,10 +179,10 @@ class Kubelet:
         passed = 0
         while data := await pipe.read(1 << 16):
             passed += len(data)
-            with suppress(ConnectionError):  # the command goes on writing to nobody, as in a real pod
-                await socket.send_bytes(bytes([channel]) + data)
             if self.break_output_after is not None and passed > self.break_output_after and request.transport:
                 request.transport.abort()
+            with suppress(ConnectionError):  # the command goes on writing to nobody, as in a real pod
+                await socket.send_bytes(bytes([channel]) + data)
 
     def _mapped(self, word: str) -> str:
         """Paths of the pod are folders of the test."""
