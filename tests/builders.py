@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from finetune_api import check
+from finetune_api.validation import check
 
 Json = dict[str, Any]
 

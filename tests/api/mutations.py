@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from finetune_api.rules import GROUPS
+from finetune_api.resource.aliases import GROUPS
 
 Json = dict[str, Any]
 

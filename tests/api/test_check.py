@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from builders import Json, put, resource
-from finetune_api import check
-from finetune_api.keys import keys
-from finetune_api.names import NAME_LENGTH
-from finetune_api.tree import Fate
-from finetune_api.v1alpha1 import Spec
+from finetune_api.resource.key_table import Fate
+from finetune_api.resource.keys import keys
+from finetune_api.resource.names import NAME_LENGTH
+from finetune_api.resource.v1alpha1 import Spec
+from finetune_api.validation import check
 
 # sentence -> (path of the value, the value, reason, message)
 SHAPES: dict[str, tuple[str, Any, str, str]] = {

@@ -9,12 +9,12 @@ from typing import Annotated, Any
 import pytest
 from pydantic import BaseModel, Field
 
-from finetune_api import crd, policy
-from finetune_api.keys import Native, Section, key, keys
-from finetune_api.names import NAME_LENGTH, NAME_PATTERN
-from finetune_api.rules import all_rules
-from finetune_api.schema import SchemaError, structural
-from finetune_api.v1alpha1 import Spec
+from finetune_api.codegen import crd, policy
+from finetune_api.codegen.schema import SchemaError, structural
+from finetune_api.resource.keys import Native, Section, key, keys
+from finetune_api.resource.names import NAME_LENGTH, NAME_PATTERN
+from finetune_api.resource.v1alpha1 import Spec
+from finetune_api.validation.rules import all_rules
 
 ROOT = crd.root()
 SPEC = ROOT["properties"]["spec"]

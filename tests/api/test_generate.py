@@ -12,11 +12,13 @@ import yaml
 from api.mutations import mutant
 from builders import Json, resource
 from finetune_api import __main__ as generate
-from finetune_api import check, crd, editors, exits, pages, policy
-from finetune_api.keys import keys
-from finetune_api.rules import all_rules
-from finetune_api.schema import structural
-from finetune_api.v1alpha1 import Spec
+from finetune_api.codegen import crd, editors, pages, policy
+from finetune_api.codegen.schema import structural
+from finetune_api.resource.keys import keys
+from finetune_api.resource.v1alpha1 import Spec
+from finetune_api.runtime import exits
+from finetune_api.validation import check
+from finetune_api.validation.rules import all_rules
 
 REPOSITORY = Path(__file__).parents[2]
 VALIDATOR = jsonschema.Draft202012Validator(editors.json_schema())

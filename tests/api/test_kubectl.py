@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from builders import Json, resource
-from finetune_api import policy
-from finetune_api.schema import Schema, structural
-from finetune_api.v1alpha1 import Spec
+from finetune_api.codegen import policy
+from finetune_api.codegen.schema import Schema, structural
+from finetune_api.resource.v1alpha1 import Spec
 from testbed.cluster import Cluster
 
 WAYS = {

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from api.test_kubectl import WAYS, bring, surprises
-from finetune_api import crd
+from finetune_api.codegen import crd
 from operating.process import OperatorProcess
 from operating.team import condition, message
 from testbed.cluster import Cluster

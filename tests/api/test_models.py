@@ -12,11 +12,19 @@ from pydantic import ValidationError
 
 from api.mutations import BASES
 from builders import resource
-from finetune_api.keys import keys
-from finetune_api.rules import all_rules
-from finetune_api.status import Condition, ConditionStatus, DatasetStatus, Phase, ProgressStatus, ResultStatus, Status
-from finetune_api.tree import Fate
-from finetune_api.v1alpha1 import FinetuneJob, Spec
+from finetune_api.resource.key_table import Fate
+from finetune_api.resource.keys import keys
+from finetune_api.resource.status import (
+    Condition,
+    ConditionStatus,
+    DatasetStatus,
+    Phase,
+    ProgressStatus,
+    ResultStatus,
+    Status,
+)
+from finetune_api.resource.v1alpha1 import FinetuneJob, Spec
+from finetune_api.validation.rules import all_rules
 
 STATUS = Status(
     observedGeneration=3,
@@ -73,10 +81,9 @@ def test_every_refused_key_has_a_rule() -> None:
 
 def test_the_judge_starts_without_what_only_the_generators_need() -> None:
     """`finetune validate` answers at once only if nothing of this is loaded."""
-    script = "import sys, finetune_operator.plan.validate; print(*sorted(sys.modules))"
+    script = "import sys, finetune_plan.resolve; print(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
-    assert "finetune_api.rules" in loaded
-    generators = {f"finetune_api.{name}" for name in ("crd", "policy", "schema", "keys", "v1alpha1", "run")}
-    unwanted = {"pydantic", "yaml", "difflib", "argparse", "tomllib"} | generators
+    assert "finetune_api.validation.rules" in loaded
+    unwanted = {"pydantic", "yaml", "difflib", "argparse", "tomllib", "finetune_api.codegen"}
     assert not loaded & unwanted

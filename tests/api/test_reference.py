@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from finetune_api.keys import keys
-from finetune_api.reference import NoSuchKeyError, entries, explain
-from finetune_api.rules import PER_NODE
-from finetune_api.v1alpha1 import Spec
+from finetune_api.codegen.reference import NoSuchKeyError, entries, explain
+from finetune_api.resource.aliases import PER_NODE
+from finetune_api.resource.keys import keys
+from finetune_api.resource.v1alpha1 import Spec
 
 
 def test_every_key_can_be_explained() -> None:

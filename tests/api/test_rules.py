@@ -6,8 +6,8 @@ import pytest
 
 from api.cases import CASES, Case
 from builders import resource
-from finetune_api import check
-from finetune_api.rules import all_rules
+from finetune_api.validation import check
+from finetune_api.validation.rules import all_rules
 
 CASE = pytest.mark.parametrize("case", CASES, ids=lambda case: case.sentence)
 

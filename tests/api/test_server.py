@@ -15,11 +15,12 @@ from api.mutations import BASES, mutant
 from api.test_models import STATUS
 from api.verdicts import disagreement
 from builders import Json, resource
-from finetune_api import check, policy
-from finetune_api.names import NAME_LENGTH
-from finetune_api.schema import structural
-from finetune_api.status import Phase, Status
-from finetune_api.v1alpha1 import Spec
+from finetune_api.codegen import policy
+from finetune_api.codegen.schema import structural
+from finetune_api.resource.names import NAME_LENGTH
+from finetune_api.resource.status import Phase, Status
+from finetune_api.resource.v1alpha1 import Spec
+from finetune_api.validation import check
 from testbed.api import ApiError, path_of
 from testbed.cluster import Cluster
 

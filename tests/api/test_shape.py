@@ -7,11 +7,12 @@ import json
 from pydantic import ValidationError
 
 from api.mutations import mutant
-from finetune_api import shape, tree
-from finetune_api.keys import keys
-from finetune_api.plain import as_stored
-from finetune_api.schema import structural
-from finetune_api.v1alpha1 import Spec
+from finetune_api.codegen.schema import structural
+from finetune_api.resource import key_table
+from finetune_api.resource.keys import keys
+from finetune_api.resource.v1alpha1 import Spec
+from finetune_api.validation import shape
+from finetune_api.validation.normalize import as_stored
 
 MUTANTS = 2000
 
@@ -34,7 +35,7 @@ def test_the_judge_refuses_what_the_models_refuse() -> None:
     refused = 0
     for seed in range(MUTANTS):
         spec = as_stored(mutant(seed, schema))
-        found = {problem.path for problem in shape.misshapen(spec, tree.spec(), "spec")}
+        found = {problem.path for problem in shape.misshapen(spec, key_table.spec(), "spec")}
         assert found == refused_by_models(spec), (seed, spec)
         refused += bool(found)
     assert MUTANTS / 5 < refused < MUTANTS, "mutants are neither all right nor all wrong"
@@ -42,4 +43,4 @@ def test_the_judge_refuses_what_the_models_refuse() -> None:
 
 def test_the_judge_knows_every_key_and_its_fate() -> None:
     declared = [(key.path.removeprefix("spec."), key.fate, key.because) for key in keys(Spec)]
-    assert [tuple(each) for each in tree.declared()] == declared
+    assert [tuple(each) for each in key_table.declared()] == declared

@@ -1,4 +1,4 @@
-"""Whether the API server and finetune_api.check say the same of a job. Called by test_server.py.
+"""Whether the API server and finetune_api.validation.check say the same of a job. Called by test_server.py.
 
 The server stops early: it names keys that strict decoding does not know and nothing else; then mistakes of
 shape, with or without the rules; then unknown keys of the mirrored sections, by the policy. So the two are
@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from finetune_api.policy import sections
-from finetune_api.problems import Problem
-from finetune_api.rules import all_rules
+from finetune_api.codegen.policy import sections
+from finetune_api.validation.problem import Problem
+from finetune_api.validation.rules import all_rules
 from testbed.api import ApiError
 
 MIRRORED = {path for path, _ in sections()}

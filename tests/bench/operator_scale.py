@@ -28,11 +28,11 @@ from bench import operator_bare as bare
 from bench import operator_load as load
 from bench.operator_figures import Figure, cpu_seconds, machine, resident_mib
 from builders import Json, resource
-from finetune_api import policy
-from finetune_api.crd import crd
-from finetune_operator.plan.decide import plan
-from finetune_operator.plan.model import CreateRun, Observed
-from finetune_operator.plan.settings import PlanSettings
+from finetune_api.codegen import policy
+from finetune_api.codegen.crd import crd
+from finetune_plan.decide import plan
+from finetune_plan.model import CreateRun, Observed
+from finetune_plan.settings import PlanSettings
 from operating.process import OperatorProcess
 from testbed.control_plane import ControlPlane
 from testbed.process import Process

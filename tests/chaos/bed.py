@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from finetune_api.crd import crd
+from finetune_api.codegen.crd import crd
 from testbed.control_plane import ControlPlane
 from testbed.training_operator import pytorchjob_crd, start_training_operator
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from finetune_api.exits import Exit
+from finetune_api.runtime.exits import Exit
 from operating.team import Team
 
 

@@ -14,8 +14,8 @@ from chaos.bed import Bed
 from chaos.disturbances import Broken, Gone, Silent
 from chaos.lives import LIVES
 from chaos.rows import Outcome, disturbed, same
-from finetune_api.crd import crd
-from finetune_api.exits import Exit
+from finetune_api.codegen.crd import crd
+from finetune_api.runtime.exits import Exit
 from operating.process import OperatorProcess
 from operating.proxy import Proxy
 from operating.team import Team, condition

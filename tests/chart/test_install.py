@@ -13,7 +13,7 @@ from api.conftest import wait_for_policy
 from builders import Json, resource
 from chart.helm import CHART, NAME, RELEASE, helm, render
 from chart.test_render import EVERYTHING, MATRIX
-from finetune_api import policy
+from finetune_api.codegen import policy
 from testbed.api import ApiError, path_of
 from testbed.cluster import Cluster
 from testbed.watch import wait_for, wait_for_all

@@ -13,11 +13,11 @@ import yaml
 
 from builders import Json
 from chart.helm import CHART, NAME, environment, find, notes, render
-from finetune_api import crd, policy
-from finetune_api.labels import LEASE
+from finetune_api.codegen import crd, policy
+from finetune_api.resource.names import LEASE
 from finetune_operator import chart
-from finetune_operator.plan.settings import Accelerator
 from finetune_operator.settings import Settings
+from finetune_plan.settings import Accelerator
 
 ROOT = CHART.parents[1]
 ONE_NAMESPACE: Json = {"settings": {"watchNamespace": "team-a"}}

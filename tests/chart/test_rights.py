@@ -17,7 +17,7 @@ import pytest
 from builders import Json
 from chart.helm import CHART, NAME, RELEASE, environment, helm, render
 from chart.rights import RBAC, allowed, asked, denied
-from finetune_api.exits import Exit
+from finetune_api.runtime.exits import Exit
 from finetune_operator.__main__ import BLIND
 from operating.process import OperatorProcess
 from operating.team import Team, condition, message

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 
-from finetune_api.run import CONFIG_ENV
+from finetune_api.runtime.protocol import CONFIG_ENV
 from finetune_cli.local.launches import Launch
 from finetune_cli.local.processes import Events, Line
 from finetune_cli.local.supervise import Run, started, supervise

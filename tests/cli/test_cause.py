@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from cli.replicas import launch
-from finetune_api import exits
-from finetune_api.exits import Exit
-from finetune_api.report import FinalReport
+from finetune_api.runtime import exits
+from finetune_api.runtime.exits import Exit
+from finetune_api.runtime.report import FinalReport
 from finetune_cli.local import cause
 from finetune_cli.local.processes import Ended
 

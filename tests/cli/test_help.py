@@ -39,7 +39,7 @@ def test_asking_for_help_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert "click" in loaded
-    assert not loaded & {"pydantic", "yaml", "rich", "finetune_api.v1alpha1", "subprocess"}
+    assert not loaded & {"pydantic", "yaml", "rich", "finetune_api.resource.v1alpha1", "subprocess"}
 
 
 def test_validating_imports_neither_pydantic_nor_the_runner(tmp_path: Path) -> None:
@@ -51,9 +51,9 @@ print(*sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
-    assert "finetune_api.check" in loaded
+    assert "finetune_api.validation.check" in loaded
     slow = {"pydantic", "rich", "subprocess", "tomllib", "kubernetes", "aiohttp"}
-    ours = {"finetune_api.v1alpha1", "finetune_cli.local", "finetune_data", "finetune_operator.plan.status"}
+    ours = {"finetune_api.resource.v1alpha1", "finetune_cli.local", "finetune_data", "finetune_plan.status"}
     assert not loaded & (slow | ours)
 
 

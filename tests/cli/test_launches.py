@@ -11,9 +11,9 @@ import pytest
 
 import builders
 from finetune_cli.local.launches import Launch, free_port, launches
-from finetune_operator.plan.resolve import resolve
-from finetune_operator.plan.settings import PlanSettings
-from finetune_operator.plan.workload import Workload, workload
+from finetune_plan.resolve import resolve
+from finetune_plan.settings import PlanSettings
+from finetune_plan.workload import Workload, workload
 
 FOLDER = Path("folder")
 SHELL = {

@@ -18,8 +18,8 @@ import pytest
 
 from cli.calls import JOB
 from cli.replicas import alive
-from finetune_api import report
-from finetune_api.report import ProgressRecord
+from finetune_api.runtime import report
+from finetune_api.runtime.report import ProgressRecord
 from finetune_cli import kubernetes_yaml
 from trainer.models import dataset, model_folder
 

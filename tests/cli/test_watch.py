@@ -7,9 +7,16 @@ from pathlib import Path
 import pytest
 
 from cli.replicas import launch
-from finetune_api.exits import Exit
-from finetune_api.report import CheckpointRecord, DatasetRecord, EvaluationRecord, FinalReport, ProgressRecord, Record
-from finetune_api.status import Phase, Status
+from finetune_api.resource.status import Phase, Status
+from finetune_api.runtime.exits import Exit
+from finetune_api.runtime.report import (
+    CheckpointRecord,
+    DatasetRecord,
+    EvaluationRecord,
+    FinalReport,
+    ProgressRecord,
+    Record,
+)
 from finetune_cli import kubernetes_yaml
 from finetune_cli.local.cause import Ending
 from finetune_cli.local.display import Silent

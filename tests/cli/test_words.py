@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from cli.test_watch import CHECKPOINT, DATASET, EVALUATION, REPORT, STEP
-from finetune_api.exits import Exit
-from finetune_api.report import Record, ResumeRecord
+from finetune_api.runtime.exits import Exit
+from finetune_api.runtime.report import Record, ResumeRecord
 from finetune_cli.local import chart, summary, words
 from finetune_cli.local.cause import Ending
 from finetune_cli.local.display import Bar, Lines

@@ -11,7 +11,7 @@ import pytest
 from builders import Json, resource
 from cli_remote.calls import Console
 from cli_remote.rights import person
-from finetune_api.crd import crd
+from finetune_api.codegen.crd import crd
 from operating.team import Team
 from testbed.control_plane import ControlPlane
 from testbed.pods import run_pod

@@ -10,7 +10,7 @@ import pytest
 
 from builders import Json
 from cli_remote.calls import Console
-from finetune_api.output import MARKER
+from finetune_api.runtime.protocol import MARKER
 from finetune_cli.remote.transfer import ATTEMPTS
 from operating.team import Team
 from testbed.kubelet import Kubelet

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from builders import Json, put, resource
-from finetune_api.problems import Problem
+from finetune_api.validation.problem import Problem
 from finetune_cli.remote.dataset import AWAITING
 from finetune_cli.remote.findings import findings
 from finetune_cli.remote.seen import Seen

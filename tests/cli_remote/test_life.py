@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from cli_remote.calls import Console
-from finetune_api.exits import Exit
-from finetune_api.report import EvaluationRecord, ProgressRecord
+from finetune_api.runtime.exits import Exit
+from finetune_api.runtime.report import EvaluationRecord, ProgressRecord
 from finetune_cli import kubernetes_yaml
 from operating.team import Team, condition
 from testbed.kubelet import Kubelet

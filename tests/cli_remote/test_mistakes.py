@@ -13,7 +13,7 @@ import pytest
 from builders import resource
 from cli.calls import ROW
 from cli_remote.calls import Console
-from finetune_api.crd import crd
+from finetune_api.codegen.crd import crd
 from operating.team import Team
 from testbed.api import ApiError, Json
 from testbed.cluster import Cluster, write_private

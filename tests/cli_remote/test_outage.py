@@ -9,7 +9,7 @@ import pytest
 
 from builders import Json, resource
 from cli_remote.calls import Console
-from finetune_api.crd import crd
+from finetune_api.codegen.crd import crd
 from testbed.control_plane import ControlPlane
 
 JOB = "/apis/finetune.dev/v1alpha1/namespaces/default/finetunejobs/sample"

@@ -9,7 +9,7 @@ import pytest
 
 from builders import Json, put, resource
 from cli.test_watch import STEP
-from finetune_api.report import EvaluationRecord, ProgressRecord
+from finetune_api.runtime.report import EvaluationRecord, ProgressRecord
 from finetune_cli.local import words
 from finetune_cli.remote import describe, lines, views
 from finetune_cli.remote.meter import size

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_api.choices import OnBadRow
+from finetune_api.runtime.choices import OnBadRow
 from finetune_data import DatasetRefused, read
 
 GOOD = '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]}'

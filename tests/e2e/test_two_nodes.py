@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from builders import Json
 from e2e.team import Team
-from finetune_api import report
-from finetune_api.report import ProgressRecord
+from finetune_api.runtime import report
+from finetune_api.runtime.report import ProgressRecord
 from testbed.watch import wait_for_all
 
 SPEC: Json = {

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from builders import Json, resource
-from finetune_api.exits import Exit
-from finetune_api.report import Cause, FinalReport
+from finetune_api.runtime.exits import Exit
+from finetune_api.runtime.report import Cause, FinalReport
 from testbed.api import Api
 from testbed.pods import end_pod, run_pod
 from testbed.watch import wait_for, wait_for_all

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from finetune_api.crd import crd
+from finetune_api.codegen.crd import crd
 from operating.process import OperatorProcess
 from operating.team import Team
 from testbed.control_plane import ControlPlane

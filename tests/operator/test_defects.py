@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 
 from builders import Json
-from finetune_api.exits import Exit
+from finetune_api.runtime.exits import Exit
 from operating.team import SMALL, Team, condition, message
 from testbed.control_plane import ControlPlane
 from testbed.kwok import Node

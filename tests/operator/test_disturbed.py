@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_api.crd import crd
+from finetune_api.codegen.crd import crd
 from operating.process import OperatorProcess
 from operating.team import Team, condition
 from testbed.api import ApiError

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from builders import Json
-from finetune_api.exits import Exit
-from finetune_api.report import DatasetRecord, ProgressRecord
+from finetune_api.runtime.exits import Exit
+from finetune_api.runtime.report import DatasetRecord, ProgressRecord
 from operating.team import Team, condition, message
 from testbed.control_plane import ControlPlane
 from testbed.kubelet import Kubelet

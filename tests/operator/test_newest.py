@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from finetune_api.report import CheckpointRecord, DatasetRecord, EvaluationRecord, ProgressRecord
+from finetune_api.runtime.report import CheckpointRecord, DatasetRecord, EvaluationRecord, ProgressRecord
 from finetune_operator.observe import newest
 
 SPLITS: tuple[Literal["train"], Literal["validation"]] = ("train", "validation")

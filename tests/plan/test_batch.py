@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from builders import Json, job, resource
-from finetune_api.choices import Precision
-from finetune_operator.plan.batch import resolve_batch
-from finetune_operator.plan.resolve import resolve
-from finetune_operator.plan.runconfig import run_config
-from finetune_operator.plan.settings import PlanSettings
+from finetune_api.runtime.choices import Precision
+from finetune_plan.batch import resolve_batch
+from finetune_plan.resolve import resolve
+from finetune_plan.runconfig import run_config
+from finetune_plan.settings import PlanSettings
 
 H = "hyperparameters"
 # keys -> (per device, accumulation) over 4 replicas, and the rows that global_batch is told about

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from builders import Json, resource
-from finetune_api.exits import Exit
-from finetune_api.report import Cause, FinalReport, ProgressRecord
-from finetune_api.status import Phase
-from finetune_operator.plan.decide import WAIT, plan
-from finetune_operator.plan.model import CreateRun, DeleteRun, Observed, Plan, PodSeen, RunSeen
-from finetune_operator.plan.settings import PlanSettings
-from finetune_operator.plan.status import RESTARTING
+from finetune_api.resource.status import Phase
+from finetune_api.runtime.exits import Exit
+from finetune_api.runtime.report import Cause, FinalReport, ProgressRecord
+from finetune_plan.decide import WAIT, plan
+from finetune_plan.model import CreateRun, DeleteRun, Observed, Plan, PodSeen, RunSeen
+from finetune_plan.settings import PlanSettings
+from finetune_plan.status import RESTARTING
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 RUN1 = (RunSeen("sample-1", 1),)

@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 
 from builders import Json, put, resource
-from finetune_api.keys import keys
-from finetune_api.tree import Fate
-from finetune_api.v1alpha1 import Spec
-from finetune_operator.plan.backends.pytorchjob import render
-from finetune_operator.plan.decide import plan
-from finetune_operator.plan.model import Observed, PodSeen, RunSeen
-from finetune_operator.plan.runconfig import run_config
-from finetune_operator.plan.settings import PlanSettings
-from finetune_operator.plan.validate import validate
-from finetune_operator.plan.workload import workload
+from finetune_api.resource.key_table import Fate
+from finetune_api.resource.keys import keys
+from finetune_api.resource.v1alpha1 import Spec
+from finetune_plan.backends.pytorchjob import render
+from finetune_plan.decide import plan
+from finetune_plan.model import Observed, PodSeen, RunSeen
+from finetune_plan.resolve import validate
+from finetune_plan.runconfig import run_config
+from finetune_plan.settings import PlanSettings
+from finetune_plan.workload import workload
 
 SETTINGS = PlanSettings(service_accounts=("reader",))
 P, H, V = "hyperparameters.parallelism", "hyperparameters", "training.validation"

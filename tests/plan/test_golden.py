@@ -11,11 +11,11 @@ import pytest
 import yaml
 
 from finetune_cli.kubernetes_yaml import value
-from finetune_operator.plan.backends.pytorchjob import render
-from finetune_operator.plan.settings import PlanSettings
-from finetune_operator.plan.status import judged
-from finetune_operator.plan.validate import validate
-from finetune_operator.plan.workload import workload
+from finetune_plan.backends.pytorchjob import render
+from finetune_plan.resolve import validate
+from finetune_plan.settings import PlanSettings
+from finetune_plan.status import judged
+from finetune_plan.workload import workload
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 NOW = "2026-01-01T00:00:00Z"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from builders import Json, resource
-from finetune_operator.plan.layout import resolve_layout
+from finetune_plan.layout import resolve_layout
 
 CASES: dict[str, tuple[Json, tuple[int, int, int, int, int]]] = {
     "nothing given is one GPU in one node": ({}, (1, 1, 1, 1, 1)),

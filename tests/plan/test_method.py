@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from builders import Json, resource
-from finetune_api.choices import Method
-from finetune_operator.plan.method import resolve_method
-from finetune_operator.plan.runconfig import resolve_lora
+from finetune_api.runtime.choices import Method
+from finetune_plan.method import resolve_method
+from finetune_plan.runconfig import resolve_lora
 
 CASES: dict[str, tuple[Json, Method, str]] = {
     "a bare job is full finetuning": ({}, Method.FFT, "No key names a method"),

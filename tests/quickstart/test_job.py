@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from finetune_api.check import problems
+from finetune_api.validation.check import problems
 from finetune_cli.kubernetes_yaml import value
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_api.crd import crd
+from finetune_api.codegen.crd import crd
 from testbed.cluster import Cluster, existing_cluster
 from testbed.control_plane import ControlPlane
 from testbed.kubelet import Kubelet

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from finetune_api.choices import OnBadRow
+from finetune_api.runtime.choices import OnBadRow
 from finetune_data import DatasetRefused
 from finetune_tokens import ChatTokenizer, Prepared, Segment, StopTokenUntrained, prepare, preview
 from finetune_tokens.template import END, START

@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from finetune_api.choices import Device
-from finetune_api.report import FinalReport, Record, parse
-from finetune_api.run import RunConfig
+from finetune_api.runtime.choices import Device
+from finetune_api.runtime.report import FinalReport, Record, parse
+from finetune_api.runtime.run_config import RunConfig
 from finetune_trainer import environment, preparation
 from finetune_trainer.handoff import TRAIN, VALIDATION, Handoff
 from finetune_trainer.job import Job

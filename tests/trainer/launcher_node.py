@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-from finetune_api.exits import Exit
-from finetune_api.report import Cause, FinalReport
-from finetune_api.run import Mesh
+from finetune_api.runtime.exits import Exit
+from finetune_api.runtime.report import Cause, FinalReport
+from finetune_api.runtime.run_config import Mesh
 from finetune_trainer import launch, verdict
 from finetune_trainer.config import Node
 from finetune_trainer.handoff import FOLDER_ENV, STORE_ENV, write_ending

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from finetune_api.run import RunConfig
+from finetune_api.runtime.run_config import RunConfig
 from finetune_trainer import adapters, engines, environment, model
 from finetune_trainer.environment import Place
 

@@ -10,7 +10,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from finetune_api.run import RunConfig
+from finetune_api.runtime.run_config import RunConfig
 
 SPECIAL = ("<|im_start|>", "<|im_end|>")
 TEMPLATE = (

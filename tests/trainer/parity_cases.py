@@ -18,8 +18,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from finetune_api.choices import Engine
-from finetune_api.run import Lora, RunConfig
+from finetune_api.runtime.choices import Engine
+from finetune_api.runtime.run_config import Lora, RunConfig
 from finetune_trainer import adapters, engines, environment, loop
 from finetune_trainer.batches import Layout
 from finetune_trainer.collate import Batch

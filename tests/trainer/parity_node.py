@@ -10,9 +10,9 @@ import sys
 import time
 from pathlib import Path
 
-from finetune_api.choices import Device, Engine
-from finetune_api.exits import Exit
-from finetune_api.report import FinalReport
+from finetune_api.runtime.choices import Device, Engine
+from finetune_api.runtime.exits import Exit
+from finetune_api.runtime.report import FinalReport
 from finetune_trainer import config, launch
 from finetune_trainer.handoff import FOLDER_ENV, write_ending
 from trainer import models

@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from finetune_api.choices import Method
+from finetune_api.runtime.choices import Method
 from finetune_trainer import export, result
 from finetune_trainer.agreement import world_size
 from finetune_trainer.files import DISK, Files

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from finetune_api.choices import Device
-from finetune_api.report import FinalReport, ResumeRecord, parse
-from finetune_api.run import RunConfig
+from finetune_api.runtime.choices import Device
+from finetune_api.runtime.report import FinalReport, ResumeRecord, parse
+from finetune_api.runtime.run_config import RunConfig
 from finetune_trainer import checkpoint, environment, preparation
 from finetune_trainer.files import DISK, Files
 from finetune_trainer.handoff import STORE_ENV, Handoff

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from finetune_api.run import CONFIG_ENV, RunConfig
+from finetune_api.runtime.protocol import CONFIG_ENV
+from finetune_api.runtime.run_config import RunConfig
 from finetune_trainer import config
 from finetune_trainer.config import Node
 from finetune_trainer.errors import ConfigRefused, Unsupported

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from finetune_api.exits import Exit
-from finetune_api.report import Cause, FinalReport, parse
+from finetune_api.runtime.exits import Exit
+from finetune_api.runtime.report import Cause, FinalReport, parse
 from finetune_data import DatasetRefused
 from finetune_tokens import TokenizerRefused
 from finetune_trainer import failures

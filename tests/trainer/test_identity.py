@@ -11,9 +11,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from finetune_api.keys import keys
-from finetune_api.run import IDENTITY, SPEC_KEYS, RunConfig
-from finetune_api.v1alpha1 import Spec
+from finetune_api.resource.keys import keys
+from finetune_api.resource.v1alpha1 import Spec
+from finetune_api.runtime.run_config import IDENTITY, SPEC_KEYS, RunConfig
 from finetune_trainer import identity
 from finetune_trainer.errors import DataRefused, ModelRefused, OutputRefused, RunError
 from trainer.models import lora, run_config

@@ -9,8 +9,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from finetune_api.report import EvaluationRecord, FinalReport, ProgressRecord
-from finetune_api.run import RunConfig
+from finetune_api.runtime.report import EvaluationRecord, FinalReport, ProgressRecord
+from finetune_api.runtime.run_config import RunConfig
 from finetune_trainer.errors import ModelRefused, NonFinite
 from trainer import job_work as work
 from trainer import models

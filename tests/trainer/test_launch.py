@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_api.report import FinalReport, parse
+from finetune_api.runtime.report import FinalReport, parse
 from trainer.launcher_node import COMMAND
 
 TESTS = Path(__file__).parents[1]

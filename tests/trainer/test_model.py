@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from finetune_api.run import RunConfig
+from finetune_api.runtime.run_config import RunConfig
 from finetune_trainer.errors import ModelRefused
 from trainer import model_work as work
 from trainer import models

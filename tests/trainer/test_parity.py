@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetune_api.choices import Engine
-from finetune_api.run import MASTER_ADDR_ENV, MASTER_PORT_ENV, NODE_RANK_ENV, NODES_ENV
+from finetune_api.runtime.choices import Engine
+from finetune_api.runtime.protocol import MASTER_ADDR_ENV, MASTER_PORT_ENV, NODE_RANK_ENV, NODES_ENV
 from trainer import parity_node
 from trainer.parity_cases import STEPS_PER_EPOCH, Case, Trace, cases, everywhere, traces
 from trainer.ranks import run_ranks, values

@@ -13,8 +13,8 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from finetune_api.choices import Method
-from finetune_api.run import Lora
+from finetune_api.runtime.choices import Method
+from finetune_api.runtime.run_config import Lora
 from finetune_trainer import adapters, export, result
 from finetune_trainer.errors import StorageFailed
 from finetune_trainer.marker import stamp

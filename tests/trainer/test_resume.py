@@ -20,9 +20,10 @@ from typing import IO, Any
 
 import pytest
 
-from finetune_api.exits import Exit
-from finetune_api.report import ProgressRecord, ResumeRecord, parse
-from finetune_api.run import CONFIG_ENV, RunConfig
+from finetune_api.runtime.exits import Exit
+from finetune_api.runtime.protocol import CONFIG_ENV
+from finetune_api.runtime.report import ProgressRecord, ResumeRecord, parse
+from finetune_api.runtime.run_config import RunConfig
 from trainer import resume_work as work
 from trainer.models import dataset, llama, lora, model_folder, run_config
 from trainer.ranks import run_ranks, values

@@ -14,8 +14,8 @@ from typing import IO, Any
 
 import pytest
 
-from finetune_api.report import FinalReport, ProgressRecord, parse
-from finetune_api.run import CONFIG_ENV, REPORT_ENV
+from finetune_api.runtime.protocol import CONFIG_ENV, REPORT_ENV
+from finetune_api.runtime.report import FinalReport, ProgressRecord, parse
 from trainer import models
 
 TWO: dict[str, Any] = {"engine": "ddp", "mesh__processes_per_node": 2, "mesh__data_parallel": 2}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from finetune_api.run import Schedule
+from finetune_api.runtime.run_config import Schedule
 from finetune_trainer.schedule import factor
 
 

@@ -10,8 +10,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from finetune_api import choices
-from finetune_api.run import RunConfig
+from finetune_api.runtime import choices
+from finetune_api.runtime.run_config import RunConfig
 from finetune_trainer.engines import Engine
 from finetune_trainer.engines.ddp import Ddp
 from finetune_trainer.engines.fsdp2 import Fsdp2

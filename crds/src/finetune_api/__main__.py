@@ -14,13 +14,15 @@ from typing import Any
 
 import yaml
 
-from . import crd, editors, pages, policy, rules, tree, tree_file
+from .codegen import crd, editors, key_table_file, pages, policy
+from .resource import key_table
+from .validation import rules
 
 HEADER = "# Generated from crds/src/finetune_api by `python -m finetune_api generate`; `make verify` compares.\n"
 CHART = "helm/finetune-operator/files"
 KEPT = {"helm.sh/resource-policy": "keep", "argocd.argoproj.io/sync-options": "Prune=false"}
 """Helm's word counts for Argo CD when an application is deleted, but not when it prunes."""
-KEYS = f"crds/src/finetune_api/{tree.FILE}"
+KEYS = f"crds/src/finetune_api/resource/{key_table.FILE}"
 
 
 def files() -> Mapping[str, str]:
@@ -28,7 +30,7 @@ def files() -> Mapping[str, str]:
     definition = HEADER + _yaml(crd.crd())
     refusal = HEADER + _yaml(policy.policy(), policy.binding())
     return {
-        KEYS: tree_file.text(),
+        KEYS: key_table_file.text(),
         "crds/finetunejobs.yaml": definition,
         "crds/admission-policy.yaml": refusal,
         "crds/finetunejob.schema.json": json.dumps(editors.json_schema(), indent=1) + "\n",
@@ -47,8 +49,8 @@ def stale(root: Path) -> list[str]:
 
 def write(root: Path) -> None:
     """Write every file below `root`: the keys first, because the rules of the others read them."""
-    _write(root / KEYS, tree_file.text())
-    tree.spec.cache_clear()
+    _write(root / KEYS, key_table_file.text())
+    key_table.spec.cache_clear()
     rules.all_rules.cache_clear()
     for name, text in files().items():
         _write(root / name, text)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from finetune_api.problems import Problem
+from finetune_api.validation.problem import Problem
 
 from . import kubernetes_yaml
 from .errors import Refused

@@ -7,7 +7,7 @@ from typing import IO, Any
 
 import click
 
-from finetune_api.problems import Problem
+from finetune_api.validation.problem import Problem
 
 INPUT_WRONG = 2
 

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import finetune_data
-from finetune_api import sources
-from finetune_api.exits import MEANINGS, Exit
-from finetune_api.problems import Problem
-from finetune_api.rules import DATA, MODEL
-from finetune_api.run import Data
-from finetune_api.sources import Scheme
-from finetune_operator.plan.facts import Given, first
+from finetune_api.resource.aliases import DATA, MODEL
+from finetune_api.runtime.exits import MEANINGS, Exit
+from finetune_api.runtime.run_config import Data
+from finetune_api.validation import uris
+from finetune_api.validation.problem import Problem
+from finetune_api.validation.uris import Scheme
+from finetune_plan.facts import Given, first
 
 VALIDATION = ("data.validation_path",)
 OUTPUT = ("output.uri",)
@@ -35,7 +35,7 @@ def data_problems(spec: Mapping[str, Any], data: Data) -> Iterator[Problem]:
 def model_problems(spec: Mapping[str, Any]) -> Iterator[Problem]:
     """What keeps a folder from being a model's."""
     model = first(spec, MODEL)
-    if model is None or sources.parse(model.value, model=True).scheme is not Scheme.PATH:
+    if model is None or uris.parse(model.value, model=True).scheme is not Scheme.PATH:
         return
     key, reason, folder = f"spec.{model.path}", MEANINGS[Exit.MODEL_REFUSED].reason, Path(model.value)
     if not folder.is_dir():
@@ -56,14 +56,14 @@ def elsewhere(spec: Mapping[str, Any]) -> Iterator[Problem]:
         (OUTPUT, "Give --output with a folder of this machine."),
     ):
         given = first(spec, keys)
-        scheme = given and sources.parse(given.value, model=keys is MODEL).scheme
+        scheme = given and uris.parse(given.value, model=keys is MODEL).scheme
         if given and scheme in ELSEWHERE:
             message = f"{given.value} is {ELSEWHERE[scheme]}, and this run is local."
             yield Problem(f"spec.{given.path}", "NotLocal", message, remedy)
 
 
 def _rows(file: Given | None, data: Data, examples: int | None) -> Iterator[Problem]:
-    if file is None or sources.parse(file.value).scheme is not Scheme.PATH:
+    if file is None or uris.parse(file.value).scheme is not Scheme.PATH:
         return
     read = partial(finetune_data.read, on_bad_row=data.on_bad_row, max_bad_share=data.max_bad_share)
     try:

@@ -8,10 +8,9 @@ from typing import Any
 
 import click
 
-from finetune_operator.plan import validate
-from finetune_operator.plan.resolve import Resolution
-from finetune_operator.plan.settings import PlanSettings
-from finetune_operator.plan.validate import Verdict
+from finetune_plan import resolve
+from finetune_plan.resolve import Resolution, Verdict
+from finetune_plan.settings import PlanSettings
 
 from .changes import Changes, changed
 from .reading import Input
@@ -42,7 +41,7 @@ class Planned:
 def judged(source: Input, changes: Changes) -> Judged:
     """Raises Refused only if `changes` cannot be made."""
     resource = changed(source.resource, changes)
-    return Judged(source, resource, validate.validate(resource, SETTINGS))
+    return Judged(source, resource, resolve.validate(resource, SETTINGS))
 
 
 def planned(source: Input, changes: Changes) -> Planned:

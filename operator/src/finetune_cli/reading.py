@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from finetune_api import tree
-from finetune_api.names import API_VERSION, KIND
-from finetune_api.problems import Problem
+from finetune_api.resource import key_table
+from finetune_api.resource.names import API_VERSION, KIND
+from finetune_api.validation.problem import Problem
 
 from . import kubernetes_yaml
 from .errors import Refused
@@ -43,7 +43,7 @@ class Input:
     def spelt(self, problem: Problem) -> Problem:
         if not self.toml:
             return problem
-        spec = re.compile(rf"\bspec\.(?=(?:{'|'.join(tree.keys(tree.spec()))})\b)")
+        spec = re.compile(rf"\bspec\.(?=(?:{'|'.join(key_table.keys(key_table.spec()))})\b)")
         path, message, remedy = (spec.sub("", text) for text in (problem.path, problem.message, problem.remedy))
         return replace(problem, path=path, message=message, remedy=remedy)
 

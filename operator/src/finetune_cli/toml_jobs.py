@@ -11,8 +11,8 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from finetune_api.names import API_VERSION, KIND, NAME_LENGTH
-from finetune_api.problems import Problem
+from finetune_api.resource.names import API_VERSION, KIND, NAME_LENGTH
+from finetune_api.validation.problem import Problem
 
 from .errors import Refused
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
+from finetune_plan.model import CreateRun, DeleteRun, Observed, Plan, Remember
+
 from . import events
 from .changes import Change
 from .cluster import Cluster
 from .errors import AlreadyExists, ClusterError, Conflict, NotFound, Refused
 from .identity import Json, Key, key_of, words
 from .mirror import Mirror
-from .plan.model import CreateRun, DeleteRun, Observed, Plan, Remember
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator, Mapping
 from enum import StrEnum
 from typing import Protocol
 
-from finetune_api import labels
-from finetune_api.names import API_VERSION, PLURAL
+from finetune_api.resource import names
+from finetune_api.resource.names import API_VERSION, PLURAL
 
 from .errors import AlreadyExists, BackendMissing, NotFound
 from .identity import Json, Key
@@ -95,7 +95,7 @@ class KubernetesCluster:
         path = _path(_VERSIONS[kind], kind, Key(namespace or self._namespace, ""))
         query = {"limit": str(PAGE)}
         if kind is not Kind.JOBS:
-            query["labelSelector"] = f"{labels.JOB_UID}={uid}" if uid else labels.JOB_UID
+            query["labelSelector"] = f"{names.JOB_UID_LABEL}={uid}" if uid else names.JOB_UID_LABEL
         token = ""
         while True:
             more = {"continue": token} if token else {}
@@ -107,7 +107,7 @@ class KubernetesCluster:
 
     async def create_run(self, manifest: Json) -> Json:
         path = _run_path(Key(manifest["metadata"]["namespace"], ""))
-        query = {"fieldManager": labels.FIELD_MANAGER}
+        query = {"fieldManager": names.FIELD_MANAGER}
         return _object(await self._http.request("create", RUNS_PLURAL, path, query=query, body=manifest))
 
     async def delete_run(self, key: Key, uid: str) -> Json | None:
@@ -120,7 +120,7 @@ class KubernetesCluster:
         return answer if answer["kind"] == "PyTorchJob" else None
 
     async def patch_status(self, key: Key, patch: Json) -> Json:
-        path, query = f"{_path(API_VERSION, PLURAL, key)}/status", {"fieldManager": labels.FIELD_MANAGER}
+        path, query = f"{_path(API_VERSION, PLURAL, key)}/status", {"fieldManager": names.FIELD_MANAGER}
         resource = f"{PLURAL}/status"
         return _object(await self._http.request("patch", resource, path, query=query, body=patch, content_type=MERGE))
 
@@ -130,11 +130,11 @@ class KubernetesCluster:
 
     async def annotate_claim(self, key: Key, annotation: str, text: str) -> None:
         body, path = {"metadata": {"annotations": {annotation: text}}}, _path("v1", CLAIMS_PLURAL, key)
-        query = {"fieldManager": labels.FIELD_MANAGER}
+        query = {"fieldManager": names.FIELD_MANAGER}
         await self._http.request("patch", CLAIMS_PLURAL, path, query=query, body=body, content_type=MERGE)
 
     async def read_log(self, key: Key, since_seconds: int | None) -> str:
-        query = {"container": labels.CONTAINER, "tailLines": str(LOG_LINES), "limitBytes": str(LOG_BYTES)}
+        query = {"container": names.CONTAINER, "tailLines": str(LOG_LINES), "limitBytes": str(LOG_BYTES)}
         if since_seconds is not None:
             query["sinceSeconds"] = str(since_seconds)
         path = f"{_path('v1', 'pods', key)}/log"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 
-from finetune_api import conditions as c
-from finetune_api import labels
-from finetune_api.names import API_VERSION, KIND
+from finetune_api.resource import conditions as c
+from finetune_api.resource import names
+from finetune_api.resource.names import API_VERSION, KIND
+from finetune_plan.pod_reasons import WAITING
 
 from .identity import Json
-from .plan.hindrances import WAITING
 
 MESSAGE_LENGTH = 1024
 """Longest message of an Event."""
@@ -57,7 +57,7 @@ def _event(job: Json, condition: Json, now: str) -> Json:
         "type": "Warning" if bad else "Normal",
         "reason": condition["reason"],
         "message": f"{condition['type']}={condition['status']}: {condition['message']}"[:MESSAGE_LENGTH],
-        "source": {"component": labels.FIELD_MANAGER},
+        "source": {"component": names.FIELD_MANAGER},
         "firstTimestamp": now,
         "lastTimestamp": now,
         "count": 1,

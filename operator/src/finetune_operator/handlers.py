@@ -11,8 +11,8 @@ from typing import Any
 
 import kopf
 
-from finetune_api import labels
-from finetune_api.names import GROUP, PLURAL, VERSION
+from finetune_api.resource import names
+from finetune_api.resource.names import GROUP, PLURAL, VERSION
 
 from . import refusals
 from .cluster import PAGE, RUNS_GROUP, RUNS_PLURAL, RUNS_VERSION, Kind
@@ -42,10 +42,10 @@ def kopf_settings(settings: Settings) -> kopf.OperatorSettings:
     found.watching.server_timeout = 300
     found.watching.connect_timeout = 10
     found.watching.chunk_size = PAGE
-    found.watching.label_selectors["", "v1", "pods"] = labels.JOB_UID
-    found.watching.label_selectors[RUNS_GROUP, RUNS_VERSION, RUNS_PLURAL] = labels.JOB_UID
+    found.watching.label_selectors["", "v1", "pods"] = names.JOB_UID_LABEL
+    found.watching.label_selectors[RUNS_GROUP, RUNS_VERSION, RUNS_PLURAL] = names.JOB_UID_LABEL
     found.watching.field_selectors["", "v1", "events"] = f"reason={refusals.REASON}"
-    found.watching.field_selectors["coordination.k8s.io", "v1", "leases"] = f"metadata.name={labels.LEASE}"
+    found.watching.field_selectors["coordination.k8s.io", "v1", "leases"] = f"metadata.name={names.LEASE}"
     found.queueing.idle_timeout = 0.2
     found.networking.request_timeout = 60
     found.networking.connect_timeout = 10
@@ -80,7 +80,7 @@ def register(operator: Operator) -> kopf.OperatorRegistry:
 
     @kopf.on.event("coordination.k8s.io", "v1", "leases", registry=registry)
     async def heartbeat(event: Any, **_: Any) -> None:
-        if key_of(event["object"]) == Key(operator.settings.own_namespace, labels.LEASE):
+        if key_of(event["object"]) == Key(operator.settings.own_namespace, names.LEASE):
             operator.canary.saw(event["object"]["spec"].get("renewTime", ""))
 
     @kopf.on.login(registry=registry)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from finetune_api import labels
+from finetune_api.resource import names
 
 Json = dict[str, Any]
 
@@ -27,7 +27,7 @@ def key_of(raw: Json) -> Key:
 
 def job_of(raw: Json) -> Key | None:
     """The job that a child says it belongs to, or None for a stranger."""
-    name = (raw["metadata"].get("labels") or {}).get(labels.JOB)
+    name = (raw["metadata"].get("labels") or {}).get(names.JOB_LABEL)
     return Key(raw["metadata"].get("namespace", ""), name) if name else None
 
 

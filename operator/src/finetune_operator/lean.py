@@ -6,12 +6,13 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_api import labels, report
-from finetune_api.names import API_VERSION, KIND
-from finetune_api.report import FinalReport
+from finetune_api.resource import names
+from finetune_api.resource.names import API_VERSION, KIND
+from finetune_api.runtime import report
+from finetune_api.runtime.report import FinalReport
+from finetune_plan.model import PodSeen, RunSeen
 
 from .identity import Json
-from .plan.model import PodSeen, RunSeen
 
 _METADATA = ("name", "namespace", "uid", "generation", "resourceVersion", "deletionTimestamp")
 LOST = frozenset(
@@ -63,7 +64,7 @@ def pod(raw: Json) -> PodSeen:
         name=metadata["name"],
         uid=metadata["uid"],
         run=_number(metadata),
-        node_rank=int(metadata["labels"].get(labels.REPLICA_INDEX, 0)),
+        node_rank=int(metadata["labels"].get(names.REPLICA_INDEX_LABEL, 0)),
         phase=status.get("phase", "Unknown"),
         exit_code=ended.get("exitCode"),
         report=_final_report(ended.get("message")),
@@ -74,11 +75,11 @@ def pod(raw: Json) -> PodSeen:
 
 
 def _number(metadata: Json) -> int:
-    return int(metadata["labels"].get(labels.RUN, 0))
+    return int(metadata["labels"].get(names.RUN_LABEL, 0))
 
 
 def _container_state(status: Json) -> dict[str, Any]:
-    found = (c for c in status.get("containerStatuses") or () if c["name"] == labels.CONTAINER)
+    found = (c for c in status.get("containerStatuses") or () if c["name"] == names.CONTAINER)
     return next((c.get("state") or {} for c in found), {})
 
 

@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from finetune_api import labels
-from finetune_api.status import Phase
+from finetune_api.resource import names
+from finetune_api.resource.status import Phase
+from finetune_plan.model import PodSeen, RunSeen
 
 from . import lean
 from .cluster import Kind
 from .identity import Json, Key, job_of, key_of
 from .lean import Kept
-from .plan.model import PodSeen, RunSeen
 from .refusals import Refusals
 
 T = TypeVar("T")
@@ -164,7 +164,7 @@ def subject(kind: Kind, raw: Json) -> Key | None:
 
 
 def _owner_label(raw: Json) -> str:
-    return str((raw["metadata"].get("labels") or {}).get(labels.JOB_UID, ""))
+    return str((raw["metadata"].get("labels") or {}).get(names.JOB_UID_LABEL, ""))
 
 
 def _version(raw: Json) -> int:

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from finetune_api import report
-from finetune_api.report import (
+from finetune_api.runtime import report
+from finetune_api.runtime.report import (
     CheckpointRecord,
     DatasetRecord,
     EvaluationRecord,
     ProgressRecord,
     Record,
     ResumeRecord,
-)  # fmt: skip
+)
+from finetune_plan import results
+from finetune_plan.decide import missing_pods
+from finetune_plan.model import Observed, PodSeen
 
 from . import metrics
 from .cluster import Cluster, Kind
 from .errors import ClusterError
 from .identity import Json, Key, key_of
 from .mirror import Mirror
-from .plan import results
-from .plan.decide import missing_pods
-from .plan.model import Observed, PodSeen
 from .settings import Settings
 
 BACKEND_SECONDS = 5.0
@@ -29,7 +29,7 @@ BACKEND_SECONDS = 5.0
 CLAIM_SECONDS = 1.0
 """How long the annotations of a claim are believed: so long that a burst of jobs on one claim asks but once."""
 LEAVING_SECONDS = 4.0
-"""How long the end of a run is waited for before the server is asked: shorter than between looks (plan/decide.py)."""
+"""How long the end of a run is waited for before the server is asked: less than WAIT in finetune_plan/decide.py."""
 OVERLAP_SECONDS = 5
 """Read twice rather than never: clocks of nodes differ."""
 _ORDER = (DatasetRecord, ResumeRecord, ProgressRecord, EvaluationRecord, CheckpointRecord)

@@ -10,6 +10,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 
+from finetune_plan.decide import plan
+from finetune_plan.model import CreateRun, Observed, Plan
+
 from . import metrics
 from .apply import Applier
 from .changes import Change
@@ -18,8 +21,6 @@ from .errors import BackendMissing, ClusterError, Conflict, NotFound, Refused, U
 from .identity import Key, words
 from .mirror import Mirror
 from .observe import Observer
-from .plan.decide import plan
-from .plan.model import CreateRun, Observed, Plan
 from .settings import Settings
 from .workqueue import WorkQueue
 

@@ -10,8 +10,8 @@ import logging
 import time
 from datetime import UTC, datetime
 
-from finetune_api import labels
-from finetune_api.names import PLURAL
+from finetune_api.resource import names
+from finetune_api.resource.names import PLURAL
 
 from . import metrics
 from .cluster import RUNS_PLURAL, Cluster, Kind
@@ -117,11 +117,11 @@ class Operator:
 
     async def beat(self) -> None:
         """Write a heartbeat that has to come back through the watch."""
-        where = Key(self.settings.own_namespace, labels.LEASE)
+        where = Key(self.settings.own_namespace, names.LEASE)
         while True:
             now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
             try:
-                await self.cluster.beat(where, labels.LEASE, now)
+                await self.cluster.beat(where, names.LEASE, now)
             except ClusterError as error:
                 log.warning("heartbeat not written", extra={"error": str(error)})
             else:

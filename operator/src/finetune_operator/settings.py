@@ -12,7 +12,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from .plan.settings import ACCELERATORS, Accelerator, PlanSettings
+from finetune_plan.settings import ACCELERATORS, Accelerator, PlanSettings
 
 _PLAN = PlanSettings()
 

@@ -20,7 +20,7 @@ from kubernetes.aio import config as client_config
 from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
 
-from finetune_api import labels
+from finetune_api.resource import names
 
 from . import metrics
 from .errors import AlreadyExists, BackendMissing, ClusterError, Conflict, NotFound, Refused, Unavailable
@@ -108,7 +108,7 @@ class Transport:
         """HTTP status (0: none), seconds that the server asks us to wait, and the body."""
         try:
             client = await self._login()
-            headers = {"Content-Type": content_type, "Accept": JSON, "User-Agent": labels.FIELD_MANAGER}
+            headers = {"Content-Type": content_type, "Accept": JSON, "User-Agent": names.FIELD_MANAGER}
             await client.update_params_for_auth(headers, [], ["BearerToken"], url, verb, body)
             host = client.configuration.host
             answer = await client.rest_client.request(  # type: ignore[no-untyped-call]

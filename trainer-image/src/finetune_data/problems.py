@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from finetune_api.choices import OnBadRow
+from finetune_api.runtime.choices import OnBadRow
 
 SHOWN = 20
 """Bad rows named in a message; the rest are counted. More would hide the first, which is read first."""

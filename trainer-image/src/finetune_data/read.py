@@ -9,7 +9,7 @@ from collections import Counter
 from itertools import islice
 from pathlib import Path
 
-from finetune_api.choices import OnBadRow
+from finetune_api.runtime.choices import OnBadRow
 
 from . import formats, jsonl
 from .problems import BadRow, DatasetRefused, Problems

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from tokenizers import Encoding
 
-from finetune_api.choices import OnBadRow
+from finetune_api.runtime.choices import OnBadRow
 from finetune_data import Dataset, Row
 from finetune_data.problems import BadRow, Problems
 

@@ -1,7 +1,7 @@
 """The trainer of one node: read the configuration, prepare, launch the ranks, publish how it ended.
 
 `python -m finetune_trainer`, or `finetune-trainer`; everything it needs comes in FINETUNE_RUN_CONFIG and the
-PET_* variables. Exit codes: finetune_api.exits.
+PET_* variables. Exit codes: finetune_api.runtime.exits.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from finetune_api.report import FinalReport
-from finetune_api.run import REPORT_ENV, RunConfig
+from finetune_api.runtime.protocol import REPORT_ENV
+from finetune_api.runtime.report import FinalReport
+from finetune_api.runtime.run_config import RunConfig
 
 from . import config, failures, launch, preparation, verdict
 from .config import Node

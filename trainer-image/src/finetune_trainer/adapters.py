@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from finetune_api.run import Lora
+from finetune_api.runtime.run_config import Lora
 
 from .errors import ModelRefused
 

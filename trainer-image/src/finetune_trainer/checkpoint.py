@@ -21,7 +21,7 @@ from typing import Any
 
 import safetensors.torch
 
-from finetune_api.output import CHECKPOINTS, MARKER
+from finetune_api.runtime.protocol import CHECKPOINTS, MARKER
 
 from . import rng
 from .agreement import every_rank, first_rank, rank, world_size

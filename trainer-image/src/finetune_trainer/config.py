@@ -11,9 +11,16 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from finetune_api import capabilities
-from finetune_api.choices import Engine, Method
-from finetune_api.run import CONFIG_ENV, MASTER_ADDR_ENV, MASTER_PORT_ENV, NODE_RANK_ENV, NODES_ENV, RunConfig
+from finetune_api.runtime import capabilities
+from finetune_api.runtime.choices import Engine, Method
+from finetune_api.runtime.protocol import (
+    CONFIG_ENV,
+    MASTER_ADDR_ENV,
+    MASTER_PORT_ENV,
+    NODE_RANK_ENV,
+    NODES_ENV,
+)
+from finetune_api.runtime.run_config import RunConfig
 
 from .errors import ConfigRefused, Unsupported
 

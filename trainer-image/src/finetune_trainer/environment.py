@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from finetune_api.choices import Device
+from finetune_api.runtime.choices import Device
 
 from .errors import ConfigRefused
 from .handoff import STORE_ENV

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from finetune_api.exits import Exit
+from finetune_api.runtime.exits import Exit
 
 
 class RunError(Exception):

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from finetune_api.choices import Method
-from finetune_api.sources import Scheme, parse
+from finetune_api.runtime.choices import Method
+from finetune_api.validation.uris import Scheme, parse
 
 from .agreement import rank
 

@@ -10,8 +10,8 @@ import re
 import time
 import traceback
 
-from finetune_api.exits import MEANINGS, Exit
-from finetune_api.report import Cause, FinalReport
+from finetune_api.runtime.exits import MEANINGS, Exit
+from finetune_api.runtime.report import Cause, FinalReport
 from finetune_data import DatasetRefused
 from finetune_tokens import TokenizerRefused
 

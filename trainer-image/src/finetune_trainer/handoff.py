@@ -10,8 +10,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from finetune_api.report import DatasetRecord, FinalReport
-from finetune_api.run import RunConfig
+from finetune_api.runtime.report import DatasetRecord, FinalReport
+from finetune_api.runtime.run_config import RunConfig
 
 FOLDER_ENV = "FINETUNE_HANDOFF"
 """Environment variable of a rank with the path of the folder."""

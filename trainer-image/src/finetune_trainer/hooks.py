@@ -10,8 +10,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from finetune_api.report import CheckpointRecord, EvaluationRecord, ProgressRecord
-from finetune_api.run import Checkpointing, Validation
+from finetune_api.runtime.report import CheckpointRecord, EvaluationRecord, ProgressRecord
+from finetune_api.runtime.run_config import Checkpointing, Validation
 
 from . import checkpoint, evaluate
 from .batches import Order

@@ -1,8 +1,8 @@
 """Whose output folder this is: checkpoints are continued by the same job and by no other.
 
 The identity of a run is a flat document of what makes it what it is: keys of its configuration
-(finetune_api.run.IDENTITY), the content of model and data, and the rows of one optimizer step. The first run
-writes it; every later start in the same folder compares, and is refused with the keys that differ.
+(finetune_api.runtime.run_config.IDENTITY), the content of model and data, and the rows of one optimizer step. The
+first run writes it; every later start in the same folder compares, and is refused with the keys that differ.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from finetune_api.output import CHECKPOINTS, RESULT, RUN_FILE
-from finetune_api.run import IDENTITY, SPEC_KEYS, RunConfig
+from finetune_api.runtime.protocol import CHECKPOINTS, RESULT, RUN_FILE
+from finetune_api.runtime.run_config import IDENTITY, SPEC_KEYS, RunConfig
 
 from .agreement import first_rank
 from .errors import DataRefused, ModelRefused, OutputRefused, RunError

@@ -13,10 +13,10 @@ from pathlib import Path
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from finetune_api.exits import MEANINGS, Exit
-from finetune_api.output import REPORT, RESULT
-from finetune_api.report import FinalReport, ResumeRecord
-from finetune_api.run import RunConfig
+from finetune_api.runtime.exits import MEANINGS, Exit
+from finetune_api.runtime.protocol import REPORT, RESULT
+from finetune_api.runtime.report import FinalReport, ResumeRecord
+from finetune_api.runtime.run_config import RunConfig
 
 from . import adapters, checkpoint, engines, environment, export, identity, loop, model, result
 from .agreement import first_rank

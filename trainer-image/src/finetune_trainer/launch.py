@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from finetune_api.report import FinalReport
-from finetune_api.run import Mesh
+from finetune_api.runtime.report import FinalReport
+from finetune_api.runtime.run_config import Mesh
 
 from .config import Node
 from .handoff import FOLDER_ENV, STORE_ENV, read_ending

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from finetune_api.run import RunConfig
+from finetune_api.runtime.run_config import RunConfig
 
 from . import schedule
 from .batches import Indices, Layout, Order

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from finetune_api.output import MARKER
+from finetune_api.runtime.protocol import MARKER
 
 from .files import Files, Sink, remove_tree, write_durable
 

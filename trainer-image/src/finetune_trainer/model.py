@@ -18,8 +18,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from finetune_api.choices import Method, Precision
-from finetune_api.run import RunConfig
+from finetune_api.runtime.choices import Method, Precision
+from finetune_api.runtime.run_config import RunConfig
 
 from .agreement import first_rank
 from .errors import ModelRefused

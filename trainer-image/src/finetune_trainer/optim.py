@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW
 
-from finetune_api.run import Optimizer
+from finetune_api.runtime.run_config import Optimizer
 
 _TINY = 1e-6
 """Keeps the division defined where all gradients are zero; the value that torch's own clipping adds."""

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import finetune_data
 import finetune_tokens
-from finetune_api.report import DatasetRecord
-from finetune_api.run import DEFAULT_SEQUENCE_LENGTH, RunConfig
+from finetune_api.runtime.report import DatasetRecord
+from finetune_api.runtime.run_config import DEFAULT_SEQUENCE_LENGTH, RunConfig
 from finetune_tokens import ChatTokenizer, Prepared
 
 from . import sources

@@ -9,9 +9,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from finetune_api.exits import Exit
-from finetune_api.output import REPORT
-from finetune_api.report import FinalReport
+from finetune_api.runtime.exits import Exit
+from finetune_api.runtime.protocol import REPORT
+from finetune_api.runtime.report import FinalReport
 
 from .errors import StorageFailed
 from .files import storage_errors, write_durable

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Protocol
 
-from finetune_api.output import RECORDS
+from finetune_api.runtime.protocol import RECORDS
 
 from .files import storage_errors
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from finetune_api.output import RESULT
+from finetune_api.runtime.protocol import RESULT
 
 from .agreement import first_rank, world_size
 from .errors import StorageFailed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from finetune_api.run import Schedule
+from finetune_api.runtime.run_config import Schedule
 
 
 def factor(schedule: Schedule, step: int, total_steps: int) -> float:

@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from finetune_api import sources
-from finetune_api.sources import Scheme, Source
+from finetune_api.validation import uris
+from finetune_api.validation.uris import Scheme, Source
 
 from .errors import DataRefused, ModelRefused
 
@@ -57,7 +57,7 @@ def model_config(folder: Path) -> dict[str, Any]:
 
 def _parse(uri: str, *, model: bool, refusal: type[ModelRefused | DataRefused]) -> Source:
     try:
-        return sources.parse(uri, model=model)
+        return uris.parse(uri, model=model)
     except ValueError as error:
         raise refusal(str(error)) from error
 

@@ -12,8 +12,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from finetune_api.exits import MEANINGS, Exit, meaning
-from finetune_api.report import Cause, FinalReport
+from finetune_api.runtime.exits import MEANINGS, Exit, meaning
+from finetune_api.runtime.report import Cause, FinalReport
 
 
 @dataclass(frozen=True)

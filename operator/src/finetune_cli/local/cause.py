@@ -9,9 +9,9 @@ from time import time
 
 from pydantic import ValidationError
 
-from finetune_api import exits
-from finetune_api.exits import Exit
-from finetune_api.report import FinalReport
+from finetune_api.runtime import exits
+from finetune_api.runtime.exits import Exit
+from finetune_api.runtime.report import FinalReport
 
 from .launches import Launch
 from .processes import Ended

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
-from finetune_api.report import EvaluationRecord, ProgressRecord, Record
+from finetune_api.runtime.report import EvaluationRecord, ProgressRecord, Record
 
 from . import words
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from queue import SimpleQueue
 from time import monotonic
 
-from finetune_api.problems import Problem
-from finetune_api.status import Status
+from finetune_api.resource.status import Status
+from finetune_api.validation.problem import Problem
 from finetune_cli.errors import Refused
-from finetune_operator.plan.workload import Workload
+from finetune_plan.workload import Workload
 
 from . import cause
 from .cause import Ending

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune_api.run import CONFIG_ENV, REPORT_ENV
-from finetune_operator.plan import workload as w
-from finetune_operator.plan.workload import Workload
+from finetune_api.runtime.protocol import CONFIG_ENV, REPORT_ENV
+from finetune_plan import workload as w
+from finetune_plan.workload import Workload
 
 LOOPBACK = "127.0.0.1"
 POD_VOLUMES = (w.SCRATCH, w.CACHE, w.CREDENTIALS)

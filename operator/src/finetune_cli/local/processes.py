@@ -14,7 +14,7 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import IO, Any
 
-from finetune_api.run import CONFIG_ENV
+from finetune_api.runtime.protocol import CONFIG_ENV
 
 from .launches import Launch
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from finetune_api import report
-from finetune_api.exits import Exit
-from finetune_api.output import RECORDS
-from finetune_api.report import DatasetRecord, EvaluationRecord, ProgressRecord, Record
+from finetune_api.runtime import report
+from finetune_api.runtime.exits import Exit
+from finetune_api.runtime.protocol import RECORDS
+from finetune_api.runtime.report import DatasetRecord, EvaluationRecord, ProgressRecord, Record
 
 from . import chart, words
 from .cause import Ending

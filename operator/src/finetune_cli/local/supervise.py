@@ -13,7 +13,7 @@ from queue import Empty
 from time import monotonic
 from types import FrameType
 
-from finetune_api.exits import Exit
+from finetune_api.runtime.exits import Exit
 
 from .launches import Launch
 from .processes import Asked, Ended, Event, Events, Line, Replica

@@ -7,12 +7,12 @@ from pathlib import Path
 from time import monotonic
 from typing import TextIO
 
-from finetune_api import report
-from finetune_api.exits import Exit
-from finetune_api.report import FinalReport
-from finetune_api.status import Status
+from finetune_api.resource.status import Status
+from finetune_api.runtime import report
+from finetune_api.runtime.exits import Exit
+from finetune_api.runtime.report import FinalReport
 from finetune_cli import kubernetes_yaml, planning, printing
-from finetune_operator.plan import status as plan_status
+from finetune_plan import status as plan_status
 
 from .cause import Ending
 from .display import Display

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import singledispatch
 
-from finetune_api.report import (
+from finetune_api.runtime.report import (
     CheckpointRecord,
     DatasetRecord,
     EvaluationRecord,
@@ -12,7 +12,7 @@ from finetune_api.report import (
     ProgressRecord,
     Record,
     ResumeRecord,
-)  # fmt: skip
+)
 
 
 @singledispatch

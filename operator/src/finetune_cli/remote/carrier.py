@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from finetune_api.logic import find
-from finetune_api.names import API_VERSION, KIND
-from finetune_operator.plan.hindrances import REFUSED, hindrance
-from finetune_operator.plan.places import CLAIMS
-from finetune_operator.plan.pods import USER
-from finetune_operator.plan.settings import PlanSettings
+from finetune_api.resource.names import API_VERSION, KIND
+from finetune_api.validation.predicates import find
+from finetune_plan.mounts import CLAIMS
+from finetune_plan.pod_reasons import REFUSED, hindrance
+from finetune_plan.pods import USER
+from finetune_plan.settings import PlanSettings
 
 from . import inpod, pod_findings
 from .cluster import Cluster

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
-from finetune_api import labels
-from finetune_api.names import API_VERSION, PLURAL
+from finetune_api.resource import names
+from finetune_api.resource.names import API_VERSION, PLURAL
 
 from .errors import ApiError, NotFound, invalid, refused, told
 from .server import AGENT, MERGE, Json, Login, Server, connect
@@ -118,10 +118,10 @@ class Cluster:
 
     def pods(self, job: Json) -> list[Json]:
         """The training pods of a job, those of earlier runs included where they still exist."""
-        return list(self.items("v1", "pods", {"labelSelector": f"{labels.JOB_UID}={job['metadata']['uid']}"}))
+        return list(self.items("v1", "pods", {"labelSelector": f"{names.JOB_UID_LABEL}={job['metadata']['uid']}"}))
 
     def pods_over_time(self, job: Json, lost: Callable[[str], None]) -> Iterator[list[Json]]:
-        query = {"labelSelector": f"{labels.JOB_UID}={job['metadata']['uid']}"}
+        query = {"labelSelector": f"{names.JOB_UID_LABEL}={job['metadata']['uid']}"}
         return states(self.server, self.path("v1", "pods"), query, lost=lost)
 
     def job_over_time(
@@ -141,7 +141,7 @@ class Cluster:
     def log(self, pod: str, **query: str) -> AbstractContextManager[Iterator[str]]:
         """Lines of a training pod's log."""
         path = f"{self.path('v1', 'pods', pod)}/log"
-        return self.server.lines(path, {"container": labels.CONTAINER, **query}, silence=None)
+        return self.server.lines(path, {"container": names.CONTAINER, **query}, silence=None)
 
     def check_namespace(self) -> None:
         """Raises Refused if the namespace is not there. Who may not look is not told so."""

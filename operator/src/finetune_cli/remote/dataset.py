@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_api import labels, sources
-from finetune_api.logic import find
-from finetune_api.names import API_VERSION, KIND
-from finetune_api.sources import Scheme
-from finetune_operator.plan.places import CLAIMS
+from finetune_api.resource import names
+from finetune_api.resource.names import API_VERSION, KIND
+from finetune_api.validation import uris
+from finetune_api.validation.predicates import find
+from finetune_api.validation.uris import Scheme
+from finetune_plan.mounts import CLAIMS
 
 from .errors import refused
 from .places import OUTPUT
@@ -42,8 +43,8 @@ class Parcel:
     uri: str
 
     @property
-    def source(self) -> sources.Source:
-        return sources.parse(self.uri)
+    def source(self) -> uris.Source:
+        return uris.parse(self.uri)
 
     @property
     def claim(self) -> str:
@@ -75,7 +76,7 @@ def config_map(found: Parcel, job: Json) -> Json:
     data = found.file.read_bytes()
     owner = {"apiVersion": API_VERSION, "kind": KIND, "name": job["metadata"]["name"], "uid": job["metadata"]["uid"]}
     metadata = {"name": found.source.name, "ownerReferences": [owner],
-                "labels": {labels.JOB: job["metadata"]["name"]}}  # fmt: skip
+                "labels": {names.JOB_LABEL: job["metadata"]["name"]}}  # fmt: skip
     body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "immutable": True}
     try:
         return body | {"data": {found.source.path: data.decode()}}
@@ -86,5 +87,5 @@ def config_map(found: Parcel, job: Json) -> Json:
 def _claim(spec: Mapping[str, Any]) -> str | None:
     """The claim of the output, which the job may write to: the one that its rows came from may be anybody's."""
     value = find(spec, OUTPUT)
-    source = sources.parse(value) if isinstance(value, str) else None
+    source = uris.parse(value) if isinstance(value, str) else None
     return source.name if source and source.scheme is Scheme.PVC else None

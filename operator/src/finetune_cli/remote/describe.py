@@ -7,7 +7,7 @@ from datetime import datetime
 
 import click
 
-from finetune_api.logic import find
+from finetune_api.validation.predicates import find
 from finetune_cli.local import words
 
 from .server import Json

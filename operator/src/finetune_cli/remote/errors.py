@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from finetune_api.problems import Problem
+from finetune_api.validation.problem import Problem
 from finetune_cli.errors import Refused
 
 FAILED = 1

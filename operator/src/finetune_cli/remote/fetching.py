@@ -7,11 +7,11 @@ from pathlib import Path
 
 import click
 
-from finetune_api import sources
-from finetune_api.logic import find
-from finetune_api.output import RESULT
-from finetune_api.sources import Scheme
-from finetune_operator.plan import places
+from finetune_api.runtime.protocol import RESULT
+from finetune_api.validation import uris
+from finetune_api.validation.predicates import find
+from finetune_api.validation.uris import Scheme
+from finetune_plan import mounts
 
 from . import transfer
 from .carrier import carrier
@@ -51,9 +51,9 @@ def place(job: Json) -> tuple[str, str]:
     if uri is None:
         message = "The job names no output.uri: its result ended with its pods."
         raise refused(path, "OutputNotKept", message, "Submit it with --output pvc://CLAIM/PATH.")
-    source = sources.parse(uri)
+    source = uris.parse(uri)
     if source.scheme is not Scheme.PVC:
         message = f"The result lies at {uri}, and only results on a claim (pvc://CLAIM/PATH) can be fetched."
         raise refused(path, "NotOnAClaim", message, f"Get {uri.rstrip('/')}/{RESULT} with that place's own tools.")
     written = find(job, "status.result.uri") or f"{uri.rstrip('/')}/{RESULT}"
-    return source.name, places.place(written).path
+    return source.name, mounts.place(written).path

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from finetune_api import conditions as c
-from finetune_api.logic import find
-from finetune_api.problems import Problem
+from finetune_api.resource import conditions as c
+from finetune_api.validation.predicates import find
+from finetune_api.validation.problem import Problem
 
 from .dataset import AWAITING
 from .errors import INSTALL

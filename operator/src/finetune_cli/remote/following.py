@@ -7,9 +7,9 @@ from contextlib import closing
 
 import click
 
-from finetune_api import conditions as c
-from finetune_api.exits import Exit
-from finetune_api.report import FinalReport, Record
+from finetune_api.resource import conditions as c
+from finetune_api.runtime.exits import Exit
+from finetune_api.runtime.report import FinalReport, Record
 from finetune_cli.errors import Refused
 from finetune_cli.local import display, summary
 from finetune_cli.local.cause import Ending

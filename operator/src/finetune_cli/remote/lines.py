@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import click
 
-from finetune_api import labels, report
+from finetune_api.resource import names
+from finetune_api.runtime import report
 from finetune_cli.local import words
 
 from .server import Json
@@ -42,9 +43,9 @@ class Line(NamedTuple):
 
 def pod(raw: Json) -> Pod:
     metadata = raw["metadata"]
-    node = int(metadata["labels"].get(labels.REPLICA_INDEX, 0))
+    node = int(metadata["labels"].get(names.REPLICA_INDEX_LABEL, 0))
     phase = (raw.get("status") or {}).get("phase", "Unknown")
-    return Pod(node, int(metadata["labels"].get(labels.RUN, 0)), metadata["name"], metadata["uid"], phase)
+    return Pod(node, int(metadata["labels"].get(names.RUN_LABEL, 0)), metadata["name"], metadata["uid"], phase)
 
 
 def parsed(line: str, node: int) -> Line:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from finetune_api import conditions as c
-from finetune_api.logic import find
-from finetune_api.report import EvaluationRecord, ProgressRecord, Record
+from finetune_api.resource import conditions as c
+from finetune_api.runtime.report import EvaluationRecord, ProgressRecord, Record
+from finetune_api.validation.predicates import find
 
 from .server import Json
 from .views import condition, ended

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from finetune_api import sources
-from finetune_api.logic import find
-from finetune_api.rules import DATA, MODEL
-from finetune_api.sources import Scheme, Source
+from finetune_api.resource.aliases import DATA, MODEL
+from finetune_api.validation import uris
+from finetune_api.validation.predicates import find
+from finetune_api.validation.uris import Scheme, Source
 
 VALIDATION, OUTPUT, CACHE = "data.validation_path", "output.uri", "storage.cacheClaim"
 
@@ -19,7 +19,7 @@ def named(spec: Mapping[str, Any]) -> Iterator[tuple[str, Source]]:
         value = find(spec, key)
         if isinstance(value, str):
             try:
-                yield key, sources.parse(value, model=key in MODEL)
+                yield key, uris.parse(value, model=key in MODEL)
             except ValueError:  # validation says so
                 continue
 

@@ -1,16 +1,16 @@
 """Why pods are not there, or do not run: what the API server, the scheduler and the kubelet say, with remedies. Pure.
 
-Reasons are those that the operator writes into the job's conditions (plan/hindrances.py); here every trouble of every
-pod is told, and of the scheduler's sentence each part with a remedy of its own.
+Reasons are those that the operator writes into the job's conditions (finetune_plan/pod_reasons.py). Here every
+problem of every pod is listed, and each part of the scheduler's sentence has a remedy of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from finetune_api.logic import find
-from finetune_api.problems import Problem
-from finetune_operator.plan.hindrances import REFUSED, WAITING, hindrance
+from finetune_api.validation.predicates import find
+from finetune_api.validation.problem import Problem
+from finetune_plan.pod_reasons import REFUSED, WAITING, hindrance
 
 from .seen import Seen
 from .server import Json

@@ -9,16 +9,16 @@ from typing import Any
 
 import click
 
-from finetune_api import sources
-from finetune_api.problems import Problem
-from finetune_api.rules import DATA, MODEL
-from finetune_api.sources import Scheme
+from finetune_api.resource.aliases import DATA, MODEL
+from finetune_api.validation import uris
+from finetune_api.validation.problem import Problem
+from finetune_api.validation.uris import Scheme
 from finetune_cli import files, planning
 from finetune_cli.changes import Changes
 from finetune_cli.planning import Judged
 from finetune_cli.reading import Input
-from finetune_operator.plan.facts import first
-from finetune_operator.plan.runconfig import run_config
+from finetune_plan.facts import first
+from finetune_plan.runconfig import run_config
 
 from .cluster import Cluster
 from .dataset import Parcel, parcel
@@ -74,7 +74,7 @@ def _here(spec: Mapping[str, Any], asked: Changes) -> Iterator[Problem]:
         given = first(spec, keys)
         if given is None or (keys is DATA and asked.dataset):
             continue
-        source = sources.parse(given.value, model=keys is MODEL)
+        source = uris.parse(given.value, model=keys is MODEL)
         if source.scheme is Scheme.PATH and not given.value.startswith("/") and Path(given.value).exists():
             message = f"{given.value} is on this machine; the pods of a cluster do not have it."
             yield Problem(f"spec.{given.path}", "NotOnCluster", message, remedy)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypeVar
 
-from finetune_api import labels
-from finetune_api.logic import find
+from finetune_api.resource import names
+from finetune_api.validation.predicates import find
 
 from . import places
 from .cluster import LEASES, RUNS_PLURAL, RUNS_VERSION, Cluster
@@ -86,7 +86,7 @@ def _pending(objects: Iterable[Json | None]) -> list[Json]:
 
 
 def _leases(cluster: Cluster) -> tuple[Json, ...]:
-    query = {"fieldSelector": f"metadata.name={labels.LEASE}"}
+    query = {"fieldSelector": f"metadata.name={names.LEASE}"}
     return tuple(cluster.items(LEASES, "leases", query, everywhere=True))
 
 

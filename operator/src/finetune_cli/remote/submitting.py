@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import click
 
-from finetune_api import conditions as c
-from finetune_api.names import API_VERSION, PLURAL
+from finetune_api.resource import conditions as c
+from finetune_api.resource.names import API_VERSION, PLURAL
 from finetune_cli.errors import Refused
 
 from . import transfer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from finetune_api.logic import find
+from finetune_api.validation.predicates import find
 
 from .cluster import Cluster
 from .errors import refused

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from finetune_api.output import MARKER
+from finetune_api.runtime.protocol import MARKER
 
 from . import exec as execution
 from . import inpod

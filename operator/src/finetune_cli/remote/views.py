@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from finetune_api.logic import find
-from finetune_api.rules import MODEL
+from finetune_api.resource.aliases import MODEL
+from finetune_api.validation.predicates import find
 from finetune_cli.local import words
 
 from .server import Json

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from finetune_api.conditions import PODS_READY
-from finetune_api.logic import find
-from finetune_api.problems import Problem
+from finetune_api.resource.conditions import PODS_READY
+from finetune_api.validation.predicates import find
+from finetune_api.validation.problem import Problem
 
 from . import places
 from .seen import Seen

@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from finetune_api import reference
-from finetune_api.problems import Problem
-from finetune_api.reference import Entry, NoSuchKeyError
+from finetune_api.codegen import reference
+from finetune_api.codegen.reference import Entry, NoSuchKeyError
+from finetune_api.validation.problem import Problem
 from finetune_cli import printing
 from finetune_cli.errors import Refused
 

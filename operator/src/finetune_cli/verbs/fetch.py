@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from finetune_api.output import RESULT
+from finetune_api.runtime.protocol import RESULT
 from finetune_cli.remote.options import job_name, on_cluster
 
 if TYPE_CHECKING:

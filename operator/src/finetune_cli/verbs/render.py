@@ -10,9 +10,9 @@ import click
 from finetune_cli import changes, planning, printing, reading
 from finetune_cli.changes import Changes
 from finetune_cli.planning import Planned
-from finetune_operator.plan import status
-from finetune_operator.plan.backends import pytorchjob
-from finetune_operator.plan.workload import workload
+from finetune_plan import status
+from finetune_plan.backends import pytorchjob
+from finetune_plan.workload import workload
 
 WHAT = ("pytorchjob", "run", "status", "all")
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from finetune_api.exits import MEANINGS, Exit
-from finetune_api.logic import find
-from finetune_api.problems import Problem
+from finetune_api.runtime.exits import MEANINGS, Exit
+from finetune_api.validation.predicates import find
+from finetune_api.validation.problem import Problem
 from finetune_cli import changes, files, planning, printing, reading
 from finetune_cli.changes import Changes
 from finetune_cli.errors import INPUT_WRONG, described
@@ -21,9 +21,9 @@ from finetune_cli.local.watch import previous_run
 from finetune_cli.planning import Planned
 from finetune_cli.reading import Input
 from finetune_cli.verbs.render import rendered
-from finetune_operator.plan import status
-from finetune_operator.plan.runconfig import run_config
-from finetune_operator.plan.workload import workload
+from finetune_plan import status
+from finetune_plan.runconfig import run_config
+from finetune_plan.workload import workload
 
 RUN_FAILED = 1
 

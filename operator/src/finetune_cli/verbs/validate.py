@@ -9,12 +9,12 @@ from typing import Any
 
 import click
 
-from finetune_api.problems import Problem
+from finetune_api.validation.problem import Problem
 from finetune_cli import changes, planning, printing, reading
 from finetune_cli.changes import Changes
 from finetune_cli.errors import INPUT_WRONG, Refused, described
 from finetune_cli.planning import Judged
-from finetune_operator.plan.validate import Verdict
+from finetune_plan.resolve import Verdict
 
 
 @click.command()
@@ -53,7 +53,7 @@ def _files(found: Judged, asked: Changes, *, check_data: bool) -> list[Problem]:
         return []
     # With all that reads rows, and the models of the run configuration: most calls do without.
     from finetune_cli import files  # noqa: PLC0415
-    from finetune_operator.plan.runconfig import run_config  # noqa: PLC0415
+    from finetune_plan.runconfig import run_config  # noqa: PLC0415
 
     job = found.verdict.resolution
     rows = files.data_problems(job.spec, run_config(job).data) if check_data or asked.dataset else ()

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 from torch import nn
 
-from finetune_api import choices
-from finetune_api.run import RunConfig
+from finetune_api.runtime import choices
+from finetune_api.runtime.run_config import RunConfig
 
 from ..environment import Place
 from .base import Engine

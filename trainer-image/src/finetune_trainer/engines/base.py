@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from finetune_api.choices import Precision
-from finetune_api.run import Optimizer
+from finetune_api.runtime.choices import Precision
+from finetune_api.runtime.run_config import Optimizer
 
 from .. import loss, optim
 from ..collate import Batch

@@ -16,8 +16,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from finetune_api.choices import Precision
-from finetune_api.run import RunConfig
+from finetune_api.runtime.choices import Precision
+from finetune_api.runtime.run_config import RunConfig
 
 from ..collate import Batch
 from ..environment import Place

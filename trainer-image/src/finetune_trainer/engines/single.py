@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from torch import nn
 
-from finetune_api.run import RunConfig
+from finetune_api.runtime.run_config import RunConfig
 
 from ..environment import Place
 from .base import AdamwEngine, Compute

@@ -1,0 +1,51 @@
+"""The schema as plain JSON Schema, for editors that complete and check YAML. Called by __main__."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetune_api.resource.names import API_VERSION, KIND, NAME_LENGTH, NAME_PATTERN
+from finetune_api.resource.v1alpha1 import FinetuneJob, Spec
+
+from .schema import Schema, structural
+
+
+def json_schema() -> Schema:
+    """What a person may write. Stricter than the CRD in one thing: an unknown key is an error here, because
+    no admission policy follows."""
+    name = {"type": "string", "maxLength": NAME_LENGTH, "pattern": NAME_PATTERN}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": KIND,
+        "description": FinetuneJob.__doc__,
+        "type": "object",
+        "required": ["apiVersion", "kind", "metadata", "spec"],
+        "properties": {
+            "apiVersion": {"const": API_VERSION},
+            "kind": {"const": KIND},
+            "metadata": {"type": "object", "required": ["name"], "properties": {"name": name}},
+            "spec": _plain(structural(Spec)),
+            "status": {"type": "object"},
+        },
+        "additionalProperties": False,
+    }
+
+
+def _plain(node: Any) -> Any:
+    """Without Kubernetes' words, and with open ends as numbers."""
+    if isinstance(node, list):
+        return [_plain(each) for each in node]
+    if not isinstance(node, dict):
+        return node
+    ends = {"minimum": "exclusiveMinimum", "maximum": "exclusiveMaximum"}
+    plain = {}
+    for name, value in node.items():
+        if name.startswith("x-kubernetes-") or name in ends.values() or (name == "format" and value == "int64"):
+            continue
+        opened = ends.get(name)
+        plain[opened if opened and node.get(opened) is True else name] = _plain(value)
+    return plain | ({"additionalProperties": False} if _is_section(node) else {})
+
+
+def _is_section(node: Schema) -> bool:
+    return isinstance(node.get("properties"), dict) and node.get("type") == "object"

@@ -1,0 +1,110 @@
+"""What there is to know about a key: what it means, what fits, what becomes of it, which rules read it.
+
+Called by `finetune explain` and by pages.py, which writes docs/reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from finetune_api.resource.keys import Key, keys
+from finetune_api.resource.v1alpha1 import Spec
+from finetune_api.validation import predicates
+from finetune_api.validation.rules import Rule, all_rules
+from finetune_api.validation.unknown import nearest
+
+from .describe import words
+from .schema import structural
+
+
+class NoSuchKeyError(LookupError):
+    """Nobody declared the key; the message names the nearest one."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One key. Its path is relative to spec; entries of a list have the path `list[]`."""
+
+    path: str
+    key: Key
+    bounds: str
+    description: str
+    rules: tuple[Rule, ...]
+    required: bool
+
+
+@cache
+def entries() -> Mapping[str, Entry]:
+    """Every key of a job by its path, in the order of declaration."""
+    return {entry.path: entry for entry in _entries()}
+
+
+def find(path: str) -> Entry:
+    """The key at a path, which may start with `spec.`. Raises NoSuchKeyError, which names the nearest key."""
+    path = path.removeprefix("spec").lstrip(".")
+    entry = entries().get(path) or entries().get(_without_indices(path))
+    if entry is None:
+        raise NoSuchKeyError(_no_such(path))
+    return entry
+
+
+def explain(path: str) -> str:
+    """What there is to know about one key, in lines; an empty path stands for the whole job. Raises as find."""
+    if path in ("", "spec"):
+        return "\n".join([str(Spec.__doc__), *_listed("")])
+    entry = find(path)
+    return "\n".join([entry.path, *_facts(entry), *_listed(f"{entry.path}{'[]' if entry.key.is_list else ''}.")])
+
+
+def _entries() -> Iterator[Entry]:
+    schema = structural(Spec)
+    for key in keys(Spec, ""):
+        path = key.path.lstrip(".")
+        node, required = _node(schema, path)
+        rules = tuple(rule for rule in all_rules() if path in predicates.mentions(rule.must))
+        yield Entry(path, key, words(node), node["description"], rules, required)
+
+
+def _node(schema: Mapping[str, Any], path: str) -> tuple[Mapping[str, Any], bool]:
+    """The node at a path, and whether its parent requires it."""
+    required = False
+    for name in path.split("."):
+        schema = schema.get("items", schema)
+        required = name in schema.get("required", ())
+        schema = schema["properties"][name.removesuffix("[]")]
+    return schema, required
+
+
+def _facts(entry: Entry) -> Iterator[str]:
+    yield f"  {entry.description}"
+    yield f"  Fits:  {entry.bounds}{', required' if entry.required else ''}."
+    yield f"  Fate:  {entry.key.fate}."
+    for rule in entry.rules:
+        yield f"  Rule:  {rule.message} {rule.remedy} [{rule.reason}]"
+
+
+def _listed(prefix: str) -> Iterator[str]:
+    """The keys of a section, a line each."""
+    inside = [e for e in entries().values() if e.path.startswith(prefix) and "." not in e.path[len(prefix) :]]
+    if inside:
+        yield "  Keys:"
+        width = max(len(e.key.path.rpartition(".")[2]) for e in inside)
+        yield from (f"    {e.path.rpartition('.')[2]:<{width}}  {e.description}" for e in inside)
+
+
+def _without_indices(path: str) -> str:
+    """pods.env[0].name and pods.env.name both mean pods.env[].name."""
+    known = {each.replace("[]", ""): each for each in entries()}
+    plain = ".".join(name.partition("[")[0] for name in path.split("."))
+    return known.get(plain, path)
+
+
+def _no_such(path: str) -> str:
+    """The last name counts first: people remember a key sooner than its section."""
+    near = nearest(path.rpartition(".")[2], tuple(dict.fromkeys(known.rpartition(".")[2] for known in entries())))
+    meant = tuple(known for known in entries() if known.rpartition(".")[2] == near)
+    hint = f" Did you mean {nearest(path, meant) or meant[0]}?" if meant else ""
+    return f"A job has no key {path!r}.{hint}"

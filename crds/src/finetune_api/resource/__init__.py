@@ -1,0 +1,1 @@
+"""What a FinetuneJob may say and what its status says."""

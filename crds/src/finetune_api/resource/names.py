@@ -1,0 +1,35 @@
+"""Names of the resource and of what it leaves on other objects. They are persisted, so none may ever change.
+
+Separate from the models: most importers need a name and no model.
+"""
+
+GROUP = "finetune.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+KIND = "FinetuneJob"
+PLURAL = "finetunejobs"
+SHORT_NAME = "ftj"
+CATEGORY = "finetune"
+
+NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
+NAME_LENGTH = 45
+"""Longest name of a job: <name>-<run> names the PyTorchJob and <name>-<run>-worker-<index> its pods and
+services, which end at 63."""
+
+JOB_LABEL = f"{GROUP}/job"
+"""Label on every child: name of the FinetuneJob."""
+JOB_UID_LABEL = f"{GROUP}/job-uid"
+"""Label on every child: UID of the FinetuneJob, so that a re-created job does not inherit children."""
+RUN_LABEL = f"{GROUP}/run"
+"""Label on every child: number of the run."""
+RUN_CONFIG_ANNOTATION = f"{GROUP}/run-config"
+"""Annotation on the pod template: the run configuration as JSON, mounted through the downward API."""
+FIELD_MANAGER = "finetune-operator"
+LEASE = "finetune-operator"
+"""Name of the Lease that carries the operator's heartbeat, in the operator's own namespace."""
+CONTAINER = "pytorch"
+"""Container of the trainer: the Training Operator looks for this name."""
+KUEUE_QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+KUEUE_PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
+REPLICA_INDEX_LABEL = "training.kubeflow.org/replica-index"
+"""Label that the Training Operator gives to pods: with workers alone, the rank of the node."""

@@ -1,0 +1,28 @@
+"""Names that whoever starts a trainer and the trainer agree on: environment variables, and files in the output.
+
+The trainer writes the files; the CLI, the operator and people read them.
+"""
+
+CONFIG_ENV = "FINETUNE_RUN_CONFIG"
+"""Environment variable with the path of the run configuration."""
+REPORT_ENV = "FINETUNE_REPORT"
+"""Environment variable with the path that the final report is written to besides the output
+(the termination message of a pod)."""
+NODE_RANK_ENV = "PET_NODE_RANK"
+NODES_ENV = "PET_NNODES"
+MASTER_ADDR_ENV = "PET_MASTER_ADDR"
+MASTER_PORT_ENV = "PET_MASTER_PORT"
+"""Set on every pod, and by `finetune run` on every local replica."""
+
+RUN_FILE = "run.json"
+"""Identity of the run that owns the folder, written before anything else."""
+CHECKPOINTS = "checkpoints"
+"""Holds step-00000020/ and the like. A checkpoint exists when its marker exists."""
+MARKER = "COMPLETE"
+"""Inside a checkpoint or result: written last, removed first."""
+RESULT = "result"
+"""The PEFT adapter, or the model as a Hugging Face folder."""
+RECORDS = "records.jsonl"
+"""Every record of every run of this job, in order (see report.py)."""
+REPORT = "report.json"
+"""The final report of the last run."""

@@ -1,0 +1,184 @@
+"""The run configuration: exactly what the trainer needs to know, and nothing about Kubernetes.
+
+The plan writes it as one JSON document; the trainer reads it from the file that FINETUNE_RUN_CONFIG names.
+Every choice is already made here: a field without a default was decided by the plan, with its reason in
+the job's status.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from .choices import Device, Engine, Method, OnBadRow, Precision
+
+DEFAULT_SEQUENCE_LENGTH = 2048
+
+
+class Frozen(BaseModel):
+    """Base of every part: immutable, and a key nobody knows is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), defer_build=True)
+
+
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Data(Frozen):
+    """Where rows come from. URIs as in the job: a plain path, hf://, s3:// ..."""
+
+    train: str
+    validation: str | None
+    on_bad_row: OnBadRow
+    max_bad_share: Fraction
+    """Largest share of rows that may be skipped before the run refuses."""
+    examples: Positive | None
+    """Use only the first so many rows."""
+    shuffle: bool
+
+
+class Lora(Frozen):
+    """Low-rank adaptation (Hu et al. 2021): W + (alpha / rank) B A."""
+
+    rank: Positive
+    alpha: Annotated[float, Field(gt=0)]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    target_modules: tuple[str, ...]
+    """Module name suffixes, or the single word all-linear."""
+
+
+class Mesh(Frozen):
+    """How ranks are laid out. nodes x processes_per_node = data x tensor x pipeline."""
+
+    nodes: Positive
+    processes_per_node: Positive
+    data_parallel: Positive
+    tensor_parallel: Positive
+    pipeline_parallel: Positive
+
+    @property
+    def world_size(self) -> int:
+        return self.nodes * self.processes_per_node
+
+
+class Batch(Frozen):
+    """Rows per optimizer step = per_device x accumulation x data_parallel."""
+
+    per_device: Positive
+    """Micro batch: rows of one forward pass on one rank."""
+    accumulation: Positive
+    """Forward passes per optimizer step."""
+
+
+class Optimizer(Frozen):
+    """AdamW (Loshchilov and Hutter 2019)."""
+
+    name: Literal["adamw"]
+    learning_rate: Annotated[float, Field(gt=0, le=1)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    beta1: Annotated[float, Field(ge=0, lt=1)]
+    beta2: Annotated[float, Field(ge=0, lt=1)]
+    epsilon: Annotated[float, Field(gt=0)]
+    max_grad_norm: Annotated[float, Field(ge=0)]
+    """Gradients are scaled down to this global norm; 0 leaves them alone."""
+
+
+class Schedule(Frozen):
+    """Learning rate over steps: linear warmup, then the named decay to zero."""
+
+    name: Literal["constant", "cosine", "linear"]
+    warmup_ratio: Fraction
+    """Share of all steps spent warming up, rounded up."""
+    epochs: Positive
+    max_steps: Positive | None
+    """Ends the run earlier than the epochs would."""
+
+
+class Validation(Frozen):
+    """When to evaluate, and whether the best checkpoint becomes the result."""
+
+    every_steps: Count
+    """0 means at the end of every epoch. The last step is always evaluated."""
+    keep_best: bool
+    metric: Literal["val.loss"]
+    greater_is_better: bool
+
+
+class Checkpointing(Frozen):
+    every_steps: Count
+    """0 means at the end of every epoch. The last step is always saved."""
+    keep: Positive
+    """How many checkpoints stay, besides the best one."""
+
+
+class RunConfig(Frozen):
+    """One run of the trainer."""
+
+    version: Literal["finetune.dev/run/v1"] = "finetune.dev/run/v1"
+    name: str
+    model: str
+    method: Method
+    engine: Engine
+    device: Device
+    precision: Precision
+    data: Data
+    sequence_length: Positive | None
+    """Longest row in tokens; longer rows are cut at the end and counted. None: DEFAULT_SEQUENCE_LENGTH, or
+    the model's own limit if that is smaller."""
+    lora: Lora | None
+    mesh: Mesh
+    batch: Batch
+    optimizer: Optimizer
+    schedule: Schedule
+    validation: Validation | None
+    checkpointing: Checkpointing
+    activation_checkpointing: bool
+    log_every_steps: Positive
+    seed: Count
+    output: str
+
+
+IDENTITY = (
+    "model",
+    "method",
+    "precision",
+    "data.train",
+    "data.on_bad_row",
+    "data.examples",
+    "data.shuffle",
+    "sequence_length",
+    "lora",
+    "optimizer",
+    "schedule",
+    "seed",
+)
+"""Keys that make a run what it is. Together with the content of model and data, and the rows per step,
+they form the digest that checkpoints are keyed by: another value is another run. How the same work is
+spread over ranks (mesh, engine, micro batch) is not among them."""
+
+SPEC_KEYS = {
+    "model": "job.model",
+    "method": "training.mode",
+    "precision": "hyperparameters.parallelism.bf16",
+    "data.train": "job.data",
+    "data.on_bad_row": "data.on_bad_row",
+    "data.examples": "data.examples",
+    "data.shuffle": "data.shuffle",
+    "sequence_length": "hyperparameters.sequence_length",
+    "lora": "training.lora",
+    "lora.rank": "training.lora.r",
+    "lora.alpha": "training.lora.alpha",
+    "lora.dropout": "training.lora.dropout",
+    "lora.target_modules": "training.lora.target_modules",
+    "optimizer.name": "hyperparameters.optim",
+    "optimizer.learning_rate": "hyperparameters.learning_rate",
+    "optimizer.weight_decay": "hyperparameters.weight_decay",
+    "optimizer.max_grad_norm": "hyperparameters.max_grad_norm",
+    "schedule.name": "hyperparameters.lr_scheduler_type",
+    "schedule.warmup_ratio": "hyperparameters.warmup_ratio",
+    "schedule.epochs": "hyperparameters.n_epochs",
+    "schedule.max_steps": "hyperparameters.total_steps",
+    "seed": "training.seed",
+}
+"""Where the user writes what IDENTITY lists, for messages. A key without an entry has none in the job."""

@@ -1,0 +1,195 @@
+"""What the schema alone cannot say: required choices, exclusions, sums that must agree.
+
+Each rule is written once and said twice: the API server evaluates its CEL, `finetune validate` its Python.
+A rule speaks only of the job; what this version's trainer can do stands in capabilities.py, and what one
+cluster allows stands in the operator's settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from functools import cache
+
+from finetune_api.resource.aliases import (
+    DATA,
+    DATA_PARALLEL,
+    GROUPS,
+    MODEL,
+    NODES,
+    PARALLELISM,
+    PER_NODE,
+    PIPELINE,
+    TENSOR,
+    TOTAL,
+)
+from finetune_api.resource.key_table import Fate, declared
+
+from . import predicates
+from .predicates import (
+    Absent,
+    Agree,
+    All,
+    AllNames,
+    Among,
+    Compare,
+    Constant,
+    Either,
+    First,
+    Matches,
+    NoNames,
+    Not,
+    Present,
+    Times,
+)
+from .problem import Problem
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`must` hold; otherwise `path` (relative to spec) has a problem."""
+
+    path: str
+    reason: str
+    must: predicates.Predicate
+    message: str
+    remedy: str
+    shows: tuple[str, ...] = ()
+    """Keys whose values belong into the message."""
+
+    def problem(self, spec: predicates.Spec) -> Problem:
+        given = [f"{p} = {predicates.find(spec, p)!r}" for p in self.shows if predicates.find(spec, p) is not None]
+        message = self.message + (f" Given: {', '.join(given)}." if given else "")
+        return Problem(f"spec.{self.path}", self.reason, message, self.remedy)
+
+
+_LAYOUT = TOTAL + NODES + PER_NODE
+_MESH = _LAYOUT + TENSOR + PIPELINE + DATA_PARALLEL
+
+_nodes, _per_node = First(NODES, 1), First(PER_NODE, 1)
+_tensor, _pipeline = First(TENSOR, 1), First(PIPELINE, 1)
+_model_parallel = Times((_tensor, _pipeline))
+_fsdp = Among(f"{PARALLELISM}.fsdp", (True,))
+_wants_qlora = Either((Among("training.use_qlora", (True,)), Among("training.mode", ("qlora",))))
+_wants_adapters = Either((_wants_qlora, Among("training.mode", ("lora",))))
+_wants_all = Among("training.mode", ("full", "full_finetune", "fft"))
+
+_URI = r"^([^:]+|(hf|pvc|configmap|s3|gs|az|https|oci)://[^/]+(/.*)?)$"
+_LEAVES = r":/.*/\.\.(/|$)"
+_NO_DOTS = "A URI may not climb out of its root by '..'."
+_URIS = ("job.model", "job.data", "job.data_path", "data.validation_path", "output.uri")
+_LABEL_KEY = (r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?"
+              r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$")  # fmt: skip
+
+RULES: tuple[Rule, ...] = (
+    Rule("job.model", "MissingModel", Present(MODEL), "No base model is named.",
+         "Set job.model, for example Qwen/Qwen3-4B."),
+    Rule("job.data", "MissingData", Present(DATA), "No training data is named.",
+         "Set job.data to a JSONL file, or give --dataset."),
+    Rule("compute.gpu_type", "missing_gpu_type", Present(("compute.gpu_type",)),
+         "No kind of accelerator is named (missing_gpu_type).",
+         "Set compute.gpu_type, for example H100, or CPU to train without accelerators."),
+    *(Rule(group[0], "Contradiction", Agree(group), "Names of the same thing have different values.",
+           f"Keep one of {', '.join(group)}, or give them the same value.", group) for group in GROUPS),
+    Rule("compute.gpu_count", "LayoutContradiction",
+         Either((Not(All((Present(TOTAL), Present(NODES), Present(PER_NODE)))),
+                 Compare(First(TOTAL, 1), "==", Times((_nodes, _per_node))))),
+         "gpu_count is not nodes x gpus_per_node.", "Correct one of the three, or leave one out.", _LAYOUT),
+    Rule("compute.nodes", "LayoutContradiction", Compare(_nodes, "divides", First(TOTAL, 0)),
+         "gpu_count cannot be shared out evenly over nodes.", "Make gpu_count a multiple of nodes.", _LAYOUT),
+    Rule("compute.gpus_per_node", "LayoutContradiction", Compare(_per_node, "divides", First(TOTAL, 0)),
+         "gpu_count is not a multiple of gpus_per_node.", "Correct one of the two.", _LAYOUT),
+    Rule("compute.gpu_count", "LayoutContradiction",
+         Either((Present(PER_NODE), Compare(First(TOTAL, 0), "<=", Times((Constant(64), _nodes))))),
+         "gpu_count asks for more than 64 accelerators in one node.", "Set compute.nodes.", _LAYOUT),
+    Rule(f"{PARALLELISM}.tensor_parallel_size", "MeshContradiction",
+         All((Either((Not(Present(TOTAL)), Compare(_model_parallel, "divides", First(TOTAL, 1)))),
+              Either((Present(TOTAL), Compare(_model_parallel, "divides", Times((_nodes, _per_node))))))),
+         "tensor_parallel_size x pipeline_parallel_size does not divide the number of accelerators.",
+         "Choose sizes whose product divides gpu_count.", _MESH),
+    Rule(f"{PARALLELISM}.tensor_parallel_size", "MeshContradiction",
+         Either((Compare(_tensor, "==", Constant(1)),
+                 All((Present(PER_NODE), Compare(_tensor, "divides", _per_node))),
+                 All((Not(Present(PER_NODE)), Present(TOTAL),
+                      Compare(Times((_tensor, _nodes)), "divides", First(TOTAL, 1)))))),
+         "Tensor parallelism would leave the node: its ranks exchange every layer's activations.",
+         "Choose a tensor_parallel_size that divides the accelerators of one node.", _MESH),
+    Rule("data.topology.data_parallel", "MeshContradiction",
+         Either((Not(Present(DATA_PARALLEL)),
+                 All((Present(TOTAL),
+                      Compare(Times((First(DATA_PARALLEL, 1), _model_parallel)), "==", First(TOTAL, 1)))),
+                 All((Not(Present(TOTAL)),
+                      Compare(Times((First(DATA_PARALLEL, 1), _model_parallel)), "==",
+                              Times((_nodes, _per_node))))))),
+         "data_parallel x tensor_parallel x pipeline_parallel is not the number of accelerators.",
+         "Leave data_parallel out: it follows from the others.", _MESH),
+    Rule(f"{PARALLELISM}.fsdp", "EnginesExclude",
+         Not(All((_fsdp, Among(f"{PARALLELISM}.use_deepspeed", (True,))))),
+         "DeepSpeed ZeRO and FSDP shard the same states, so a job uses one of them: "
+         "'ZeRO-2/3 and optionally FSDP' means ZeRO or FSDP.",
+         "Set use_deepspeed or fsdp to false.", (f"{PARALLELISM}.use_deepspeed", f"{PARALLELISM}.fsdp")),
+    Rule(f"{PARALLELISM}.fsdp_sharding_strategy", "UnknownValue",
+         Either((Not(_fsdp), Matches(f"{PARALLELISM}.fsdp_sharding_strategy", "^(?i:full_shard|no_shard)$"))),
+         "FSDP can shard fully or not at all.", "Set full_shard or no_shard, or leave it out.",
+         (f"{PARALLELISM}.fsdp_sharding_strategy",)),
+    Rule(f"{PARALLELISM}.fsdp_auto_wrap_policy", "UnknownValue",
+         Either((Not(_fsdp), Matches(f"{PARALLELISM}.fsdp_auto_wrap_policy",
+                                     "^(?i:transformer_block|transformer_based_wrap)$"))),
+         "Every decoder layer is one shard group; there is no other policy.",
+         "Set transformer_block, or leave it out.", (f"{PARALLELISM}.fsdp_auto_wrap_policy",)),
+    Rule(f"{PARALLELISM}.fp16", "PrecisionContradiction",
+         Not(All((Among(f"{PARALLELISM}.bf16", (True,)), Among(f"{PARALLELISM}.fp16", (True,))))),
+         "bf16 and fp16 are both true; the computation has one number format.", "Keep bf16."),
+    Rule("hyperparameters.train_kind", "MethodContradiction",
+         Not(All((_wants_adapters, Among("hyperparameters.train_kind", ("fft",))))),
+         "train_kind says full finetuning, but use_qlora or mode asks for adapters.",
+         "Set train_kind to peft, or use_qlora to false and mode to full_finetune.",
+         ("hyperparameters.train_kind", "training.use_qlora", "training.mode")),
+    Rule("hyperparameters.train_kind", "MethodContradiction",
+         Not(All((_wants_all, Among("hyperparameters.train_kind", ("peft",))))),
+         "train_kind asks for adapters, but mode says full finetuning.",
+         "Set train_kind to fft, or mode to lora.", ("hyperparameters.train_kind", "training.mode")),
+    Rule("training.use_qlora", "MethodContradiction",
+         Not(All((_wants_all, Among("training.use_qlora", (True,))))),
+         "use_qlora asks for adapters, but mode says full finetuning.",
+         "Set use_qlora to false, or mode to lora.", ("training.use_qlora", "training.mode")),
+    Rule("training.validation.greater_is_better", "UnknownValue",
+         Not(Among("training.validation.greater_is_better", (True,))),
+         "A loss is better when it is smaller.", "Set greater_is_better to false, or leave it out."),
+    *(Rule(p, "BadUri", Matches(p, _URI), "This is neither a path nor a known URI.",
+           "Write a plain path, or hf://, pvc://, configmap://, s3://, gs://, az://, https:// or oci://.", (p,))
+      for p in _URIS),
+    *(Rule(p, "BadUri", Not(All((Present((p,)), Matches(p, _LEAVES)))), _NO_DOTS,
+           "Name the place itself.", (p,)) for p in _URIS),
+    Rule("pods.env", "ForbiddenVariable",
+         NoNames("pods.env", "^(LD_.*|PYTHON.*|NCCL_.*_PLUGIN|PET_.*|FINETUNE_.*)$", of_list=True),
+         "Variables that change what code runs, or that the operator sets itself, may not be given "
+         "(LD_*, PYTHON*, NCCL_*_PLUGIN, PET_*, FINETUNE_*).", "Remove them; build them into the image."),
+    *(Rule(p, "ReservedName", NoNames(p, r"^(.*\.)?(finetune\.dev|kubeflow\.org|kubernetes\.io|k8s\.io)/"),
+           "Names under finetune.dev, kubeflow.org, kubernetes.io and k8s.io belong to controllers.",
+           "Use a prefix of your own.") for p in ("pods.labels", "pods.annotations")),
+    *(Rule(p, "BadLabelKey", AllNames(p, _LABEL_KEY), "A key is not a legal name of a label or annotation.",
+           "Use at most 63 letters, digits, '-', '_' and '.', with a DNS name and '/' before them if you like.")
+      for p in ("pods.labels", "pods.annotations", "pods.nodeSelector")),
+)  # fmt: skip
+
+
+def refusals() -> Iterator[Rule]:
+    """One rule for every key whose fate is refused."""
+    for path, fate, because in declared():
+        if fate is Fate.REFUSED:
+            yield Rule(path, "RefusedKey", Absent(path), f"This key is refused: {because}.", "Remove it.")
+
+
+@cache
+def all_rules() -> tuple[Rule, ...]:
+    return (*RULES, *refusals())
+
+
+def judges(rule: Rule, misshapen: Collection[str]) -> bool:
+    """Whether the rule reads only keys of the right shape; `misshapen` are paths from the root."""
+    if not misshapen:
+        return True
+    parts = [path.partition("[")[0].split(".") for path in misshapen]
+    read = [["spec", *path.split(".")] for path in predicates.mentions(rule.must)]
+    return not any(bad[: len(key)] == key[: len(bad)] for bad in parts for key in read)

@@ -1,0 +1,142 @@
+"""Whether a value has the shape that its key declares. Called by check.py.
+
+The words of the schema are judged as the API server judges them: texts are counted in code points, `$` is the
+end of a text, and a mistake in an entry of a list is a mistake of that entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from finetune_api.resource import key_table
+from finetune_api.resource.key_table import Node
+from finetune_api.resource.names import API_VERSION, KIND, NAME_LENGTH, NAME_PATTERN
+
+from .predicates import matches
+from .problem import Problem
+
+_TEXT: Node = {"type": "string"}
+_TEXTS: Node = {"type": "object", "additionalProperties": _TEXT}
+_METADATA: Node = {
+    "type": "object",
+    "required": ["name"],
+    "properties": {
+        "name": {"type": "string", "maxLength": NAME_LENGTH, "pattern": NAME_PATTERN},
+        "namespace": _TEXT,
+        "uid": _TEXT,
+        "generation": {"type": "integer"},
+        "labels": _TEXTS,
+        "annotations": _TEXTS,
+    },
+}
+"""The part of ObjectMeta that somebody reads."""
+
+
+def root() -> Node:
+    """The schema of a whole job. A status is the operator's business."""
+    return {
+        "type": "object",
+        "required": ["apiVersion", "kind", "metadata", "spec"],
+        "properties": {
+            "apiVersion": {"type": "string", "enum": [API_VERSION]},
+            "kind": {"type": "string", "enum": [KIND]},
+            "metadata": _METADATA,
+            "spec": key_table.spec(),
+        },
+    }
+
+
+def misshapen(value: Any, node: Node, path: str = "") -> Iterator[Problem]:
+    """Mistakes of a value given as plain JSON data without nulls, and of all that is in it."""
+    right, kind, inside = _KINDS[node["type"]]
+    if not right(value):
+        yield _bad(path, value, f"it must be {kind}", _QUOTE if node["type"] == "string" and _is_bare(value) else "")
+    else:
+        yield from inside(value, node, path)
+
+
+def _map(value: Mapping[str, Any], node: Node, path: str) -> Iterator[Problem]:
+    known = key_table.keys(node)
+    for name in node.get("required", ()):
+        if name not in value:
+            yield Problem(_at(path, name), "Missing", "The key is required.", "Set it.")
+    if len(value) > node.get("maxProperties", len(value)):
+        yield _bad(path, value, f"it may have at most {node['maxProperties']} entries")
+    for name, inner in value.items():
+        below = known.get(name) or node.get("additionalProperties")
+        if below:
+            yield from misshapen(inner, below, _at(path, name))
+
+
+def _list(value: list[Any], node: Node, path: str) -> Iterator[Problem]:
+    if len(value) < node.get("minItems", 0):
+        yield _bad(path, value, f"it must have {node['minItems']} or more entries")
+    if len(value) > node.get("maxItems", len(value)):
+        yield _bad(path, value, f"it may have at most {node['maxItems']} entries")
+    for i, inner in enumerate(value):
+        yield from misshapen(inner, node["items"], f"{path}[{i}]")
+
+
+def _text(value: str, node: Node, path: str) -> Iterator[Problem]:
+    if "enum" in node and value not in node["enum"]:
+        *most, last = (repr(each) for each in node["enum"])
+        choices = f"{', '.join(most)} or {last}" if most else last
+        yield Problem(path, "UnknownValue", f"{shown(value)} is not one of {choices}.", _remedy(path))
+    if len(value) < node.get("minLength", 0):
+        yield _bad(path, value, f"it must have {node['minLength']} or more characters")
+    elif len(value) > node.get("maxLength", len(value)):
+        yield _bad(path, value, f"it may have at most {node['maxLength']} characters")
+    elif "pattern" in node and not matches(node["pattern"], value):
+        yield _bad(path, value, f"it must match {node['pattern']}")
+
+
+def _number(value: float, node: Node, path: str) -> Iterator[Problem]:
+    low, high = node.get("minimum"), node.get("maximum")
+    more = "more than" if node.get("exclusiveMinimum") else "at least"
+    less = "must be less than" if node.get("exclusiveMaximum") else "may be at most"
+    if low is not None and (value <= low if node.get("exclusiveMinimum") else value < low):
+        yield _bad(path, value, f"it must be {more} {low}")
+    if high is not None and (value >= high if node.get("exclusiveMaximum") else value > high):
+        yield _bad(path, value, f"it {less} {high}")
+
+
+def _boolean(value: bool, node: Node, path: str) -> Iterator[Problem]:
+    return iter(())
+
+
+_KINDS: Mapping[str, tuple[Callable[[Any], bool], str, Callable[[Any, Node, str], Iterator[Problem]]]] = {
+    "object": (lambda v: isinstance(v, Mapping), "a map", _map),
+    "array": (lambda v: isinstance(v, list), "a list", _list),
+    "string": (lambda v: isinstance(v, str), "a text", _text),
+    "integer": (lambda v: isinstance(v, int) and not isinstance(v, bool), "a whole number", _number),
+    "number": (lambda v: isinstance(v, (int, float)) and not isinstance(v, bool), "a number", _number),
+    "boolean": (lambda v: isinstance(v, bool), "true or false", _boolean),
+}
+"""Type -> whether a value has it, its name, and what is judged of a value that has it."""
+
+
+def _bad(path: str, value: Any, expected: str, remedy: str = "") -> Problem:
+    return Problem(path, "BadValue", f"{shown(value)} does not fit: {expected}.", remedy or _remedy(path))
+
+
+_QUOTE = "Put quotes around it."
+
+
+def _is_bare(value: Any) -> bool:
+    """Whether it is what YAML takes for a number or a switch because nobody quoted it, such as `cpu: 8`."""
+    return isinstance(value, (int, float))
+
+
+def _remedy(path: str) -> str:
+    return f"Correct it; `finetune explain {path.removeprefix('spec.')}` says what fits."
+
+
+def shown(value: Any) -> str:
+    """A value in a message: the beginning of it if it is long."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _at(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name

@@ -1,0 +1,65 @@
+"""Keys that nobody declared, each with the nearest known one. Called by check.py.
+
+In the mirrored sections the admission policy refuses the same keys; elsewhere strict validation of the API
+server does, which kubectl asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from finetune_api.resource import key_table
+from finetune_api.resource.key_table import Node
+
+from .problem import Problem
+
+ROOT = ("apiVersion", "kind", "metadata", "spec", "status")
+META = ("name", "generateName", "namespace", "labels", "annotations", "finalizers", "ownerReferences", "uid",
+        "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds",
+        "managedFields", "selfLink")  # fmt: skip
+"""Keys of ObjectMeta (k8s.io/apimachinery, meta/v1)."""
+
+
+def unknown_keys(resource: Mapping[str, Any]) -> Iterator[Problem]:
+    """Unknown keys anywhere in a resource given as plain data."""
+    yield from (_problem("", name, ROOT) for name in resource if name not in ROOT)
+    metadata = resource.get("metadata")
+    if isinstance(metadata, Mapping):
+        yield from (_problem("metadata", name, META) for name in metadata if name not in META)
+    yield from _below(resource.get("spec"), key_table.spec(), "spec")
+
+
+def nearest(name: str, among: tuple[str, ...]) -> str | None:
+    """The name that was probably meant."""
+    import difflib  # noqa: PLC0415 - only a mistake needs it
+
+    return next(iter(difflib.get_close_matches(name, among, 1)), None)
+
+
+def _below(value: Any, node: Node, path: str) -> Iterator[Problem]:
+    known = key_table.keys(node)
+    if not known or not isinstance(value, Mapping):
+        return
+    for name, inner in value.items():
+        at = f"{path}.{name}"
+        if name not in known:
+            yield _problem(path, name, tuple(known))
+        elif "items" not in known[name]:
+            yield from _below(inner, known[name], at)
+        elif isinstance(inner, list):
+            for i, item in enumerate(inner):
+                yield from _below(item, known[name]["items"], f"{at}[{i}]")
+
+
+def _problem(parent: str, name: str, siblings: tuple[str, ...]) -> Problem:
+    path = f"{parent}.{name}".lstrip(".")
+    near = nearest(name, siblings)
+    elsewhere = [key.path for key in key_table.declared() if key.path.rpartition(".")[2] == name]
+    if near:
+        remedy = f"Did you mean {parent}.{near}?".replace(" .", " ")
+    elif elsewhere:
+        remedy = f"Did you mean spec.{elsewhere[0]}?"
+    else:
+        remedy = f"Remove it. Known here: {', '.join(siblings)}."
+    return Problem(path, "UnknownKey", f"{name!r} is not a key of {parent or 'a FinetuneJob'}.", remedy)

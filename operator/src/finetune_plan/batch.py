@@ -1,0 +1,46 @@
+"""Rows per forward pass, and forward passes per optimizer step.
+
+    per_device_batch (or batch_size)  the micro batch; 1 if absent
+    gradient_accumulation_steps       honoured where given
+    global_batch                      sets what of the two is absent; where both are given it is a check
+
+rows per step = per_device x accumulation x data_parallel. The seeds' own files contradict their
+global_batch, so a mismatch is said and never refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from finetune_api.resource.aliases import MICRO_BATCH
+from finetune_api.validation.predicates import find
+
+from .facts import Note, get
+
+
+class Batch(NamedTuple):
+    """Rows of one forward pass on one replica, and forward passes per optimizer step."""
+
+    per_device: int
+    accumulation: int
+
+
+def resolve_batch(spec: Mapping[str, Any], data_parallel: int) -> tuple[Batch, tuple[Note, ...]]:
+    """The batch, and what global_batch has to say about it."""
+    micro = get(spec, None, *MICRO_BATCH)
+    accumulation = find(spec, "hyperparameters.gradient_accumulation_steps")
+    target = find(spec, "hyperparameters.global_batch")
+    if target and accumulation is None:
+        accumulation = max(1, target // ((micro or 1) * data_parallel))
+    elif target and micro is None:
+        micro = max(1, target // (accumulation * data_parallel))
+    batch = Batch(per_device=micro or 1, accumulation=accumulation or 1)
+    rows = batch.per_device * batch.accumulation * data_parallel
+    if target in (None, rows):
+        return batch, ()
+    sentence = (
+        f"hyperparameters.global_batch is {target}, but {batch.per_device} rows x {batch.accumulation} "
+        f"passes x {data_parallel} replicas are {rows} rows per step; {rows} is what is trained with."
+    )
+    return batch, (Note("GlobalBatchDiffers", sentence),)

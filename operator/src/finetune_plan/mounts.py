@@ -1,0 +1,36 @@
+"""Where a URI of the job lies inside a pod, and which volume brings it there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from finetune_api.validation import uris
+from finetune_api.validation.uris import Scheme
+
+CLAIMS = "/mnt/claims"
+CONFIG_MAPS = "/mnt/configmaps"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A path inside the pod, and the volume under it if there is one."""
+
+    path: str
+    claim: str = ""
+    config_map: str = ""
+
+
+def uri_of(path: str) -> str:
+    """The URI of a place inside the pod, as a person outside of it names it."""
+    inside = path.removeprefix(f"{CLAIMS}/")
+    return path if inside == path else f"pvc://{inside}"
+
+
+def place(uri: str, *, model: bool = False) -> Place:
+    """The place of a URI; URIs that the trainer fetches by itself stay as they are."""
+    source = uris.parse(uri, model=model)
+    if source.scheme is Scheme.PVC:
+        return Place(f"{CLAIMS}/{source.name}/{source.path}".rstrip("/"), claim=source.name)
+    if source.scheme is Scheme.CONFIG_MAP:
+        return Place(f"{CONFIG_MAPS}/{source.name}/{source.path}", config_map=source.name)
+    return Place(uri)

@@ -1,0 +1,135 @@
+"""The pod of one replica: resources, volumes, security. Passes Pod Security's restricted level as it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetune_api.resource import names
+from finetune_api.validation.predicates import find
+
+from . import workload as w
+from .mounts import CLAIMS, CONFIG_MAPS
+from .workload import Workload
+
+USER = 1000
+"""The image's own user; files on volumes belong to its group."""
+
+
+def pod_template(work: Workload) -> dict[str, Any]:
+    """A PodTemplateSpec."""
+    annotations = dict(find(work.spec, "pods.annotations") or {}) | {names.RUN_CONFIG_ANNOTATION: work.config_json}
+    return {"metadata": {"labels": dict(work.labels), "annotations": annotations}, "spec": _pod(work)}
+
+
+def _pod(work: Workload) -> dict[str, Any]:
+    spec, pods = work.spec, find(work.spec, "pods") or {}
+    volumes, mounts = _volumes(work)
+    grace = find(spec, "lifecycle.terminationGracePeriodSeconds") or work.settings.grace_period_seconds
+    optional = {
+        "nodeSelector": pods.get("nodeSelector"),
+        "tolerations": pods.get("tolerations"),
+        "priorityClassName": pods.get("priorityClassName"),
+        "serviceAccountName": pods.get("serviceAccountName"),
+        "imagePullSecrets": [{"name": n} for n in pods.get("imagePullSecrets", ())],
+        "affinity": _affinity(work),
+    }
+    return {k: v for k, v in optional.items() if v} | {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": grace,
+        "securityContext": {
+            "runAsNonRoot": True, "runAsUser": USER, "runAsGroup": USER, "fsGroup": USER,
+            "fsGroupChangePolicy": "OnRootMismatch", "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [_container(work, mounts)],
+        "volumes": volumes,
+    }  # fmt: skip
+
+
+def _container(work: Workload, mounts: list[dict[str, Any]]) -> dict[str, Any]:
+    policy = find(work.spec, "pods.imagePullPolicy")
+    return {
+        "name": names.CONTAINER,
+        "image": work.image,
+        **({"imagePullPolicy": policy} if policy else {}),
+        "command": list(work.command),
+        "env": [{"name": name, "value": value} for name, value in sorted(work.env.items())],
+        "ports": [{"name": "pytorchjob-port", "containerPort": w.RENDEZVOUS_PORT}],
+        "resources": _resources(work),
+        "securityContext": {
+            "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
+        },
+        "terminationMessagePath": w.TERMINATION_LOG,
+        "terminationMessagePolicy": "File",
+        "volumeMounts": mounts,
+    }  # fmt: skip
+
+
+def _resources(work: Workload) -> dict[str, Any]:
+    """GPUs as limits, as Kubernetes wants extended resources; memory as request and limit alike."""
+    memory, cpu = find(work.spec, "pods.memory"), find(work.spec, "pods.cpu")
+    requests = {"cpu": cpu or str(work.processes_per_node), "memory": memory or _shared_memory(work)}
+    limits = {"memory": memory} if memory else {}
+    if work.accelerator:
+        gpus = {work.accelerator.resource: work.processes_per_node}
+        return {"requests": requests | gpus, "limits": limits | gpus}
+    return {"requests": requests, **({"limits": limits} if limits else {})}
+
+
+def _shared_memory(work: Workload) -> str:
+    """Size of /dev/shm. Memory volumes count as the pod's memory."""
+    given: str | None = find(work.spec, "pods.sharedMemory")
+    memory: str | None = find(work.spec, "pods.memory")
+    return given or (_half(memory) if memory else work.settings.shared_memory)
+
+
+def _half(quantity: str) -> str:
+    """Half of a quantity, whole where the number is even: 64Gi -> 32Gi, 1.5Gi -> 0.75Gi."""
+    digits = quantity.rstrip("mkMGTPi")
+    value = float(digits) / 2
+    return f"{value:g}{quantity.removeprefix(digits)}"
+
+
+def _affinity(work: Workload) -> dict[str, Any] | None:
+    if work.accelerator is None or not work.accelerator.products:
+        return None
+    kinds = {"key": "nvidia.com/gpu.product", "operator": "In", "values": list(work.accelerator.products)}
+    terms = {"nodeSelectorTerms": [{"matchExpressions": [kinds]}]}
+    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}
+
+
+def _volumes(work: Workload) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Volumes and their mounts, in one fixed order."""
+    pairs: list[tuple[str, dict[str, Any], str]] = [
+        ("run-config", {"downwardAPI": {"items": [_config_item()]}}, "/etc/finetune"),
+        ("shared-memory", {"emptyDir": {"medium": "Memory", "sizeLimit": _shared_memory(work)}}, "/dev/shm"),  # noqa: S108
+        ("scratch", {"emptyDir": {}}, w.SCRATCH),
+        ("tmp", {"emptyDir": {}}, "/tmp"),  # noqa: S108
+    ]
+    if not find(work.spec, "output.uri"):
+        pairs.append(("output", {"emptyDir": {}}, "/mnt/output"))
+    for i, claim in enumerate(sorted({p.claim for p in work.places if p.claim})):
+        pairs.append((f"claim-{i}", {"persistentVolumeClaim": {"claimName": claim}}, f"{CLAIMS}/{claim}"))
+    for i, name in enumerate(sorted({p.config_map for p in work.places if p.config_map})):
+        pairs.append((f"configmap-{i}", {"configMap": {"name": name}}, f"{CONFIG_MAPS}/{name}"))
+    cache = find(work.spec, "storage.cacheClaim")
+    if cache:
+        pairs.append(("cache", {"persistentVolumeClaim": {"claimName": cache}}, w.CACHE))
+    token = find(work.spec, "credentials.huggingFace")
+    if token:
+        pairs.append(("hugging-face", _secret(token), f"{w.CREDENTIALS}/hugging-face"))
+    return ([{"name": n, **v} for n, v, _ in pairs], [_mount(n, v, path) for n, v, path in pairs])
+
+
+def _config_item() -> dict[str, Any]:
+    return {"path": "run.json", "fieldRef": {"fieldPath": f"metadata.annotations['{names.RUN_CONFIG_ANNOTATION}']"}}
+
+
+def _secret(token: dict[str, str]) -> dict[str, Any]:
+    item = {"key": token.get("key", "token"), "path": "token"}
+    return {"secret": {"secretName": token["secretName"], "items": [item], "defaultMode": 0o440}}
+
+
+def _mount(name: str, volume: dict[str, Any], path: str) -> dict[str, Any]:
+    read_only = {"readOnly": True} if {"downwardAPI", "configMap", "secret"} & set(volume) else {}
+    return {"name": name, "mountPath": path, **read_only}
