@@ -43,12 +43,12 @@ lint: setup ## Style, types, layers, spelling
 verify: setup ## Fail if a generated file is not what its source says
 	$(BIN)/python -m finetune_api generate --check
 	$(BIN)/python -m finetune_cli.reference --check
-	$(BIN)/python -m finetune_operator.chart --check
+	$(BIN)/python -m finetune_operator.helm_chart --check
 
 generate: setup ## Write all generated files: CRD, policy, chart copies, reference pages
 	$(BIN)/python -m finetune_api generate
 	$(BIN)/python -m finetune_cli.reference
-	$(BIN)/python -m finetune_operator.chart
+	$(BIN)/python -m finetune_operator.helm_chart
 
 golden: setup ## Rewrite the golden plans and masks; read the diff
 	GOLDEN=rewrite $(BIN)/pytest -q tests/plan/test_golden.py

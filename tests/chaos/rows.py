@@ -72,7 +72,7 @@ def disturbed(
 ) -> Outcome:
     """A life with one disturbance. Raises WaitError if it never comes to what the reference came to."""
     team, codes = Team(plane.cluster.api, plane.cluster.namespace(life), PATIENCE_S), []
-    settings = SETTINGS | {"SWEEP_SECONDS": str(lens.sweep_s)}
+    settings = SETTINGS | {"RESYNC_SECONDS": str(lens.sweep_s)}
     with ExitStack() as stack:
         proxy = stack.enter_context(Proxy(plane.cluster.kubeconfig, folder, lens))
         operator = stack.enter_context(_operator(proxy.kubeconfig, folder, team, settings))

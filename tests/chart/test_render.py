@@ -15,14 +15,14 @@ from builders import Json
 from chart.helm import CHART, NAME, environment, find, notes, render
 from finetune_api.codegen import crd, policy
 from finetune_api.resource.names import LEASE
-from finetune_operator import chart
+from finetune_operator import helm_chart
 from finetune_operator.settings import Settings
 from finetune_plan.settings import Accelerator
 
 ROOT = CHART.parents[1]
 ONE_NAMESPACE: Json = {"settings": {"watchNamespace": "team-a"}}
 EVERYTHING: Json = {
-    "image": {"digest": f"sha256:{'0' * 64}", "repository": "mirror.example/operator", "pullPolicy": "Always"},
+    "image": {"digest": f"sha256:{'0' * 64}", "repository": "cache.example/operator", "pullPolicy": "Always"},
     "imagePullSecrets": [{"name": "pull"}],
     "serviceAccount": {"name": "me", "annotations": {"a": "b"}},
     "metrics": {
@@ -117,7 +117,7 @@ def test_every_optional_part_arrives() -> None:
     manifests = render(EVERYTHING)
     pod = find(manifests, "Deployment")["spec"]["template"]
     spec = pod["spec"]
-    assert spec["containers"][0]["image"] == f"mirror.example/operator@sha256:{'0' * 64}"
+    assert spec["containers"][0]["image"] == f"cache.example/operator@sha256:{'0' * 64}"
     assert spec["containers"][0]["imagePullPolicy"] == "Always"
     for key in ("imagePullSecrets", "priorityClassName", "nodeSelector", "tolerations", "affinity"):
         assert spec[key] == EVERYTHING[key]
@@ -190,7 +190,7 @@ def test_a_service_account_of_ones_own_has_to_be_named() -> None:
 
 OTHER: dict[str, Any] = {
     "watch_namespace": "team-a",
-    "trainer_image": "mirror.example/trainer:1",
+    "trainer_image": "cache.example/trainer:1",
     "service_accounts": ("s3", "gcs"),
     "accelerators": {"X1": Accelerator(("X1-80GB",), 80), "Y": Accelerator(("<&>",), 8, "example.com/y")},
     "shared_memory": "16Gi",
@@ -199,7 +199,7 @@ OTHER: dict[str, Any] = {
     "requests_per_second": 0.5,
     "request_burst": 10_000_000,
     "request_timeout_seconds": 7,
-    "sweep_seconds": 11,
+    "resync_seconds": 11,
     "progress_seconds": 13,
     "progress_reads_per_second": 17,
     "canary_seconds": 19,
@@ -211,11 +211,11 @@ OTHER: dict[str, Any] = {
 
 
 def test_every_setting_arrives_as_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert {*OTHER, *chart.OF_THE_CHART} == set(Settings.model_fields)
+    assert {*OTHER, *helm_chart.OF_THE_CHART} == set(Settings.model_fields)
     values = json.loads(
         json.dumps(Settings(**OTHER, own_namespace="team-a").model_dump(mode="json", include=set(OTHER)))
     )
-    given = {chart.value_name(name): value for name, value in values.items()}
+    given = {helm_chart.value_name(name): value for name, value in values.items()}
     for name, value in environment(render({"settings": given})).items():
         monkeypatch.setenv(name, value)
     assert Settings() == Settings(**OTHER, own_namespace="team-a")
@@ -252,16 +252,16 @@ def test_the_schema_allows_no_unknown_value_anywhere() -> None:
 
 
 def test_a_stale_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    for path in (chart.SCHEMA, chart.VALUES, chart.PAGE):
+    for path in (helm_chart.SCHEMA, helm_chart.VALUES, helm_chart.PAGE):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_bytes((ROOT / path).read_bytes())
     monkeypatch.chdir(tmp_path)
-    assert chart.main(["--check"]) == 0
-    chart.VALUES.write_text(chart.VALUES.read_text().replace("workers: 8", "workers: 9"))
-    assert chart.main(["--check"]) == 1
-    assert capsys.readouterr().err == f"{chart.VALUES} is stale: run `python -m finetune_operator.chart`\n"
-    assert chart.main([]) == 0
-    assert chart.main(["--check"]) == 0
+    assert helm_chart.main(["--check"]) == 0
+    helm_chart.VALUES.write_text(helm_chart.VALUES.read_text().replace("workers: 8", "workers: 9"))
+    assert helm_chart.main(["--check"]) == 1
+    assert capsys.readouterr().err == f"{helm_chart.VALUES} is stale: run `python -m finetune_operator.helm_chart`\n"
+    assert helm_chart.main([]) == 0
+    assert helm_chart.main(["--check"]) == 0
 
 
 def test_the_versions_agree() -> None:

@@ -18,7 +18,7 @@ from builders import Json
 from chart.helm import CHART, NAME, RELEASE, environment, helm, render
 from chart.rights import RBAC, allowed, asked, denied
 from finetune_api.runtime.exits import Exit
-from finetune_operator.__main__ import BLIND
+from finetune_operator.__main__ import UNHEALTHY
 from operating.process import OperatorProcess
 from operating.team import Team, condition, message
 from testbed.api import ApiError
@@ -30,7 +30,7 @@ ENFORCEMENT = "--enable-admission-plugins=OwnerReferencesPermissionEnforcement"
 """Off in plain Kubernetes, on in OpenShift."""
 ASKED_BY_ADMISSION = ("update", "finetune.dev", "finetunejobs/finalizers")
 """What no request shows: the API server itself looks for this right when a PyTorchJob is created."""
-QUICK = {"CANARY_SECONDS": "1", "CANARY_PATIENCE_SECONDS": "15", "SWEEP_SECONDS": "2"}
+QUICK = {"CANARY_SECONDS": "1", "CANARY_PATIENCE_SECONDS": "15", "RESYNC_SECONDS": "2"}
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def waits_for_the_training_operator(found: Installed, *, restart: bool) -> None:
     start_training_operator(found.plane)
     found.plane.run("kube-controller-manager", found.plane._manager())
     if restart:
-        assert found.process.wait_ended(60) == BLIND
+        assert found.process.wait_ended(60) == UNHEALTHY
         found.process.start()
         found.process.wait_ready()
     team.start("early-1", "early")

@@ -53,7 +53,7 @@ print(*sys.modules)
     loaded = set(done.stdout.split())
     assert "finetune_api.validation.check" in loaded
     slow = {"pydantic", "rich", "subprocess", "tomllib", "kubernetes", "aiohttp"}
-    ours = {"finetune_api.resource.v1alpha1", "finetune_cli.local", "finetune_data", "finetune_plan.status"}
+    ours = {"finetune_api.resource.v1alpha1", "finetune_cli.local", "finetune_data", "finetune_plan.statuses"}
     assert not loaded & (slow | ours)
 
 

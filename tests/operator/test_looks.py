@@ -1,4 +1,4 @@
-"""When a job is looked at: whatever is news leads to a look, and nothing else does."""
+"""When a job is looked at: whatever is news leads to a process, and nothing else does."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator, Mapping
 import pytest
 
 from builders import Json, resource
-from finetune_operator.changes import merge_patch
 from finetune_operator.cluster import Kind
 from finetune_operator.identity import Key
-from finetune_operator.reconcile import look
+from finetune_operator.reconcile import process
 from finetune_operator.runtime import Operator
 from finetune_operator.settings import Settings
+from finetune_operator.status_change import merge_patch
 
 KEY = Key("team", "sample")
 
@@ -66,7 +66,7 @@ class Cluster:
     async def create_event(self, event: Json) -> None:
         return
 
-    async def beat(self, key: Key, holder: str, time: str) -> None:
+    async def write_heartbeat(self, key: Key, holder: str, time: str) -> None:
         return
 
     async def has_backend(self) -> bool:
@@ -100,32 +100,32 @@ def due(operator: Operator) -> Key | None:
 def test_only_what_is_newer_than_the_known_version_5_calls_for_a_look(
     operator: Operator, event: str | None, version: int, looked_at: bool
 ) -> None:
-    operator.note(Kind.JOBS, "ADDED", job(5))
+    operator.on_event(Kind.JOBS, "ADDED", job(5))
     assert due(operator) == KEY
-    operator.note(Kind.JOBS, event, job(version))
+    operator.on_event(Kind.JOBS, event, job(version))
     assert due(operator) == (KEY if looked_at else None)
 
 
 def test_what_only_a_sweep_has_found_is_looked_at(operator: Operator) -> None:
-    operator.filled.set()
+    operator.synced.set()
     ended = job(1, phase="Succeeded", completionTime="2026-01-01T00:00:00Z")
     assert isinstance(operator.cluster, Cluster)
     operator.cluster.job = ended
-    asyncio.run(operator.sweep_once())
+    asyncio.run(operator.resync_once())
     assert due(operator) == KEY, "the first time it is news"
-    asyncio.run(operator.sweep_once())
+    asyncio.run(operator.resync_once())
     assert due(operator) is None, "a job that has ended and is known is left alone"
 
 
 def test_a_look_that_wrote_is_followed_by_one_that_does_not_and_no_echo_is_needed(operator: Operator) -> None:
     assert isinstance(operator.cluster, Cluster)
-    operator.note(Kind.JOBS, "ADDED", operator.cluster.job)
+    operator.on_event(Kind.JOBS, "ADDED", operator.cluster.job)
     looks = 0
     while key := operator.queue.take():
-        asyncio.run(look(operator.queue, operator.reconciler, key))
+        asyncio.run(process(operator.queue, operator.reconciler, key))
         looks += 1
     assert (looks, operator.cluster.writes) == (2, 2), "the status and the run, and then a look at both"
-    operator.note(Kind.JOBS, "MODIFIED", operator.cluster.job)
+    operator.on_event(Kind.JOBS, "MODIFIED", operator.cluster.job)
     assert due(operator) is None, "the echo of our own write is no news"
 
 
@@ -133,12 +133,12 @@ def test_a_look_that_wrote_is_followed_by_one_that_does_not_and_no_echo_is_neede
 def test_words_wait_the_longer_the_more_jobs_are_unfinished(operator: Operator, others: int, seconds: float) -> None:
     assert isinstance(operator.cluster, Cluster)
     for number in range(1, others):
-        operator.mirror.jobs.put(job(1, f"job-{number}", phase="Queued"))
+        operator.cache.jobs.put(job(1, f"job-{number}", phase="Queued"))
     for number in range(5000):
-        operator.mirror.jobs.put(job(1, f"ended-{number}", phase="Succeeded"))
-    operator.note(Kind.JOBS, "ADDED", operator.cluster.job)
+        operator.cache.jobs.put(job(1, f"ended-{number}", phase="Succeeded"))
+    operator.on_event(Kind.JOBS, "ADDED", operator.cluster.job)
     while key := operator.queue.take():
-        asyncio.run(look(operator.queue, operator.reconciler, key))
+        asyncio.run(process(operator.queue, operator.reconciler, key))
     wait = operator.queue.wait_seconds()
     assert wait == pytest.approx(seconds, abs=1)
-    assert operator.mirror.phases() == {"Starting": 1, "Succeeded": 5000} | ({"Queued": 999} if others > 1 else {})
+    assert operator.cache.phases() == {"Starting": 1, "Succeeded": 5000} | ({"Queued": 999} if others > 1 else {})

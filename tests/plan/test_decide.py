@@ -12,13 +12,13 @@ from builders import Json, resource
 from finetune_api.resource.status import Phase
 from finetune_api.runtime.exits import Exit
 from finetune_api.runtime.report import Cause, FinalReport, ProgressRecord
-from finetune_plan.decide import WAIT, plan
-from finetune_plan.model import CreateRun, DeleteRun, Observed, Plan, PodSeen, RunSeen
+from finetune_plan.decide import POLL_SECONDS, plan
+from finetune_plan.model import CreateRun, DeleteRun, Observed, ObservedPod, ObservedRun, Plan
 from finetune_plan.settings import PlanSettings
-from finetune_plan.status import RESTARTING
+from finetune_plan.statuses import RESTARTING
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
-RUN1 = (RunSeen("sample-1", 1),)
+RUN1 = (ObservedRun("sample-1", 1),)
 
 
 def seen(changes: Json | None = None, status: Json | None = None, **parts: Any) -> Observed:
@@ -49,11 +49,11 @@ def accepted(**more: Any) -> Json:
     return status | more
 
 
-def pod(rank: int, phase: str = "Running", **more: Any) -> PodSeen:
-    return PodSeen(f"sample-1-{rank}", f"uid-{rank}", 1, rank, phase, **more)
+def pod(rank: int, phase: str = "Running", **more: Any) -> ObservedPod:
+    return ObservedPod(f"sample-1-{rank}", f"uid-{rank}", 1, rank, phase, **more)
 
 
-def ended(rank: int, code: Exit, *, at: float = 10.0, message: str = "why", cause: bool = True) -> PodSeen:
+def ended(rank: int, code: Exit, *, at: float = 10.0, message: str = "why", cause: bool = True) -> ObservedPod:
     blamed = Cause(rank=rank, node=rank, time=at, error=message) if cause and code else None
     report = FinalReport(time=at, exit_code=code, reason="x", message=message, step=7, result="/out/result",
                          digest="sha256:1", metrics={"val.loss": 1.5}, cause=blamed)  # fmt: skip
@@ -185,7 +185,7 @@ def test_without_a_training_operator_the_job_waits_and_says_so() -> None:
     assert answer.requeue_after
 
 
-FAILURES: dict[str, tuple[tuple[PodSeen, ...], int, Json, bool, int]] = {
+FAILURES: dict[str, tuple[tuple[ObservedPod, ...], int, Json, bool, int]] = {
     # pods, restarts so far, spec, another run?, restarts afterwards
     "a crash costs one restart": ((ended(0, Exit.CRASHED), pod(1)), 0, {}, True, 1),
     "the last restart is the last": ((ended(0, Exit.CRASHED), pod(1)), 3, {}, False, 3),
@@ -194,7 +194,7 @@ FAILURES: dict[str, tuple[tuple[PodSeen, ...], int, Json, bool, int]] = {
     "bad data fails the same way again": ((ended(0, Exit.DATA_REFUSED),), 0, {}, False, 0),
     "a checkpoint on request costs nothing": ((ended(0, Exit.STOPPED), ended(1, Exit.STOPPED)), 3, {}, True, 3),
     "an evicted pod costs nothing": (
-        (ended(1, Exit.PEER_LOST), replace(pod(0, "Failed", exit_code=137), lost="Evicted")), 3, {}, True, 3),
+        (ended(1, Exit.PEER_LOST), replace(pod(0, "Failed", exit_code=137), disruption="Evicted")), 3, {}, True, 3),
     "the peer that was lost first is the cause": (
         (ended(0, Exit.PEER_LOST, at=5), ended(1, Exit.NON_FINITE, at=9)), 0, {}, False, 0),
     "out of memory ends the job": ((pod(0), ended(1, Exit.OUT_OF_MEMORY)), 0, {}, False, 0),
@@ -240,7 +240,7 @@ def test_a_failure_is_counted_once_although_the_operator_dies_before_it_removed_
     second = decided(seen(status=written(again)))
     assert (created(second), second.status.restarts) == (["sample-2"], 1)
     failed = (replace(ended(0, Exit.CRASHED), run=2),)
-    third = decided(seen(status=written(second), runs=(RunSeen("sample-2", 2),), pods=failed))
+    third = decided(seen(status=written(second), runs=(ObservedRun("sample-2", 2),), pods=failed))
     assert (third.status.restarts, deleted(third)) == (2, ["sample-2"])
 
 
@@ -289,7 +289,7 @@ def test_a_run_is_not_made_from_what_the_administrator_has_forbidden_meanwhile()
 
 
 def test_how_pods_of_a_leaving_run_end_says_nothing() -> None:
-    leaving = (RunSeen("sample-1", 1, deleting=True),)
+    leaving = (ObservedRun("sample-1", 1, deleting=True),)
     answer = decided(
         seen(status=accepted(restarts=3), runs=leaving, pods=(replace(pod(0, "Failed"), exit_code=137), pod(1)))
     )
@@ -299,20 +299,22 @@ def test_how_pods_of_a_leaving_run_end_says_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("leaves_by", "reason"),
+    ("termination_deadline", "reason"),
     [("2026-01-01T11:59:51Z", RESTARTING), ("2026-01-01T11:59:49Z", "PodOverdue")],
     ids=["within its time", "after it"],
 )
-def test_a_pod_that_does_not_go_is_named_with_the_way_out(leaves_by: str, reason: str) -> None:
+def test_a_pod_that_does_not_go_is_named_with_the_way_out(termination_deadline: str, reason: str) -> None:
     before = decided(seen(status=accepted(), runs=RUN1, pods=(pod(0), ended(1, Exit.CRASHED))))
-    leaving = (RunSeen("sample-1", 1, deleting=True),)
-    answer = decided(seen(status=written(before), runs=leaving, pods=(pod(0), pod(1, leaves_by=leaves_by))))
+    leaving = (ObservedRun("sample-1", 1, deleting=True),)
+    answer = decided(
+        seen(status=written(before), runs=leaving, pods=(pod(0), pod(1, termination_deadline=termination_deadline)))
+    )
     assert answer.actions == ()
     assert condition(answer, "PodsReady") == ("False", reason)
     assert condition(answer, "Training") == ("False", RESTARTING)
     [said] = [x.message for x in answer.status.conditions or () if x.type == "PodsReady"]
     assert (reason == "PodOverdue") is ("remove the pod: kubectl delete pod sample-1-1 --force." in said)
-    assert answer.requeue_after == WAIT
+    assert answer.requeue_after == POLL_SECONDS
     assert created(decided(seen(status=written(answer)))) == ["sample-2"]
 
 
@@ -326,7 +328,7 @@ def test_a_deleted_pod_restarts_the_gang_and_costs_nothing() -> None:
 
 def test_a_queue_that_takes_the_pods_away_is_no_failure() -> None:
     ready = decided(seen(status=accepted(), runs=RUN1, pods=(pod(0), pod(1))))
-    held = (RunSeen("sample-1", 1, suspended=True),)
+    held = (ObservedRun("sample-1", 1, suspended=True),)
     answer = decided(seen(status=written(ready), runs=held, pods=(replace(pod(0, "Failed"), exit_code=137),)))
     assert answer.actions == ()
     assert condition(answer, "PodsReady") == ("False", "Queued")
@@ -352,7 +354,7 @@ def test_a_run_that_is_older_than_the_claimed_one_goes() -> None:
 
 
 @pytest.mark.parametrize("pods", [(pod(0),), (pod(0), pod(1, "Pending"))], ids=["missing", "replaced"])
-def test_a_gang_that_is_no_longer_whole_starts_again_for_free(pods: tuple[PodSeen, ...]) -> None:
+def test_a_gang_that_is_no_longer_whole_starts_again_for_free(pods: tuple[ObservedPod, ...]) -> None:
     whole = decided(seen(status=accepted(), runs=RUN1, pods=(pod(0), pod(1))))
     answer = decided(seen(status=written(whole), runs=RUN1, pods=pods))
     assert deleted(answer) == ["sample-1"]
@@ -403,16 +405,16 @@ def test_an_edit_of_the_lifecycle_is_seen_by_generation() -> None:
 
 def test_a_success_is_noted_on_the_claim_and_found_there_by_the_same_job() -> None:
     done = decided(seen(status=accepted(), runs=RUN1, pods=(ended(0, Exit.OK), ended(1, Exit.OK))))
-    assert done.remember is not None
-    assert done.remember.claim == "models"
-    claim = {done.remember.annotation: done.remember.text, "somebody/else": "x"}
+    assert done.record_result is not None
+    assert done.record_result.claim == "models"
+    claim = {done.record_result.annotation: done.record_result.text, "somebody/else": "x"}
     answer = decided(seen(claim=claim))
     assert (answer.actions, answer.status.phase) == ((), Phase.SUCCEEDED)
     assert answer.status.run is None
     assert answer.status.result == done.status.result
     assert condition(answer, "Complete") == condition(answer, "Ready") == ("True", "AlreadyComplete")
     [message] = [c.message for c in answer.status.conditions or () if c.type == "Complete"]
-    assert f"kubectl annotate pvc models {done.remember.annotation}-" in message
+    assert f"kubectl annotate pvc models {done.record_result.annotation}-" in message
 
 
 @pytest.mark.parametrize(
@@ -427,15 +429,15 @@ def test_a_success_is_noted_on_the_claim_and_found_there_by_the_same_job() -> No
 )  # fmt: skip
 def test_another_job_and_a_spoilt_note_train(changes: Json, text: str | None) -> None:
     done = decided(seen(status=accepted(), runs=RUN1, pods=(ended(0, Exit.OK),)))
-    assert done.remember is not None
-    assert created(decided(seen(changes, claim={done.remember.annotation: text or done.remember.text}))) == [
-        "sample-1"
-    ]
+    assert done.record_result is not None
+    assert created(
+        decided(seen(changes, claim={done.record_result.annotation: text or done.record_result.text}))
+    ) == ["sample-1"]
 
 
 def test_a_job_whose_output_is_no_claim_is_noted_nowhere() -> None:
     done = decided(seen({"output.uri": "/out"}, status=accepted(), runs=RUN1, pods=(ended(0, Exit.OK),)))
-    assert (done.status.phase, done.remember) == (Phase.SUCCEEDED, None)
+    assert (done.status.phase, done.record_result) == (Phase.SUCCEEDED, None)
 
 
 @pytest.mark.parametrize(("age", "left"), [(0.0, 10.0), (8.0, 2.0), (-60.0, 10.0)])
@@ -449,6 +451,6 @@ def test_the_loss_of_a_peer_waits_for_the_peers_own_words(age: float, left: floa
 @pytest.mark.parametrize(
     ("first", "age"), [(pod(0), 10.0), (ended(0, Exit.CRASHED), 0.0), (ended(0, Exit.PEER_LOST), 0.0)], ids=str
 )
-def test_nobody_waits_once_the_peer_has_spoken_or_had_its_time(first: PodSeen, age: float) -> None:
+def test_nobody_waits_once_the_peer_has_spoken_or_had_its_time(first: ObservedPod, age: float) -> None:
     lost = ended(1, Exit.PEER_LOST, at=NOW.timestamp() - age, cause=False)
     assert deleted(decided(seen(status=accepted(), runs=RUN1, pods=(first, lost)))) == ["sample-1"]

@@ -16,7 +16,7 @@ from finetune_api.resource.keys import keys
 from finetune_api.resource.v1alpha1 import Spec
 from finetune_plan.backends.pytorchjob import render
 from finetune_plan.decide import plan
-from finetune_plan.model import Observed, PodSeen, RunSeen
+from finetune_plan.model import Observed, ObservedPod, ObservedRun
 from finetune_plan.resolve import validate
 from finetune_plan.runconfig import run_config
 from finetune_plan.settings import PlanSettings
@@ -191,13 +191,13 @@ def outcome(data: Json) -> list[Any]:
 def lives(data: Json) -> list[Observed]:
     """Situations in which the keys of a job's life matter: new, crashed, long running, long finished."""
     data = {**data, "metadata": {**data["metadata"], "namespace": "team"}}
-    run = (RunSeen("sample-1", 1),)
+    run = (ObservedRun("sample-1", 1),)
     started = {"run": 1, "startTime": "2025-12-31T00:00:00Z", "phase": "Training"}
     ended = {**started, "completionTime": "2025-12-31T01:00:00Z", "phase": "Succeeded"}
-    crashed = PodSeen("sample-1-0", "u", 1, 0, "Failed", exit_code=1)
+    crashed = ObservedPod("sample-1-0", "u", 1, 0, "Failed", exit_code=1)
     return [
         Observed(data),
-        Observed({**data, "status": started}, run, (PodSeen("sample-1-0", "u", 1, 0, "Running"),)),
+        Observed({**data, "status": started}, run, (ObservedPod("sample-1-0", "u", 1, 0, "Running"),)),
         Observed({**data, "status": started}, run, (crashed,)),
         Observed({**data, "status": ended}, run),
     ]

@@ -14,7 +14,7 @@ from finetune_cli.kubernetes_yaml import value
 from finetune_plan.backends.pytorchjob import render
 from finetune_plan.resolve import validate
 from finetune_plan.settings import PlanSettings
-from finetune_plan.status import judged
+from finetune_plan.statuses import admission
 from finetune_plan.workload import workload
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -27,7 +27,7 @@ def planned(resource: dict[str, Any]) -> dict[str, str]:
     verdict = validate(resource, settings)
     assert verdict.resolution is not None, verdict.problems
     manifest = render(workload(verdict.resolution, settings), "team")
-    status = judged(verdict, now=NOW).model_dump(mode="json", exclude_none=True)
+    status = admission(verdict, now=NOW).model_dump(mode="json", exclude_none=True)
     config = json.loads(workload(verdict.resolution, settings).config_json)
     return {
         "pytorchjob.yaml": _yaml(manifest),

@@ -19,12 +19,12 @@ from .cluster import KubernetesCluster
 from .runtime import Operator
 from .settings import Settings
 
-BLIND = 3
+UNHEALTHY = 3
 CHECK_SECONDS = 5.0
-FINISH_SECONDS = 15.0
+DRAIN_SECONDS = 15.0
 """Seconds that looks in progress may take after SIGTERM: below the pod's own grace period of 30."""
 
-GARBAGE = 50_000
+GC_THRESHOLD = 50_000
 """Containers between two looks for garbage. A list of thousands of objects is mostly new containers that stay: at
 Python's 700 the looks take longer than reading the list does."""
 
@@ -39,7 +39,7 @@ def main() -> int:
         return 2
     logs.configure(settings.log_level)
     gc.freeze()  # what the imports have made stays for good
-    gc.set_threshold(GARBAGE)
+    gc.set_threshold(GC_THRESHOLD)
     asyncio.run(run(settings))
     return 0
 
@@ -51,11 +51,14 @@ async def run(settings: Settings) -> None:
     web = await server.serve(operator)
     # Before kopf starts: it cancels at its end every task that began after it.
     workers = [asyncio.create_task(operator.work()) for _ in range(settings.workers)]
-    tasks = [*workers, *map(asyncio.create_task, (operator.sweep(), operator.beat(), _guard(operator)))]
+    tasks = [
+        *workers,
+        *map(asyncio.create_task, (operator.resync(), operator.heartbeat(), _exit_when_unhealthy(operator))),
+    ]
     tasks.append(asyncio.create_task(_watch(operator)))
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     operator.stop()
-    await asyncio.wait(workers, timeout=FINISH_SECONDS)
+    await asyncio.wait(workers, timeout=DRAIN_SECONDS)
     for task in tasks:
         task.cancel()
     ended = await asyncio.gather(*tasks, return_exceptions=True)
@@ -77,13 +80,13 @@ async def _watch(operator: Operator) -> None:
     )
 
 
-async def _guard(operator: Operator) -> None:
+async def _exit_when_unhealthy(operator: Operator) -> None:
     """End the process when it no longer sees the cluster. At once: a pass may be interrupted anywhere."""
     while True:
         await asyncio.sleep(CHECK_SECONDS)
-        if ailment := operator.ailment():
-            log.error("the cluster is no longer seen", extra={"ailment": ailment})
-            os._exit(BLIND)
+        if unhealthy_reason := operator.unhealthy_reason():
+            log.error("the cluster is no longer seen", extra={"unhealthy_reason": unhealthy_reason})
+            os._exit(UNHEALTHY)
 
 
 if __name__ == "__main__":

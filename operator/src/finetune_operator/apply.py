@@ -10,14 +10,14 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from finetune_plan.model import CreateRun, DeleteRun, Observed, Plan, Remember
+from finetune_plan.model import CreateRun, DeleteRun, Observed, Plan, RecordResult
 
 from . import events
-from .changes import Change
+from .cache import Cache
 from .cluster import Cluster
 from .errors import AlreadyExists, ClusterError, Conflict, NotFound, Refused
-from .identity import Json, Key, key_of, words
-from .mirror import Mirror
+from .identity import Json, Key, key_of, log_fields
+from .status_change import StatusChange
 
 log = logging.getLogger(__name__)
 
@@ -25,60 +25,60 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Applier:
     cluster: Cluster
-    mirror: Mirror
+    cache: Cache
 
-    async def apply(self, seen: Observed, answer: Plan, change: Change, now: str) -> bool:
+    async def apply(self, observed: Observed, answer: Plan, change: StatusChange, now: str) -> bool:
         """Carry out a plan; True if that has changed anything: the echo of our own writes is no news (runtime.note).
 
         Raises ClusterError; whatever was not done is planned again by the next pass.
         """
-        job = dict(seen.resource)
+        job = dict(observed.resource)
         key = key_of(job)
-        if answer.remember:
-            await self._remember(key, answer.remember)
+        if answer.record_result:
+            await self._record_result(key, answer.record_result)
         patch = change.patch if change.wait_seconds is None else {}
         changed = bool(answer.actions)
         if patch:
             changed |= await self._write_status(key, job, patch)
         elif answer.actions:
-            await self._still_true(key, job)
+            await self._check_unchanged(key, job)
         try:
             for action in answer.actions:
-                await self._act(key, job, action)
+                await self._execute(key, job, action)
         finally:
             if patch:
-                await self._tell(key, job, change, now)
+                await self._emit_events(key, job, change, now)
         return changed
 
-    async def _remember(self, key: Key, result: Remember) -> None:
+    async def _record_result(self, key: Key, result: RecordResult) -> None:
         """A courtesy too: whoever has no such claim any more, or may not write on it, has finished all the same."""
         claim = Key(key.namespace, result.claim)
-        self.mirror.claims.pop(claim, None)
+        self.cache.claims.pop(claim, None)
         try:
             await self.cluster.annotate_claim(claim, result.annotation, result.text)
         except (NotFound, Refused) as error:
             log.warning(
-                "result not noted on its claim", extra=words(key) | {"claim": result.claim, "error": str(error)}
+                "result not noted on its claim", extra=log_fields(key) | {"claim": result.claim, "error": str(error)}
             )
 
     async def _write_status(self, key: Key, job: Json, patch: Json) -> bool:
         body = {"metadata": {"resourceVersion": job["metadata"]["resourceVersion"]}, "status": patch}
         answer = await self.cluster.patch_status(key, body)
-        log.debug("status written", extra=words(key, job["metadata"]["uid"]) | {"keys": sorted(patch)})
-        return self.mirror.jobs.put(answer)
+        log.debug("status written", extra=log_fields(key, job["metadata"]["uid"]) | {"keys": sorted(patch)})
+        return self.cache.jobs.put(answer)
 
-    async def _still_true(self, key: Key, job: Json) -> None:
+    async def _check_unchanged(self, key: Key, job: Json) -> None:
         """Nothing has proved that the job is as we saw it: look before doing what cannot be taken back."""
         live = await self.cluster.get_job(key)
         if live is None:
-            self.mirror.jobs.forget(key)
+            self.cache.jobs.forget(key)
             raise Conflict(f"{key} is gone")
-        self.mirror.jobs.put(live)
+        self.cache.jobs.put(live)
         if live["metadata"]["resourceVersion"] != job["metadata"]["resourceVersion"]:
             raise Conflict(f"{key} has changed")
 
-    async def _act(self, key: Key, job: Json, action: CreateRun | DeleteRun) -> None:
-        about = words(key, job["metadata"]["uid"])
+    async def _execute(self, key: Key, job: Json, action: CreateRun | DeleteRun) -> None:
+        about = log_fields(key, job["metadata"]["uid"])
         if isinstance(action, DeleteRun):
             await self._delete(Key(key.namespace, action.name), action.uid)
             log.info("run removed", extra=about | {"pytorchjob": action.name})
@@ -87,40 +87,42 @@ class Applier:
 
     async def _delete(self, run: Key, uid: str) -> None:
         if going := await self.cluster.delete_run(run, uid):
-            self.mirror.runs.put(going)
+            self.cache.runs.put(going)
         else:
-            self.mirror.runs.forget(run)
+            self.cache.runs.forget(run)
 
     async def _create(self, key: Key, job: Json, action: CreateRun) -> bool:
         """Create a run unless it is there; True if it was us."""
         own = Key(key.namespace, action.manifest["metadata"]["name"])
-        if action.previous and await self._live(Key(key.namespace, action.previous), job):
+        if action.previous and await self._exists(Key(key.namespace, action.previous), job):
             raise Conflict(f"{action.previous} is still there")
-        if await self._live(own, job):
+        if await self._exists(own, job):
             return False
         try:
-            self.mirror.runs.put(await self.cluster.create_run(dict(action.manifest)))
+            self.cache.runs.put(await self.cluster.create_run(dict(action.manifest)))
         except AlreadyExists:
-            await self._live(own, job)
+            await self._exists(own, job)
             return False
         return True
 
-    async def _live(self, name: Key, job: Json) -> bool:
+    async def _exists(self, name: Key, job: Json) -> bool:
         """Whether our run of that name exists in the API server now. Raises Refused if it is a stranger's."""
         live = await self.cluster.get_run(name)
         if live is None:
-            self.mirror.runs.forget(name)
+            self.cache.runs.forget(name)
             return False
         owners = {o["uid"] for o in live["metadata"].get("ownerReferences") or ()}
         if job["metadata"]["uid"] not in owners:
             raise Refused(f"A PyTorchJob {name.name} that is not ours exists. Remove it, or rename the job.")
-        self.mirror.runs.put(live)
+        self.cache.runs.put(live)
         return True
 
-    async def _tell(self, key: Key, job: Json, change: Change, now: str) -> None:
+    async def _emit_events(self, key: Key, job: Json, change: StatusChange, now: str) -> None:
         """Events are a courtesy: a job does not wait for them."""
         for event in events.of_change(job, change.before, change.after, now):
             try:
                 await self.cluster.create_event(event)
             except ClusterError as error:
-                log.warning("event not written", extra=words(key) | {"error": str(error), "event": event["reason"]})
+                log.warning(
+                    "event not written", extra=log_fields(key) | {"error": str(error), "event": event["reason"]}
+                )

@@ -68,7 +68,7 @@ class Cluster(Protocol):
     async def create_event(self, event: Json) -> None:
         """Create an Event; one that exists is fine."""
 
-    async def beat(self, key: Key, holder: str, time: str) -> None:
+    async def write_heartbeat(self, key: Key, holder: str, time: str) -> None:
         """Write a heartbeat into our Lease."""
 
     async def has_backend(self) -> bool:
@@ -147,7 +147,7 @@ class KubernetesCluster:
         except AlreadyExists:
             return
 
-    async def beat(self, key: Key, holder: str, time: str) -> None:
+    async def write_heartbeat(self, key: Key, holder: str, time: str) -> None:
         lease = {
             "apiVersion": "coordination.k8s.io/v1",
             "kind": "Lease",

@@ -14,7 +14,7 @@ from .identity import Json
 
 MESSAGE_LENGTH = 1024
 """Longest message of an Event."""
-_ECHOES = {
+_REDUNDANT = {
     c.PODS_READY: ("Creating", "Suspended", "Restarting", *(found.reason for _, found in WAITING)),
     c.TRAINING: ("Starting", "Suspended", "Queued"),
 }
@@ -30,15 +30,15 @@ def _changed(before: Json, after: Json) -> Iterator[Json]:
     old = {x["type"]: (x["status"], x["reason"]) for x in before.get("conditions") or ()}
     for condition in after.get("conditions") or ():
         changed = old.get(condition["type"]) != (condition["status"], condition["reason"])
-        if changed and _is_news(condition, ended="completionTime" in after):
+        if changed and _deserves_event(condition, ended="completionTime" in after):
             yield condition
 
 
-def _is_news(condition: Json, *, ended: bool) -> bool:
+def _deserves_event(condition: Json, *, ended: bool) -> bool:
     kind = condition["type"]
     if kind == c.READY:  # repeats what Accepted, Complete or Failed says
         return False
-    return kind not in _ECHOES or not (ended or condition["reason"] in _ECHOES[kind])
+    return kind not in _REDUNDANT or not (ended or condition["reason"] in _REDUNDANT[kind])
 
 
 def _event(job: Json, condition: Json, now: str) -> Json:

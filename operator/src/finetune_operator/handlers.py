@@ -14,7 +14,7 @@ import kopf
 from finetune_api.resource import names
 from finetune_api.resource.names import GROUP, PLURAL, VERSION
 
-from . import refusals
+from . import refusal_events
 from .cluster import PAGE, RUNS_GROUP, RUNS_PLURAL, RUNS_VERSION, Kind
 from .identity import Key, key_of
 from .runtime import Operator
@@ -44,7 +44,7 @@ def kopf_settings(settings: Settings) -> kopf.OperatorSettings:
     found.watching.chunk_size = PAGE
     found.watching.label_selectors["", "v1", "pods"] = names.JOB_UID_LABEL
     found.watching.label_selectors[RUNS_GROUP, RUNS_VERSION, RUNS_PLURAL] = names.JOB_UID_LABEL
-    found.watching.field_selectors["", "v1", "events"] = f"reason={refusals.REASON}"
+    found.watching.field_selectors["", "v1", "events"] = f"reason={refusal_events.REASON}"
     found.watching.field_selectors["coordination.k8s.io", "v1", "leases"] = f"metadata.name={names.LEASE}"
     found.queueing.idle_timeout = 0.2
     found.networking.request_timeout = 60
@@ -64,19 +64,19 @@ def register(operator: Operator) -> kopf.OperatorRegistry:
 
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
     async def job(event: Any, **_: Any) -> None:
-        operator.note(Kind.JOBS, event["type"], event["object"])
+        operator.on_event(Kind.JOBS, event["type"], event["object"])
 
     @kopf.on.event(RUNS_GROUP, RUNS_VERSION, RUNS_PLURAL, registry=registry)
     async def run(event: Any, **_: Any) -> None:
-        operator.note(Kind.RUNS, event["type"], event["object"])
+        operator.on_event(Kind.RUNS, event["type"], event["object"])
 
     @kopf.on.event("", "v1", "pods", registry=registry)
     async def pod(event: Any, **_: Any) -> None:
-        operator.note(Kind.PODS, event["type"], event["object"])
+        operator.on_event(Kind.PODS, event["type"], event["object"])
 
     @kopf.on.event("", "v1", "events", registry=registry)
     async def refused(event: Any, **_: Any) -> None:
-        operator.note_refusal(event["type"], event["object"])
+        operator.on_refusal_event(event["type"], event["object"])
 
     @kopf.on.event("coordination.k8s.io", "v1", "leases", registry=registry)
     async def heartbeat(event: Any, **_: Any) -> None:

@@ -15,19 +15,19 @@ class Canary:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._away: dict[str, float] = {}
+        self._pending: dict[str, float] = {}
 
     def wrote(self, beat: str) -> None:
         """A heartbeat was written. The server's being down is no news about the watch, so failures do not count."""
-        self._away[beat] = self._clock()
+        self._pending[beat] = self._clock()
 
     def saw(self, beat: str) -> None:
         """A heartbeat came back; those before it may have been merged into it."""
-        self._away = {b: at for b, at in self._away.items() if b > beat}
+        self._pending = {b: at for b, at in self._pending.items() if b > beat}
 
     def age(self) -> float:
         """Seconds since the oldest heartbeat that has not come back was written; 0 if all have."""
-        oldest = next(iter(self._away.values()), None)
+        oldest = next(iter(self._pending.values()), None)
         return 0.0 if oldest is None else self._clock() - oldest
 
 

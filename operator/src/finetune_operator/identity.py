@@ -31,7 +31,7 @@ def job_of(raw: Json) -> Key | None:
     return Key(raw["metadata"].get("namespace", ""), name) if name else None
 
 
-def words(key: Key, uid: str = "", run: int | None = None) -> dict[str, Any]:
+def log_fields(key: Key, uid: str = "", run: int | None = None) -> dict[str, Any]:
     """Fields of a log line about a job."""
     known = {"namespace": key.namespace, "job": key.name, "uid": uid, "run": run}
     return {"about": {k: v for k, v in known.items() if v}}

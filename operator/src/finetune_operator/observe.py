@@ -15,20 +15,20 @@ from finetune_api.runtime.report import (
 )
 from finetune_plan import results
 from finetune_plan.decide import missing_pods
-from finetune_plan.model import Observed, PodSeen
+from finetune_plan.model import Observed, ObservedPod
 
 from . import metrics
+from .cache import Cache
 from .cluster import Cluster, Kind
 from .errors import ClusterError
 from .identity import Json, Key, key_of
-from .mirror import Mirror
 from .settings import Settings
 
 BACKEND_SECONDS = 5.0
 """How long an answer about the Training Operator's resource is believed."""
 CLAIM_SECONDS = 1.0
 """How long the annotations of a claim are believed: so long that a burst of jobs on one claim asks but once."""
-LEAVING_SECONDS = 4.0
+TERMINATION_POLL_SECONDS = 4.0
 """How long the end of a run is waited for before the server is asked: less than WAIT in finetune_plan/decide.py."""
 OVERLAP_SECONDS = 5
 """Read twice rather than never: clocks of nodes differ."""
@@ -38,24 +38,24 @@ _ORDER = (DatasetRecord, ResumeRecord, ProgressRecord, EvaluationRecord, Checkpo
 class Observer:
     """Remembers nothing but when it looked last."""
 
-    def __init__(self, cluster: Cluster, mirror: Mirror, settings: Settings, clock: Callable[[], float]) -> None:
-        self._cluster, self._mirror, self._settings, self._clock = cluster, mirror, settings, clock
+    def __init__(self, cluster: Cluster, cache: Cache, settings: Settings, clock: Callable[[], float]) -> None:
+        self._cluster, self._cache, self._settings, self._clock = cluster, cache, settings, clock
         self._read: dict[str, float] = {}
         """When each rank 0, by UID of its pod, was read last."""
         self._backend: tuple[float, bool] | None = None
-        self._leaving: dict[Key, float] = {}
+        self._terminating: dict[Key, float] = {}
         """When the children of jobs whose run is leaving were listed last, or seen to leave."""
 
     async def observe(self, key: Key, refusal: str = "") -> Observed | None:
         """What is known of a job now; None if there is none, or if it is being deleted and needs nothing."""
-        job = self._mirror.job(key)
+        job = self._cache.job(key)
         if job is None or "deletionTimestamp" in job["metadata"]:
             return None
         uid = job["metadata"]["uid"]
         over = bool(job["status"].get("completionTime"))
-        if not over and self._is_doubtful(key, job):
-            await self._look_again(key.namespace, uid)
-        runs, pods = self._mirror.runs.of(uid), self._mirror.pods.of(uid)
+        if not over and self._children_may_be_stale(key, job):
+            await self._relist_children(key.namespace, uid)
+        runs, pods = self._cache.runs.of(uid), self._cache.pods.of(uid)
         return Observed(
             resource=job,
             runs=runs,
@@ -63,7 +63,7 @@ class Observer:
             records=() if over else await self._records(key, pods),
             backend=bool(runs) or over or await self.backend(),
             refusal=refusal,
-            pods_refusal=next((said for r in runs if (said := self._mirror.refusals.of(r.uid))), ""),
+            pods_refusal=next((said for r in runs if (said := self._cache.refusals.of(r.uid))), ""),
             claim={} if over or runs or job["status"].get("run") else await self._claim(key, job),
         )
 
@@ -85,36 +85,36 @@ class Observer:
             metrics.BACKEND_MISSING.set(not self._backend[1])
         return self._backend[1]
 
-    def doubt_backend(self) -> None:
+    def invalidate_backend(self) -> None:
         """The resource was missing when it was needed: ask again."""
         self._backend = None
 
-    def _is_doubtful(self, key: Key, job: Json) -> bool:
+    def _children_may_be_stale(self, key: Key, job: Json) -> bool:
         """Whether children are missing, or about to: that is told once, and a watch that starts anew never tells it.
 
         A gang that was whole is counted anew at once. For the end of a run we ask from time to time.
         """
         uid = job["metadata"]["uid"]
-        runs, pods = self._mirror.runs.of(uid), self._mirror.pods.of(uid)
+        runs, pods = self._cache.runs.of(uid), self._cache.pods.of(uid)
         if missing_pods(job["status"], pods):
             return True
         if not any(r.deleting for r in runs) and (runs or not pods):
-            self._leaving.pop(key, None)
+            self._terminating.pop(key, None)
             return False
-        now, asked = self._clock(), self._leaving.get(key)
-        if asked is None or now - asked >= LEAVING_SECONDS:
-            self._leaving[key] = now
-        return asked is not None and now - asked >= LEAVING_SECONDS
+        now, asked = self._clock(), self._terminating.get(key)
+        if asked is None or now - asked >= TERMINATION_POLL_SECONDS:
+            self._terminating[key] = now
+        return asked is not None and now - asked >= TERMINATION_POLL_SECONDS
 
-    async def _look_again(self, namespace: str, uid: str) -> None:
+    async def _relist_children(self, namespace: str, uid: str) -> None:
         """Bring the children of one job up to date."""
         for kind in (Kind.RUNS, Kind.PODS):
             listed: set[Key] = set()
             async for items, version in self._cluster.pages(kind, namespace, uid):  # noqa: B007
                 listed.update(map(key_of, items))
                 for raw in items:
-                    self._mirror.put(kind, raw)
-            self._mirror.keep_of(kind, uid, listed, version)
+                    self._cache.put(kind, raw)
+            self._cache.keep_of(kind, uid, listed, version)
 
     async def _claim(self, key: Key, job: Json) -> Mapping[str, str]:
         """Annotations of the claim that the output of a new job lies on."""
@@ -122,13 +122,13 @@ class Observer:
         if not name:
             return {}
         claim, now = Key(key.namespace, name), self._clock()
-        read, known = self._mirror.claims.get(claim, (-CLAIM_SECONDS, {}))
+        read, known = self._cache.claims.get(claim, (-CLAIM_SECONDS, {}))
         if now - read >= CLAIM_SECONDS:
             known = await self._cluster.claim_annotations(claim)
-            self._mirror.claims[claim] = (now, known)
+            self._cache.claims[claim] = (now, known)
         return known
 
-    async def _records(self, key: Key, pods: Iterable[PodSeen]) -> tuple[Record, ...]:
+    async def _records(self, key: Key, pods: Iterable[ObservedPod]) -> tuple[Record, ...]:
         """The newest record of each kind, if it is time to look."""
         first = next((p for p in pods if p.node_rank == 0 and p.phase == "Running"), None)
         if first is None:
@@ -147,8 +147,8 @@ class Observer:
 
     def forget(self, alive: set[str]) -> None:
         """Drop the reading times of pods that do not run any more, and what nobody believes any longer."""
-        self._mirror.claims.clear()
-        self._leaving.clear()
+        self._cache.claims.clear()
+        self._terminating.clear()
         self._read = {uid: at for uid, at in self._read.items() if uid in alive}
 
 

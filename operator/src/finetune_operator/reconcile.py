@@ -15,18 +15,18 @@ from finetune_plan.model import CreateRun, Observed, Plan
 
 from . import metrics
 from .apply import Applier
-from .changes import Change
+from .cache import Cache
 from .cluster import Cluster
 from .errors import BackendMissing, ClusterError, Conflict, NotFound, Refused, Unavailable
-from .identity import Key, words
-from .mirror import Mirror
+from .identity import Key, log_fields
 from .observe import Observer
 from .settings import Settings
+from .status_change import StatusChange
 from .workqueue import WorkQueue
 
 log = logging.getLogger(__name__)
 
-AWAY_SECONDS = 8.0
+UNAVAILABLE_RETRY_SECONDS = 8.0
 """Longest pause between two looks while the server is away: its absence says nothing against the job."""
 
 
@@ -34,27 +34,27 @@ class Reconciler:
     """Remembers what costs nothing to forget: the API server's last refusals, and when progress was written."""
 
     def __init__(
-        self, cluster: Cluster, mirror: Mirror, settings: Settings, clock: Callable[[], float],
+        self, cluster: Cluster, cache: Cache, settings: Settings, clock: Callable[[], float],
         now: Callable[[], datetime],
     ) -> None:  # fmt: skip
-        self.observer = Observer(cluster, mirror, settings, clock)
-        self._applier = Applier(cluster, mirror)
-        self._cluster, self._mirror, self._settings = cluster, mirror, settings
+        self.observer = Observer(cluster, cache, settings, clock)
+        self._applier = Applier(cluster, cache)
+        self._cluster, self._cache, self._settings = cluster, cache, settings
         self._plan_settings, self._clock, self._now = settings.plan(), clock, now
         self._refusals: dict[Key, str] = {}
         self._written: dict[Key, float] = {}
 
     async def reconcile(self, key: Key) -> float | None:
         """One look. Seconds until time alone calls for the next one, or None. Raises ClusterError."""
-        seen = await self.observer.observe(key, self._refusals.get(key, ""))
-        if seen is None:
+        observed = await self.observer.observe(key, self._refusals.get(key, ""))
+        if observed is None:
             self._forget(key)
             return None
         now = self._now()
-        answer = plan(seen, self._plan_settings, now)
-        change = self._change(key, seen, answer)
+        answer = plan(observed, self._plan_settings, now)
+        change = self._change(key, observed, answer)
         try:
-            changed = await self._applier.apply(seen, answer, change, _time(now))
+            changed = await self._applier.apply(observed, answer, change, _time(now))
         except (Conflict, NotFound):
             await self._refresh(key)
             raise
@@ -63,61 +63,63 @@ class Reconciler:
                 self._refusals[key] = str(error)
             raise
         except BackendMissing:
-            self.observer.doubt_backend()
+            self.observer.invalidate_backend()
             raise
         self._refusals.pop(key, None)
-        return 0.0 if changed else self._next(seen, answer, change)
+        return 0.0 if changed else self._next(observed, answer, change)
 
-    def _change(self, key: Key, seen: Observed, answer: Plan) -> Change:
+    def _change(self, key: Key, observed: Observed, answer: Plan) -> StatusChange:
         """What is written into the status, and when: words alone are kept back until it is time for progress."""
-        change = Change(seen.resource["status"], answer.status.model_dump(mode="json", exclude_none=True))
-        if answer.actions or seen.records or not change.can_wait:
+        change = StatusChange(observed.resource["status"], answer.status.model_dump(mode="json", exclude_none=True))
+        if answer.actions or observed.records or not change.can_wait:
             self._written[key] = self._clock()
         elif change.patch:
-            left = self._written.setdefault(key, self._clock()) + self._words_seconds() - self._clock()
+            left = self._written.setdefault(key, self._clock()) + self._text_seconds() - self._clock()
             if left > 0:
                 return replace(change, wait_seconds=left)
             self._written[key] = self._clock()
         return change
 
-    def _words_seconds(self) -> float:
+    def _text_seconds(self) -> float:
         """Seconds that words wait. More jobs, each longer: jobs that wait for a run go before words about others."""
-        share = self._mirror.working() / self._settings.progress_reads_per_second
+        share = self._cache.working() / self._settings.progress_reads_per_second
         return max(self._settings.progress_seconds, share)
 
-    def _next(self, seen: Observed, answer: Plan, change: Change) -> float | None:
+    def _next(self, observed: Observed, answer: Plan, change: StatusChange) -> float | None:
         times = [answer.requeue_after, change.wait_seconds]
-        if answer.status.completionTime is None and any(p.phase == "Running" for p in seen.pods):
+        if answer.status.completionTime is None and any(p.phase == "Running" for p in observed.pods):
             times.append(self.observer.progress_seconds())
         return min((t for t in times if t is not None), default=None)
 
     async def _refresh(self, key: Key) -> None:
         live = await self._cluster.get_job(key)
         if live:
-            self._mirror.jobs.put(live)
+            self._cache.jobs.put(live)
         else:
-            self._mirror.jobs.forget(key)
+            self._cache.jobs.forget(key)
 
     def _forget(self, key: Key) -> None:
         self._refusals.pop(key, None)
         self._written.pop(key, None)
 
 
-async def look(queue: WorkQueue, reconciler: Reconciler, key: Key) -> None:
+async def process(queue: WorkQueue, reconciler: Reconciler, key: Key) -> None:
     """One look at a job that was taken from the queue, and its place in the queue afterwards."""
     with metrics.RECONCILE_SECONDS.time():
         try:
             after = await reconciler.reconcile(key)
         except (Conflict, NotFound) as error:
             metrics.ERRORS.labels(reason=error.reason).inc()
-            log.info("looked too early", extra=words(key) | {"error": str(error), "seconds": queue.retry(key)})
+            log.info("looked too early", extra=log_fields(key) | {"error": str(error), "seconds": queue.retry(key)})
         except ClusterError as error:
             metrics.ERRORS.labels(reason=error.reason).inc()
-            seconds = queue.retry(key, AWAY_SECONDS) if isinstance(error, Unavailable) else queue.retry(key)
-            log.warning("look failed", extra=words(key) | {"error": str(error), "seconds": seconds})
+            seconds = (
+                queue.retry(key, UNAVAILABLE_RETRY_SECONDS) if isinstance(error, Unavailable) else queue.retry(key)
+            )
+            log.warning("look failed", extra=log_fields(key) | {"error": str(error), "seconds": seconds})
         except Exception:  # a bug in a look at one job must not stop the looks at others
             metrics.ERRORS.labels(reason="Bug").inc()
-            log.exception("look failed", extra=words(key) | {"seconds": queue.retry(key)})
+            log.exception("look failed", extra=log_fields(key) | {"seconds": queue.retry(key)})
         else:
             queue.succeeded(key)
             if after is not None:

@@ -14,12 +14,12 @@ from finetune_api.resource import names
 from finetune_api.resource.names import PLURAL
 
 from . import metrics
+from .cache import Cache, subject
 from .cluster import RUNS_PLURAL, Cluster, Kind
 from .errors import BackendMissing, ClusterError
 from .health import Canary, Watches, task_names
 from .identity import Json, Key, key_of
-from .mirror import Mirror, subject
-from .reconcile import Reconciler, look
+from .reconcile import Reconciler, process
 from .settings import Settings
 from .workqueue import WorkQueue
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 60.0
 """Longest sleep of a worker that has nothing to do."""
-SWEEP_RETRY_SECONDS = 2.0
+RESYNC_RETRY_SECONDS = 2.0
 
 
 class Operator:
@@ -35,30 +35,30 @@ class Operator:
 
     def __init__(self, cluster: Cluster, settings: Settings) -> None:
         self.cluster, self.settings = cluster, settings
-        self.mirror = Mirror()
+        self.cache = Cache()
         self.queue = WorkQueue(time.monotonic)
-        self.reconciler = Reconciler(cluster, self.mirror, settings, time.monotonic, lambda: datetime.now(UTC))
+        self.reconciler = Reconciler(cluster, self.cache, settings, time.monotonic, lambda: datetime.now(UTC))
         self.canary = Canary(time.monotonic)
         self._watches = Watches(time.monotonic, task_names)
-        self.filled = asyncio.Event()
+        self.synced = asyncio.Event()
         """Set when everything was listed once: before, a missing child means nothing."""
         self._wake = asyncio.Event()
         self._stopping = False
 
-    def note(self, kind: Kind, change: str | None, raw: Json) -> None:
+    def on_event(self, kind: Kind, change: str | None, raw: Json) -> None:
         """A watch has seen a change of an object; None: the object as it was listed.
 
         What we know already calls for no look: whoever brought it has seen to that.
         """
         if change == "DELETED":
-            self.mirror.drop(kind, raw)
-        elif not self.mirror.put(kind, raw):
+            self.cache.drop(kind, raw)
+        elif not self.cache.put(kind, raw):
             return
         self.enqueue(subject(kind, raw))
 
-    def note_refusal(self, change: str | None, event: Json) -> None:
+    def on_refusal_event(self, change: str | None, event: Json) -> None:
         """A watch has seen an Event about pods that were refused."""
-        self.enqueue(self.mirror.refusals.note(change, event))
+        self.enqueue(self.cache.refusals.on_event(change, event))
 
     def enqueue(self, key: Key | None) -> None:
         """Have a look at a job soon."""
@@ -73,40 +73,40 @@ class Operator:
 
     async def work(self) -> None:
         """Look at jobs, one after the other. As many of these run as settings.workers says."""
-        await self.filled.wait()
+        await self.synced.wait()
         while not self._stopping:
             key = self.queue.take()
             if key is None:
                 await self._idle()
             else:
-                await look(self.queue, self.reconciler, key)
+                await process(self.queue, self.reconciler, key)
                 self._wake.set()  # what was added during the look may be due
 
-    async def sweep(self) -> None:
+    async def resync(self) -> None:
         """List everything at the start, and from time to time to find what a watch has missed."""
         while True:
             try:
-                await self.sweep_once()
+                await self.resync_once()
             except ClusterError as error:
                 log.warning("sweep failed", extra={"error": str(error)})
-                await asyncio.sleep(SWEEP_RETRY_SECONDS)
+                await asyncio.sleep(RESYNC_RETRY_SECONDS)
                 continue
-            self.filled.set()
-            await asyncio.sleep(self.settings.sweep_seconds)
+            self.synced.set()
+            await asyncio.sleep(self.settings.resync_seconds)
 
-    async def sweep_once(self) -> None:
-        """Bring the mirror up to date, and have a look at every job that has not ended."""
-        first = not self.filled.is_set()
+    async def resync_once(self) -> None:
+        """Bring the cache up to date, and have a look at every job that has not ended."""
+        first = not self.synced.is_set()
         for kind in (Kind.JOBS, Kind.RUNS, Kind.PODS):
             await self._list(kind)
         await self.reconciler.observer.backend()
-        keys = [key for key, _ in self.mirror.jobs.items()] if first else self.mirror.unfinished()
+        keys = [key for key, _ in self.cache.jobs.items()] if first else self.cache.unfinished()
         for key in keys:
             self.enqueue(key)
-        self.reconciler.observer.forget({entry.value.uid for _, entry in self.mirror.pods.items()})
-        self.mirror.refusals.keep({entry.value.uid for _, entry in self.mirror.runs.items()})
+        self.reconciler.observer.forget({entry.value.uid for _, entry in self.cache.pods.items()})
+        self.cache.refusals.keep({entry.value.uid for _, entry in self.cache.runs.items()})
 
-    def ailment(self) -> str:
+    def unhealthy_reason(self) -> str:
         """Why this process should be started anew; empty while it sees the cluster."""
         patience = self.settings.canary_patience_seconds
         if self.canary.age() > patience:
@@ -115,13 +115,13 @@ class Operator:
         missing = self._watches.missing(needed)
         return next((f"nobody watches {name}* for {s:.0f} s" for name, s in missing.items() if s > patience), "")
 
-    async def beat(self) -> None:
+    async def heartbeat(self) -> None:
         """Write a heartbeat that has to come back through the watch."""
         where = Key(self.settings.own_namespace, names.LEASE)
         while True:
             now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
             try:
-                await self.cluster.beat(where, names.LEASE, now)
+                await self.cluster.write_heartbeat(where, names.LEASE, now)
             except ClusterError as error:
                 log.warning("heartbeat not written", extra={"error": str(error)})
             else:
@@ -135,12 +135,12 @@ class Operator:
             async for items, version in self.cluster.pages(kind):  # noqa: B007
                 listed.update(map(key_of, items))
                 for raw in items:
-                    self.note(kind, None, raw)
+                    self.on_event(kind, None, raw)
         except BackendMissing:
             if kind is not Kind.RUNS:
                 raise
             return
-        self.mirror.keep(kind, listed, version)
+        self.cache.keep(kind, listed, version)
 
     async def _idle(self) -> None:
         """Sleep until a job is due, or until there is news."""

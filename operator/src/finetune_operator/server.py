@@ -25,7 +25,7 @@ async def serve(operator: Operator) -> web.AppRunner:
 
 async def _metrics(operator: Operator) -> web.Response:
     metrics.JOBS.clear()
-    for phase, count in operator.mirror.phases().items():
+    for phase, count in operator.cache.phases().items():
         metrics.JOBS.labels(phase=phase).set(count)
     metrics.QUEUE_DEPTH.set(operator.queue.depth())
     metrics.CANARY_SECONDS.set(operator.canary.age())
@@ -33,10 +33,10 @@ async def _metrics(operator: Operator) -> web.Response:
 
 
 async def _healthz(operator: Operator) -> web.Response:
-    ailment = operator.ailment()
-    return web.Response(text=ailment or "ok", status=503 if ailment else 200)
+    unhealthy_reason = operator.unhealthy_reason()
+    return web.Response(text=unhealthy_reason or "ok", status=503 if unhealthy_reason else 200)
 
 
 async def _readyz(operator: Operator) -> web.Response:
-    ready = operator.filled.is_set()
+    ready = operator.synced.is_set()
     return web.Response(text="ok" if ready else "the cluster is not listed yet", status=200 if ready else 503)

@@ -80,7 +80,7 @@ class Settings(BaseSettings):
     request_timeout_seconds: float = Field(
         default=30, gt=0, description="Seconds until a request is given up and repeated. Default 30."
     )
-    sweep_seconds: float = Field(
+    resync_seconds: float = Field(
         default=300,
         gt=0,
         description="Seconds between two looks at everything, which find what a watch may have missed. Default 300: "

@@ -53,7 +53,7 @@ async def load_configuration(kubeconfig: Path | None) -> Configuration:
     return found
 
 
-class Pace:
+class RateLimiter:
     """A token bucket: `burst` requests at once, `rate` per second in the long run."""
 
     def __init__(self, rate: float, burst: int) -> None:
@@ -75,7 +75,7 @@ class Transport:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._pace = Pace(settings.requests_per_second, settings.request_burst)
+        self._limiter = RateLimiter(settings.requests_per_second, settings.request_burst)
         self._timeout = aiohttp.ClientTimeout(total=settings.request_timeout_seconds, sock_connect=CONNECT_TIMEOUT)
         self._client: ApiClient | None = None
 
@@ -86,7 +86,7 @@ class Transport:
         """The answer's body. verb and resource are RBAC's words, for metrics. Raises ClusterError."""
         url = f"{path}?{urlencode(query)}" if query else path
         for attempt in range(1, ATTEMPTS + 1):
-            await self._pace.wait()
+            await self._limiter.wait()
             status, pause, data = await self._once(verb, url, body, content_type)
             metrics.REQUESTS.labels(verb=verb, resource=resource, code=str(status or "none")).inc()
             if 200 <= status < 300:
@@ -97,7 +97,7 @@ class Transport:
                 raise _refusal(status, data)
             if attempt < ATTEMPTS:
                 await asyncio.sleep(max(pause, _backoff(attempt)))
-        raise Unavailable(f"{verb} {resource}: {status or 'no answer'} {_said(data)}")
+        raise Unavailable(f"{verb} {resource}: {status or 'no answer'} {_message(data)}")
 
     async def close(self) -> None:
         client, self._client = self._client, None
@@ -140,21 +140,21 @@ def _backoff(attempt: int) -> float:
 
 def _refusal(status: int, data: bytes) -> ClusterError:
     """The error for a 4xx answer. A 404 that names no object means that the resource itself is unknown."""
-    answer = _parsed(data)
-    said = _said(data)
+    answer = _json_object(data)
+    message = _message(data)
     if status == 404:
-        return NotFound(said) if (answer.get("details") or {}).get("name") else BackendMissing(said)
+        return NotFound(message) if (answer.get("details") or {}).get("name") else BackendMissing(message)
     if status == 409:
-        return AlreadyExists(said) if answer.get("reason") == "AlreadyExists" else Conflict(said)
-    return Refused(said)
+        return AlreadyExists(message) if answer.get("reason") == "AlreadyExists" else Conflict(message)
+    return Refused(message)
 
 
-def _said(data: bytes) -> str:
-    message = _parsed(data).get("message")
+def _message(data: bytes) -> str:
+    message = _json_object(data).get("message")
     return str(message) if message else data[:500].decode(errors="replace").strip()
 
 
-def _parsed(data: bytes) -> dict[str, Any]:
+def _json_object(data: bytes) -> dict[str, Any]:
     try:
         answer = json.loads(data)
     except ValueError:

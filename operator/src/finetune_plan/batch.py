@@ -19,14 +19,14 @@ from finetune_api.validation.predicates import find
 from .facts import Note, get
 
 
-class Batch(NamedTuple):
+class BatchSize(NamedTuple):
     """Rows of one forward pass on one replica, and forward passes per optimizer step."""
 
     per_device: int
     accumulation: int
 
 
-def resolve_batch(spec: Mapping[str, Any], data_parallel: int) -> tuple[Batch, tuple[Note, ...]]:
+def resolve_batch(spec: Mapping[str, Any], data_parallel: int) -> tuple[BatchSize, tuple[Note, ...]]:
     """The batch, and what global_batch has to say about it."""
     micro = get(spec, None, *MICRO_BATCH)
     accumulation = find(spec, "hyperparameters.gradient_accumulation_steps")
@@ -35,7 +35,7 @@ def resolve_batch(spec: Mapping[str, Any], data_parallel: int) -> tuple[Batch, t
         accumulation = max(1, target // ((micro or 1) * data_parallel))
     elif target and micro is None:
         micro = max(1, target // (accumulation * data_parallel))
-    batch = Batch(per_device=micro or 1, accumulation=accumulation or 1)
+    batch = BatchSize(per_device=micro or 1, accumulation=accumulation or 1)
     rows = batch.per_device * batch.accumulation * data_parallel
     if target in (None, rows):
         return batch, ()

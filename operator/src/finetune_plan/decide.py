@@ -20,61 +20,60 @@ from finetune_api.runtime.report import FinalReport
 from finetune_api.validation.predicates import find
 from finetune_api.validation.problem import Problem
 
-from . import results, retry
-from . import status as told
+from . import results, retry, statuses
 from .backends import pytorchjob
-from .model import CreateRun, DeleteRun, Observed, Plan, PodSeen
+from .model import CreateRun, DeleteRun, Observed, ObservedPod, Plan
 from .resolve import Verdict, validate
 from .settings import PlanSettings
 from .workload import Workload, workload
 
-WAIT = 5.0
+POLL_SECONDS = 5.0
 """Seconds until we look again where no event is promised."""
 
-HEARSAY = 10.0
+PEER_LOST_GRACE = 10.0
 """Seconds after the loss of a peer in which its own end, and with it the cause, is waited for."""
 
-OVERDUE = 10.0
+TERMINATION_OVERDUE = 10.0
 """Seconds after a pod's grace period in which its node may say that the pod has ended."""
 
-RELEASE = 60.0
+RELEASE_SECONDS = 60.0
 """Seconds after the end in which pods still running may end by themselves, before they are removed."""
 
 
 @dataclass(frozen=True)
-class Story:
+class ReconcileContext:
     """One pass over one job. What costs time is worked out once, and only if a check asks."""
 
-    seen: Observed
+    observed: Observed
     settings: PlanSettings
     now: datetime
 
     @property
     def spec(self) -> Any:
-        return self.seen.resource.get("spec") or {}
+        return self.observed.resource.get("spec") or {}
 
     @cached_property
     def verdict(self) -> Verdict:
-        return validate(self.seen.resource, self.settings)
+        return validate(self.observed.resource, self.settings)
 
     @cached_property
     def written(self) -> Status:
         """The status as it was written last."""
-        status = Status.model_validate(self.seen.resource.get("status") or {})
+        status = Status.model_validate(self.observed.resource.get("status") or {})
         return status.model_copy(update={"observedGeneration": self.generation})
 
     @cached_property
     def status(self) -> Status:
         """The status to go on from: judged anew until the first run, which pins what was resolved."""
-        return self.written if self.written.completionTime or self.run else self.judged
+        return self.written if self.written.completionTime or self.run else self.admission
 
     @property
-    def judged(self) -> Status:
-        return told.judged(self.verdict, now=self.time, generation=self.generation, before=self.written)
+    def admission(self) -> Status:
+        return statuses.admission(self.verdict, now=self.time, generation=self.generation, before=self.written)
 
     @property
     def generation(self) -> int | None:
-        number: int | None = self.seen.resource["metadata"].get("generation")
+        number: int | None = self.observed.resource["metadata"].get("generation")
         return number
 
     @property
@@ -84,158 +83,167 @@ class Story:
     @cached_property
     def run(self) -> int:
         """Number of the newest run that anyone knows of; 0 before the first."""
-        return max([self.written.run or 0, *(r.number for r in self.seen.runs), *(p.run for p in self.seen.pods)])
+        return max(
+            [self.written.run or 0, *(r.number for r in self.observed.runs), *(p.run for p in self.observed.pods)]
+        )
 
     @property
-    def pods(self) -> tuple[PodSeen, ...]:
+    def pods(self) -> tuple[ObservedPod, ...]:
         """Pods of the current run, by node rank."""
-        return tuple(sorted((p for p in self.seen.pods if p.run == self.run), key=lambda p: p.node_rank))
+        return tuple(sorted((p for p in self.observed.pods if p.run == self.run), key=lambda p: p.node_rank))
 
     def remove_runs(self, newest: int | None = None) -> tuple[DeleteRun, ...]:
         """Deletions of the runs up to a number, without those that are being deleted."""
         newest = self.run if newest is None else newest
-        return tuple(DeleteRun(r.name, r.uid) for r in self.seen.runs if r.number <= newest and not r.deleting)
+        return tuple(DeleteRun(r.name, r.uid) for r in self.observed.runs if r.number <= newest and not r.deleting)
 
 
-def plan(seen: Observed, settings: PlanSettings, now: datetime) -> Plan:
+def plan(observed: Observed, settings: PlanSettings, now: datetime) -> Plan:
     """The plan for a job as it is seen now (UTC)."""
-    story = Story(seen, settings, now)
-    answer = next(answer for each in CHECKS if (answer := each(story)) is not None)
-    return replace(answer, requeue_after=_sooner(answer.requeue_after, _deadline(story, answer.status)))
+    ctx = ReconcileContext(observed, settings, now)
+    answer = next(answer for each in CHECKS if (answer := each(ctx)) is not None)
+    return replace(answer, requeue_after=_earliest(answer.requeue_after, _deadline(ctx, answer.status)))
 
 
-def finished(story: Story) -> Plan | None:
+def finished(ctx: ReconcileContext) -> Plan | None:
     """A finished job never creates anything again; its children go when their time is over."""
-    ended = story.status.completionTime
+    ended = ctx.status.completionTime
     if not ended:
         return None
-    times = [RELEASE] if any(p.phase == "Running" for p in story.pods) else []
-    ttl = find(story.spec, "lifecycle.ttlSecondsAfterFinished")
+    times = [RELEASE_SECONDS] if any(p.phase == "Running" for p in ctx.pods) else []
+    ttl = find(ctx.spec, "lifecycle.ttlSecondsAfterFinished")
     times += [] if ttl is None else [ttl]
-    if not times or not any(not r.deleting for r in story.seen.runs):
-        return Plan((), story.status)
-    left = (_after(ended, min(times)) - story.now).total_seconds()
-    return Plan((), story.status, requeue_after=left) if left > 0 else Plan(story.remove_runs(), story.status)
+    if not times or not any(not r.deleting for r in ctx.observed.runs):
+        return Plan((), ctx.status)
+    left = (_after(ended, min(times)) - ctx.now).total_seconds()
+    return Plan((), ctx.status, requeue_after=left) if left > 0 else Plan(ctx.remove_runs(), ctx.status)
 
 
-def cancelled(story: Story) -> Plan | None:
-    if story.spec.get("cancel") is not True:
+def cancelled(ctx: ReconcileContext) -> Plan | None:
+    if ctx.spec.get("cancel") is not True:
         return None
-    status = told.ended(story.status, Phase.CANCELLED, "Cancelled", "spec.cancel is true.", now=story.time)
-    return Plan(story.remove_runs(), status)
+    status = statuses.ended(ctx.status, Phase.CANCELLED, "Cancelled", "spec.cancel is true.", now=ctx.time)
+    return Plan(ctx.remove_runs(), status)
 
 
-def refused(story: Story) -> Plan | None:
+def refused(ctx: ReconcileContext) -> Plan | None:
     """Refused before the first run. Later, what was resolved at acceptance serves every run."""
-    if story.run or story.verdict.valid:
+    if ctx.run or ctx.verdict.valid:
         return None
-    return Plan((), story.judged)
+    return Plan((), ctx.admission)
 
 
-def suspended(story: Story) -> Plan | None:
-    if story.spec.get("suspend") is not True:
+def suspended(ctx: ReconcileContext) -> Plan | None:
+    if ctx.spec.get("suspend") is not True:
         return None
     message = "spec.suspend is true; set it to false to go on from the last checkpoint."
-    return Plan(story.remove_runs(), told.suspended(story.status, message, now=story.time))
+    return Plan(ctx.remove_runs(), statuses.suspended(ctx.status, message, now=ctx.time))
 
 
-def succeeded(story: Story) -> Plan | None:
+def succeeded(ctx: ReconcileContext) -> Plan | None:
     """Success is the trainer's own report on node 0, whatever the backend says."""
-    report = _report(story, Exit.OK)
+    report = _report(ctx, Exit.OK)
     if report is None:
         return None
-    status = told.fold(report, story.status, story.time)
-    return Plan((), status, remember=results.remember(story.spec, status))
+    status = statuses.apply_record(report, ctx.status, ctx.time)
+    return Plan((), status, record_result=results.record(ctx.spec, status))
 
 
-def known(story: Story) -> Plan | None:
+def already_complete(ctx: ReconcileContext) -> Plan | None:
     """The output of this very job is there already, made by a job that was deleted since."""
-    if story.run or not story.seen.claim:
+    if ctx.run or not ctx.observed.claim:
         return None
-    resolution, resolved = story.verdict.resolution, story.status.resolved
+    resolution, resolved = ctx.verdict.resolution, ctx.status.resolved
     if resolution is None or resolved is None:
         return None
-    result = results.remembered(resolution.spec, story.seen.claim, resolved.digest or "")
+    result = results.recorded(resolution.spec, ctx.observed.claim, resolved.digest or "")
     if result is None:
         return None
-    return Plan((), told.known(story.status, result, results.sentence(resolution.spec), now=story.time))
+    return Plan(
+        (),
+        statuses.already_complete(
+            ctx.status, result, results.already_complete_message(resolution.spec), now=ctx.time
+        ),
+    )
 
 
-def too_late(story: Story) -> Plan | None:
-    left = _deadline(story, story.status)
+def deadline_exceeded(ctx: ReconcileContext) -> Plan | None:
+    left = _deadline(ctx, ctx.status)
     if left is None or left > 0:
         return None
-    limit = find(story.spec, "lifecycle.activeDeadlineSeconds")
+    limit = find(ctx.spec, "lifecycle.activeDeadlineSeconds")
     message = f"The job ran for lifecycle.activeDeadlineSeconds, {limit} s. Raise it, or shorten the training."
-    status = told.ended(story.status, Phase.FAILED, "DeadlineExceeded", message, now=story.time)
-    return Plan(story.remove_runs(), status)
+    status = statuses.ended(ctx.status, Phase.FAILED, "DeadlineExceeded", message, now=ctx.time)
+    return Plan(ctx.remove_runs(), status)
 
 
-def leaving(story: Story) -> Plan | None:
+def terminating(ctx: ReconcileContext) -> Plan | None:
     """The previous run's pods are gone before the next run is created, and how they end says nothing any more."""
-    if over := story.remove_runs(story.run if told.is_given_up(story.status) else story.run - 1):
-        return Plan(over, story.status, requeue_after=WAIT)
-    if any(r.deleting for r in story.seen.runs) or (story.pods and not story.seen.runs):
-        return Plan((), told.overdue(story.status, _overdue(story), now=story.time), requeue_after=WAIT)
+    if over := ctx.remove_runs(ctx.run if statuses.run_is_over(ctx.status) else ctx.run - 1):
+        return Plan(over, ctx.status, requeue_after=POLL_SECONDS)
+    if any(r.deleting for r in ctx.observed.runs) or (ctx.pods and not ctx.observed.runs):
+        return Plan(
+            (), statuses.termination_overdue(ctx.status, _overdue_pod(ctx), now=ctx.time), requeue_after=POLL_SECONDS
+        )
     return None
 
 
-def queued(story: Story) -> Plan | None:
+def queued(ctx: ReconcileContext) -> Plan | None:
     """A queue that takes a run's pods away gives them back; that is no failure."""
-    if not any(r.suspended for r in story.seen.runs):
+    if not any(r.suspended for r in ctx.observed.runs):
         return None
-    return Plan((), told.queued(story.status, now=story.time))
+    return Plan((), statuses.queued(ctx.status, now=ctx.time))
 
 
-def failed(story: Story) -> Plan | None:
+def failed(ctx: ReconcileContext) -> Plan | None:
     """One failed pod ends the run of the whole gang: another run, or the end."""
-    cause = retry.failure(story.pods) or _incomplete(story)
+    cause = retry.root_cause(ctx.pods) or _deleted_pods(ctx)
     if cause is None:
         return None
-    if (left := _hearsay(story, cause)) > 0:
-        return Plan((), story.status, requeue_after=left)
-    restarts = story.status.restarts or 0
-    if not retry.again(cause, restarts, find(story.spec, "lifecycle.maxRestarts")):
+    if (left := _peer_lost_grace(ctx, cause)) > 0:
+        return Plan((), ctx.status, requeue_after=left)
+    restarts = ctx.status.restarts or 0
+    if not retry.should_retry(cause, restarts, find(ctx.spec, "lifecycle.maxRestarts")):
         # The run stays, for its logs; the Training Operator, or `finished`, ends the pods that still run.
-        return Plan((), told.failed(story.status, cause.exit_code, cause.message, now=story.time))
-    status = told.restarting(story.status, restarts + (0 if cause.free else 1), cause.message, now=story.time)
-    return Plan(story.remove_runs(), status, requeue_after=WAIT)
+        return Plan((), statuses.failed(ctx.status, cause.exit_code, cause.message, now=ctx.time))
+    status = statuses.restarting(ctx.status, restarts + (0 if cause.free else 1), cause.message, now=ctx.time)
+    return Plan(ctx.remove_runs(), status, requeue_after=POLL_SECONDS)
 
 
-def backend_missing(story: Story) -> Plan | None:
-    if story.seen.backend or story.seen.runs:
+def backend_missing(ctx: ReconcileContext) -> Plan | None:
+    if ctx.observed.backend or ctx.observed.runs:
         return None
-    return Plan((), told.backend_missing(story.status, now=story.time), requeue_after=WAIT)
+    return Plan((), statuses.backend_missing(ctx.status, now=ctx.time), requeue_after=POLL_SECONDS)
 
 
-def starting(story: Story) -> Plan | None:
+def starting(ctx: ReconcileContext) -> Plan | None:
     """Claim the next run in the status and create it; a claimed run that was never seen is created again."""
-    if story.seen.runs:
+    if ctx.observed.runs:
         return None
-    if problem := _hindrance(story):
-        return Plan((), told.hindered(story.status, problem, now=story.time))
-    number = story.run if told.is_claimed(story.status) else story.run + 1
-    work = _work(story, number)
-    manifest = pytorchjob.render(work, story.seen.resource["metadata"].get("namespace"), _owner(story))
-    previous = f"{story.seen.resource['metadata']['name']}-{number - 1}" if number > 1 else ""
-    if number == story.run:
-        said = story.seen.refusal
-        status = told.create_refused(story.status, said, now=story.time) if said else story.status
+    if problem := _blocking_problem(ctx):
+        return Plan((), statuses.blocked(ctx.status, problem, now=ctx.time))
+    number = ctx.run if statuses.is_claimed(ctx.status) else ctx.run + 1
+    work = _workload(ctx, number)
+    manifest = pytorchjob.render(work, ctx.observed.resource["metadata"].get("namespace"), _owner(ctx))
+    previous = f"{ctx.observed.resource['metadata']['name']}-{number - 1}" if number > 1 else ""
+    if number == ctx.run:
+        refusal = ctx.observed.refusal
+        status = statuses.create_refused(ctx.status, refusal, now=ctx.time) if refusal else ctx.status
     else:
-        status = told.claimed(told.started(story.status, work, now=story.time), now=story.time)
+        status = statuses.claimed(statuses.started(ctx.status, work, now=ctx.time), now=ctx.time)
     return Plan((CreateRun(manifest, previous),), status)
 
 
-def running(story: Story) -> Plan:
+def running(ctx: ReconcileContext) -> Plan:
     """Nothing to do but to say how far it is."""
-    status = told.seen_running(story.status, story.run, now=story.time)
-    status = told.pods_seen(status, story.pods, story.seen.pods_refusal, now=story.time)
-    for record in story.seen.records:
-        status = told.fold(record, status, story.time)
+    status = statuses.running(ctx.status, ctx.run, now=ctx.time)
+    status = statuses.pods_ready(status, ctx.pods, ctx.observed.pods_refusal, now=ctx.time)
+    for record in ctx.observed.records:
+        status = statuses.apply_record(record, status, ctx.time)
     return Plan((), status)
 
 
-def missing_pods(status: Mapping[str, Any], pods: Iterable[PodSeen]) -> int:
+def missing_pods(status: Mapping[str, Any], pods: Iterable[ObservedPod]) -> int:
     """How many pods of a run that had all of them are gone. `status` is as it was written.
 
     None returns to Pending: one that is pending took the place of another.
@@ -246,54 +254,58 @@ def missing_pods(status: Mapping[str, Any], pods: Iterable[PodSeen]) -> int:
     return max(0, (find(status, "layout.nodes") or 1) - left)
 
 
-CHECKS: tuple[Callable[[Story], Plan | None], ...] = (
-    finished, succeeded, cancelled, refused, known, suspended, too_late, leaving, queued, failed, backend_missing,
-    starting, running,
+CHECKS: tuple[Callable[[ReconcileContext], Plan | None], ...] = (
+    finished, succeeded, cancelled, refused, already_complete, suspended, deadline_exceeded, terminating, queued,
+    failed, backend_missing, starting, running,
 )  # fmt: skip
 
 
-def _overdue(story: Story) -> str:
+def _overdue_pod(ctx: ReconcileContext) -> str:
     """Name of a pod that was told to leave and should be gone; empty if there is none."""
-    late = (p for p in story.seen.pods if p.leaves_by and _after(p.leaves_by, OVERDUE) < story.now)
+    late = (
+        p
+        for p in ctx.observed.pods
+        if p.termination_deadline and _after(p.termination_deadline, TERMINATION_OVERDUE) < ctx.now
+    )
     return next((p.name for p in late), "")
 
 
-def _report(story: Story, code: int) -> FinalReport | None:
-    first = next((p for p in story.pods if p.node_rank == 0), None)
+def _report(ctx: ReconcileContext, code: int) -> FinalReport | None:
+    first = next((p for p in ctx.pods if p.node_rank == 0), None)
     return first.report if first and first.report and first.report.exit_code == code else None
 
 
-def _incomplete(story: Story) -> retry.Failure | None:
+def _deleted_pods(ctx: ReconcileContext) -> retry.Failure | None:
     """A pod that was deleted is replaced behind our back, with nobody to talk to: the gang starts again."""
-    lost = missing_pods(story.seen.resource.get("status") or {}, story.seen.pods)
-    if not story.seen.runs or not lost:
+    lost = missing_pods(ctx.observed.resource.get("status") or {}, ctx.observed.pods)
+    if not ctx.observed.runs or not lost:
         return None
     return retry.Failure(Exit.PEER_LOST, f"Of the pods that ran, {lost} were deleted.", free=True)
 
 
-def _hearsay(story: Story, cause: retry.Failure) -> float:
+def _peer_lost_grace(ctx: ReconcileContext, cause: retry.Failure) -> float:
     """Seconds in which a peer may still say why it was lost: nothing else is known, and it still runs for us."""
-    running = any(p.phase == "Running" for p in story.pods)
-    told = [p.report.time for p in story.pods if p.exit_code == Exit.PEER_LOST and p.report]
-    if cause.exit_code != Exit.PEER_LOST or not running or not told:
+    running = any(p.phase == "Running" for p in ctx.pods)
+    reported = [p.report.time for p in ctx.pods if p.exit_code == Exit.PEER_LOST and p.report]
+    if cause.exit_code != Exit.PEER_LOST or not running or not reported:
         return 0.0
-    return min(HEARSAY, min(told) + HEARSAY - story.now.timestamp())
+    return min(PEER_LOST_GRACE, min(reported) + PEER_LOST_GRACE - ctx.now.timestamp())
 
 
-def _hindrance(story: Story) -> Problem | None:
+def _blocking_problem(ctx: ReconcileContext) -> Problem | None:
     """Why an accepted job cannot have its next run: settings, or an operator that no longer knows its words."""
-    hindering = (p for p in story.verdict.problems if p.reason != "Unsupported")  # the pinned trainer decides that
-    return next(hindering, None) if story.run else None
+    blocking = (p for p in ctx.verdict.problems if p.reason != "Unsupported")  # the pinned trainer decides that
+    return next(blocking, None) if ctx.run else None
 
 
-def _work(story: Story, number: int) -> Workload:
+def _workload(ctx: ReconcileContext, number: int) -> Workload:
     """The workload of a run. The first one is resolved; later ones take what was resolved then."""
-    if story.verdict.resolution is None:
+    if ctx.verdict.resolution is None:
         raise ValueError("a job that makes no sense has no workload")
-    uid = story.seen.resource["metadata"].get("uid", "")
-    work = workload(story.verdict.resolution, story.settings, number, uid)
-    resolved, layout = story.written.resolved, story.written.layout
-    if not story.run or not resolved or not resolved.runConfig or not layout:
+    uid = ctx.observed.resource["metadata"].get("uid", "")
+    work = workload(ctx.verdict.resolution, ctx.settings, number, uid)
+    resolved, layout = ctx.written.resolved, ctx.written.layout
+    if not ctx.run or not resolved or not resolved.runConfig or not layout:
         return work
     return replace(
         work,
@@ -304,15 +316,15 @@ def _work(story: Story, number: int) -> Workload:
     )
 
 
-def _deadline(story: Story, status: Status) -> float | None:
+def _deadline(ctx: ReconcileContext, status: Status) -> float | None:
     """Seconds until lifecycle.activeDeadlineSeconds is over; None if there is no such time."""
-    limit = find(story.spec, "lifecycle.activeDeadlineSeconds")
+    limit = find(ctx.spec, "lifecycle.activeDeadlineSeconds")
     if limit is None or not status.startTime or status.completionTime or status.phase is Phase.SUSPENDED:
         return None
-    return (_after(status.startTime, limit) - story.now).total_seconds()
+    return (_after(status.startTime, limit) - ctx.now).total_seconds()
 
 
-def _sooner(one: float | None, other: float | None) -> float | None:
+def _earliest(one: float | None, other: float | None) -> float | None:
     return min((t for t in (one, other) if t is not None), default=None)
 
 
@@ -320,8 +332,8 @@ def _after(time: str, seconds: float) -> datetime:
     return datetime.fromisoformat(time) + timedelta(seconds=seconds)
 
 
-def _owner(story: Story) -> dict[str, Any] | None:
-    metadata = story.seen.resource["metadata"]
+def _owner(ctx: ReconcileContext) -> dict[str, Any] | None:
+    metadata = ctx.observed.resource["metadata"]
     if "uid" not in metadata:
         return None
     return {"apiVersion": f"{GROUP}/v1alpha1", "kind": KIND, "name": metadata["name"], "uid": metadata["uid"],

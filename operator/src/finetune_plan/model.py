@@ -11,7 +11,7 @@ from finetune_api.runtime.report import FinalReport, Record
 
 
 @dataclass(frozen=True)
-class RunSeen:
+class ObservedRun:
     """A PyTorchJob that carries the job's labels."""
 
     name: str
@@ -23,7 +23,7 @@ class RunSeen:
 
 
 @dataclass(frozen=True)
-class PodSeen:
+class ObservedPod:
     """A pod of a run."""
 
     name: str
@@ -36,11 +36,11 @@ class PodSeen:
     """Of the trainer, once it has ended."""
     report: FinalReport | None = None
     """From the termination message."""
-    lost: str = ""
+    disruption: str = ""
     """Why Kubernetes took the pod away (Preempted, Evicted, NodeLost ...); empty if it did not."""
     waiting: str = ""
     """Why it does not run yet, in Kubernetes' own words; empty if it does or if nothing is said."""
-    leaves_by: str = ""
+    termination_deadline: str = ""
     """The end of its grace period (RFC 3339), if it was told to leave; else empty."""
 
 
@@ -50,8 +50,8 @@ class Observed:
 
     resource: Mapping[str, Any]
     """The FinetuneJob as it is in the API server, status included."""
-    runs: tuple[RunSeen, ...] = ()
-    pods: tuple[PodSeen, ...] = ()
+    runs: tuple[ObservedRun, ...] = ()
+    pods: tuple[ObservedPod, ...] = ()
     records: tuple[Record, ...] = ()
     """The newest record of each kind from rank 0 of the current run."""
     backend: bool = True
@@ -82,7 +82,7 @@ class DeleteRun:
 
 
 @dataclass(frozen=True)
-class Remember:
+class RecordResult:
     """Note a result on the claim that it lies on."""
 
     claim: str
@@ -101,5 +101,5 @@ class Plan:
     status: Status
     requeue_after: float | None = None
     """Seconds until time alone changes the answer."""
-    remember: Remember | None = None
+    record_result: RecordResult | None = None
     """Done before the status is written: an end is the last that is said of a job."""

@@ -12,7 +12,7 @@ CONFIG_MAPS = "/mnt/configmaps"
 
 
 @dataclass(frozen=True)
-class Place:
+class Mount:
     """A path inside the pod, and the volume under it if there is one."""
 
     path: str
@@ -26,11 +26,11 @@ def uri_of(path: str) -> str:
     return path if inside == path else f"pvc://{inside}"
 
 
-def place(uri: str, *, model: bool = False) -> Place:
+def mount(uri: str, *, model: bool = False) -> Mount:
     """The place of a URI; URIs that the trainer fetches by itself stay as they are."""
     source = uris.parse(uri, model=model)
     if source.scheme is Scheme.PVC:
-        return Place(f"{CLAIMS}/{source.name}/{source.path}".rstrip("/"), claim=source.name)
+        return Mount(f"{CLAIMS}/{source.name}/{source.path}".rstrip("/"), claim=source.name)
     if source.scheme is Scheme.CONFIG_MAP:
-        return Place(f"{CONFIG_MAPS}/{source.name}/{source.path}", config_map=source.name)
-    return Place(uri)
+        return Mount(f"{CONFIG_MAPS}/{source.name}/{source.path}", config_map=source.name)
+    return Mount(uri)

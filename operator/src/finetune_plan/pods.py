@@ -108,9 +108,9 @@ def _volumes(work: Workload) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
     ]
     if not find(work.spec, "output.uri"):
         pairs.append(("output", {"emptyDir": {}}, "/mnt/output"))
-    for i, claim in enumerate(sorted({p.claim for p in work.places if p.claim})):
+    for i, claim in enumerate(sorted({p.claim for p in work.mounts if p.claim})):
         pairs.append((f"claim-{i}", {"persistentVolumeClaim": {"claimName": claim}}, f"{CLAIMS}/{claim}"))
-    for i, name in enumerate(sorted({p.config_map for p in work.places if p.config_map})):
+    for i, name in enumerate(sorted({p.config_map for p in work.mounts if p.config_map})):
         pairs.append((f"configmap-{i}", {"configMap": {"name": name}}, f"{CONFIG_MAPS}/{name}"))
     cache = find(work.spec, "storage.cacheClaim")
     if cache:

@@ -15,7 +15,7 @@ from finetune_api.validation.normalize import as_stored
 from finetune_api.validation.predicates import find
 from finetune_api.validation.problem import Problem
 
-from .batch import Batch, resolve_batch
+from .batch import BatchSize, resolve_batch
 from .engine import resolve_engine, resolve_precision
 from .facts import Note
 from .layout import Layout, resolve_layout
@@ -36,7 +36,7 @@ class Resolution:
     device: Device
     precision: Precision
     layout: Layout
-    batch: Batch
+    batch: BatchSize
     method_reason: str
     engine_reason: str
     notes: tuple[Note, ...]

@@ -17,8 +17,8 @@ from finetune_api.resource.names import GROUP
 from finetune_api.resource.status import ResultStatus, Status
 from finetune_api.validation.predicates import find
 
-from .model import Remember
-from .mounts import place
+from .model import RecordResult
+from .mounts import mount
 
 PREFIX = f"result.{GROUP}/"
 
@@ -27,12 +27,12 @@ def claim(spec: Mapping[str, Any]) -> str:
     """The claim that the output lies on; empty if it is on none, or if nobody can tell."""
     uri = find(spec, "output.uri")
     try:
-        return place(uri).claim if isinstance(uri, str) else ""
+        return mount(uri).claim if isinstance(uri, str) else ""
     except ValueError:
         return ""
 
 
-def remembered(spec: Mapping[str, Any], annotations: Mapping[str, str], digest: str) -> ResultStatus | None:
+def recorded(spec: Mapping[str, Any], annotations: Mapping[str, str], digest: str) -> ResultStatus | None:
     """The result that the claim knows for exactly this run configuration."""
     try:
         known = json.loads(annotations.get(_annotation(spec), "{}"))
@@ -41,7 +41,7 @@ def remembered(spec: Mapping[str, Any], annotations: Mapping[str, str], digest: 
         return None
 
 
-def remember(spec: Mapping[str, Any], status: Status) -> Remember | None:
+def record(spec: Mapping[str, Any], status: Status) -> RecordResult | None:
     """What to write on the claim of a job that has succeeded."""
     if not claim(spec) or not status.result or not status.resolved:
         return None
@@ -50,10 +50,10 @@ def remember(spec: Mapping[str, Any], status: Status) -> Remember | None:
         "result": status.result.model_dump(mode="json", exclude_none=True),
         "completionTime": status.completionTime,
     }
-    return Remember(claim(spec), _annotation(spec), json.dumps(text))
+    return RecordResult(claim(spec), _annotation(spec), json.dumps(text))
 
 
-def sentence(spec: Mapping[str, Any]) -> str:
+def already_complete_message(spec: Mapping[str, Any]) -> str:
     """What a person reads who applied a job that is done already."""
     name = claim(spec)
     return (

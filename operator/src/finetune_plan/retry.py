@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from finetune_api.runtime import exits
 from finetune_api.runtime.exits import Exit, Retry
 
-from .model import PodSeen
+from .model import ObservedPod
 
 MAX_RESTARTS = 3
 """Where lifecycle.maxRestarts is absent."""
@@ -26,21 +26,21 @@ class Failure:
     """Not the job's fault: another run costs nothing."""
 
 
-def failure(pods: tuple[PodSeen, ...]) -> Failure | None:
+def root_cause(pods: tuple[ObservedPod, ...]) -> Failure | None:
     """The root cause of a failed run, or None while none of its pods has failed."""
-    lost = next((p for p in pods if p.lost), None)
+    lost = next((p for p in pods if p.disruption), None)
     ended = [p for p in pods if p.exit_code not in (None, Exit.OK)]
     if not ended and lost is None:
-        return _mute(pods)
-    causes = sorted((p for p in ended if p.exit_code != Exit.PEER_LOST), key=_when)
-    if causes and not (lost and _signalled(causes[0])):
-        return _of(causes[0])
+        return _exited_without_report(pods)
+    causes = sorted((p for p in ended if p.exit_code != Exit.PEER_LOST), key=_failure_time)
+    if causes and not (lost and _was_signalled(causes[0])):
+        return _from_pod(causes[0])
     if lost:
-        return Failure(Exit.PEER_LOST, f"Pod {lost.name} was taken away: {lost.lost}.", free=True)
-    return _of(min(ended, key=_when))
+        return Failure(Exit.PEER_LOST, f"Pod {lost.name} was taken away: {lost.disruption}.", free=True)
+    return _from_pod(min(ended, key=_failure_time))
 
 
-def again(cause: Failure, restarts: int, allowed: int | None) -> bool:
+def should_retry(cause: Failure, restarts: int, allowed: int | None) -> bool:
     """Whether another run follows."""
     retry = exits.meaning(cause.exit_code).retry
     if cause.free or retry is Retry.FREE:
@@ -48,25 +48,25 @@ def again(cause: Failure, restarts: int, allowed: int | None) -> bool:
     return retry is Retry.BUDGET and restarts < (MAX_RESTARTS if allowed is None else allowed)
 
 
-def _of(pod: PodSeen) -> Failure:
+def _from_pod(pod: ObservedPod) -> Failure:
     code = Exit.CRASHED if pod.exit_code is None else pod.exit_code
     sentence = pod.report.message if pod.report else exits.meaning(code).sentence
     return Failure(code, f"Pod {pod.name}: {sentence}", free=exits.meaning(code).retry is Retry.FREE)
 
 
-def _mute(pods: tuple[PodSeen, ...]) -> Failure | None:
+def _exited_without_report(pods: tuple[ObservedPod, ...]) -> Failure | None:
     """An exit code of 0 is not a result: node 0 has to report one."""
     pod = next((p for p in pods if p.node_rank == 0 and p.exit_code == Exit.OK and not p.report), None)
     message = "ended with exit code 0 and without a report, so it was not our trainer that ended."
     return Failure(Exit.CRASHED, f"Pod {pod.name} {message}", free=False) if pod else None
 
 
-def _when(pod: PodSeen) -> float:
+def _failure_time(pod: ObservedPod) -> float:
     """Seconds; a pod without a report failed before it could write one, so it comes first."""
     if pod.report is None:
         return 0.0
     return pod.report.cause.time if pod.report.cause else pod.report.time
 
 
-def _signalled(pod: PodSeen) -> bool:
+def _was_signalled(pod: ObservedPod) -> bool:
     return pod.exit_code is not None and (pod.exit_code > 128 or pod.exit_code == Exit.STOPPED)

@@ -15,7 +15,7 @@ from finetune_api.runtime import protocol
 from finetune_api.validation.predicates import find
 
 from .facts import get
-from .mounts import Place, place
+from .mounts import Mount, mount
 from .resolve import Resolution, is_cpu
 from .runconfig import default_output, run_config
 from .settings import Accelerator, PlanSettings
@@ -42,7 +42,7 @@ class Workload:
     image: str
     labels: Mapping[str, str]
     accelerator: Accelerator | None
-    places: tuple[Place, ...]
+    mounts: tuple[Mount, ...]
     """Where model, data and output lie."""
     spec: Mapping[str, Any]
     """The job's own words, for the parts that only pods have."""
@@ -63,7 +63,7 @@ def workload(job: Resolution, settings: PlanSettings, run_number: int = 1, uid: 
         image=get(spec, settings.trainer_image, "pods.image"),
         labels=_labels(job, run_number, uid),
         accelerator=None if is_cpu(spec) else settings.accelerators[spec["compute"]["gpu_type"].upper()],
-        places=_places(job.name, spec),
+        mounts=_mounts(job.name, spec),
         spec=spec,
         settings=settings,
     )
@@ -104,10 +104,10 @@ def _labels(job: Resolution, run_number: int, uid: str) -> dict[str, str]:
     return dict(find(job.spec, "pods.labels") or {}) | ours
 
 
-def _places(name: str, spec: Mapping[str, Any]) -> tuple[Place, ...]:
+def _mounts(name: str, spec: Mapping[str, Any]) -> tuple[Mount, ...]:
     uris = [
         get(spec, None, *DATA),
         find(spec, "data.validation_path"),
         get(spec, default_output(name), "output.uri"),
     ]
-    return (place(get(spec, "", *MODEL), model=True), *(place(u) for u in uris if u))
+    return (mount(get(spec, "", *MODEL), model=True), *(mount(u) for u in uris if u))

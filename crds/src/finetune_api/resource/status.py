@@ -69,7 +69,7 @@ class Resolved(Part):
     runConfig: Long | None = key("The run configuration, as every run gets it.")  # noqa: N815
 
 
-class Layout(Part):
+class LayoutStatus(Part):
     """How ranks are laid out: nodes x gpusPerNode = worldSize = data x tensor x pipeline parallel."""
 
     nodes: Int | None = key("Pods.")
@@ -135,7 +135,7 @@ class Status(Part):
     run: Int | None = key("Number of the current run; every run is one PyTorchJob.")
     restarts: Int | None = key("Runs that failed and were replaced; these count against lifecycle.maxRestarts.")
     resolved: Resolved | None = key("What was decided when the job was accepted.")
-    layout: Layout | None = key("How ranks are laid out.")
+    layout: LayoutStatus | None = key("How ranks are laid out.")
     network: NetworkStatus | None = key("How ranks reach each other.")
     dataset: DatasetStatus | None = key("What the rows are like.")
     progress: ProgressStatus | None = key("How far training is.")

@@ -12,7 +12,7 @@ from finetune_api.runtime import report
 from finetune_api.runtime.exits import Exit
 from finetune_api.runtime.report import FinalReport
 from finetune_cli import kubernetes_yaml, planning, printing
-from finetune_plan import status as plan_status
+from finetune_plan import statuses
 
 from .cause import Ending
 from .display import Display
@@ -55,7 +55,7 @@ class Watch:
             self._display.text(line.launch.name, line.text)
         elif not isinstance(record, FinalReport):  # how it ended is judged when every replica has ended
             self._display.record(record)
-            self.status = plan_status.fold(record, self.status, planning.now())
+            self.status = statuses.apply_record(record, self.status, planning.now())
             if monotonic() >= self._due:
                 self.write()
 
@@ -63,9 +63,9 @@ class Watch:
         """The last status. A folder that holds another job's work keeps that job's."""
         now = planning.now()
         if ending.report:
-            self.status = plan_status.fold(ending.report, self.status, now)
+            self.status = statuses.apply_record(ending.report, self.status, now)
         else:
-            self.status = plan_status.failed(self.status, ending.code, ending.message, now=now)
+            self.status = statuses.failed(self.status, ending.code, ending.message, now=now)
         if ending.code != Exit.OUTPUT_REFUSED:
             self.write()
 

@@ -16,7 +16,7 @@ from typing import Any
 from finetune_api.resource.names import API_VERSION, KIND
 from finetune_api.validation.predicates import find
 from finetune_plan.mounts import CLAIMS
-from finetune_plan.pod_reasons import REFUSED, hindrance
+from finetune_plan.pod_reasons import REFUSED, match_reason
 from finetune_plan.pods import USER
 from finetune_plan.settings import PlanSettings
 
@@ -125,7 +125,7 @@ def _create(cluster: Cluster, body: Json) -> None:
     try:
         cluster.create("v1", "pods", body)
     except ApiError as error:
-        known = hindrance(REFUSED, error.message)
+        known = match_reason(REFUSED, error.message)
         if error.status != 403 or known.reason == REFUSED[-1][1].reason:
             raise
         remedy = "Wait until other pods of the namespace end, or ask whoever runs it."

@@ -56,4 +56,4 @@ def place(job: Json) -> tuple[str, str]:
         message = f"The result lies at {uri}, and only results on a claim (pvc://CLAIM/PATH) can be fetched."
         raise refused(path, "NotOnAClaim", message, f"Get {uri.rstrip('/')}/{RESULT} with that place's own tools.")
     written = find(job, "status.result.uri") or f"{uri.rstrip('/')}/{RESULT}"
-    return source.name, mounts.place(written).path
+    return source.name, mounts.mount(written).path

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 
 from finetune_api.validation.predicates import find
 from finetune_api.validation.problem import Problem
-from finetune_plan.pod_reasons import REFUSED, WAITING, hindrance
+from finetune_plan.pod_reasons import REFUSED, WAITING, match_reason
 
 from .seen import Seen
 from .server import Json
@@ -42,7 +42,7 @@ def missing(seen: Seen) -> Iterator[Problem]:
         return
     uid = seen.run["metadata"]["uid"]
     for text in dict.fromkeys(e["message"] for e in seen.events if _tells_failure(e, uid)):
-        known, path = hindrance(REFUSED, text), f"pytorchjob {seen.run['metadata']['name']}"
+        known, path = match_reason(REFUSED, text), f"pytorchjob {seen.run['metadata']['name']}"
         yield Problem(path, known.reason, f"A pod cannot be created: {text}", known.remedy)
 
 
@@ -77,14 +77,14 @@ def troubles(pod: Json, events: Iterable[Json]) -> Iterator[Trouble]:
 
 def _unscheduled(condition: Json) -> Trouble:
     text = condition.get("message") or ""
-    known = hindrance(WAITING, f"{text} {condition.get('reason')}")
+    known = match_reason(WAITING, f"{text} {condition.get('reason')}")
     remedies = " ".join(remedy for part, remedy in SCHEDULING if part in text)
     return known.reason, f"No node takes the pod: {text}", remedies or known.remedy
 
 
 def _waits(state: Json) -> Trouble:
     text = f"{state['reason']}: {state.get('message') or 'the kubelet does not say why'}"
-    known = hindrance(WAITING, text)
+    known = match_reason(WAITING, text)
     reason = state["reason"] if known.reason == "Waiting" else known.reason
     return reason, text, known.remedy or "The message says what the node lacks."
 

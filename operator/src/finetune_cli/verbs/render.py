@@ -10,7 +10,7 @@ import click
 from finetune_cli import changes, planning, printing, reading
 from finetune_cli.changes import Changes
 from finetune_cli.planning import Planned
-from finetune_plan import status
+from finetune_plan import statuses
 from finetune_plan.backends import pytorchjob
 from finetune_plan.workload import workload
 
@@ -41,6 +41,6 @@ def rendered(found: Planned, what: str) -> dict[str, Any]:
     whole: dict[str, Any] = {
         "pytorchjob": pytorchjob.render(work, found.resource["metadata"].get("namespace")),
         "run": json.loads(work.config_json),
-        "status": status.judged(found.verdict, now=planning.now()).model_dump(mode="json", exclude_none=True),
+        "status": statuses.admission(found.verdict, now=planning.now()).model_dump(mode="json", exclude_none=True),
     }
     return whole if what == "all" else whole[what]

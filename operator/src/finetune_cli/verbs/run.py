@@ -21,7 +21,7 @@ from finetune_cli.local.watch import previous_run
 from finetune_cli.planning import Planned
 from finetune_cli.reading import Input
 from finetune_cli.verbs.render import rendered
-from finetune_plan import status
+from finetune_plan import statuses
 from finetune_plan.runconfig import run_config
 from finetune_plan.workload import workload
 
@@ -72,7 +72,7 @@ def _run(found: Planned, *, quiet: bool) -> Outcome:
     output = Path(run_config(found.resolution).output)
     work = workload(found.resolution, planning.SETTINGS, previous_run(output) + 1)
     now = planning.now()
-    first = status.started(status.judged(found.verdict, now=now), work, now=now)
+    first = statuses.started(statuses.admission(found.verdict, now=now), work, now=now)
     try:
         return execute(work, output, first, display.choose(quiet=quiet))
     except OSError as error:  # a full disk, most likely: logs and status could not be written

@@ -10,7 +10,7 @@ from .identity import Json
 
 
 @dataclass(frozen=True)
-class Change:
+class StatusChange:
     """From the status as it is to the status as it should be."""
 
     before: Json
@@ -25,7 +25,7 @@ class Change:
     @property
     def can_wait(self) -> bool:
         """Whether the statuses differ in nothing but progress and words."""
-        return _essence(self.before) == _essence(self.after)
+        return _without_text(self.before) == _without_text(self.after)
 
 
 def merge_patch(before: Json, after: Json) -> Json:
@@ -39,6 +39,6 @@ def merge_patch(before: Json, after: Json) -> Json:
     return patch
 
 
-def _essence(status: Json) -> dict[str, Any]:
+def _without_text(status: Json) -> dict[str, Any]:
     rest = {k: v for k, v in status.items() if k not in ("progress", "conditions")}
     return rest | {"conditions": {c["type"]: c["status"] for c in status.get("conditions") or ()}}

@@ -12,28 +12,28 @@ REASON = "FailedCreatePod"
 """Reason of the Training Operator's Events about a pod that it could not create."""
 
 
-class Refusals:
+class RefusalEvents:
     """The last refusal by the UID of the PyTorchJob that it is about."""
 
     def __init__(self) -> None:
-        self._said: dict[str, str] = {}
+        self._messages: dict[str, str] = {}
 
-    def note(self, change: str | None, event: Json) -> Key | None:
+    def on_event(self, change: str | None, event: Json) -> Key | None:
         """Take an Event as a watch tells it; the job that it is about, or None if it is about no PyTorchJob."""
         about = event["involvedObject"]
         job = about.get("name", "").rpartition("-")[0]
         if about.get("kind") != "PyTorchJob" or not job:
             return None
         if change == "DELETED":
-            self._said.pop(about["uid"], None)
+            self._messages.pop(about["uid"], None)
         else:
-            self._said[about["uid"]] = event.get("message", "")
+            self._messages[about["uid"]] = event.get("message", "")
         return Key(about["namespace"], job)
 
     def of(self, uid: str) -> str:
         """What was said last about a run; empty if nothing was."""
-        return self._said.get(uid, "")
+        return self._messages.get(uid, "")
 
     def keep(self, uids: set[str]) -> None:
         """Forget all other runs."""
-        self._said = {uid: said for uid, said in self._said.items() if uid in uids}
+        self._messages = {uid: said for uid, said in self._messages.items() if uid in uids}

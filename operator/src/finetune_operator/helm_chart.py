@@ -1,4 +1,4 @@
-"""`python -m finetune_operator.chart` writes the settings into the chart; run it in the repository.
+"""`python -m finetune_operator.helm_chart` writes the settings into the chart; run it in the repository.
 
 values.schema.json is written by hand but for its `settings`, which are those of settings.py; values.yaml is what the
 schema says, with the descriptions as comments. With --check it writes nothing and exits 1 if a file is stale.
@@ -21,7 +21,7 @@ SCHEMA, VALUES, PAGE = CHART / "values.schema.json", CHART / "values.yaml", Path
 OF_THE_CHART = ("own_namespace", "kubeconfig", "http_port")
 """Settings that are no values: the chart's own templates depend on them."""
 WIDTH = 110
-_NOTE = "Generated from operator/src/finetune_operator/settings.py by `python -m finetune_operator.chart`"
+_NOTE = "Generated from operator/src/finetune_operator/settings.py by `python -m finetune_operator.helm_chart`"
 
 
 def value_name(setting: str) -> str:
@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> int:
         return 0
     stale = [p for p, text in wanted.items() if not p.is_file() or p.read_text(encoding="utf-8") != text]
     for path in stale:
-        sys.stderr.write(f"{path} is stale: run `python -m finetune_operator.chart`\n")
+        sys.stderr.write(f"{path} is stale: run `python -m finetune_operator.helm_chart`\n")
     return 1 if stale else 0
 
 

@@ -10,19 +10,19 @@ from finetune_api.resource import names
 from finetune_api.resource.names import API_VERSION, KIND
 from finetune_api.runtime import report
 from finetune_api.runtime.report import FinalReport
-from finetune_plan.model import PodSeen, RunSeen
+from finetune_plan.model import ObservedPod, ObservedRun
 
 from .identity import Json
 
 _METADATA = ("name", "namespace", "uid", "generation", "resourceVersion", "deletionTimestamp")
-LOST = frozenset(
+DISRUPTIONS = frozenset(
     {"Evicted", "NodeLost", "NodeAffinity", "Preempting", "Shutdown", "Terminated", "UnexpectedAdmissionError"}
 )
 """status.reason of pods that a kubelet, and not the trainer, has ended."""
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class CachedJob:
     """A FinetuneJob as it is kept: text takes a tenth of the memory that its parts would take."""
 
     text: bytes
@@ -30,7 +30,7 @@ class Kept:
     ended: bool
 
 
-def job(raw: Json) -> Kept:
+def job(raw: Json) -> CachedJob:
     """A FinetuneJob without managedFields, labels and annotations."""
     status = raw.get("status") or {}
     lean = {
@@ -41,13 +41,13 @@ def job(raw: Json) -> Kept:
         "status": status,
     }
     text = json.dumps(lean, separators=(",", ":")).encode()
-    return Kept(text, status.get("phase", "None"), "completionTime" in status)
+    return CachedJob(text, status.get("phase", "None"), "completionTime" in status)
 
 
-def run(raw: Json) -> RunSeen:
+def run(raw: Json) -> ObservedRun:
     """A PyTorchJob."""
     metadata = raw["metadata"]
-    return RunSeen(
+    return ObservedRun(
         name=metadata["name"],
         number=_number(metadata),
         deleting="deletionTimestamp" in metadata,
@@ -56,11 +56,11 @@ def run(raw: Json) -> RunSeen:
     )
 
 
-def pod(raw: Json) -> PodSeen:
+def pod(raw: Json) -> ObservedPod:
     """A training pod."""
     metadata, status = raw["metadata"], raw.get("status") or {}
     ended = _container_state(status).get("terminated") or {}
-    return PodSeen(
+    return ObservedPod(
         name=metadata["name"],
         uid=metadata["uid"],
         run=_number(metadata),
@@ -68,9 +68,9 @@ def pod(raw: Json) -> PodSeen:
         phase=status.get("phase", "Unknown"),
         exit_code=ended.get("exitCode"),
         report=_final_report(ended.get("message")),
-        lost=_lost(status),
+        disruption=_disruption(status),
         waiting=_waiting(status) if status.get("phase") == "Pending" else "",
-        leaves_by=metadata.get("deletionTimestamp", ""),
+        termination_deadline=metadata.get("deletionTimestamp", ""),
     )
 
 
@@ -88,12 +88,12 @@ def _final_report(message: str | None) -> FinalReport | None:
     return record if isinstance(record, FinalReport) else None
 
 
-def _lost(status: Json) -> str:
+def _disruption(status: Json) -> str:
     for condition in status.get("conditions") or ():
         if condition["type"] == "DisruptionTarget" and condition["status"] == "True":
             return str(condition.get("reason") or "Disrupted")
     reason = status.get("reason", "")
-    return reason if reason in LOST else ""
+    return reason if reason in DISRUPTIONS else ""
 
 
 def _waiting(status: Json) -> str:

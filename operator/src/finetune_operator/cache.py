@@ -14,13 +14,13 @@ from typing import Generic, TypeVar
 
 from finetune_api.resource import names
 from finetune_api.resource.status import Phase
-from finetune_plan.model import PodSeen, RunSeen
+from finetune_plan.model import ObservedPod, ObservedRun
 
-from . import lean
+from . import transform
 from .cluster import Kind
 from .identity import Json, Key, job_of, key_of
-from .lean import Kept
-from .refusals import Refusals
+from .refusal_events import RefusalEvents
+from .transform import CachedJob
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ class Entry(Generic[T]):
     value: T
 
 
-class Shelf(Generic[T]):
+class Store(Generic[T]):
     """Objects of one kind by key, and by the job that owns them."""
 
     def __init__(
@@ -109,16 +109,18 @@ class Shelf(Generic[T]):
             del self._owned[entry.owner]
 
 
-class Mirror:
+class Cache:
     """Jobs, runs and pods."""
 
     def __init__(self) -> None:
-        self.jobs: Shelf[Kept] = Shelf(lean.job, lambda raw: str(raw["metadata"]["uid"]), lambda kept: kept.phase)
-        self.runs: Shelf[RunSeen] = Shelf(lean.run, _owner_label)
-        self.pods: Shelf[PodSeen] = Shelf(lean.pod, _owner_label)
+        self.jobs: Store[CachedJob] = Store(
+            transform.job, lambda raw: str(raw["metadata"]["uid"]), lambda job: job.phase
+        )
+        self.runs: Store[ObservedRun] = Store(transform.run, _owner_label)
+        self.pods: Store[ObservedPod] = Store(transform.pod, _owner_label)
         self.claims: dict[Key, tuple[float, Mapping[str, str]]] = {}
         """Annotations of claims, and when they were read: not watched, and believed for a moment only."""
-        self.refusals = Refusals()
+        self.refusals = RefusalEvents()
 
     def job(self, key: Key) -> Json | None:
         """The job as it was seen last, as a dict of its own."""
@@ -141,18 +143,18 @@ class Mirror:
         return sum(n for phase, n in self.jobs.counts.items() if phase not in _OVER)
 
     def put(self, kind: Kind, raw: Json) -> bool:
-        return self._shelf(kind).put(raw)
+        return self._store(kind).put(raw)
 
     def drop(self, kind: Kind, raw: Json) -> None:
-        self._shelf(kind).drop(raw)
+        self._store(kind).drop(raw)
 
     def keep(self, kind: Kind, listed: set[Key], version: int) -> list[Key]:
-        return self._shelf(kind).keep(listed, version)
+        return self._store(kind).keep(listed, version)
 
     def keep_of(self, kind: Kind, owner: str, listed: set[Key], version: int) -> None:
-        self._shelf(kind).keep_of(owner, listed, version)
+        self._store(kind).keep_of(owner, listed, version)
 
-    def _shelf(self, kind: Kind) -> Shelf[Kept] | Shelf[RunSeen] | Shelf[PodSeen]:
+    def _store(self, kind: Kind) -> Store[CachedJob] | Store[ObservedRun] | Store[ObservedPod]:
         if kind is Kind.JOBS:
             return self.jobs
         return self.runs if kind is Kind.RUNS else self.pods

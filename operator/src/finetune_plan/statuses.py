@@ -10,7 +10,7 @@ from finetune_api.resource.status import (
     Condition,
     ConditionStatus,
     DatasetStatus,
-    Layout,
+    LayoutStatus,
     NetworkStatus,
     Phase,
     ProgressStatus,
@@ -31,9 +31,9 @@ from finetune_api.runtime.report import (
 )
 from finetune_api.validation.problem import Problem
 
-from .model import PodSeen
+from .model import ObservedPod
 from .mounts import uri_of
-from .pod_reasons import REFUSED, WAITING, Hindrance, hindrance
+from .pod_reasons import REFUSED, WAITING, PodReason, match_reason
 from .resolve import Resolution, Verdict
 from .runconfig import digest, run_config
 from .workload import Workload
@@ -43,9 +43,9 @@ CREATING, CREATE_REFUSED, RESTARTING = "Creating", "CreateRefused", "Restarting"
 """Reasons that later passes read, so they may never change."""
 
 
-def judged(verdict: Verdict, *, now: str, generation: int | None = None, before: Status | None = None) -> Status:
+def admission(verdict: Verdict, *, now: str, generation: int | None = None, before: Status | None = None) -> Status:
     """The status of a job that has no run yet; `before` is what was written last."""
-    status = _described(verdict.resolution) if verdict.resolution else Status()
+    status = _resolution_status(verdict.resolution) if verdict.resolution else Status()
     status = _with(status, observedGeneration=generation, conditions=before.conditions if before else None)
     if verdict.problems:
         message = "\n".join(str(p) for p in verdict.problems)[:MESSAGE_LENGTH]
@@ -62,7 +62,7 @@ def started(status: Status, work: Workload, *, now: str) -> Status:
     """A run of the job exists."""
     pinned = {"image": work.image, "runConfig": work.config_json}
     resolved = (status.resolved or Resolved()).model_copy(update=pinned)
-    status = _resumed(status, now)
+    status = _clear_suspended(status, now)
     if _find(status, c.TRAINING):
         status = _set(status, c.TRAINING, False, "Starting", "No optimizer steps are being made yet.", now)
     return _with(status, run=work.run, phase=Phase.STARTING, resolved=resolved, startTime=status.startTime or now)
@@ -73,10 +73,10 @@ def claimed(status: Status, *, now: str) -> Status:
     return _set(status, c.PODS_READY, False, CREATING, f"Run {status.run} is being created.", now)
 
 
-def seen_running(status: Status, run: int, *, now: str) -> Status:
+def running(status: Status, run: int, *, now: str) -> Status:
     """The run exists, whatever became of the words that should have said so."""
-    status = _resumed(status, now)
-    return _with(status, run=run, startTime=status.startTime or now, phase=_begun(status.phase))
+    status = _clear_suspended(status, now)
+    return _with(status, run=run, startTime=status.startTime or now, phase=_phase_of_running(status.phase))
 
 
 def create_refused(status: Status, message: str, *, now: str) -> Status:
@@ -90,7 +90,7 @@ def is_claimed(status: Status) -> bool:
     return status.run is not None and found is not None and found.reason in (CREATING, CREATE_REFUSED)
 
 
-def is_given_up(status: Status) -> bool:
+def run_is_over(status: Status) -> bool:
     """Whether the current run is over, failed and counted or suspended; it only has to go."""
     training, suspended = _find(status, c.TRAINING), _find(status, c.SUSPENDED)
     return bool(
@@ -99,27 +99,27 @@ def is_given_up(status: Status) -> bool:
 
 
 @singledispatch
-def fold(record: Record, status: Status, now: str) -> Status:
+def apply_record(record: Record, status: Status, now: str) -> Status:
     """The status after one more record of the trainer."""
     raise TypeError(f"no such record: {record!r}")
 
 
-@fold.register
+@apply_record.register
 def _(record: DatasetRecord, status: Status, now: str) -> Status:
     if record.split != "train":
         return status
     masked = 1 - record.target_tokens / record.tokens if record.tokens else None
-    seen = DatasetStatus(rows=record.rows, used=record.used, refused=record.refused, tokens=record.tokens,
+    dataset = DatasetStatus(rows=record.rows, used=record.used, refused=record.refused, tokens=record.tokens,
                          maskedFraction=None if masked is None else round(masked, 4))  # fmt: skip
     sentence = f"{record.used} of {record.rows} rows are trained on."
-    return _set(_with(status, dataset=seen, phase=Phase.PREPARING), c.DATA_READY, True, "Read", sentence, now)
+    return _set(_with(status, dataset=dataset, phase=Phase.PREPARING), c.DATA_READY, True, "Read", sentence, now)
 
 
-@fold.register
+@apply_record.register
 def _(record: ProgressRecord, status: Status, now: str) -> Status:
     progress = _progress(status).model_copy(update={
         "step": record.step, "totalSteps": record.total_steps, "epoch": round(record.epoch, 3),
-        "percent": 100 * record.step // max(1, record.total_steps), "loss": _readable(record.loss),
+        "percent": 100 * record.step // max(1, record.total_steps), "loss": _rounded(record.loss),
         "learningRate": record.learning_rate, "gradNorm": record.grad_norm,
         "tokensPerSecond": record.tokens_per_second,
         "etaSeconds": None if record.eta_seconds is None else round(record.eta_seconds),
@@ -128,29 +128,29 @@ def _(record: ProgressRecord, status: Status, now: str) -> Status:
     return _set(status, c.TRAINING, True, "Stepping", "Optimizer steps are being made.", now)
 
 
-def _readable(loss: float | None) -> float | None:
+def _rounded(loss: float | None) -> float | None:
     """For the eyes of people, in a column of `kubectl get`; the result's metrics keep every digit."""
     return None if loss is None else round(loss, 6)
 
 
-@fold.register
+@apply_record.register
 def _(record: EvaluationRecord, status: Status, now: str) -> Status:
-    return _with(status, progress=_progress(status).model_copy(update={"evalLoss": _readable(record.loss)}))
+    return _with(status, progress=_progress(status).model_copy(update={"evalLoss": _rounded(record.loss)}))
 
 
-@fold.register
+@apply_record.register
 def _(record: CheckpointRecord, status: Status, now: str) -> Status:
     return _with(status, progress=_progress(status).model_copy(update={"checkpointStep": record.step}))
 
 
-@fold.register
+@apply_record.register
 def _(record: ResumeRecord, status: Status, now: str) -> Status:
     return _with(status, progress=_progress(status).model_copy(update={"checkpointStep": record.step}))
 
 
-@fold.register
+@apply_record.register
 def _(record: FinalReport, status: Status, now: str) -> Status:
-    status = _stopped(status, record.reason, now)
+    status = _clear_running(status, record.reason, now)
     if record.exit_code == Exit.OK:
         metrics = {k: v for k, v in record.metrics.items() if v is not None}
         uri = record.result and uri_of(record.result)
@@ -161,7 +161,7 @@ def _(record: FinalReport, status: Status, now: str) -> Status:
     return failed(status, record.exit_code, record.message, now=now)
 
 
-def known(status: Status, result: ResultStatus, message: str, *, now: str) -> Status:
+def already_complete(status: Status, result: ResultStatus, message: str, *, now: str) -> Status:
     """The result of this very job was there before it."""
     return _succeeded(status, result, "AlreadyComplete", message, now)
 
@@ -170,7 +170,7 @@ def failed(status: Status, exit_code: int, message: str, *, now: str) -> Status:
     """The job has failed for good."""
     what = exits.meaning(exit_code)
     text = f"{message or what.sentence} {what.remedy}".strip()[:MESSAGE_LENGTH]
-    status = _stopped(status, what.reason, now)
+    status = _clear_running(status, what.reason, now)
     status = _set(status, c.FAILED, True, what.reason, text, now)
     status = _set(status, c.READY, False, what.reason, text, now)
     return _with(status, phase=Phase.FAILED, completionTime=now)
@@ -178,21 +178,21 @@ def failed(status: Status, exit_code: int, message: str, *, now: str) -> Status:
 
 def ended(status: Status, phase: Phase, reason: str, message: str, *, now: str) -> Status:
     """The job is over for a reason that is not the trainer's."""
-    status = _stopped(status, reason, now)
+    status = _clear_running(status, reason, now)
     status = _set(status, c.FAILED, True, reason, message, now)
     status = _set(status, c.READY, False, reason, message, now)
     return _with(status, phase=phase, completionTime=now)
 
 
 def suspended(status: Status, message: str, *, now: str) -> Status:
-    status = _stopped(status, "Suspended", now)
+    status = _clear_running(status, "Suspended", now)
     return _with(_set(status, c.SUSPENDED, True, "Suspended", message, now), phase=Phase.SUSPENDED)
 
 
 def queued(status: Status, *, now: str) -> Status:
     """A queue holds the run back, or has taken its pods."""
     message = "The queue has not admitted the job; it starts when there is room."
-    status = _stopped(status, "Queued", now)
+    status = _clear_running(status, "Queued", now)
     return _with(_set(status, c.PODS_READY, False, "Queued", message, now), phase=Phase.QUEUED)
 
 
@@ -202,7 +202,7 @@ def backend_missing(status: Status, *, now: str) -> Status:
     return _with(_set(status, c.PODS_READY, False, reason, message, now), phase=Phase.QUEUED)
 
 
-def hindered(status: Status, problem: Problem, *, now: str) -> Status:
+def blocked(status: Status, problem: Problem, *, now: str) -> Status:
     """The next run of an accepted job cannot be made as this cluster is set up now."""
     return _with(
         _set(status, c.PODS_READY, False, problem.reason, str(problem)[:MESSAGE_LENGTH], now), phase=Phase.QUEUED
@@ -211,12 +211,12 @@ def hindered(status: Status, problem: Problem, *, now: str) -> Status:
 
 def restarting(status: Status, restarts: int, message: str, *, now: str) -> Status:
     """The run has failed and another one follows."""
-    status = _stopped(status, RESTARTING, now)
+    status = _clear_running(status, RESTARTING, now)
     status = _set(status, c.TRAINING, False, RESTARTING, message[:MESSAGE_LENGTH], now)
     return _with(status, restarts=restarts, phase=Phase.STARTING)
 
 
-def overdue(status: Status, pod: str, *, now: str) -> Status:
+def termination_overdue(status: Status, pod: str, *, now: str) -> Status:
     """A pod of the run before, if one is named, is still there after its time."""
     if not pod or is_claimed(status):
         return status
@@ -227,7 +227,7 @@ def overdue(status: Status, pod: str, *, now: str) -> Status:
     return _set(status, c.PODS_READY, False, "PodOverdue", message, now)
 
 
-def pods_seen(status: Status, pods: tuple[PodSeen, ...], refusal: str = "", *, now: str) -> Status:
+def pods_ready(status: Status, pods: tuple[ObservedPod, ...], refusal: str = "", *, now: str) -> Status:
     """How many pods of the run are running, and what keeps the others; the backend's own word is not enough."""
     wanted = (status.layout.nodes if status.layout else None) or 1
     ready = sum(p.phase == "Running" for p in pods)
@@ -235,13 +235,13 @@ def pods_seen(status: Status, pods: tuple[PodSeen, ...], refusal: str = "", *, n
         return _set(status, c.PODS_READY, True, "Running", f"{ready} of {wanted} pods are running.", now)
     waiting = next((p for p in pods if p.waiting), None)
     if refusal and len(pods) < wanted:
-        said, found = f"{refusal.rstrip('.')}.", hindrance(REFUSED, refusal)
+        message_part, found = f"{refusal.rstrip('.')}.", match_reason(REFUSED, refusal)
     elif waiting:
-        said = f"{waiting.name} waits: {waiting.waiting.rstrip('.')}."
-        found = hindrance(WAITING, waiting.waiting)
+        message_part = f"{waiting.name} waits: {waiting.waiting.rstrip('.')}."
+        found = match_reason(WAITING, waiting.waiting)
     else:
-        said, found = "", Hindrance("Waiting", "")
-    message = " ".join(filter(None, (f"{ready} of {wanted} pods are running.", said, found.remedy)))
+        message_part, found = "", PodReason("Waiting", "")
+    message = " ".join(filter(None, (f"{ready} of {wanted} pods are running.", message_part, found.remedy)))
     return _set(status, c.PODS_READY, False, found.reason, message[:MESSAGE_LENGTH], now)
 
 
@@ -251,7 +251,7 @@ def _succeeded(status: Status, result: ResultStatus, reason: str, message: str, 
     return _with(status, result=result, phase=Phase.SUCCEEDED, completionTime=now)
 
 
-def _stopped(status: Status, reason: str, now: str) -> Status:
+def _clear_running(status: Status, reason: str, now: str) -> Status:
     """Conditions about a running run, turned off with it."""
     for kind, message in ((c.PODS_READY, "No pods are needed."), (c.TRAINING, "No optimizer steps are being made.")):
         if _find(status, kind):
@@ -259,14 +259,14 @@ def _stopped(status: Status, reason: str, now: str) -> Status:
     return status
 
 
-def _described(job: Resolution) -> Status:
+def _resolution_status(job: Resolution) -> Status:
     layout = job.layout
     rows = job.batch.per_device * job.batch.accumulation * layout.data_parallel
     return Status(
         resolved=Resolved(method=job.method, methodReason=job.method_reason, engine=job.engine,
                           precision=job.precision, rowsPerStep=rows, network="tcp",
                           digest=digest(run_config(job).model_dump_json())),
-        layout=Layout(nodes=layout.nodes, gpusPerNode=layout.gpus_per_node, worldSize=layout.world_size,
+        layout=LayoutStatus(nodes=layout.nodes, gpusPerNode=layout.gpus_per_node, worldSize=layout.world_size,
                       dataParallel=layout.data_parallel, tensorParallel=layout.tensor_parallel,
                       pipelineParallel=layout.pipeline_parallel,
                       reasons=(*layout.reasons, job.engine_reason)),
@@ -275,13 +275,13 @@ def _described(job: Resolution) -> Status:
     )  # fmt: skip
 
 
-def _resumed(status: Status, now: str) -> Status:
+def _clear_suspended(status: Status, now: str) -> Status:
     if not _find(status, c.SUSPENDED):
         return status
     return _set(status, c.SUSPENDED, False, "Resumed", "The job goes on from its last checkpoint.", now)
 
 
-def _begun(phase: Phase | None) -> Phase:
+def _phase_of_running(phase: Phase | None) -> Phase:
     return Phase.STARTING if phase in (None, Phase.QUEUED, Phase.SUSPENDED) else phase
 
 
