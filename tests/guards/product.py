@@ -66,8 +66,8 @@ def judge(job: Mapping[str, Any], settings: Mapping[str, Any]) -> Json:
 
 
 def finetune(arguments: Iterable[str], stdin: str | None = None) -> Json:
-    """What the command line answers."""
-    result = CliRunner().invoke(cli, list(arguments), prog_name="finetune", input=stdin)
+    """What the command line prints, as on a terminal of 100 columns."""
+    result = CliRunner(env={"COLUMNS": "100"}).invoke(cli, list(arguments), prog_name="finetune", input=stdin)
     return {"exit": result.exit_code, "stdout": result.stdout, "stderr": result.stderr}
 
 
