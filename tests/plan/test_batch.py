@@ -7,6 +7,7 @@ import pytest
 from builders import Json, job, resource
 from finetune_api.runtime.choices import Precision
 from finetune_plan.batch import resolve_batch
+from finetune_plan.job_settings import read
 from finetune_plan.resolve import resolve
 from finetune_plan.runconfig import run_config
 from finetune_plan.settings import PlanSettings
@@ -42,7 +43,7 @@ CASES: dict[str, tuple[Json, tuple[int, int], str]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_batch(case: str) -> None:
     changes, expected, note = CASES[case]
-    batch, notes = resolve_batch(resource(changes)["spec"], data_parallel=4)
+    batch, notes = resolve_batch(read(resource(changes)).batch, data_parallel=4)
     assert (batch.per_device, batch.accumulation) == expected
     assert [n.reason for n in notes] == (["GlobalBatchDiffers"] if note else [])
     assert note in "".join(n.sentence for n in notes)

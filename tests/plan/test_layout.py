@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from builders import Json, resource
+from finetune_plan.job_settings import read
 from finetune_plan.layout import resolve_layout
 
 CASES: dict[str, tuple[Json, tuple[int, int, int, int, int]]] = {
@@ -29,11 +30,11 @@ CASES: dict[str, tuple[Json, tuple[int, int, int, int, int]]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_layout(case: str) -> None:
     changes, expected = CASES[case]
-    mesh = resolve_layout(resource({"compute.gpu_count": None} | changes)["spec"])
+    mesh = resolve_layout(read(resource({"compute.gpu_count": None} | changes)).layout)
     found = (mesh.nodes, mesh.gpus_per_node, mesh.data_parallel, mesh.tensor_parallel, mesh.pipeline_parallel)
     assert found == expected
 
 
 def test_the_reasons_name_what_was_given_and_what_was_assumed() -> None:
-    layout = resolve_layout(resource({"compute.gpu_count": 8, "compute.nodes": 2})["spec"])
+    layout = resolve_layout(read(resource({"compute.gpu_count": 8, "compute.nodes": 2})).layout)
     assert layout.reasons == ("compute.gpu_count is 8.", "compute.nodes is 2.", "gpus_per_node: 8 / 2 = 4.")

@@ -6,6 +6,7 @@ import pytest
 
 from builders import Json, resource
 from finetune_api.runtime.choices import Method
+from finetune_plan.job_settings import read
 from finetune_plan.method import resolve_method
 from finetune_plan.runconfig import resolve_lora
 
@@ -48,7 +49,8 @@ CASES: dict[str, tuple[Json, Method, str]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_method(case: str) -> None:
     changes, method, reason = CASES[case]
-    found, why = resolve_method(resource(changes)["spec"])
+    given = read(resource(changes))
+    found, why = resolve_method(given.method, given.lora)
     assert found is method
     assert why.startswith(reason)
 
@@ -66,12 +68,12 @@ SPELLINGS: dict[str, Json] = {
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_adapters_are_read_from_every_spelling(spelling: str) -> None:
-    lora = resolve_lora(resource(SPELLINGS[spelling])["spec"], Method.LORA)
+    lora = resolve_lora(read(resource(SPELLINGS[spelling])).lora, Method.LORA)
     assert lora is not None
     assert (lora.rank, lora.alpha, lora.dropout, lora.target_modules) == (8, 12.5, 0.1, ("q_proj",))
 
 
 def test_alpha_is_twice_the_rank_where_it_is_absent() -> None:
-    lora = resolve_lora(resource({"lora.r": 8})["spec"], Method.LORA)
+    lora = resolve_lora(read(resource({"lora.r": 8})).lora, Method.LORA)
     assert lora is not None
     assert (lora.alpha, lora.dropout, lora.target_modules) == (16, 0, ("all-linear",))

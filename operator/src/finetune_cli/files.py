@@ -6,38 +6,35 @@ on this machine (a claim, the Hub, a bucket) are passed over.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import finetune_data
-from finetune_api.resource.aliases import DATA, MODEL
 from finetune_api.runtime.exits import MEANINGS, Exit
 from finetune_api.runtime.run_config import Data
 from finetune_api.validation import uris
 from finetune_api.validation.problem import Problem
 from finetune_api.validation.uris import Scheme
-from finetune_plan.facts import Given, first
+from finetune_plan.job_settings import JobSettings, Setting
 
-VALIDATION = ("data.validation_path",)
-OUTPUT = ("output.uri",)
 ELSEWHERE = {Scheme.PVC: "a claim of a cluster", Scheme.CONFIG_MAP: "a ConfigMap of a cluster"}
 
 
-def data_problems(spec: Mapping[str, Any], data: Data) -> Iterator[Problem]:
+def data_problems(job: JobSettings, data: Data) -> Iterator[Problem]:
     """What keeps the rows from being trained on, or evaluated on."""
-    yield from _rows(first(spec, DATA), data, data.examples)
+    yield from _rows(job.data.train, data, data.examples)
     if data.validation:
-        yield from _rows(first(spec, VALIDATION), data, None)
+        yield from _rows(job.data.validation, data, None)
 
 
-def model_problems(spec: Mapping[str, Any]) -> Iterator[Problem]:
+def model_problems(job: JobSettings) -> Iterator[Problem]:
     """What keeps a folder from being a model's."""
-    model = first(spec, MODEL)
-    if model is None or uris.parse(model.value, model=True).scheme is not Scheme.PATH:
+    model = job.model
+    if uris.parse(model.value, model=True).scheme is not Scheme.PATH:
         return
-    key, reason, folder = f"spec.{model.path}", MEANINGS[Exit.MODEL_REFUSED].reason, Path(model.value)
+    key, reason, folder = f"spec.{model.key}", MEANINGS[Exit.MODEL_REFUSED].reason, Path(model.value)
     if not folder.is_dir():
         yield Problem(key, reason, f"There is no folder {model.value}.",
                       "Correct the path, which counts from the current folder; "
@@ -47,23 +44,23 @@ def model_problems(spec: Mapping[str, Any]) -> Iterator[Problem]:
                       "Name the folder that config.json and the weights are in.")  # fmt: skip
 
 
-def elsewhere(spec: Mapping[str, Any]) -> Iterator[Problem]:
+def elsewhere(job: JobSettings) -> Iterator[Problem]:
     """Places that only a cluster has, each with the option that names one of this machine instead."""
-    for keys, remedy in (
-        (MODEL, "Give --model with a folder or an org/name of the Hugging Face Hub."),
-        (DATA, "Give --dataset with a file of this machine."),
-        (VALIDATION, "Give --set data.validation_path=FILE with a file of this machine."),
-        (OUTPUT, "Give --output with a folder of this machine."),
-    ):
-        given = first(spec, keys)
-        scheme = given and uris.parse(given.value, model=keys is MODEL).scheme
-        if given and scheme in ELSEWHERE:
+    settings: tuple[tuple[Setting[Any], str], ...] = (
+        (job.model, "Give --model with a folder or an org/name of the Hugging Face Hub."),
+        (job.data.train, "Give --dataset with a file of this machine."),
+        (job.data.validation, "Give --set data.validation_path=FILE with a file of this machine."),
+        (job.output, "Give --output with a folder of this machine."),
+    )
+    for given, remedy in settings:
+        scheme = given.value and uris.parse(given.value, model=given is job.model).scheme
+        if scheme in ELSEWHERE:
             message = f"{given.value} is {ELSEWHERE[scheme]}, and this run is local."
-            yield Problem(f"spec.{given.path}", "NotLocal", message, remedy)
+            yield Problem(f"spec.{given.key}", "NotLocal", message, remedy)
 
 
-def _rows(file: Given | None, data: Data, examples: int | None) -> Iterator[Problem]:
-    if file is None or uris.parse(file.value).scheme is not Scheme.PATH:
+def _rows(file: Setting[Any], data: Data, examples: int | None) -> Iterator[Problem]:
+    if not file.value or uris.parse(file.value).scheme is not Scheme.PATH:
         return
     read = partial(finetune_data.read, on_bad_row=data.on_bad_row, max_bad_share=data.max_bad_share)
     try:
@@ -73,4 +70,4 @@ def _rows(file: Given | None, data: Data, examples: int | None) -> Iterator[Prob
         if error.problem_count > len(error.problems):
             lines.append(f"  and {error.problem_count - len(error.problems)} more")
         reason = MEANINGS[Exit.DATA_REFUSED].reason
-        yield Problem(f"spec.{file.path}", reason, "\n".join(lines), error.remedy)
+        yield Problem(f"spec.{file.key}", reason, "\n".join(lines), error.remedy)

@@ -56,8 +56,8 @@ def say_notes(resolution: Resolution) -> None:
     """What was assumed or ignored, on standard error."""
     for note in resolution.notes:
         click.echo(f"{click.style('note:', fg='yellow')} {note.sentence} [{note.reason}]", err=True)
-    if resolution.informational:
-        names = ", ".join(path.removeprefix("spec.") for path in resolution.informational)
+    if resolution.job.informational:
+        names = ", ".join(path.removeprefix("spec.") for path in resolution.job.informational)
         click.echo(f"{click.style('note:', fg='yellow')} accepted, and changing nothing: {names}", err=True)
 
 

@@ -13,7 +13,7 @@ from finetune_api.runtime.report import (
     Record,
     ResumeRecord,
 )
-from finetune_plan import results
+from finetune_plan import job_settings, results
 from finetune_plan.decide import missing_pods
 from finetune_plan.model import Observed, ObservedPod
 
@@ -118,7 +118,7 @@ class Observer:
 
     async def _claim(self, key: Key, job: Json) -> Mapping[str, str]:
         """Annotations of the claim that the output of a new job lies on."""
-        name = results.claim(job["spec"])
+        name = results.claim(job_settings.read(job))
         if not name:
             return {}
         claim, now = Key(key.namespace, name), self._clock()

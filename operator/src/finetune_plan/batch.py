@@ -10,13 +10,10 @@ global_batch, so a mismatch is said and never refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from finetune_api.resource.aliases import MICRO_BATCH
-from finetune_api.validation.predicates import find
-
-from .facts import Note, get
+from .job_settings import BatchSettings
+from .notes import Note
 
 
 class BatchSize(NamedTuple):
@@ -26,21 +23,19 @@ class BatchSize(NamedTuple):
     accumulation: int
 
 
-def resolve_batch(spec: Mapping[str, Any], data_parallel: int) -> tuple[BatchSize, tuple[Note, ...]]:
+def resolve_batch(given: BatchSettings, data_parallel: int) -> tuple[BatchSize, tuple[Note, ...]]:
     """The batch, and what global_batch has to say about it."""
-    micro = get(spec, None, *MICRO_BATCH)
-    accumulation = find(spec, "hyperparameters.gradient_accumulation_steps")
-    target = find(spec, "hyperparameters.global_batch")
+    micro, accumulation, target = given.per_device.value, given.accumulation.value, given.global_batch.value
     if target and accumulation is None:
         accumulation = max(1, target // ((micro or 1) * data_parallel))
     elif target and micro is None:
-        micro = max(1, target // (accumulation * data_parallel))
+        micro = max(1, target // ((accumulation or 1) * data_parallel))
     batch = BatchSize(per_device=micro or 1, accumulation=accumulation or 1)
     rows = batch.per_device * batch.accumulation * data_parallel
     if target in (None, rows):
         return batch, ()
     sentence = (
-        f"hyperparameters.global_batch is {target}, but {batch.per_device} rows x {batch.accumulation} "
+        f"{given.global_batch.key} is {target}, but {batch.per_device} rows x {batch.accumulation} "
         f"passes x {data_parallel} replicas are {rows} rows per step; {rows} is what is trained with."
     )
     return batch, (Note("GlobalBatchDiffers", sentence),)

@@ -20,8 +20,9 @@ from finetune_api.runtime.report import FinalReport
 from finetune_api.validation.predicates import find
 from finetune_api.validation.problem import Problem
 
-from . import results, retry, statuses
+from . import job_settings, results, retry, statuses
 from .backends import pytorchjob
+from .job_settings import JobSettings
 from .model import CreateRun, DeleteRun, Observed, ObservedPod, Plan
 from .resolve import Verdict, validate
 from .settings import PlanSettings
@@ -48,9 +49,9 @@ class ReconcileContext:
     settings: PlanSettings
     now: datetime
 
-    @property
-    def spec(self) -> Any:
-        return self.observed.resource.get("spec") or {}
+    @cached_property
+    def job(self) -> JobSettings:
+        return job_settings.read(self.observed.resource)
 
     @cached_property
     def verdict(self) -> Verdict:
@@ -111,7 +112,7 @@ def finished(ctx: ReconcileContext) -> Plan | None:
     if not ended:
         return None
     times = [RELEASE_SECONDS] if any(p.phase == "Running" for p in ctx.pods) else []
-    ttl = find(ctx.spec, "lifecycle.ttlSecondsAfterFinished")
+    ttl = ctx.job.lifecycle.ttl.value
     times += [] if ttl is None else [ttl]
     if not times or not any(not r.deleting for r in ctx.observed.runs):
         return Plan((), ctx.status)
@@ -120,7 +121,7 @@ def finished(ctx: ReconcileContext) -> Plan | None:
 
 
 def cancelled(ctx: ReconcileContext) -> Plan | None:
-    if ctx.spec.get("cancel") is not True:
+    if ctx.job.cancel.value is not True:
         return None
     status = statuses.ended(ctx.status, Phase.CANCELLED, "Cancelled", "spec.cancel is true.", now=ctx.time)
     return Plan(ctx.remove_runs(), status)
@@ -134,7 +135,7 @@ def refused(ctx: ReconcileContext) -> Plan | None:
 
 
 def suspended(ctx: ReconcileContext) -> Plan | None:
-    if ctx.spec.get("suspend") is not True:
+    if ctx.job.suspend.value is not True:
         return None
     message = "spec.suspend is true; set it to false to go on from the last checkpoint."
     return Plan(ctx.remove_runs(), statuses.suspended(ctx.status, message, now=ctx.time))
@@ -146,24 +147,22 @@ def succeeded(ctx: ReconcileContext) -> Plan | None:
     if report is None:
         return None
     status = statuses.apply_record(report, ctx.status, ctx.time)
-    return Plan((), status, record_result=results.record(ctx.spec, status))
+    return Plan((), status, record_result=results.record(ctx.job, status))
 
 
 def already_complete(ctx: ReconcileContext) -> Plan | None:
     """The output of this very job is there already, made by a job that was deleted since."""
     if ctx.run or not ctx.observed.claim:
         return None
-    resolution, resolved = ctx.verdict.resolution, ctx.status.resolved
-    if resolution is None or resolved is None:
+    resolved = ctx.status.resolved
+    if ctx.verdict.resolution is None or resolved is None:
         return None
-    result = results.recorded(resolution.spec, ctx.observed.claim, resolved.digest or "")
+    result = results.recorded(ctx.job, ctx.observed.claim, resolved.digest or "")
     if result is None:
         return None
     return Plan(
         (),
-        statuses.already_complete(
-            ctx.status, result, results.already_complete_message(resolution.spec), now=ctx.time
-        ),
+        statuses.already_complete(ctx.status, result, results.already_complete_message(ctx.job), now=ctx.time),
     )
 
 
@@ -171,7 +170,7 @@ def deadline_exceeded(ctx: ReconcileContext) -> Plan | None:
     left = _deadline(ctx, ctx.status)
     if left is None or left > 0:
         return None
-    limit = find(ctx.spec, "lifecycle.activeDeadlineSeconds")
+    limit = ctx.job.lifecycle.active_deadline.value
     message = f"The job ran for lifecycle.activeDeadlineSeconds, {limit} s. Raise it, or shorten the training."
     status = statuses.ended(ctx.status, Phase.FAILED, "DeadlineExceeded", message, now=ctx.time)
     return Plan(ctx.remove_runs(), status)
@@ -203,7 +202,7 @@ def failed(ctx: ReconcileContext) -> Plan | None:
     if (left := _peer_lost_grace(ctx, cause)) > 0:
         return Plan((), ctx.status, requeue_after=left)
     restarts = ctx.status.restarts or 0
-    if not retry.should_retry(cause, restarts, find(ctx.spec, "lifecycle.maxRestarts")):
+    if not retry.should_retry(cause, restarts, ctx.job.lifecycle.max_restarts.value):
         # The run stays, for its logs; the Training Operator, or `finished`, ends the pods that still run.
         return Plan((), statuses.failed(ctx.status, cause.exit_code, cause.message, now=ctx.time))
     status = statuses.restarting(ctx.status, restarts + (0 if cause.free else 1), cause.message, now=ctx.time)
@@ -318,7 +317,7 @@ def _workload(ctx: ReconcileContext, number: int) -> Workload:
 
 def _deadline(ctx: ReconcileContext, status: Status) -> float | None:
     """Seconds until lifecycle.activeDeadlineSeconds is over; None if there is no such time."""
-    limit = find(ctx.spec, "lifecycle.activeDeadlineSeconds")
+    limit = ctx.job.lifecycle.active_deadline.value
     if limit is None or not status.startTime or status.completionTime or status.phase is Phase.SUSPENDED:
         return None
     return (_after(status.startTime, limit) - ctx.now).total_seconds()

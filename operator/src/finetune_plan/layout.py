@@ -6,13 +6,9 @@ have one order: tensor parallel innermost (within a node), then data parallel, p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from finetune_api.resource.aliases import NODES, PER_NODE, PIPELINE, TENSOR, TOTAL
-
-from .facts import first, get
+from .job_settings import LayoutSettings
 
 
 @dataclass(frozen=True)
@@ -31,32 +27,37 @@ class Layout:
         return self.nodes * self.gpus_per_node
 
 
-def resolve_layout(spec: Mapping[str, Any]) -> Layout:
-    """The layout. Contradictions are refused before (finetune_api.validation.rules), so what is given agrees."""
-    total, nodes, per_node = first(spec, TOTAL), first(spec, NODES), first(spec, PER_NODE)
-    reasons = [f"{g.path} is {g.value}." for g in (total, nodes, per_node) if g]
-    if nodes:
-        node_count = int(nodes.value)
-    elif total and per_node:
-        node_count = total.value // per_node.value
-        reasons.append(f"nodes: {total.value} / {per_node.value} = {node_count}.")
-    else:
-        node_count = 1
-        reasons.append("nodes is not given: 1.")
-    if per_node:
-        width = int(per_node.value)
-    elif total:
-        width = total.value // node_count
-        reasons.append(f"gpus_per_node: {total.value} / {node_count} = {width}.")
-    else:
-        width = 1
-        reasons.append("gpu_count is not given: 1 in each node.")
-    tensor, pipeline = int(get(spec, 1, *TENSOR)), int(get(spec, 1, *PIPELINE))
+def resolve_layout(given: LayoutSettings) -> Layout:
+    """The layout. The rules refuse contradictions first (finetune_api.validation), so what is given agrees."""
+    reasons = [f"{s.key} is {s.value}." for s in (given.total, given.nodes, given.per_node) if s.key]
+    nodes, node_reason = _nodes(given)
+    per_node, width_reason = _gpus_per_node(given, nodes)
+    tensor, pipeline = given.tensor.value, given.pipeline.value
     return Layout(
-        nodes=node_count,
-        gpus_per_node=width,
-        data_parallel=node_count * width // (tensor * pipeline),
+        nodes=nodes,
+        gpus_per_node=per_node,
+        data_parallel=nodes * per_node // (tensor * pipeline),
         tensor_parallel=tensor,
         pipeline_parallel=pipeline,
-        reasons=tuple(reasons),
+        reasons=(*reasons, *filter(None, (node_reason, width_reason))),
     )
+
+
+def _nodes(given: LayoutSettings) -> tuple[int, str]:
+    """The number of nodes, and the sentence that says how it follows from other keys."""
+    total, nodes, per_node = given.total.value, given.nodes.value, given.per_node.value
+    if nodes is not None:
+        return nodes, ""
+    if total is None or per_node is None:
+        return 1, "nodes is not given: 1."
+    return total // per_node, f"nodes: {total} / {per_node} = {total // per_node}."
+
+
+def _gpus_per_node(given: LayoutSettings, nodes: int) -> tuple[int, str]:
+    """Likewise the accelerators of one node."""
+    total, per_node = given.total.value, given.per_node.value
+    if per_node is not None:
+        return per_node, ""
+    if total is None:
+        return 1, "gpu_count is not given: 1 in each node."
+    return total // nodes, f"gpus_per_node: {total} / {nodes} = {total // nodes}."

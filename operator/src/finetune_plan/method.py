@@ -1,48 +1,41 @@
 """What is trained: full finetuning, LoRA or QLoRA.
 
-Published files say it in five places that do not always agree. The order below satisfies each of them;
-contradictions between explicit keys are refused before (finetune_api.validation.rules).
+Published files say it in five places that do not always agree. The order below satisfies each of them; the rules
+refuse contradictions between explicit keys first (finetune_api.validation.rules).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from finetune_api.resource.aliases import LORA_ALPHA, LORA_DROPOUT, LORA_R, LORA_TARGETS
 from finetune_api.runtime.choices import Method
-from finetune_api.validation.predicates import find
 
-from .facts import first
+from .job_settings import LoraSettings, MethodSettings
 
 _BY_MODE = {"fft": Method.FFT, "full": Method.FFT, "full_finetune": Method.FFT,
             "lora": Method.LORA, "qlora": Method.QLORA}  # fmt: skip
 _BY_TRAIN_KIND = {"fft": Method.FFT, "peft": Method.LORA}
+_BY_VARIETY = {method.value: method for method in Method}
 _BY_TRAINER_MODE = {"full": Method.FFT, "lora": Method.LORA, "qlora": Method.QLORA}
 
 
-def resolve_method(spec: Mapping[str, Any]) -> tuple[Method, str]:
+def resolve_method(given: MethodSettings, lora: LoraSettings) -> tuple[Method, str]:
     """The method, and the sentence that names the key which decided it."""
-    if find(spec, "training.use_qlora") is True:
-        return Method.QLORA, "training.use_qlora is true."
-    for path, meanings in (
-        ("training.mode", _BY_MODE),
-        ("hyperparameters.train_kind", _BY_TRAIN_KIND),
-        ("algorithm.variety", {m.value: m for m in Method}),
-        ("policy.trainer_mode", _BY_TRAINER_MODE),
+    if given.use_qlora.value is True:
+        return Method.QLORA, f"{given.use_qlora.key} is true."
+    for setting, meanings in (
+        (given.mode, _BY_MODE),
+        (given.train_kind, _BY_TRAIN_KIND),
+        (given.variety, _BY_VARIETY),
+        (given.trainer_mode, _BY_TRAINER_MODE),
     ):
-        value = find(spec, path)
-        if value in meanings:
-            return _refine(spec, meanings[value], f"{path} is {value}.")
-    block = first(spec, (*LORA_R, *LORA_ALPHA, *LORA_DROPOUT, *LORA_TARGETS))
-    if block:
-        return Method.LORA, f"{block.path} is given, and no key names a method."
+        if setting.value in meanings:
+            return _refine(given, meanings[setting.value], f"{setting.key} is {setting.value}.")
+    if lora.given:
+        return Method.LORA, f"{lora.given} is given, and no key names a method."
     return Method.FFT, "No key names a method; full finetuning is the default."
 
 
-def _refine(spec: Mapping[str, Any], method: Method, reason: str) -> tuple[Method, str]:
+def _refine(given: MethodSettings, method: Method, reason: str) -> tuple[Method, str]:
     """variety: qlora makes adapters quantised, unless use_qlora says no."""
-    quantised = find(spec, "algorithm.variety") == "qlora" and find(spec, "training.use_qlora") is None
-    if method is Method.LORA and quantised:
-        return Method.QLORA, f"{reason[:-1]} and algorithm.variety is qlora."
+    if method is Method.LORA and given.variety.value == "qlora" and given.use_qlora.value is None:
+        return Method.QLORA, f"{reason[:-1]} and {given.variety.key} is qlora."
     return method, reason

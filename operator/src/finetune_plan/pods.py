@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from finetune_api.resource import names
-from finetune_api.validation.predicates import find
+from finetune_api.resource import defaults, names
 
 from . import workload as w
 from .mounts import CLAIMS, CONFIG_MAPS
@@ -17,20 +16,20 @@ USER = 1000
 
 def pod_template(work: Workload) -> dict[str, Any]:
     """A PodTemplateSpec."""
-    annotations = dict(find(work.spec, "pods.annotations") or {}) | {names.RUN_CONFIG_ANNOTATION: work.config_json}
+    annotations = dict(work.job.pods.annotations.value) | {names.RUN_CONFIG_ANNOTATION: work.config_json}
     return {"metadata": {"labels": dict(work.labels), "annotations": annotations}, "spec": _pod(work)}
 
 
 def _pod(work: Workload) -> dict[str, Any]:
-    spec, pods = work.spec, find(work.spec, "pods") or {}
+    pods = work.job.pods
     volumes, mounts = _volumes(work)
-    grace = find(spec, "lifecycle.terminationGracePeriodSeconds") or work.settings.grace_period_seconds
+    grace = work.job.lifecycle.grace_period.value or work.settings.grace_period_seconds
     optional = {
-        "nodeSelector": pods.get("nodeSelector"),
-        "tolerations": pods.get("tolerations"),
-        "priorityClassName": pods.get("priorityClassName"),
-        "serviceAccountName": pods.get("serviceAccountName"),
-        "imagePullSecrets": [{"name": n} for n in pods.get("imagePullSecrets", ())],
+        "nodeSelector": pods.node_selector.value,
+        "tolerations": pods.tolerations.value,
+        "priorityClassName": pods.priority_class.value,
+        "serviceAccountName": pods.service_account.value,
+        "imagePullSecrets": [{"name": n} for n in pods.image_pull_secrets.value],
         "affinity": _affinity(work),
     }
     return {k: v for k, v in optional.items() if v} | {
@@ -47,7 +46,7 @@ def _pod(work: Workload) -> dict[str, Any]:
 
 
 def _container(work: Workload, mounts: list[dict[str, Any]]) -> dict[str, Any]:
-    policy = find(work.spec, "pods.imagePullPolicy")
+    policy = work.job.pods.image_pull_policy.value
     return {
         "name": names.CONTAINER,
         "image": work.image,
@@ -67,7 +66,7 @@ def _container(work: Workload, mounts: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _resources(work: Workload) -> dict[str, Any]:
     """GPUs as limits, as Kubernetes wants extended resources; memory as request and limit alike."""
-    memory, cpu = find(work.spec, "pods.memory"), find(work.spec, "pods.cpu")
+    memory, cpu = work.job.pods.memory.value, work.job.pods.cpu.value
     requests = {"cpu": cpu or str(work.processes_per_node), "memory": memory or _shared_memory(work)}
     limits = {"memory": memory} if memory else {}
     if work.accelerator:
@@ -78,8 +77,7 @@ def _resources(work: Workload) -> dict[str, Any]:
 
 def _shared_memory(work: Workload) -> str:
     """Size of /dev/shm. Memory volumes count as the pod's memory."""
-    given: str | None = find(work.spec, "pods.sharedMemory")
-    memory: str | None = find(work.spec, "pods.memory")
+    given, memory = work.job.pods.shared_memory.value, work.job.pods.memory.value
     return given or (_half(memory) if memory else work.settings.shared_memory)
 
 
@@ -106,16 +104,16 @@ def _volumes(work: Workload) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
         ("scratch", {"emptyDir": {}}, w.SCRATCH),
         ("tmp", {"emptyDir": {}}, "/tmp"),  # noqa: S108
     ]
-    if not find(work.spec, "output.uri"):
+    if not work.job.output.value:
         pairs.append(("output", {"emptyDir": {}}, "/mnt/output"))
     for i, claim in enumerate(sorted({p.claim for p in work.mounts if p.claim})):
         pairs.append((f"claim-{i}", {"persistentVolumeClaim": {"claimName": claim}}, f"{CLAIMS}/{claim}"))
     for i, name in enumerate(sorted({p.config_map for p in work.mounts if p.config_map})):
         pairs.append((f"configmap-{i}", {"configMap": {"name": name}}, f"{CONFIG_MAPS}/{name}"))
-    cache = find(work.spec, "storage.cacheClaim")
+    cache = work.job.pods.cache_claim.value
     if cache:
         pairs.append(("cache", {"persistentVolumeClaim": {"claimName": cache}}, w.CACHE))
-    token = find(work.spec, "credentials.huggingFace")
+    token = work.job.pods.hugging_face.value
     if token:
         pairs.append(("hugging-face", _secret(token), f"{w.CREDENTIALS}/hugging-face"))
     return ([{"name": n, **v} for n, v, _ in pairs], [_mount(n, v, path) for n, v, path in pairs])
@@ -126,7 +124,7 @@ def _config_item() -> dict[str, Any]:
 
 
 def _secret(token: dict[str, str]) -> dict[str, Any]:
-    item = {"key": token.get("key", "token"), "path": "token"}
+    item = {"key": token.get("key", defaults.TOKEN_KEY), "path": "token"}
     return {"secret": {"secretName": token["secretName"], "items": [item], "defaultMode": 0o440}}
 
 

@@ -4,33 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
-from finetune_api.resource.key_table import Fate, declared
 from finetune_api.runtime.capabilities import Combination, refuse
 from finetune_api.runtime.choices import Device, Engine, Method, Precision
 from finetune_api.validation import check
-from finetune_api.validation.normalize import as_stored
-from finetune_api.validation.predicates import find
 from finetune_api.validation.problem import Problem
 
+from . import job_settings
 from .batch import BatchSize, resolve_batch
 from .engine import resolve_engine, resolve_precision
-from .facts import Note
+from .job_settings import JobSettings
 from .layout import Layout, resolve_layout
 from .method import resolve_method
-from .notes import notes
+from .notes import Note, notes
 from .settings import CPU, PlanSettings
+
+if TYPE_CHECKING:
+    from finetune_api.runtime.run_config import RunConfig
 
 
 @dataclass(frozen=True)
 class Resolution:
     """What was decided. `problems` is empty, or the job is refused."""
 
-    name: str
-    spec: Mapping[str, Any]
-    """The job's own words, without keys that have no value."""
+    job: JobSettings
     method: Method
     engine: Engine
     device: Device
@@ -40,23 +39,33 @@ class Resolution:
     method_reason: str
     engine_reason: str
     notes: tuple[Note, ...]
-    informational: tuple[str, ...]
     problems: tuple[Problem, ...]
+
+    @cached_property
+    def run_config(self) -> RunConfig:
+        """The run configuration. Built when it is asked for: `finetune validate` answers without its models."""
+        from .runconfig import run_config  # noqa: PLC0415
+
+        return run_config(self)
+
+    @cached_property
+    def config_json(self) -> str:
+        """The document that the trainer gets."""
+        return self.run_config.model_dump_json()
 
 
 def resolve(resource: Mapping[str, Any], settings: PlanSettings) -> Resolution:
     """Decide. The job must have passed finetune_api.validation.check."""
-    spec: Mapping[str, Any] = as_stored(resource["spec"])
-    device = Device.CPU if is_cpu(spec) else Device.CUDA
-    method, method_reason = resolve_method(spec)
-    layout = resolve_layout(spec)
-    engine, engine_reason = resolve_engine(spec, method, layout.data_parallel, device)
-    batch, batch_notes = resolve_batch(spec, layout.data_parallel)
-    asked = Combination(method, engine, resolve_precision(spec, device), layout.tensor_parallel,
+    job = job_settings.read(resource)
+    device = Device.CPU if is_cpu(job) else Device.CUDA
+    method, method_reason = resolve_method(job.method, job.lora)
+    layout = resolve_layout(job.layout)
+    engine, engine_reason = resolve_engine(job.engine, method, layout.data_parallel, device)
+    batch, batch_notes = resolve_batch(job.batch, layout.data_parallel)
+    asked = Combination(method, engine, resolve_precision(job.engine, device), layout.tensor_parallel,
                         layout.pipeline_parallel)  # fmt: skip
     return Resolution(
-        name=resource["metadata"]["name"],
-        spec=spec,
+        job=job,
         method=method,
         engine=engine,
         device=device,
@@ -65,35 +74,24 @@ def resolve(resource: Mapping[str, Any], settings: PlanSettings) -> Resolution:
         batch=batch,
         method_reason=method_reason,
         engine_reason=engine_reason,
-        notes=(*batch_notes, *notes(spec, method)),
-        informational=informational(spec),
-        problems=tuple(sorted([*_problems(spec, settings), *_unsupported(spec, asked)])),
+        notes=(*batch_notes, *notes(job, method)),
+        problems=tuple(sorted([*_problems(job, settings), *_unsupported(job, asked)])),
     )
 
 
-def is_cpu(spec: Mapping[str, Any]) -> bool:
-    return str(find(spec, "compute.gpu_type")).upper() == CPU
+def is_cpu(job: JobSettings) -> bool:
+    return job.gpu_type.value.upper() == CPU
 
 
-def informational(spec: Mapping[str, Any]) -> tuple[str, ...]:
-    """Keys of the job that change nothing."""
-    return tuple(f"spec.{path}" for path in _idle_keys() if find(spec, path) is not None)
-
-
-@cache
-def _idle_keys() -> tuple[str, ...]:
-    return tuple(key.path for key in declared() if key.fate is Fate.INFORMATIONAL)
-
-
-def _problems(spec: Mapping[str, Any], settings: PlanSettings) -> list[Problem]:
+def _problems(job: JobSettings, settings: PlanSettings) -> list[Problem]:
     """What the settings of this cluster do not allow."""
     found = []
-    kind = str(find(spec, "compute.gpu_type"))
-    if not is_cpu(spec) and kind.upper() not in settings.accelerators:
+    kind = job.gpu_type.value
+    if not is_cpu(job) and kind.upper() not in settings.accelerators:
         known = ", ".join([*sorted(settings.accelerators), CPU])
         found.append(Problem("spec.compute.gpu_type", "UnknownGpuType", f"{kind!r} is not an accelerator known here.",
                              f"Choose one of {known}, or have the administrator add it."))  # fmt: skip
-    account = find(spec, "pods.serviceAccountName")
+    account = job.pods.service_account.value
     if account and account not in settings.service_accounts:
         allowed = ", ".join(settings.service_accounts) or "none"
         found.append(Problem("spec.pods.serviceAccountName", "ServiceAccountNotAllowed",
@@ -102,14 +100,14 @@ def _problems(spec: Mapping[str, Any], settings: PlanSettings) -> list[Problem]:
     return found
 
 
-def _unsupported(spec: Mapping[str, Any], asked: Combination) -> list[Problem]:
+def _unsupported(job: JobSettings, asked: Combination) -> list[Problem]:
     """What the trainer of this version cannot do."""
     sentence = refuse(asked)
     if sentence is None:
         return []
-    blame = ("hyperparameters.parallelism.use_deepspeed", "hyperparameters.parallelism.fp16", "training.use_qlora",
-             "training.mode", "algorithm.variety", "hyperparameters.parallelism")  # fmt: skip
-    path = next((p for p in blame if find(spec, p)), "hyperparameters")
+    engine, method = job.engine, job.method
+    blame = (engine.use_deepspeed, engine.fp16, method.use_qlora, method.mode, method.variety, engine.section)
+    path = next((setting.key for setting in blame if setting.value), "hyperparameters")
     sentence = f"{sentence[0].upper()}{sentence[1:]}."
     return [Problem(f"spec.{path}", "Unsupported", sentence, "Choose one of the combinations listed.")]
 

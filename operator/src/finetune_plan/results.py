@@ -9,59 +9,58 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
 
 from pydantic import ValidationError
 
 from finetune_api.resource.names import GROUP
 from finetune_api.resource.status import ResultStatus, Status
-from finetune_api.validation.predicates import find
 
+from .job_settings import JobSettings
 from .model import RecordResult
 from .mounts import mount
 
 PREFIX = f"result.{GROUP}/"
 
 
-def claim(spec: Mapping[str, Any]) -> str:
+def claim(job: JobSettings) -> str:
     """The claim that the output lies on; empty if it is on none, or if nobody can tell."""
-    uri = find(spec, "output.uri")
+    uri = job.output.value
     try:
         return mount(uri).claim if isinstance(uri, str) else ""
     except ValueError:
         return ""
 
 
-def recorded(spec: Mapping[str, Any], annotations: Mapping[str, str], digest: str) -> ResultStatus | None:
+def recorded(job: JobSettings, annotations: Mapping[str, str], digest: str) -> ResultStatus | None:
     """The result that the claim knows for exactly this run configuration."""
     try:
-        known = json.loads(annotations.get(_annotation(spec), "{}"))
+        known = json.loads(annotations.get(_annotation(job), "{}"))
         return ResultStatus.model_validate(known["result"]) if known.get("configuration") == digest else None
     except (ValueError, KeyError, AttributeError, ValidationError):  # somebody wrote into it: it is no memory of ours
         return None
 
 
-def record(spec: Mapping[str, Any], status: Status) -> RecordResult | None:
+def record(job: JobSettings, status: Status) -> RecordResult | None:
     """What to write on the claim of a job that has succeeded."""
-    if not claim(spec) or not status.result or not status.resolved:
+    if not claim(job) or not status.result or not status.resolved:
         return None
     text = {
         "configuration": status.resolved.digest,
         "result": status.result.model_dump(mode="json", exclude_none=True),
         "completionTime": status.completionTime,
     }
-    return RecordResult(claim(spec), _annotation(spec), json.dumps(text))
+    return RecordResult(claim(job), _annotation(job), json.dumps(text))
 
 
-def already_complete_message(spec: Mapping[str, Any]) -> str:
+def already_complete_message(job: JobSettings) -> str:
     """What a person reads who applied a job that is done already."""
-    name = claim(spec)
+    name = claim(job)
     return (
         f"The claim {name} holds the result of this very job already, so nothing is trained. To train again, run "
-        f"`kubectl annotate pvc {name} {_annotation(spec)}-` and create the job anew, or change output.uri."
+        f"`kubectl annotate pvc {name} {_annotation(job)}-` and create the job anew, or change output.uri."
     )
 
 
-def _annotation(spec: Mapping[str, Any]) -> str:
+def _annotation(job: JobSettings) -> str:
     """One for each place on the claim; a hash, because names of annotations are short and have no slashes."""
-    return PREFIX + hashlib.sha256(str(find(spec, "output.uri")).rstrip("/").encode()).hexdigest()[:16]
+    return PREFIX + hashlib.sha256(str(job.output.value).rstrip("/").encode()).hexdigest()[:16]

@@ -14,9 +14,6 @@ from finetune_api.runtime.exits import Exit, Retry
 
 from .model import ObservedPod
 
-MAX_RESTARTS = 3
-"""Where lifecycle.maxRestarts is absent."""
-
 
 @dataclass(frozen=True)
 class Failure:
@@ -40,12 +37,12 @@ def root_cause(pods: tuple[ObservedPod, ...]) -> Failure | None:
     return _from_pod(min(ended, key=_failure_time))
 
 
-def should_retry(cause: Failure, restarts: int, allowed: int | None) -> bool:
+def should_retry(cause: Failure, restarts: int, allowed: int) -> bool:
     """Whether another run follows."""
     retry = exits.meaning(cause.exit_code).retry
     if cause.free or retry is Retry.FREE:
         return True
-    return retry is Retry.BUDGET and restarts < (MAX_RESTARTS if allowed is None else allowed)
+    return retry is Retry.BUDGET and restarts < allowed
 
 
 def _from_pod(pod: ObservedPod) -> Failure:

@@ -3,22 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from typing import Any
 
-from finetune_api.resource.aliases import (
-    DATA,
-    LENGTH,
-    LORA_ALPHA,
-    LORA_DROPOUT,
-    LORA_R,
-    LORA_TARGETS,
-    MAX_STEPS,
-    MODEL,
-)
+from finetune_api.resource import defaults
 from finetune_api.runtime.choices import Method
 from finetune_api.runtime.run_config import (
-    DEFAULT_SEQUENCE_LENGTH,
     Batch,
     Checkpointing,
     Data,
@@ -29,33 +17,31 @@ from finetune_api.runtime.run_config import (
     Schedule,
     Validation,
 )
-from finetune_api.validation.predicates import find
 
-from .facts import get
+from .job_settings import DataSettings, JobSettings, LoraSettings, OptimizerSettings
 from .mounts import mount
 from .resolve import Resolution
 
-_H = "hyperparameters"
-_V = "training.validation"
+LEARNING_RATES = {
+    Method.FFT: defaults.LEARNING_RATE_FFT,
+    Method.LORA: defaults.LEARNING_RATE_ADAPTERS,
+    Method.QLORA: defaults.LEARNING_RATE_ADAPTERS,
+}
 
-ALL_LINEAR = "all-linear"
-LEARNING_RATES = {Method.FFT: 1e-5, Method.LORA: 2e-4, Method.QLORA: 2e-4}
-"""Where the job names none. Full finetuning wants about a twentieth of what adapters want."""
 
-
-def run_config(job: Resolution) -> RunConfig:
+def run_config(resolved: Resolution) -> RunConfig:
     """The document that the trainer gets."""
-    spec, layout = job.spec, job.layout
+    job, layout = resolved.job, resolved.layout
     return RunConfig(
         name=job.name,
-        model=mount(get(spec, "", *MODEL), model=True).path,
-        method=job.method,
-        engine=job.engine,
-        device=job.device,
-        precision=job.precision,
-        data=_data(spec),
-        sequence_length=_sequence_length(spec),
-        lora=resolve_lora(spec, job.method),
+        model=mount(job.model.value, model=True).path,
+        method=resolved.method,
+        engine=resolved.engine,
+        device=resolved.device,
+        precision=resolved.precision,
+        data=_data(job),
+        sequence_length=_sequence_length(job.data),
+        lora=resolve_lora(job.lora, resolved.method),
         mesh=Mesh(
             nodes=layout.nodes,
             processes_per_node=layout.gpus_per_node,
@@ -63,17 +49,17 @@ def run_config(job: Resolution) -> RunConfig:
             tensor_parallel=layout.tensor_parallel,
             pipeline_parallel=layout.pipeline_parallel,
         ),
-        batch=Batch(per_device=job.batch.per_device, accumulation=job.batch.accumulation),
-        optimizer=_optimizer(spec, job.method),
-        schedule=_schedule(spec),
-        validation=_validation(spec),
+        batch=Batch(per_device=resolved.batch.per_device, accumulation=resolved.batch.accumulation),
+        optimizer=_optimizer(job.optimizer, resolved.method),
+        schedule=_schedule(job.optimizer),
+        validation=_validation(job),
         checkpointing=Checkpointing(
-            every_steps=get(spec, 0, "training.save_steps"), keep=get(spec, 2, "training.save_total_limit")
+            every_steps=job.training.save_steps.value, keep=job.training.save_total_limit.value
         ),
-        activation_checkpointing=get(spec, False, f"{_H}.parallelism.activation_checkpointing"),
-        log_every_steps=get(spec, 1, "training.logging_steps"),
-        seed=get(spec, 42, "training.seed"),
-        output=mount(get(spec, default_output(job.name), "output.uri")).path,
+        activation_checkpointing=job.engine.activation_checkpointing.value,
+        log_every_steps=job.training.logging_steps.value,
+        seed=job.training.seed.value,
+        output=mount(output_uri(job)).path,
     )
 
 
@@ -82,71 +68,72 @@ def digest(config_json: str) -> str:
     return "sha256:" + hashlib.sha256(config_json.encode()).hexdigest()
 
 
-def default_output(name: str) -> str:
-    """Where the result goes if the job does not say: a folder that ends with the pods."""
-    return f"/mnt/output/{name}"
+def output_uri(job: JobSettings) -> str:
+    """Where the result goes; if the job does not say, a folder that ends with the pods."""
+    return job.output.value or f"/mnt/output/{job.name}"
 
 
-def _data(spec: Mapping[str, Any]) -> Data:
-    validation = find(spec, "data.validation_path")
+def _data(job: JobSettings) -> Data:
+    data, validation = job.data, job.data.validation.value
     return Data(
-        train=mount(get(spec, "", *DATA)).path,
-        validation=mount(validation).path if validation and _validation(spec) else None,
-        on_bad_row=get(spec, "refuse", "data.on_bad_row"),
-        max_bad_share=get(spec, 0.01, "data.max_bad_share"),
-        examples=find(spec, "data.examples"),
-        shuffle=get(spec, True, "data.shuffle"),
+        train=mount(data.train.value).path,
+        validation=mount(validation).path if validation and job.validation.wanted else None,
+        on_bad_row=data.on_bad_row.value,
+        max_bad_share=data.max_bad_share.value,
+        examples=data.examples.value,
+        shuffle=data.shuffle.value,
     )
 
 
-def _sequence_length(spec: Mapping[str, Any]) -> int | None:
-    asked, limit = get(spec, None, *LENGTH), find(spec, "model_config.max_model_len")
+def _sequence_length(data: DataSettings) -> int | None:
+    asked, limit = data.sequence_length.value, data.max_model_len.value
     if limit is None:
-        return None if asked is None else int(asked)
-    return min(int(limit), DEFAULT_SEQUENCE_LENGTH if asked is None else int(asked))
+        return asked
+    return min(limit, defaults.SEQUENCE_LENGTH if asked is None else asked)
 
 
-def _optimizer(spec: Mapping[str, Any], method: Method) -> Optimizer:
+def _optimizer(given: OptimizerSettings, method: Method) -> Optimizer:
+    rate = given.learning_rate.value
     return Optimizer(
         name="adamw",
-        learning_rate=get(spec, LEARNING_RATES[method], f"{_H}.learning_rate"),
-        weight_decay=get(spec, 0.0, f"{_H}.weight_decay"),
+        learning_rate=LEARNING_RATES[method] if rate is None else rate,
+        weight_decay=given.weight_decay.value,
         beta1=0.9,
         beta2=0.999,
         epsilon=1e-8,
-        max_grad_norm=get(spec, 1.0, f"{_H}.max_grad_norm"),
+        max_grad_norm=given.max_grad_norm.value,
     )
 
 
-def _schedule(spec: Mapping[str, Any]) -> Schedule:
+def _schedule(given: OptimizerSettings) -> Schedule:
     return Schedule(
-        name=get(spec, "cosine", f"{_H}.lr_scheduler_type"),
-        warmup_ratio=get(spec, 0.03, f"{_H}.warmup_ratio"),
-        epochs=get(spec, 1, f"{_H}.n_epochs"),
-        max_steps=get(spec, None, *MAX_STEPS),
+        name=given.scheduler.value,
+        warmup_ratio=given.warmup_ratio.value,
+        epochs=given.epochs.value,
+        max_steps=given.max_steps.value,
     )
 
 
-def _validation(spec: Mapping[str, Any]) -> Validation | None:
-    strategy = get(spec, "steps", f"{_V}.evaluation_strategy")
-    if not get(spec, True, f"{_V}.enabled") or strategy == "no" or not find(spec, "data.validation_path"):
+def _validation(job: JobSettings) -> Validation | None:
+    given = job.validation
+    if not given.wanted or not job.data.validation.value:
         return None
     return Validation(
-        every_steps=get(spec, 0, f"{_V}.eval_steps") if strategy == "steps" else 0,
-        keep_best=get(spec, True, f"{_V}.save_best_model_at_end"),
+        every_steps=given.eval_steps.value if given.strategy.value == "steps" else 0,
+        keep_best=given.keep_best.value,
         metric="val.loss",
         greater_is_better=False,
     )
 
 
-def resolve_lora(spec: Mapping[str, Any], method: Method) -> Lora | None:
+def resolve_lora(given: LoraSettings, method: Method) -> Lora | None:
     """The adapters, from whichever of the four spellings was used."""
     if method is Method.FFT:
         return None
-    rank = get(spec, 16, *LORA_R)
+    alpha = given.alpha.value
     return Lora(
-        rank=rank,
-        alpha=get(spec, 2 * rank, *LORA_ALPHA),
-        dropout=get(spec, 0.0, *LORA_DROPOUT),
-        target_modules=tuple(get(spec, [ALL_LINEAR], *LORA_TARGETS)),
+        rank=given.rank.value,
+        alpha=defaults.LORA_ALPHA_PER_RANK * given.rank.value if alpha is None else alpha,
+        dropout=given.dropout.value,
+        target_modules=tuple(given.target_modules.value),
     )

@@ -35,7 +35,7 @@ from .model import ObservedPod
 from .mounts import uri_of
 from .pod_reasons import REFUSED, WAITING, PodReason, match_reason
 from .resolve import Resolution, Verdict
-from .runconfig import digest, run_config
+from .runconfig import digest
 from .workload import Workload
 
 MESSAGE_LENGTH = 4096
@@ -265,13 +265,13 @@ def _resolution_status(job: Resolution) -> Status:
     return Status(
         resolved=Resolved(method=job.method, methodReason=job.method_reason, engine=job.engine,
                           precision=job.precision, rowsPerStep=rows, network="tcp",
-                          digest=digest(run_config(job).model_dump_json())),
+                          digest=digest(job.config_json)),
         layout=LayoutStatus(nodes=layout.nodes, gpusPerNode=layout.gpus_per_node, worldSize=layout.world_size,
                       dataParallel=layout.data_parallel, tensorParallel=layout.tensor_parallel,
                       pipelineParallel=layout.pipeline_parallel,
                       reasons=(*layout.reasons, job.engine_reason)),
         network=NetworkStatus(profile="tcp", reason="No faster network is configured for this gpu_type."),
-        informational=job.informational or None,
+        informational=job.job.informational or None,
     )  # fmt: skip
 
 

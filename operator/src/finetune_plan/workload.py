@@ -7,17 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from finetune_api.resource import names
-from finetune_api.resource.aliases import DATA, MODEL
 from finetune_api.runtime import protocol
-from finetune_api.validation.predicates import find
 
-from .facts import get
+from .job_settings import JobSettings
 from .mounts import Mount, mount
 from .resolve import Resolution, is_cpu
-from .runconfig import default_output, run_config
+from .runconfig import output_uri
 from .settings import Accelerator, PlanSettings
 
 CONFIG_PATH = "/etc/finetune/run.json"
@@ -44,27 +41,27 @@ class Workload:
     accelerator: Accelerator | None
     mounts: tuple[Mount, ...]
     """Where model, data and output lie."""
-    spec: Mapping[str, Any]
-    """The job's own words, for the parts that only pods have."""
+    job: JobSettings
+    """For the parts that only pods have."""
     settings: PlanSettings
 
 
-def workload(job: Resolution, settings: PlanSettings, run_number: int = 1, uid: str = "") -> Workload:
+def workload(resolved: Resolution, settings: PlanSettings, run_number: int = 1, uid: str = "") -> Workload:
     """The workload of one run; `uid` is that of the FinetuneJob, where a cluster has it."""
-    spec = job.spec
+    job, layout = resolved.job, resolved.layout
     return Workload(
         name=f"{job.name}-{run_number}",
         run=run_number,
-        nodes=job.layout.nodes,
-        processes_per_node=job.layout.gpus_per_node,
+        nodes=layout.nodes,
+        processes_per_node=layout.gpus_per_node,
         command=("python", "-m", "finetune_trainer"),
-        env=_environment(spec),
-        config_json=run_config(job).model_dump_json(),
-        image=get(spec, settings.trainer_image, "pods.image"),
+        env=_environment(job),
+        config_json=resolved.config_json,
+        image=job.pods.image.value or settings.trainer_image,
         labels=_labels(job, run_number, uid),
-        accelerator=None if is_cpu(spec) else settings.accelerators[spec["compute"]["gpu_type"].upper()],
-        mounts=_mounts(job.name, spec),
-        spec=spec,
+        accelerator=None if is_cpu(job) else settings.accelerators[job.gpu_type.value.upper()],
+        mounts=_mounts(job),
+        job=job,
         settings=settings,
     )
 
@@ -84,30 +81,26 @@ def rendezvous(work: Workload, node_rank: int, address: str, port: int) -> dict[
     }
 
 
-def _environment(spec: Mapping[str, Any]) -> dict[str, str]:
+def _environment(job: JobSettings) -> dict[str, str]:
     env = {
         protocol.CONFIG_ENV: CONFIG_PATH,
         protocol.REPORT_ENV: TERMINATION_LOG,
-        "HF_HOME": f"{CACHE if find(spec, 'storage.cacheClaim') else SCRATCH}/huggingface",
+        "HF_HOME": f"{CACHE if job.pods.cache_claim.value else SCRATCH}/huggingface",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    if find(spec, "network.profile") == "tcp":
+    if job.pods.network_profile.value == "tcp":
         env["NCCL_IB_DISABLE"] = "1"
-    if find(spec, "credentials.huggingFace"):
+    if job.pods.hugging_face.value:
         env["HF_TOKEN_PATH"] = f"{CREDENTIALS}/hugging-face/token"
-    return env | {e["name"]: e["value"] for e in find(spec, "pods.env") or ()}
+    return env | {e["name"]: e["value"] for e in job.pods.env.value}
 
 
-def _labels(job: Resolution, run_number: int, uid: str) -> dict[str, str]:
+def _labels(job: JobSettings, run_number: int, uid: str) -> dict[str, str]:
     ours = {names.JOB_LABEL: job.name, names.RUN_LABEL: str(run_number)} | ({names.JOB_UID_LABEL: uid} if uid else {})
-    return dict(find(job.spec, "pods.labels") or {}) | ours
+    return dict(job.pods.labels.value) | ours
 
 
-def _mounts(name: str, spec: Mapping[str, Any]) -> tuple[Mount, ...]:
-    uris = [
-        get(spec, None, *DATA),
-        find(spec, "data.validation_path"),
-        get(spec, default_output(name), "output.uri"),
-    ]
-    return (mount(get(spec, "", *MODEL), model=True), *(mount(u) for u in uris if u))
+def _mounts(job: JobSettings) -> tuple[Mount, ...]:
+    uris = (job.data.train.value, job.data.validation.value, output_uri(job))
+    return (mount(job.model.value, model=True), *(mount(uri) for uri in uris if uri))

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from . import defaults
 from .keys import Native
 from .keys import key as declare
 from .sections import Uri
@@ -125,7 +126,7 @@ class Lifecycle(Native):
     """Ends and new beginnings. May change at any time."""
 
     maxRestarts: Annotated[int, Field(ge=0, le=1000)] | None = declare(  # noqa: N815
-        "New runs after failures. Preemption and suspension do not count. 3 if absent."
+        f"New runs after failures. Preemption and suspension do not count. {defaults.MAX_RESTARTS} if absent."
     )
     activeDeadlineSeconds: Annotated[int, Field(ge=1, le=31536000)] | None = declare(  # noqa: N815
         "Longest time from the first start, in seconds, suspended time not counted. None if absent."
@@ -143,7 +144,7 @@ class SecretKey(Native):
 
     secretName: DnsName = declare("Name of the secret.", default=...)  # noqa: N815
     key: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")] | None = declare(
-        "Key within it. token if absent."
+        f"Key within it. {defaults.TOKEN_KEY} if absent."
     )
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from . import defaults
 from .keys import Section, informational, key, refused
 
 Word = Annotated[str, Field(min_length=1, max_length=128)]
@@ -29,6 +30,11 @@ Free = Annotated[dict[str, object], Field(max_length=64)]
 
 RL = "it belongs to reinforcement learning, and a FinetuneJob trains on a dataset"
 ELSEWHERE = "it is about using the model after training"
+
+
+def _scientific(number: float) -> str:
+    """1e-5, as people write it."""
+    return f"{number:.0e}".replace("e-0", "e-")
 
 
 class AlgorithmType(StrEnum):
@@ -194,7 +200,9 @@ class Data(Section):
     on_bad_row: BadRow | None = key(
         "What to do with a row that cannot be trained on: refuse the job (if absent), or skip it, counted and named."
     )
-    max_bad_share: Share | None = key("With on_bad_row skip: the largest share of bad rows. 0.01 if absent.")
+    max_bad_share: Share | None = key(
+        f"With on_bad_row skip: the largest share of bad rows. {defaults.MAX_BAD_SHARE} if absent."
+    )
     examples: Annotated[int, Field(ge=1, le=1000000000)] | None = key(
         "Train on the first so many rows: a smoke test."
     )
@@ -217,10 +225,14 @@ class ValidationSection(Section):
 class Adapter(Section):
     """Low-rank adapters."""
 
-    r: Rank | None = key("Rank of the adapters. 16 if absent.")
-    alpha: Alpha | None = key("Scale: the adapter's output is multiplied by alpha / r. 2 r if absent.")
-    dropout: Dropout | None = key("Dropout on the adapter's input. 0 if absent.")
-    target_modules: Words | None = key("Names of the layers that get adapters, or all-linear (if absent).")
+    r: Rank | None = key(f"Rank of the adapters. {defaults.LORA_RANK} if absent.")
+    alpha: Alpha | None = key(
+        f"Scale: the adapter's output is multiplied by alpha / r. {defaults.LORA_ALPHA_PER_RANK} r if absent."
+    )
+    dropout: Dropout | None = key(f"Dropout on the adapter's input. {defaults.LORA_DROPOUT:g} if absent.")
+    target_modules: Words | None = key(
+        f"Names of the layers that get adapters, or {defaults.LORA_TARGETS} (if absent)."
+    )
 
 
 class Training(Section):
@@ -231,14 +243,16 @@ class Training(Section):
     validation: ValidationSection | None = key("Evaluation while training.")
     lora: Adapter | None = key("Low-rank adapters.")
     seed: Annotated[int, Field(ge=0, le=4294967295)] | None = key(
-        "Seed of row order, dropout and new weights. 42 if absent."
+        f"Seed of row order, dropout and new weights. {defaults.SEED} if absent."
     )
     save_steps: Annotated[int, Field(ge=0, le=100000000)] | None = key(
         "Optimizer steps between checkpoints. 0 or absent: at the end of every epoch."
     )
-    save_total_limit: Annotated[int, Field(ge=1, le=1000)] | None = key("Checkpoints that stay. 2 if absent.")
+    save_total_limit: Annotated[int, Field(ge=1, le=1000)] | None = key(
+        f"Checkpoints that stay. {defaults.SAVE_TOTAL_LIMIT} if absent."
+    )
     logging_steps: Annotated[int, Field(ge=1, le=1000000)] | None = key(
-        "Optimizer steps between progress records. 1 if absent."
+        f"Optimizer steps between progress records. {defaults.LOGGING_STEPS} if absent."
     )
 
 
@@ -247,11 +261,11 @@ class Parallelism(Section):
 
     use_deepspeed: bool | None = key("Shard with DeepSpeed ZeRO. Not together with fsdp.")
     deepspeed_stage: Annotated[int, Field(ge=0, le=3)] | None = key(
-        "ZeRO stage; 2 if absent. 0 is plain data parallel."
+        f"ZeRO stage; {defaults.DEEPSPEED_STAGE} if absent. 0 is plain data parallel."
     )
     fsdp: bool | None = key("Shard with PyTorch FSDP. Not together with use_deepspeed.")
     fsdp_sharding_strategy: Annotated[str, Field(min_length=1, max_length=32)] | None = key(
-        "full_shard (if absent) or no_shard, which is plain data parallel."
+        f"{defaults.FSDP_SHARDING_STRATEGY} (if absent) or no_shard, which is plain data parallel."
     )
     fsdp_auto_wrap_policy: Annotated[str, Field(min_length=1, max_length=64)] | None = key(
         "transformer_block (if absent): every decoder layer is a shard group."
@@ -270,7 +284,9 @@ class Parallelism(Section):
 class Hyperparameters(Section):
     """Numbers of the optimization."""
 
-    n_epochs: Annotated[int, Field(ge=1, le=10000)] | None = key("Passes over the rows. 1 if absent.")
+    n_epochs: Annotated[int, Field(ge=1, le=10000)] | None = key(
+        f"Passes over the rows. {defaults.EPOCHS} if absent."
+    )
     total_steps: Steps | None = key("End after so many optimizer steps, even within an epoch.")
     train_steps: Steps | None = key("Another name of total_steps.")
     steps: Steps | None = key("Another name of total_steps.")
@@ -284,17 +300,24 @@ class Hyperparameters(Section):
     )
     sequence_length: Tokens | None = key(
         "Longest row in tokens; longer rows are cut and counted. "
-        "2048 if absent, or the model's own limit if that is smaller."
+        f"{defaults.SEQUENCE_LENGTH} if absent, or the model's own limit if that is smaller."
     )
     max_seq_length: Tokens | None = key("Another name of sequence_length.")
     learning_rate: Annotated[float, Field(gt=0, le=1)] | None = key(
-        "Peak learning rate. If absent: 1e-5 for full finetuning, 2e-4 for adapters."
+        f"Peak learning rate. If absent: {_scientific(defaults.LEARNING_RATE_FFT)} for full finetuning, "
+        f"{_scientific(defaults.LEARNING_RATE_ADAPTERS)} for adapters."
     )
-    warmup_ratio: Share | None = key("Share of all steps in which the learning rate rises. 0.03 if absent.")
-    lr_scheduler_type: Scheduler | None = key("How the learning rate falls afterwards. cosine if absent.")
-    weight_decay: Share | None = key("AdamW's decoupled weight decay, on matrices only. 0 if absent.")
+    warmup_ratio: Share | None = key(
+        f"Share of all steps in which the learning rate rises. {defaults.WARMUP_RATIO} if absent."
+    )
+    lr_scheduler_type: Scheduler | None = key(
+        f"How the learning rate falls afterwards. {defaults.SCHEDULER} if absent."
+    )
+    weight_decay: Share | None = key(
+        f"AdamW's decoupled weight decay, on matrices only. {defaults.WEIGHT_DECAY:g} if absent."
+    )
     max_grad_norm: Annotated[float, Field(ge=0, le=1000000)] | None = key(
-        "Gradients are scaled down to this norm; 0 leaves them alone. 1 if absent."
+        f"Gradients are scaled down to this norm; 0 leaves them alone. {defaults.MAX_GRAD_NORM:g} if absent."
     )
     optim: OptimizerName | None = key("AdamW, by any of its names.")
     train_kind: TrainKind | None = key("fft: every weight. peft: adapters.")

@@ -9,9 +9,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from finetune_api.resource import defaults
+
 from .choices import Device, Engine, Method, OnBadRow, Precision
 
-DEFAULT_SEQUENCE_LENGTH = 2048
+DEFAULT_SEQUENCE_LENGTH = defaults.SEQUENCE_LENGTH
 
 
 class Frozen(BaseModel):

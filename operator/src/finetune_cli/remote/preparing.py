@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from finetune_api.resource.aliases import DATA, MODEL
 from finetune_api.validation import uris
 from finetune_api.validation.problem import Problem
 from finetune_api.validation.uris import Scheme
@@ -17,8 +16,7 @@ from finetune_cli import files, planning
 from finetune_cli.changes import Changes
 from finetune_cli.planning import Judged
 from finetune_cli.reading import Input
-from finetune_plan.facts import first
-from finetune_plan.runconfig import run_config
+from finetune_plan.job_settings import JobSettings, Setting
 
 from .cluster import Cluster
 from .dataset import Parcel, parcel
@@ -53,9 +51,9 @@ def _judged(source: Input, asked: Changes) -> Judged:
     problems = [p for p in found.verdict.problems if p.reason not in CLUSTER_DECIDES]
     if found.verdict.resolution is None or problems:
         raise source.refused(problems)
-    spec = found.verdict.resolution.spec
-    problems += _here(spec, asked)
-    problems += files.data_problems(spec, run_config(found.verdict.resolution).data) if asked.dataset else ()
+    resolution = found.verdict.resolution
+    problems += _here(resolution.job, asked)
+    problems += files.data_problems(resolution.job, resolution.run_config.data) if asked.dataset else ()
     if problems:
         raise source.refused(problems)
     planning.say_notes(found.verdict.resolution)
@@ -64,20 +62,20 @@ def _judged(source: Input, asked: Changes) -> Judged:
     return found
 
 
-def _here(spec: Mapping[str, Any], asked: Changes) -> Iterator[Problem]:
+def _here(job: JobSettings, asked: Changes) -> Iterator[Problem]:
     """Files of this machine that pods will not find; a path from the root may lie in the image."""
-    for keys, remedy in (
-        (MODEL, "Name a model of the Hugging Face Hub, or put the folder on a claim: pvc://CLAIM/PATH."),
-        (DATA, "Give --dataset with this file: it is sent along."),
-        (files.VALIDATION, "Put it on a claim (pvc://CLAIM/PATH) or into a ConfigMap (configmap://NAME/KEY)."),
-    ):
-        given = first(spec, keys)
-        if given is None or (keys is DATA and asked.dataset):
+    settings: tuple[tuple[Setting[Any], str], ...] = (
+        (job.model, "Name a model of the Hugging Face Hub, or put the folder on a claim: pvc://CLAIM/PATH."),
+        (job.data.train, "Give --dataset with this file: it is sent along."),
+        (job.data.validation, "Put it on a claim (pvc://CLAIM/PATH) or into a ConfigMap (configmap://NAME/KEY)."),
+    )
+    for given, remedy in settings:
+        if not given.value or (given is job.data.train and asked.dataset):
             continue
-        source = uris.parse(given.value, model=keys is MODEL)
+        source = uris.parse(given.value, model=given is job.model)
         if source.scheme is Scheme.PATH and not given.value.startswith("/") and Path(given.value).exists():
             message = f"{given.value} is on this machine; the pods of a cluster do not have it."
-            yield Problem(f"spec.{given.path}", "NotOnCluster", message, remedy)
+            yield Problem(f"spec.{given.key}", "NotOnCluster", message, remedy)
 
 
 def _manifest(resource: Json, cluster: Cluster) -> Json:

@@ -10,7 +10,6 @@ from typing import Any
 import click
 
 from finetune_api.runtime.exits import MEANINGS, Exit
-from finetune_api.validation.predicates import find
 from finetune_api.validation.problem import Problem
 from finetune_cli import changes, files, planning, printing, reading
 from finetune_cli.changes import Changes
@@ -58,11 +57,11 @@ def command(file: str, dry_run: bool, quiet: bool, form: str | None, **options: 
 def _prepared(source: Input, asked: Changes) -> Planned:
     """The planned job with an output folder of this machine. Raises Refused; nothing is written."""
     found = planning.planned(source, asked)
-    if not find(found.resource["spec"], files.OUTPUT[0]):
-        asked = changes.with_output(asked, f"{found.resolution.name}-output")
+    if not found.resolution.job.output.value:
+        asked = changes.with_output(asked, f"{found.resolution.job.name}-output")
         found = planning.planned(source, asked)
-    spec, data = found.resolution.spec, run_config(found.resolution).data
-    problems = [*files.elsewhere(spec), *files.data_problems(spec, data), *files.model_problems(spec)]
+    job, data = found.resolution.job, found.resolution.run_config.data
+    problems = [*files.elsewhere(job), *files.data_problems(job, data), *files.model_problems(job)]
     if problems:
         raise source.refused(problems)
     return found

@@ -53,11 +53,10 @@ def _files(found: Judged, asked: Changes, *, check_data: bool) -> list[Problem]:
         return []
     # With all that reads rows, and the models of the run configuration: most calls do without.
     from finetune_cli import files  # noqa: PLC0415
-    from finetune_plan.runconfig import run_config  # noqa: PLC0415
 
-    job = found.verdict.resolution
-    rows = files.data_problems(job.spec, run_config(job).data) if check_data or asked.dataset else ()
-    model = files.model_problems(job.spec) if asked.model else ()
+    resolution = found.verdict.resolution
+    rows = files.data_problems(resolution.job, resolution.run_config.data) if check_data or asked.dataset else ()
+    model = files.model_problems(resolution.job) if asked.model else ()
     return [*rows, *model]
 
 
@@ -75,7 +74,7 @@ def _decided(verdict: Verdict | None) -> dict[str, Any]:
         return {"informational": [], "notes": [], "method": None, "engine": None, "layout": None}
     layout = resolution.layout
     return {
-        "informational": list(resolution.informational),
+        "informational": list(resolution.job.informational),
         "notes": [asdict(note) for note in resolution.notes],
         "method": resolution.method.value,
         "engine": resolution.engine.value,

@@ -10,7 +10,6 @@ from typing import Any
 
 from finetune_api.resource import names
 from finetune_api.runtime import protocol
-from finetune_api.validation.predicates import find
 from finetune_plan.pods import pod_template
 from finetune_plan.workload import RENDEZVOUS_PORT, Workload, replica
 
@@ -51,7 +50,7 @@ def _rendezvous(work: Workload) -> list[dict[str, Any]]:
 
 def _labels(work: Workload) -> dict[str, str]:
     ours = {k: v for k, v in work.labels.items() if k in (names.JOB_LABEL, names.JOB_UID_LABEL, names.RUN_LABEL)}
-    queue, priority = find(work.spec, "queue.name"), find(work.spec, "queue.priorityClass")
+    queue, priority = work.job.queue.value, work.job.queue_priority.value
     return (
         ours
         | ({names.KUEUE_QUEUE_LABEL: queue} if queue else {})
