@@ -84,6 +84,15 @@ def read_record(line: str) -> Json | None:
     return record.model_dump(mode="json") if record else None
 
 
+def run_identity(config: Path, content: Mapping[str, str], rows_per_step: int) -> Json:
+    """What the trainer compares with the identity in an output folder, and its digest."""
+    from finetune_trainer import config as trainer_config  # noqa: PLC0415
+    from finetune_trainer import identity  # noqa: PLC0415 - imports torch
+
+    document = identity.document(trainer_config.load({CONFIG_ENV: str(config)}), content, rows_per_step)
+    return {"digest": identity.digest(document), "identity": document}
+
+
 def read_marker(folder: Path) -> Json | None:
     """The marker of a folder that counts; None of one that does not."""
     from finetune_trainer import marker  # noqa: PLC0415
