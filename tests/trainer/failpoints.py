@@ -83,15 +83,10 @@ class Full:
     @contextmanager
     def create(self, path: Path) -> Iterator[Sink]:
         with DISK.create(path) as sink:
-            yield _FullSink(sink) if fnmatch(path.name, self._pattern) else sink
+            yield _FullSink() if fnmatch(path.name, self._pattern) else sink
 
 
 class _FullSink:
-    def __init__(self, sink: Sink) -> None:
-        self.tell = sink.tell
-        self.flush = sink.flush
-        self.close = sink.close
-
     def write(self, content: object, /) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

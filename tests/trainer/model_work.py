@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -26,12 +27,13 @@ def built(folders: list[Path], config: RunConfig) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in (whole | dict(engine.model.named_buffers())).items()}
 
 
-def loaded_mib(folders: list[Path], config: RunConfig) -> float:
-    """Memory that loading has left with this rank."""
-    before = _resident_mib()
-    found = model.load(folders[dist.get_rank()], config)
-    after = _resident_mib()
-    del found
+def bytes_to_load(small: list[Path], large: list[Path], config: RunConfig) -> int:
+    """Memory that loading the large model takes on this rank; loading the small one first pays for the imports."""
+    model.load(small[dist.get_rank()], config)
+    before = _resident()
+    loaded = model.load(large[dist.get_rank()], config)
+    after = _resident()
+    del loaded
     return after - before
 
 
@@ -39,6 +41,6 @@ def refused(folders: list[Path], config: RunConfig) -> None:
     model.load(folders[dist.get_rank()], config)
 
 
-def _resident_mib() -> float:
+def _resident() -> int:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096 / 2**20
+    return pages * os.sysconf("SC_PAGE_SIZE")

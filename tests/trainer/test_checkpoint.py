@@ -11,12 +11,14 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from finetune_trainer import checkpoint
 from finetune_trainer.errors import OutputRefused, StorageFailed
 from finetune_trainer.marker import read_marker, stamp
+from trainer import checkpoint_fixture as fixture
 from trainer import checkpoint_work as work
 from trainer.failpoints import Full
 from trainer.ranks import run_ranks, values
@@ -82,7 +84,7 @@ def remove_marker(of: Path) -> None:
 
 
 def shorten_shard(of: Path) -> None:
-    shard = of / "__0_0.distcp"
+    shard = of / "shard-00000.bin"
     os.truncate(shard, shard.stat().st_size - 1)
 
 
@@ -104,12 +106,12 @@ def test_an_incomplete_checkpoint_does_not_count_and_is_written_again(tmp_path: 
 def test_a_flipped_bit_is_found_and_the_next_start_uses_the_checkpoint_before(tmp_path: Path) -> None:
     work.save(tmp_path, 10)
     work.save(tmp_path, 20)
-    shard = folder(tmp_path, 20) / "__0_0.distcp"
+    shard = folder(tmp_path, 20) / "shard-00000.bin"
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
     state = work.tensors(0)
-    with pytest.raises(StorageFailed, match=r"step-00000020/__0_0\.distcp is not what was written.*one before"):
+    with pytest.raises(StorageFailed, match=r"step-00000020/shard-00000\.bin is not what was written.*one before"):
         checkpoint.load(tmp_path, 20, state)
     assert work.same(state, work.tensors(0)), "nothing was loaded"
     assert checkpoint.latest(tmp_path) == 10
@@ -133,8 +135,37 @@ def without(state: dict[str, Any], name: str) -> dict[str, Any]:
 )  # fmt: skip
 def test_a_checkpoint_of_another_state_is_refused(tmp_path: Path, state: dict[str, Any], sentence: str) -> None:
     work.save(tmp_path, 20)
-    with pytest.raises(OutputRefused, match=f"step-00000020 does not fit this run: .*{sentence}"):
+    with pytest.raises(OutputRefused, match=f"cannot resume from checkpoint .*step-00000020: .*{sentence}"):
         checkpoint.load(tmp_path, 20, state)
+
+
+def test_a_checkpoint_is_read_with_json_and_the_bytes_alone(tmp_path: Path) -> None:
+    values(run_ranks(2, work.save, tmp_path, 20))
+    index = json.loads((folder(tmp_path, 20) / "index.json").read_bytes())
+    weight = np.full((6, 4), np.nan, np.float32)
+    for chunk in index["tensors"]["parameters.layers.0.weight"]["chunks"]:
+        place = tuple(slice(o, o + s) for o, s in zip(chunk["offsets"], chunk["sizes"], strict=True))
+        content = (folder(tmp_path, 20) / chunk["file"]).read_bytes()[chunk["position"] :][: chunk["length"]]
+        weight[place] = np.frombuffer(content, "<f4").reshape(chunk["sizes"])
+    assert weight.tolist() == work.tensors(20)["parameters"]["layers.0.weight"].tolist()
+    assert {path.suffix for path in folder(tmp_path, 20).iterdir()} == {".bin", ".json", ".safetensors", ""}
+
+
+def test_a_checkpoint_of_another_python_and_torch_is_read(tmp_path: Path) -> None:
+    state = fixture.tensors(0)
+    shutil.copytree(fixture.FOLDER, tmp_path, dirs_exist_ok=True)
+    written_by = checkpoint.load(tmp_path, 20, state)
+    assert written_by != fixture.versions(), "or this test shows nothing"
+    assert work.same(state, fixture.tensors(1))
+
+
+def test_a_checkpoint_with_a_pickled_index_is_refused(tmp_path: Path) -> None:
+    work.save(tmp_path, 20)
+    of = folder(tmp_path, 20)
+    (of / "index.json").rename(of / ".metadata")
+    restamp(of, ".metadata", instead_of="index.json")
+    with pytest.raises(OutputRefused, match=r"its index \(\.metadata\) is a pickle, which .*another output"):
+        checkpoint.load(tmp_path, 20, work.tensors(0))
 
 
 class Code:
@@ -149,17 +180,51 @@ class Code:
 
 def test_code_in_the_index_does_not_run(tmp_path: Path) -> None:
     work.save(tmp_path, 20)
-    index = folder(tmp_path, 20) / ".metadata"
-    index.write_bytes(pickle.dumps(Code(tmp_path / "ran")))
-    restamp(folder(tmp_path, 20), ".metadata")
-    with pytest.raises(OutputRefused, match=r"its index holds (posix|nt)\.mkdir, which no checkpoint of ours does"):
+    (folder(tmp_path, 20) / "index.json").write_bytes(pickle.dumps(Code(tmp_path / "ran")))
+    restamp(folder(tmp_path, 20), "index.json")
+    with pytest.raises(OutputRefused, match=r"cannot resume from checkpoint .*step-00000020: .*Invalid JSON"):
         checkpoint.load(tmp_path, 20, work.tensors(0))
     assert not (tmp_path / "ran").exists()
 
 
-def restamp(of: Path, name: str) -> None:
+def changed_index(**changes: Any) -> Any:
+    """Change the tensor `step`, or its one chunk where the chunk has that key."""
+
+    def change(tensors: dict[str, Any]) -> None:
+        tensor = tensors["step"]
+        for key, value in changes.items():
+            (tensor["chunks"][0] if key in tensor["chunks"][0] else tensor)[key] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        pytest.param(lambda tensors: tensors["step"].pop("dtype"), "dtype.*Field required", id="a field is missing"),
+        pytest.param(changed_index(dtype="save"), "has no number format save", id="an unknown number format"),
+        pytest.param(changed_index(file="../x.bin"), "String should match", id="a file outside the folder"),
+        pytest.param(changed_index(chunks=[]), "chunks do not cover", id="a chunk is missing"),
+        pytest.param(changed_index(sizes=[1]), "another number of dimensions", id="a chunk with more dimensions"),
+        pytest.param(changed_index(position=1 << 40), "has not the 4 bytes", id="bytes behind the end of the file"),
+        pytest.param(changed_index(length=1 << 40), "has not the 4 bytes", id="more bytes than the tensor takes"),
+    ],
+)
+def test_an_index_that_cannot_be_true_is_refused(tmp_path: Path, change: Any, sentence: str) -> None:
+    work.save(tmp_path, 20)
+    path = folder(tmp_path, 20) / "index.json"
+    index = json.loads(path.read_bytes())
+    change(index["tensors"])
+    path.write_text(json.dumps(index))
+    restamp(folder(tmp_path, 20), "index.json")
+    with pytest.raises(OutputRefused, match=f"(?s)cannot resume from checkpoint .*step-00000020: .*{sentence}"):
+        checkpoint.load(tmp_path, 20, work.tensors(0))
+
+
+def restamp(of: Path, name: str, instead_of: str = "") -> None:
     """Make the marker vouch for a file as it is, as somebody who can write the volume can."""
     marker = json.loads((of / "COMPLETE").read_bytes())
+    marker["files"].pop(instead_of, None)
     marker["files"][name] = stamp(of / name).model_dump()
     (of / "COMPLETE").write_text(json.dumps(marker))
 
@@ -205,7 +270,7 @@ def test_ranks_that_are_new_get_random_numbers_of_their_own_and_the_log_says_so(
     assert "written by 2 ranks and is continued by 1" in caplog.text
 
 
-@pytest.mark.parametrize("pattern", ["*.distcp", "rank-*"])
+@pytest.mark.parametrize("pattern", ["shard-*", "rank-*"])
 def test_if_one_rank_cannot_write_every_rank_fails_and_nothing_is_published(tmp_path: Path, pattern: str) -> None:
     values(run_ranks(2, work.save, tmp_path, 10))
     for ended in run_ranks(2, work.save_on_full_rank, tmp_path, 20, 1, pattern):

@@ -18,7 +18,7 @@ CUTS = (4, 2, 1)
 
 @pytest.fixture(scope="module")
 def steps() -> Steps:
-    found: Steps = values(run_ranks(1, work.steps, 8, *CUTS, -1, patience=120))[0]
+    found: Steps = values(run_ranks(1, work.steps, 8, *CUTS, -1))[0]
     return found
 
 

@@ -1,6 +1,7 @@
 """Checkpoints that are valid or absent, whatever is killed when.
 
-<output>/checkpoints/step-00000020/   .metadata, __0_0.distcp, ...    tensors of all ranks (shards.py)
+<output>/checkpoints/step-00000020/   shard-00000.bin, ...            tensors, one file a rank (shards.py)
+                                      index.json                      where each tensor is in them (index.py)
                                       rank-00000.safetensors, ...     random states, one file a rank (rng.py)
                                       extra.json                      position in the data, best step, ...
                                       COMPLETE                        size and sha256 of each (marker.py)

@@ -82,13 +82,7 @@ class Recorder:
     def create(self, path: Path) -> Iterator[Sink]:
         with self._files.create(path) as sink:
             hashing = _Hashing(sink)
-            try:
-                yield hashing
-            except Exception:
-                # torch.save closes its archive after a failed write; that error covers the reason.
-                if hashing.failure is not None:
-                    raise hashing.failure from None
-                raise
+            yield hashing
         self.stamps[path] = Stamp(size=hashing.size, sha256=hashing.sha256.hexdigest())
 
     def fsync(self, path: Path) -> None:
@@ -110,24 +104,9 @@ class _Hashing:
         self._sink = sink
         self.sha256 = hashlib.sha256()
         self.size = 0
-        self.failure: OSError | None = None
 
     def write(self, content: Any, /) -> int:
-        try:
-            written = self._sink.write(content)
-        except OSError as error:
-            self.failure = error
-            raise
+        written = self._sink.write(content)
         self.sha256.update(content)
         self.size += written
         return written
-
-    def flush(self) -> None:
-        self._sink.flush()
-
-    def tell(self) -> int:
-        return self.size
-
-    def close(self) -> None:
-        """DCP closes what it has written; the file itself is closed where it was opened."""
-        self.flush()
