@@ -41,6 +41,10 @@ class Lens:
         """Query parameters that a list of a kind, such as "pods", gets besides its own."""
         return {}
 
+    def hides(self, path: str) -> bool:
+        """Whether a GET at a path, such as /apis/kubeflow.org/v1, finds nothing there."""
+        return False
+
     async def told(self, kind: str, opened: float, event: Json) -> Json | None:
         """A watch event as it is passed on, perhaps later; None: never. An ERROR ends its stream.
 
@@ -106,6 +110,8 @@ class Proxy:
     async def _pass_on(self, session: aiohttp.ClientSession, request: web.Request) -> web.StreamResponse:
         headers = {k: v for k, v in request.headers.items() if k.lower() not in _HOP} | self._headers
         body, url = await request.read(), f"{self._server}{request.rel_url}"
+        if request.method == "GET" and self._lens.hides(request.path):
+            raise web.HTTPNotFound
         watched, kind = "watch" in request.query, request.path.rpartition("/")[2]
         if request.method == "GET" and not watched:
             url = f"{self._server}{request.rel_url.update_query(dict(self._lens.listed(kind)))}"

@@ -9,20 +9,30 @@ import asyncio
 import gc
 import logging
 import os
+import signal
 import sys
+import threading
+from collections.abc import Collection, Coroutine
+from typing import Any
 
 import kopf
 from pydantic import ValidationError
 
 from . import handlers, logs, server
 from .cluster import KubernetesCluster
+from .discovery import WatchedKinds
 from .runtime import Operator
 from .settings import Settings
 
 UNHEALTHY = 3
 CHECK_SECONDS = 5.0
 DRAIN_SECONDS = 15.0
-"""Seconds that looks in progress may take after SIGTERM: below the pod's own grace period of 30."""
+"""Seconds that looks in progress may take after SIGTERM."""
+KOPF_EXIT_SECONDS = 4.0
+"""Seconds that kopf may take after that. It loses a cancellation that meets the end of a stream, and would wait for
+that watch for ever."""
+SHUTDOWN_SECONDS = 25.0
+"""Seconds from SIGTERM to the end, whatever hangs: below the pod's own grace period of 30."""
 
 GC_THRESHOLD = 50_000
 """Containers between two looks for garbage. A list of thousands of objects is mostly new containers that stay: at
@@ -49,19 +59,21 @@ async def run(settings: Settings) -> None:
     cluster = KubernetesCluster(settings)
     operator = Operator(cluster, settings)
     web = await server.serve(operator)
+    stop, leave = asyncio.Event(), asyncio.Event()
+    kinds = WatchedKinds(operator)
     # Before kopf starts: it cancels at its end every task that began after it.
-    workers = [asyncio.create_task(operator.work()) for _ in range(settings.workers)]
-    tasks = [
-        *workers,
-        *map(asyncio.create_task, (operator.resync(), operator.heartbeat(), _exit_when_unhealthy(operator))),
-    ]
-    tasks.append(asyncio.create_task(_watch(operator)))
-    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    workers = _tasks(*(operator.work() for _ in range(settings.workers)))
+    loops = _tasks(
+        operator.resync(), operator.heartbeat(), _exit_when_unhealthy(operator), kinds.follow(), stop.wait()
+    )
+    watch = asyncio.create_task(_watch(operator, kinds, stop, leave))
+    await asyncio.wait([*workers, *loops, watch], return_when=asyncio.FIRST_COMPLETED)
+    _end_within(SHUTDOWN_SECONDS)
     operator.stop()
     await asyncio.wait(workers, timeout=DRAIN_SECONDS)
-    for task in tasks:
-        task.cancel()
-    ended = await asyncio.gather(*tasks, return_exceptions=True)
+    leave.set()
+    await asyncio.wait([watch], timeout=KOPF_EXIT_SECONDS)
+    ended = await _cancelled([*workers, *loops, watch])
     await web.cleanup()
     await cluster.close()
     for error in ended:
@@ -69,15 +81,50 @@ async def run(settings: Settings) -> None:
             raise error
 
 
-async def _watch(operator: Operator) -> None:
+def _tasks(*loops: Coroutine[Any, Any, Any]) -> list[asyncio.Task[Any]]:
+    return [asyncio.create_task(loop) for loop in loops]
+
+
+async def _cancelled(tasks: Collection[asyncio.Task[Any]]) -> list[Any]:
+    """Results and errors of tasks that need not go on. What kopf leaves behind, asyncio.run() cancels again."""
+    for task in tasks:
+        task.cancel()
+    return await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _watch(operator: Operator, kinds: WatchedKinds, stop: asyncio.Event, leave: asyncio.Event) -> None:
+    """kopf, until `leave`. A signal sets `stop` alone, so that watches go on while looks are finished."""
     namespace = operator.settings.watch_namespace
+    registry = handlers.register(operator)
+
+    @kopf.on.startup(registry=registry)
+    async def take_signals(**_: Any) -> None:  # from kopf, which has just taken them
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+
     await kopf.operator(
-        registry=handlers.register(operator),
-        settings=handlers.kopf_settings(operator.settings),
+        registry=registry,
+        settings=handlers.kopf_settings(),
+        insights=kinds.insights,
+        stop_flag=leave,
         standalone=True,
         clusterwide=not namespace,
         namespaces=[namespace] if namespace else [],
     )
+
+
+def _end_within(seconds: float) -> None:
+    """End the process by then: also when the loop, or a thread that asyncio.run() waits for, hangs."""
+    loop = asyncio.get_running_loop()
+
+    def give_up() -> None:
+        names = sorted(task.get_name() for task in asyncio.all_tasks(loop))
+        log.error("did not end in time", extra={"seconds": seconds, "tasks": names})
+        os._exit(1)
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
 
 
 async def _exit_when_unhealthy(operator: Operator) -> None:

@@ -35,7 +35,7 @@ class Backoffs:
             pause = min(BACKOFF_SECONDS, pause * 2)
 
 
-def kopf_settings(settings: Settings) -> kopf.OperatorSettings:
+def kopf_settings() -> kopf.OperatorSettings:
     """How kopf watches. Why each: docs/adr/0010."""
     found = kopf.OperatorSettings()
     found.watching.inactivity_timeout = 70
@@ -53,8 +53,8 @@ def kopf_settings(settings: Settings) -> kopf.OperatorSettings:
     found.posting.enabled = False
     found.peering.standalone = True
     found.persistence.diffbase_storage = _NoDiffBase()
-    found.scanning.disabled = bool(settings.watch_namespace)  # needs to watch CRDs in the whole cluster
-    found.process.ultimate_exiting_timeout = 25
+    found.scanning.disabled = True  # discovery.py follows the kinds
+    found.process.ultimate_exiting_timeout = None  # __main__.py has a limit of its own
     return found
 
 

@@ -1,0 +1,60 @@
+"""Which kinds kopf watches: those that the API server serves, whenever it begins or ends to serve them.
+
+kopf itself looks at its start, and again when a CRD changes. A CRD is established before discovery serves its kind,
+so that look may find nothing, and no other follows: the kind is never watched. In one namespace, CRDs may not be
+watched at all. So kopf follows no CRDs; we ask for the kinds that may come late, and tell it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from kopf._cogs.structs.references import Insights, Resource  # the type of kopf.operator(insights=)
+
+from finetune_api.resource.names import GROUP, PLURAL, VERSION
+
+from .cluster import RUNS_GROUP, RUNS_PLURAL, RUNS_VERSION
+from .errors import ClusterError
+from .runtime import Operator
+
+SECONDS = 5.0
+"""Between two questions: one small request each."""
+JOBS = Resource(GROUP, VERSION, PLURAL, namespaced=True)
+RUNS = Resource(RUNS_GROUP, RUNS_VERSION, RUNS_PLURAL, namespaced=True)
+
+log = logging.getLogger(__name__)
+
+
+class WatchedKinds:
+    """The kinds that kopf watches; it starts and ends its watches when these change."""
+
+    def __init__(self, operator: Operator) -> None:
+        self._operator = operator
+        self.insights = Insights()
+
+    async def follow(self) -> None:
+        """Keep them equal to what is served."""
+        while True:
+            try:
+                await self.revise()
+            except ClusterError as error:
+                log.warning("discovery failed", extra={"error": str(error)})
+            await asyncio.sleep(SECONDS)
+
+    async def revise(self) -> None:
+        """Compare once. FinetuneJobs are served if they could be listed."""
+        served = {JOBS} if self._operator.synced.is_set() else set()
+        if await self._operator.reconciler.observer.backend():
+            served.add(RUNS)
+        elif RUNS in self.insights.watched_resources:
+            await self._announce(RUNS, served=False)
+        for kind in served - self.insights.watched_resources:
+            await self._announce(kind, served=True)
+
+    async def _announce(self, kind: Resource, *, served: bool) -> None:
+        log.info("watch begins" if served else "watch ends", extra={"resource": f"{kind.plural}.{kind.group}"})
+        async with self.insights.revised:
+            watched = self.insights.watched_resources
+            (watched.add if served else watched.discard)(kind)
+            self.insights.revised.notify_all()

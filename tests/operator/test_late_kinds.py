@@ -1,0 +1,65 @@
+"""A Training Operator that is installed after the operator is watched as soon as the API server serves its kind."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from builders import Json
+from finetune_api.codegen.crd import crd
+from operating.process import OperatorProcess
+from operating.proxy import Lens, Proxy
+from operating.team import Team, condition
+from testbed.control_plane import ControlPlane
+from testbed.training_operator import pytorchjob_crd
+from testbed.watch import wait_for_all
+
+HANGS_S = 120
+"""What has not happened by then never will."""
+
+
+class LateDiscovery(Lens):
+    """A CRD is established, and discovery does not serve its kind until the test says so."""
+
+    def __init__(self) -> None:
+        self.serves, self.watched = threading.Event(), threading.Event()
+        self.hidden = threading.Semaphore(0)
+
+    def hides(self, path: str) -> bool:
+        hidden = path.startswith("/apis/kubeflow.org/") and not self.serves.is_set()
+        if hidden:
+            self.hidden.release()
+        return hidden
+
+    async def told(self, kind: str, opened: float, event: Json) -> Json | None:
+        if kind == "pytorchjobs":
+            self.watched.set()
+        return event
+
+    def wait_until_missed(self) -> None:
+        """Whoever asks because of the CRD alone has asked in vain: the second question comes much later."""
+        while self.hidden.acquire(blocking=False):
+            pass
+        for _ in range(2):
+            assert self.hidden.acquire(timeout=HANGS_S)
+
+
+@pytest.mark.parametrize("one_namespace", [False, True], ids=["the whole cluster", "one namespace"])
+def test_a_kind_that_discovery_serves_late_is_watched(tmp_path: Path, *, one_namespace: bool) -> None:
+    with ControlPlane(tmp_path, crds=[crd()]) as bare:
+        team, lens = Team(bare.cluster.api, bare.cluster.namespace()), LateDiscovery()
+        settings = {"OWN_NAMESPACE": team.namespace} | ({"WATCH_NAMESPACE": team.namespace} if one_namespace else {})
+        with (
+            Proxy(bare.cluster.kubeconfig, tmp_path, lens) as proxy,
+            OperatorProcess(proxy.kubeconfig, tmp_path, settings) as operator,
+        ):
+            team.submit()
+            team.until(lambda s: condition(s, "PodsReady")[1] == "BackendMissing")
+            bare.cluster.install_crd(pytorchjob_crd())
+            lens.wait_until_missed()
+            lens.serves.set()
+            wait_for_all(team.api, team.runs, len)
+            assert lens.watched.wait(HANGS_S), "the PyTorchJob that was created is seen by a watch"
+            assert operator.answer("healthz") == (200, "ok")
