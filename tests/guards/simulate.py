@@ -19,7 +19,7 @@ from . import jobs, product
 
 Json = dict[str, Any]
 
-PASSES = 5
+PASSES = 8
 BIRTH = datetime(2026, 1, 1, tzinfo=UTC)
 MOST_PODS = 4
 """Pods that are simulated where a run has more nodes."""
@@ -49,6 +49,12 @@ EXITS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 75, 75, 77, 134, 137, 143, -1)
 DISRUPTIONS = ("PreemptionByScheduler", "DeletionByTaintManager", "TerminationByKubelet")
 GONE = ("Evicted", "NodeLost", "Preempting", "Shutdown", "NodeAffinity")
 METRICS: tuple[Json, ...] = ({}, {"train.loss": 1.25, "val.loss": None}, {"val.loss": 0.5, "val.loss.initial": 2})
+LIFECYCLE = {
+    "lifecycle.maxRestarts": (0, 1, 3),
+    "lifecycle.activeDeadlineSeconds": (1, 60, 7200, 100_000),
+    "lifecycle.terminationGracePeriodSeconds": (30, 86_400),
+    "lifecycle.ttlSecondsAfterFinished": (0, 60, 7200),
+}
 CONDITIONS = ("Created", "Running", "Restarting", "Suspended", "Succeeded", "Failed")
 
 
@@ -112,6 +118,9 @@ def _new(draw: Random) -> Cluster:
                 "labels": {"a": "b"}}  # fmt: skip
     job = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FinetuneJob", "metadata": metadata,
            "spec": jobs.spec(draw)}  # fmt: skip
+    if draw.random() < 0.2:
+        count = draw.randrange(1, 5)
+        job["status"] = {"run": count, "restarts": count, "startTime": "2025-12-31T23:59:00Z"}
     return Cluster(draw, job, _settings(draw), backend=draw.random() > 0.04)
 
 
@@ -166,7 +175,7 @@ def _delete(cluster: Cluster, name: str) -> None:
             cluster.pods = [p for p in cluster.pods if not p["metadata"]["name"].startswith(f"{name}-")]
     for pod in cluster.pods:
         if cluster.chance(0.5):
-            pod["metadata"]["deletionTimestamp"] = _time(cluster, cluster.draw.choice((-60, -5, 30)))
+            pod["metadata"]["deletionTimestamp"] = _time(cluster, cluster.draw.choice((-60, -11, -10, -6, 30)))
 
 
 def _advance(cluster: Cluster) -> None:
@@ -174,7 +183,7 @@ def _advance(cluster: Cluster) -> None:
     cluster.now += timedelta(seconds=cluster.draw.choice(PAUSES))
     cluster.log = []
     _edit(cluster)
-    if cluster.status.get("completionTime") and cluster.chance(0.35):
+    if cluster.status.get("completionTime") and cluster.chance(0.6):
         _recreate(cluster)
     elif cluster.runs:
         cluster.draw.choice(_EVENTS)(cluster)
@@ -187,16 +196,15 @@ def _advance(cluster: Cluster) -> None:
 def _edit(cluster: Cluster) -> None:
     draw, spec = cluster.draw, cluster.job["spec"]
     before = copy.deepcopy(spec)
-    if not cluster.status.get("run") and cluster.chance(0.5):
-        cluster.job["spec"] = spec = jobs.spec(draw, wrong=0.2)
+    if not cluster.status.get("run") and cluster.chance(0.7):
+        cluster.job["spec"] = spec = jobs.spec(draw, wrong=0.15)
     if cluster.chance(0.1) or spec.get("suspend") is True:
         spec["suspend"] = cluster.chance(0.5)
     if cluster.chance(0.02):
         spec["cancel"] = True
     if cluster.chance(0.2):
-        keys = [path for path in jobs.FREE if path.startswith("lifecycle.")]
-        for path in draw.sample(keys, 2):
-            jobs.put(spec, path, draw.choice((0, 60, 7200, 100_000)))
+        for path in draw.sample(tuple(LIFECYCLE), 2):
+            jobs.put(spec, path, draw.choice(LIFECYCLE[path]))
     if cluster.chance(0.03):
         spec.pop("compute", None)  # as if a newer operator refused an accepted spec
     if cluster.chance(0.1):
@@ -209,6 +217,10 @@ def _recreate(cluster: Cluster) -> None:
     cluster.job["status"] = {}
     cluster.job["metadata"] |= {"uid": f"u-{cluster.draw.randrange(1000)}", "generation": 1}
     cluster.runs, cluster.pods = [], []
+    if cluster.chance(0.5):
+        cluster.job["spec"] = jobs.spec(cluster.draw, wrong=0.15)
+    if cluster.chance(0.2):
+        cluster.job["spec"]["suspend"] = True
     if cluster.claim and cluster.chance(0.15):
         cluster.claim = {key: cluster.draw.choice(("{}", "no json", '{"configuration": 1}')) for key in cluster.claim}
 
@@ -279,6 +291,12 @@ def _fail(cluster: Cluster) -> None:
                 _end(cluster, pod, 9, report=cluster.chance(0.7))
 
 
+def _lose_peer(cluster: Cluster) -> None:
+    """A rank that lost a peer ends, and the pod that caused it has not ended yet."""
+    _run(cluster)
+    _end(cluster, cluster.draw.choice(_pods(cluster)), 9, report=True)
+
+
 def _lose(cluster: Cluster) -> None:
     _run(cluster)
     pods = _pods(cluster)
@@ -317,7 +335,7 @@ def _leave(cluster: Cluster) -> None:
 
 _EVENTS: tuple[Callable[[Cluster], None], ...] = (
     _refuse_pods, _refuse_pods, _wait, _wait, _wait, _run, _run, _run, _half, _succeed, _succeed, _succeed,
-    _fail, _fail, _fail, _lose, _vanish, _queue, _leave,
+    _fail, _fail, _fail, _fail, _lose_peer, _lose, _vanish, _queue, _leave,
 )  # fmt: skip
 
 
