@@ -23,7 +23,7 @@ READY = "the bare handler serves"
 STATUS = {
     "phase": "Starting",
     "conditions": [
-        {"type": "Accepted", "status": "True", "reason": "Accepted", "message": "The job makes sense.",
+        {"type": "Accepted", "status": "True", "reason": "Accepted", "message": "The job is valid.",
          "lastTransitionTime": "2026-01-01T00:00:00Z"},
     ],
 }  # fmt: skip

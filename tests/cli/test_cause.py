@@ -65,7 +65,7 @@ def test_a_named_failure_speaks_for_itself_and_another_gets_the_usual_remedy() -
     killed = cause.Ending("r", 137, None)
     assert (named.message, named.remedy) == ("line 3 is bad; mend it", "")
     assert nameless.remedy == "Read the log of the rank named in the message."
-    assert (killed.reason, killed.message) == ("Killed", "The trainer was ended by signal 9.")
+    assert (killed.reason, killed.message) == ("Killed", "The trainer was killed by signal 9.")
     assert "raise pods.memory" in killed.remedy
 
 

@@ -152,7 +152,7 @@ def test_a_node_that_is_killed_fails_the_run_and_is_named(place: Path) -> None:
         os.kill(launcher, signal.SIGKILL)
         _, told = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert "error: sample-1-worker-1: The trainer was ended by signal 9. [Killed]" in told
+    assert "error: sample-1-worker-1: The trainer was killed by signal 9. [Killed]" in told
     assert "log: out/logs/sample-1-worker-1.log" in told
     assert _status(place / "out")["phase"] == "Failed"
 

@@ -14,7 +14,8 @@ GOOD = """\
 job.yaml: valid
   method: lora on single
   layout: 1 node x 1 = 1 rank
-  note: output.uri is not given: on a cluster the result ends with the pods. [OutputNotKept]
+  note: output.uri is not set: on a cluster the result is lost when the pods end. \
+Set output.uri to pvc://CLAIM/PATH. [OutputNotKept]
   accepted, and changing nothing: job.suffix
 """
 BAD = """\

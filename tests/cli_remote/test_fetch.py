@@ -146,4 +146,4 @@ def test_a_claim_that_is_not_there_keeps_the_pod_waiting_and_that_is_said(team: 
                        "message": 'persistentvolumeclaim "models" not found'}  # fmt: skip
         team.api.patch(f"{team.pods}/{pod}/status", {"status": {"conditions": [unscheduled]}})
         line = fetching.until('persistentvolumeclaim "models" not found')
-    assert line.endswith("Create the PersistentVolumeClaim; the pod starts by itself.")
+    assert line.endswith("Create the PersistentVolumeClaim; the pod then starts by itself.")

@@ -59,7 +59,7 @@ def test_a_job_that_fits_nowhere_says_what_the_scheduler_says(tenant: Team) -> N
     tenant.submit(SMALL)
     status = tenant.until(lambda s: condition(s, "PodsReady") == ("False", "Unschedulable"))
     said = message(status, "PodsReady")
-    assert "0 of 1 pods are running. sample-1-worker-0 waits: Unschedulable: 0/1 nodes are available" in said
+    assert "0 of 1 pods are running. Pod sample-1-worker-0 is waiting: Unschedulable: 0/1 nodes are available" in said
     assert "untolerated taint" in said
     assert "pods.tolerations" in said
 
@@ -85,7 +85,7 @@ def test_a_job_whose_node_is_lost_goes_on_on_another(tenant: Team) -> None:
     add_node(tenant, "spare")
     say_ready(tenant, "dying", ready=False)
     status = tenant.until(lambda s: condition(s, "Training")[1] == "Restarting")
-    assert message(status, "Training") == "Pod sample-1-worker-0 was taken away: DeletionByTaintManager."
+    assert message(status, "Training") == "The cluster removed pod sample-1-worker-0: DeletionByTaintManager."
     tenant.api.delete(f"{tenant.pods}/sample-1-worker-0", gracePeriodSeconds="1")  # its grace is five minutes
     status = tenant.until(lambda s: condition(s, "PodsReady")[1] == "PodOverdue")
     assert "kubectl delete pod sample-1-worker-0 --force" in message(status, "PodsReady")

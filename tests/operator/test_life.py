@@ -82,7 +82,7 @@ def test_a_failure_that_would_repeat_itself_ends_the_job_and_its_pods(team: Team
     team.end("sample-1-worker-1", Exit.DATA_REFUSED, "Line 3 is no JSON.")
     status = team.until_phase("Failed")
     assert condition(status, "Failed") == ("True", "DataRefused")
-    assert message(status, "Failed").startswith("Pod sample-1-worker-1: Line 3 is no JSON. Mend the lines")
+    assert message(status, "Failed").startswith("Pod sample-1-worker-1: Line 3 is no JSON. Correct the lines")
     assert "restarts" not in status
     names = wait_for_all(team.api, team.pods, lambda pods: len(pods) == 1)
     assert names[0]["metadata"]["name"] == "sample-1-worker-1", (
@@ -185,7 +185,7 @@ def test_a_pytorchjob_of_the_same_name_that_is_a_strangers_is_left_alone(team: T
     })  # fmt: skip
     team.submit()
     status = team.until(lambda s: condition(s, "PodsReady")[1] == "CreateRefused")
-    assert message(status, "PodsReady").startswith("A PyTorchJob sample-1 that is not ours exists.")
+    assert message(status, "PodsReady").startswith("A PyTorchJob sample-1 that is not this job's exists.")
     team.api.delete(f"{team.runs}/{stranger['metadata']['name']}")
     team.until(lambda s: condition(s, "PodsReady")[1] == "Waiting", timeout_s=30)
     assert team.run_names() == ["sample-1"]

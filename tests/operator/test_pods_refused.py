@@ -84,5 +84,5 @@ def test_an_image_that_cannot_be_pulled_is_named(team: Team) -> None:
              "state": {"waiting": {"reason": "ImagePullBackOff", "message": said}}}  # fmt: skip
     team.api.patch(f"{team.pods}/sample-1-worker-1/status", {"status": {"containerStatuses": [state]}})
     status = team.until(lambda s: condition(s, "PodsReady") == ("False", "ImagePull"))
-    assert f"sample-1-worker-1 waits: ImagePullBackOff: {said}" in message(status, "PodsReady")
+    assert f"Pod sample-1-worker-1 is waiting: ImagePullBackOff: {said}" in message(status, "PodsReady")
     assert "Check pods.image" in message(status, "PodsReady")

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from builders import Json, resource
+from finetune_api.resource.reasons import RESTARTING
 from finetune_api.resource.status import Phase
 from finetune_api.runtime.exits import Exit
 from finetune_api.runtime.report import Cause, FinalReport, ProgressRecord
 from finetune_plan.decide import POLL_SECONDS, plan
 from finetune_plan.model import CreateRun, DeleteRun, Observed, ObservedPod, ObservedRun, Plan
 from finetune_plan.settings import PlanSettings
-from finetune_plan.statuses import RESTARTING
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 RUN1 = (ObservedRun("sample-1", 1),)
@@ -300,7 +300,7 @@ def test_how_pods_of_a_leaving_run_end_says_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("termination_deadline", "reason"),
-    [("2026-01-01T11:59:51Z", RESTARTING), ("2026-01-01T11:59:49Z", "PodOverdue")],
+    [("2026-01-01T11:59:51Z", RESTARTING.name), ("2026-01-01T11:59:49Z", "PodOverdue")],
     ids=["within its time", "after it"],
 )
 def test_a_pod_that_does_not_go_is_named_with_the_way_out(termination_deadline: str, reason: str) -> None:
@@ -311,7 +311,7 @@ def test_a_pod_that_does_not_go_is_named_with_the_way_out(termination_deadline: 
     )
     assert answer.actions == ()
     assert condition(answer, "PodsReady") == ("False", reason)
-    assert condition(answer, "Training") == ("False", RESTARTING)
+    assert condition(answer, "Training") == ("False", RESTARTING.name)
     [said] = [x.message for x in answer.status.conditions or () if x.type == "PodsReady"]
     assert (reason == "PodOverdue") is ("remove the pod: kubectl delete pod sample-1-1 --force." in said)
     assert answer.requeue_after == POLL_SECONDS
@@ -384,7 +384,7 @@ def test_a_pod_that_waits_says_why() -> None:
     answer = decided(seen(status=accepted(), runs=RUN1, pods=(pod(0), stuck)))
     [message] = [c.message for c in answer.status.conditions or () if c.type == "PodsReady"]
     assert message == (
-        "1 of 2 pods are running. sample-1-1 waits: ImagePullBackOff: no such image. "
+        "1 of 2 pods are running. Pod sample-1-1 is waiting: ImagePullBackOff: no such image. "
         "Check pods.image, and pods.imagePullSecrets if the registry wants a login."
     )
     assert condition(answer, "PodsReady") == ("False", "ImagePull")

@@ -42,9 +42,14 @@ GLOO = "[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed b
             id="a CPU without memory",
         ),
         pytest.param(MemoryError(), 8, "ran out of memory", id="Python without memory"),
-        pytest.param(RuntimeError(GLOO), 9, "Another rank went away.", id="gloo"),
-        pytest.param(dist.DistNetworkError("timed out"), 9, "Another rank went away. (timed out)", id="the store"),
-        pytest.param(dist.DistBackendError("NCCL error"), 9, "Another rank went away.", id="NCCL"),
+        pytest.param(RuntimeError(GLOO), 9, "Another rank exited or became unreachable.", id="gloo"),
+        pytest.param(
+            dist.DistNetworkError("timed out"),
+            9,
+            "Another rank exited or became unreachable. (timed out)",
+            id="the store",
+        ),
+        pytest.param(dist.DistBackendError("NCCL error"), 9, "Another rank exited or became unreachable.", id="NCCL"),
         pytest.param(KeyError("x"), 1, "KeyError: 'x'", id="what has no name is a crash"),
     ],
 )

@@ -57,7 +57,7 @@ def wait_until_ready(process: subprocess.Popen[str], ranks: int) -> None:
         pytest.param(["tell", "fail 7"], 7, 1, "rank 1 says so", id="a rank that exits with 7 makes the launcher 7"),
         pytest.param(["fail 9", "fail 3"], 3, 1, "rank 1 says so", id="who lost a peer is not the cause"),
         pytest.param(["fail 9", "fail 9"], 9, None, "says so", id="unless all that is known is a lost peer"),
-        pytest.param(["die"], 137, 0, "ended by signal 9", id="a rank that is killed is named, with the signal"),
+        pytest.param(["die"], 137, 0, "killed by signal 9", id="a rank that is killed is named, with the signal"),
         pytest.param(["fail 9", "die"], 137, 1, "raise pods.memory", id="killed comes before who lost it"),
         pytest.param(["exit 0"], 1, 0, "without a report", id="an end without a report is a crash, even with code 0"),
         pytest.param(

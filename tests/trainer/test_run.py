@@ -111,7 +111,7 @@ def test_a_rank_that_is_killed_is_named_and_not_the_one_that_lost_it(tmp_path: P
     assert found.code == 137
     assert found.report.cause is not None
     assert found.report.cause.rank == 1
-    assert found.err.count("rank 1 on node 0 ended without a report. The trainer was ended by signal 9.") == 1
+    assert found.err.count("rank 1 on node 0 ended without a report. The trainer was killed by signal 9.") == 1
     assert "Traceback" not in found.err
     assert parse((tmp_path / "out" / "report.json").read_text().strip()) == found.report
     assert ranks_of(process.pid) == []

@@ -1,6 +1,6 @@
-"""`python -m finetune_operator`: read the settings, start the loops, and end when told to or when blind.
+"""`python -m finetune_operator`: read the settings, run the loops, and exit on SIGTERM or when watches are dead.
 
-Exit codes: 0 after SIGTERM; 1 after an error; 3 when the cluster is no longer seen (Kubernetes starts us anew).
+Exit codes: 0 after SIGTERM; 1 after an error; 3 when a watch is dead (Kubernetes restarts the pod).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .settings import Settings
 UNHEALTHY = 3
 CHECK_SECONDS = 5.0
 DRAIN_SECONDS = 15.0
-"""Seconds that looks in progress may take after SIGTERM."""
+"""Seconds that passes in progress may take after SIGTERM."""
 KOPF_EXIT_SECONDS = 4.0
 """Seconds that kopf may take after that. It loses a cancellation that meets the end of a stream, and would wait for
 that watch for ever."""
@@ -35,8 +35,8 @@ SHUTDOWN_SECONDS = 25.0
 """Seconds from SIGTERM to the end, whatever hangs: below the pod's own grace period of 30."""
 
 GC_THRESHOLD = 50_000
-"""Containers between two looks for garbage. A list of thousands of objects is mostly new containers that stay: at
-Python's 700 the looks take longer than reading the list does."""
+"""Allocations between two garbage collections. A list of thousands of objects is mostly new containers that stay: at
+Python's default of 700, collecting takes longer than parsing the list."""
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ async def _cancelled(tasks: Collection[asyncio.Task[Any]]) -> list[Any]:
 
 
 async def _watch(operator: Operator, kinds: WatchedKinds, stop: asyncio.Event, leave: asyncio.Event) -> None:
-    """kopf, until `leave`. A signal sets `stop` alone, so that watches go on while looks are finished."""
+    """kopf, until `leave`. A signal sets `stop` alone, so that watches go on while passes finish."""
     namespace = operator.settings.watch_namespace
     registry = handlers.register(operator)
 
@@ -128,11 +128,11 @@ def _end_within(seconds: float) -> None:
 
 
 async def _exit_when_unhealthy(operator: Operator) -> None:
-    """End the process when it no longer sees the cluster. At once: a pass may be interrupted anywhere."""
+    """Exit when a watch is dead. At once: a pass may be interrupted anywhere."""
     while True:
         await asyncio.sleep(CHECK_SECONDS)
         if unhealthy_reason := operator.unhealthy_reason():
-            log.error("the cluster is no longer seen", extra={"unhealthy_reason": unhealthy_reason})
+            log.error("unhealthy, exiting", extra={"reason": unhealthy_reason})
             os._exit(UNHEALTHY)
 
 

@@ -2,7 +2,7 @@
 
 The status carries the version of the job that the plan was made for, so a plan made for an old one changes
 nothing. A run is claimed in the status before it is created, and its end is in the status before it is removed:
-whoever dies in between is followed by a pass that reads what was meant.
+after a crash in between, the next pass reads what was intended.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Applier:
     cache: Cache
 
     async def apply(self, observed: Observed, answer: Plan, change: StatusChange, now: str) -> bool:
-        """Carry out a plan; True if that has changed anything: the echo of our own writes is no news (runtime.note).
+        """Carry out a plan; True if that changed anything: watch events of our own writes trigger no pass.
 
         Raises ClusterError; whatever was not done is planned again by the next pass.
         """
@@ -51,14 +51,15 @@ class Applier:
         return changed
 
     async def _record_result(self, key: Key, result: RecordResult) -> None:
-        """A courtesy too: whoever has no such claim any more, or may not write on it, has finished all the same."""
+        """Best effort: the job is complete even if the claim is gone or may not be written to."""
         claim = Key(key.namespace, result.claim)
         self.cache.claims.pop(claim, None)
         try:
             await self.cluster.annotate_claim(claim, result.annotation, result.text)
         except (NotFound, Refused) as error:
             log.warning(
-                "result not noted on its claim", extra=log_fields(key) | {"claim": result.claim, "error": str(error)}
+                "result not recorded on its claim",
+                extra=log_fields(key) | {"claim": result.claim, "error": str(error)},
             )
 
     async def _write_status(self, key: Key, job: Json, patch: Json) -> bool:
@@ -68,7 +69,7 @@ class Applier:
         return self.cache.jobs.put(answer)
 
     async def _check_unchanged(self, key: Key, job: Json) -> None:
-        """Nothing has proved that the job is as we saw it: look before doing what cannot be taken back."""
+        """Read the live job before an irreversible action: nothing else proves that it is as observed."""
         live = await self.cluster.get_job(key)
         if live is None:
             self.cache.jobs.forget(key)
@@ -81,7 +82,7 @@ class Applier:
         about = log_fields(key, job["metadata"]["uid"])
         if isinstance(action, DeleteRun):
             await self._delete(Key(key.namespace, action.name), action.uid)
-            log.info("run removed", extra=about | {"pytorchjob": action.name})
+            log.info("run deleted", extra=about | {"pytorchjob": action.name})
         elif await self._create(key, job, action):
             log.info("run created", extra=about | {"pytorchjob": action.manifest["metadata"]["name"]})
 
@@ -106,23 +107,23 @@ class Applier:
         return True
 
     async def _exists(self, name: Key, job: Json) -> bool:
-        """Whether our run of that name exists in the API server now. Raises Refused if it is a stranger's."""
+        """Whether our run of that name exists now, live. Raises Refused if another owner holds the name."""
         live = await self.cluster.get_run(name)
         if live is None:
             self.cache.runs.forget(name)
             return False
         owners = {o["uid"] for o in live["metadata"].get("ownerReferences") or ()}
         if job["metadata"]["uid"] not in owners:
-            raise Refused(f"A PyTorchJob {name.name} that is not ours exists. Remove it, or rename the job.")
+            raise Refused(f"A PyTorchJob {name.name} that is not this job's exists. Delete it, or rename the job.")
         self.cache.runs.put(live)
         return True
 
     async def _emit_events(self, key: Key, job: Json, change: StatusChange, now: str) -> None:
-        """Events are a courtesy: a job does not wait for them."""
+        """Events are best effort: a job does not wait for them."""
         for event in events.of_change(job, change.before, change.after, now):
             try:
                 await self.cluster.create_event(event)
             except ClusterError as error:
                 log.warning(
-                    "event not written", extra=log_fields(key) | {"error": str(error), "event": event["reason"]}
+                    "event not created", extra=log_fields(key) | {"error": str(error), "event": event["reason"]}
                 )

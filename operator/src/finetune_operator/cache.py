@@ -1,7 +1,7 @@
-"""What the API server has told us, kept lean: filled by watches, by our own writes and by the sweep.
+"""A cache of objects, reduced to what is needed: filled by watches, by our own writes and by the resync.
 
 A version never replaces a newer one, so an event that comes late, or a list from a server that lags, does no harm.
-Decisions that cannot be taken back do not rely on it: apply.py looks at the live object first.
+Irreversible actions do not rely on it: apply.py reads the live object first.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class Cache:
         self.runs: Store[ObservedRun] = Store(transform.run, _owner_label)
         self.pods: Store[ObservedPod] = Store(transform.pod, _owner_label)
         self.claims: dict[Key, tuple[float, Mapping[str, str]]] = {}
-        """Annotations of claims, and when they were read: not watched, and believed for a moment only."""
+        """Annotations of claims, and when they were read: not watched, and cached for a moment only."""
         self.refusals = RefusalEvents()
 
     def job(self, key: Key) -> Json | None:

@@ -1,8 +1,9 @@
-"""Which kinds kopf watches: those that the API server serves, whenever it begins or ends to serve them.
+"""Which kinds kopf watches: those that the API server serves, whenever it starts or stops serving them.
 
-kopf itself looks at its start, and again when a CRD changes. A CRD is established before discovery serves its kind,
-so that look may find nothing, and no other follows: the kind is never watched. In one namespace, CRDs may not be
-watched at all. So kopf follows no CRDs; we ask for the kinds that may come late, and tell it.
+kopf scans discovery at its start, and again when a CRD changes. A CRD is established before discovery serves its
+kind, so that scan may find nothing, and no other scan follows: the kind is never watched. With rights in one
+namespace, CRDs may not be watched at all. So kopf follows no CRDs; this module polls discovery for the kinds that may
+be installed late, and updates kopf's list.
 """
 
 from __future__ import annotations

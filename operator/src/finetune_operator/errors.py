@@ -2,11 +2,11 @@
 
 ClusterError
 ├── Unavailable      the server did not answer, or asked us to come back: later passes try again
-├── Conflict         we decided on what is no longer true: look again
-├── AlreadyExists    somebody was faster; apply.py asks who
+├── Conflict         the decision was based on an old version: reconcile again
+├── AlreadyExists    the name is taken; apply.py checks by whom
 ├── NotFound         the object is gone
 ├── BackendMissing   the PyTorchJob resource itself is unknown to this cluster
-└── Refused          the server objects (quota, admission, RBAC); its words go into the status
+└── Refused          the server rejects the request (quota, admission, RBAC); its message goes into the status
 """
 
 from __future__ import annotations

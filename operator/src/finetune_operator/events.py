@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from finetune_api.resource import conditions as c
 from finetune_api.resource import names
+from finetune_api.resource import reasons as r
 from finetune_api.resource.names import API_VERSION, KIND
 from finetune_plan.pod_reasons import WAITING
 
@@ -15,10 +16,10 @@ from .identity import Json
 MESSAGE_LENGTH = 1024
 """Longest message of an Event."""
 _REDUNDANT = {
-    c.PODS_READY: ("Creating", "Suspended", "Restarting", *(found.reason for _, found in WAITING)),
-    c.TRAINING: ("Starting", "Suspended", "Queued"),
+    c.PODS_READY: {r.CREATING, r.SUSPENDED, r.RESTARTING, *(reason for _, reason in WAITING)},
+    c.TRAINING: {r.STARTING, r.SUSPENDED, r.QUEUED},
 }
-"""Reasons that only follow another condition, or that the pods' own events tell better."""
+"""Reasons that only follow another condition, or that the pods' own events report better."""
 
 
 def of_change(job: Json, before: Json, after: Json, now: str) -> list[Json]:
@@ -38,7 +39,8 @@ def _deserves_event(condition: Json, *, ended: bool) -> bool:
     kind = condition["type"]
     if kind == c.READY:  # repeats what Accepted, Complete or Failed says
         return False
-    return kind not in _REDUNDANT or not (ended or condition["reason"] in _REDUNDANT[kind])
+    redundant = {reason.name for reason in _REDUNDANT.get(kind, ())}
+    return not (condition["reason"] in redundant or (ended and kind in _REDUNDANT))
 
 
 def _event(job: Json, condition: Json, now: str) -> Json:

@@ -1,7 +1,7 @@
-"""Whether the operator still sees the cluster. A watch that has died leaves everything else looking well.
+"""Whether the operator's watches work. A dead watch leaves everything else looking healthy.
 
-Two signs: a heartbeat written into a Lease has to come back through a watch, and the task of every watch that we
-need has to be there. kopf's own liveness endpoint knows neither.
+Two checks: a heartbeat written to a Lease must come back through a watch, and the task of every required watch must
+exist. kopf's own liveness endpoint checks neither.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _inline(schema: Json, defs: Json) -> Json:
-    """A schema without references and titles, and without room for keys that nobody reads."""
+    """A schema without references and titles, and that allows no unknown keys."""
     found = dict(defs[schema["$ref"].rsplit("/", 1)[1]] if "$ref" in schema else schema)
     found.pop("title", None)
     for key in ("items", "additionalProperties"):

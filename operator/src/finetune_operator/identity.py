@@ -1,4 +1,4 @@
-"""What a pass is about: the key of a job, and the words that every log line about it carries."""
+"""Identity: the key of an object, and the fields that every log line about a job has."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def key_of(raw: Json) -> Key:
 
 
 def job_of(raw: Json) -> Key | None:
-    """The job that a child says it belongs to, or None for a stranger."""
+    """The job that a child's label names, or None."""
     name = (raw["metadata"].get("labels") or {}).get(names.JOB_LABEL)
     return Key(raw["metadata"].get("namespace", ""), name) if name else None
 

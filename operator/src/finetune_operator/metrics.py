@@ -1,4 +1,4 @@
-"""What the operator counts, for Prometheus. Labels are bounded: no names of jobs, no words of users."""
+"""What the operator counts, for Prometheus. Labels are bounded: no job names, no user text."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 REGISTRY = CollectorRegistry()
 
 JOBS = Gauge(
-    "finetune_operator_jobs", "FinetuneJobs by status.phase; None: not looked at yet.", ["phase"], registry=REGISTRY
+    "finetune_operator_jobs", "FinetuneJobs by status.phase; None: not reconciled yet.", ["phase"], registry=REGISTRY
 )
 RECONCILE_SECONDS = Histogram(
     "finetune_operator_reconcile_duration_seconds",
-    "Duration of one look at one job, requests included.",
+    "Duration of one reconcile of one job, requests included.",
     buckets=(0.001, 0.005, 0.02, 0.1, 0.5, 2, 10, 60),
     registry=REGISTRY,
 )
 ERRORS = Counter(
     "finetune_operator_reconcile_errors_total",
-    "Looks at a job that ended in an error and are repeated, by kind of error.",
+    "Reconciles that failed and are retried, by kind of error.",
     ["reason"],
     registry=REGISTRY,
 )
@@ -27,7 +27,7 @@ REQUESTS = Counter(
     ["verb", "resource", "code"],
     registry=REGISTRY,
 )
-QUEUE_DEPTH = Gauge("finetune_operator_queue_depth", "Jobs that are due to be looked at.", registry=REGISTRY)
+QUEUE_DEPTH = Gauge("finetune_operator_queue_depth", "Jobs that are due to be reconciled.", registry=REGISTRY)
 BACKEND_MISSING = Gauge(
     "finetune_operator_backend_missing", "1 while the cluster has no PyTorchJob resource.", registry=REGISTRY
 )

@@ -25,18 +25,18 @@ from .identity import Json, Key, key_of
 from .settings import Settings
 
 BACKEND_SECONDS = 5.0
-"""How long an answer about the Training Operator's resource is believed."""
+"""Seconds for which the answer about the backend's resource is cached."""
 CLAIM_SECONDS = 1.0
-"""How long the annotations of a claim are believed: so long that a burst of jobs on one claim asks but once."""
+"""Seconds for which the annotations of a claim are cached, so that a burst of jobs on one claim reads it once."""
 TERMINATION_POLL_SECONDS = 4.0
-"""How long the end of a run is waited for before the server is asked: less than WAIT in finetune_plan/decide.py."""
+"""Seconds between lists of a terminating run's children: less than POLL_SECONDS in finetune_plan/decide.py."""
 OVERLAP_SECONDS = 5
 """Read twice rather than never: clocks of nodes differ."""
 _ORDER = (DatasetRecord, ResumeRecord, ProgressRecord, EvaluationRecord, CheckpointRecord)
 
 
 class Observer:
-    """Remembers nothing but when it looked last."""
+    """Keeps no state but the times of its last reads."""
 
     def __init__(self, cluster: Cluster, cache: Cache, settings: Settings, clock: Callable[[], float]) -> None:
         self._cluster, self._cache, self._settings, self._clock = cluster, cache, settings, clock
@@ -44,7 +44,7 @@ class Observer:
         """When each rank 0, by UID of its pod, was read last."""
         self._backend: tuple[float, bool] | None = None
         self._terminating: dict[Key, float] = {}
-        """When the children of jobs whose run is leaving were listed last, or seen to leave."""
+        """When the children of jobs with a terminating run were last listed, or first seen terminating."""
 
     async def observe(self, key: Key, refusal: str = "") -> Observed | None:
         """What is known of a job now; None if there is none, or if it is being deleted and needs nothing."""
@@ -74,7 +74,7 @@ class Observer:
 
     @property
     def has_backend(self) -> bool:
-        """Whether the Training Operator's resource existed when somebody asked last."""
+        """Whether the Training Operator's resource existed at the last check."""
         return self._backend is not None and self._backend[1]
 
     async def backend(self) -> bool:
@@ -90,9 +90,9 @@ class Observer:
         self._backend = None
 
     def _children_may_be_stale(self, key: Key, job: Json) -> bool:
-        """Whether children are missing, or about to: that is told once, and a watch that starts anew never tells it.
+        """Whether children are missing or about to be: a deletion is reported once, and never by a restarted watch.
 
-        A gang that was whole is counted anew at once. For the end of a run we ask from time to time.
+        A complete gang with missing pods is listed at once; a terminating run is listed periodically.
         """
         uid = job["metadata"]["uid"]
         runs, pods = self._cache.runs.of(uid), self._cache.pods.of(uid)
@@ -129,7 +129,7 @@ class Observer:
         return known
 
     async def _records(self, key: Key, pods: Iterable[ObservedPod]) -> tuple[Record, ...]:
-        """The newest record of each kind, if it is time to look."""
+        """The newest record of each kind, if a read is due."""
         first = next((p for p in pods if p.node_rank == 0 and p.phase == "Running"), None)
         if first is None:
             return ()
@@ -146,7 +146,7 @@ class Observer:
         return newest(text.splitlines())
 
     def forget(self, alive: set[str]) -> None:
-        """Drop the reading times of pods that do not run any more, and what nobody believes any longer."""
+        """Drop the read times of pods that no longer exist, and expired caches."""
         self._cache.claims.clear()
         self._terminating.clear()
         self._read = {uid: at for uid, at in self._read.items() if uid in alive}
@@ -166,7 +166,7 @@ def newest(lines: Iterable[str]) -> tuple[Record, ...]:
 
 
 def _kind(line: str) -> str:
-    """What the line is a record of, by its first words."""
+    """The kind of record that the line holds, from its prefix."""
     record, _, rest = line.partition(",")
     return f"{record},{rest.partition(',')[0]}" if record == _DATASET else record
 

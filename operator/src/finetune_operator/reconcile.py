@@ -1,6 +1,6 @@
-"""One look at one job: observe, plan, apply. The only caller of all three.
+"""One pass over one job: observe, plan, apply. The only caller of all three.
 
-Whatever woke us, the answer follows from what is there now. Errors become a later look, never an end.
+The result depends on the present state, not on the event that triggered the pass. An error delays the next pass.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from .workqueue import WorkQueue
 log = logging.getLogger(__name__)
 
 UNAVAILABLE_RETRY_SECONDS = 8.0
-"""Longest pause between two looks while the server is away: its absence says nothing against the job."""
+"""Longest delay between passes while the API server is unavailable: an outage does not count against the job."""
 
 
 class Reconciler:
-    """Remembers what costs nothing to forget: the API server's last refusals, and when progress was written."""
+    """Holds only state that may be lost: the API server's last refusals, and when progress was written."""
 
     def __init__(
         self, cluster: Cluster, cache: Cache, settings: Settings, clock: Callable[[], float],
@@ -45,7 +45,7 @@ class Reconciler:
         self._written: dict[Key, float] = {}
 
     async def reconcile(self, key: Key) -> float | None:
-        """One look. Seconds until time alone calls for the next one, or None. Raises ClusterError."""
+        """One pass. Seconds until the next one is due without an event, or None. Raises ClusterError."""
         observed = await self.observer.observe(key, self._refusals.get(key, ""))
         if observed is None:
             self._forget(key)
@@ -69,7 +69,7 @@ class Reconciler:
         return 0.0 if changed else self._next(observed, answer, change)
 
     def _change(self, key: Key, observed: Observed, answer: Plan) -> StatusChange:
-        """What is written into the status, and when: words alone are kept back until it is time for progress."""
+        """What is written to the status, and when: a change of text alone waits until progress is due."""
         change = StatusChange(observed.resource["status"], answer.status.model_dump(mode="json", exclude_none=True))
         if answer.actions or observed.records or not change.can_wait:
             self._written[key] = self._clock()
@@ -81,7 +81,7 @@ class Reconciler:
         return change
 
     def _text_seconds(self) -> float:
-        """Seconds that words wait. More jobs, each longer: jobs that wait for a run go before words about others."""
+        """Seconds that a change of text waits: the more jobs, the longer, so that jobs waiting for a run go first."""
         share = self._cache.working() / self._settings.progress_reads_per_second
         return max(self._settings.progress_seconds, share)
 
@@ -104,22 +104,22 @@ class Reconciler:
 
 
 async def process(queue: WorkQueue, reconciler: Reconciler, key: Key) -> None:
-    """One look at a job that was taken from the queue, and its place in the queue afterwards."""
+    """Reconcile a job that was taken from the queue, and queue it again as needed."""
     with metrics.RECONCILE_SECONDS.time():
         try:
             after = await reconciler.reconcile(key)
         except (Conflict, NotFound) as error:
             metrics.ERRORS.labels(reason=error.reason).inc()
-            log.info("looked too early", extra=log_fields(key) | {"error": str(error), "seconds": queue.retry(key)})
+            log.info("reconcile conflict", extra=log_fields(key) | {"error": str(error), "seconds": queue.retry(key)})
         except ClusterError as error:
             metrics.ERRORS.labels(reason=error.reason).inc()
             seconds = (
                 queue.retry(key, UNAVAILABLE_RETRY_SECONDS) if isinstance(error, Unavailable) else queue.retry(key)
             )
-            log.warning("look failed", extra=log_fields(key) | {"error": str(error), "seconds": seconds})
-        except Exception:  # a bug in a look at one job must not stop the looks at others
+            log.warning("reconcile failed", extra=log_fields(key) | {"error": str(error), "seconds": seconds})
+        except Exception:  # a bug that one job triggers must not stop the others
             metrics.ERRORS.labels(reason="Bug").inc()
-            log.exception("look failed", extra=log_fields(key) | {"seconds": queue.retry(key)})
+            log.exception("reconcile failed", extra=log_fields(key) | {"seconds": queue.retry(key)})
         else:
             queue.succeeded(key)
             if after is not None:

@@ -1,7 +1,7 @@
-"""What Kubernetes said when it refused the pods of a run.
+"""Why the API server refused the pods of a run.
 
-The Training Operator tells it in Events of one reason and nowhere else; a watch of just these fills this
-(handlers.py), observe.py asks.
+The Training Operator reports it in Events of one reason and nowhere else. A watch of these Events fills this store
+(handlers.py); observe.py reads it.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ REASON = "FailedCreatePod"
 
 
 class RefusalEvents:
-    """The last refusal by the UID of the PyTorchJob that it is about."""
+    """The last refusal, by the UID of the PyTorchJob."""
 
     def __init__(self) -> None:
         self._messages: dict[str, str] = {}
 
     def on_event(self, change: str | None, event: Json) -> Key | None:
-        """Take an Event as a watch tells it; the job that it is about, or None if it is about no PyTorchJob."""
+        """Record an Event; returns the job that it is about, or None if it is not about a PyTorchJob."""
         about = event["involvedObject"]
         job = about.get("name", "").rpartition("-")[0]
         if about.get("kind") != "PyTorchJob" or not job:
@@ -31,7 +31,7 @@ class RefusalEvents:
         return Key(about["namespace"], job)
 
     def of(self, uid: str) -> str:
-        """What was said last about a run; empty if nothing was."""
+        """The last refusal of a run; empty if there was none."""
         return self._messages.get(uid, "")
 
     def keep(self, uids: set[str]) -> None:

@@ -1,6 +1,6 @@
-"""The operator's own loops: workers that look at jobs, the sweep, the heartbeat. Started by __main__.py.
+"""The operator's own loops: workers that reconcile jobs, the resync, the heartbeat. Started by __main__.py.
 
-Watches only tell that something has changed (`note`); what follows is decided by a look at the whole job.
+Watches only report that something changed (`on_event`); the pass over the whole job decides what follows.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ RESYNC_RETRY_SECONDS = 2.0
 
 
 class Operator:
-    """Everything that outlives a look at one job."""
+    """Everything that outlives one pass over one job."""
 
     def __init__(self, cluster: Cluster, settings: Settings) -> None:
         self.cluster, self.settings = cluster, settings
@@ -41,14 +41,14 @@ class Operator:
         self.canary = Canary(time.monotonic)
         self._watches = Watches(time.monotonic, task_names)
         self.synced = asyncio.Event()
-        """Set when everything was listed once: before, a missing child means nothing."""
+        """Set when everything was listed once. Before that, a missing child means nothing."""
         self._wake = asyncio.Event()
         self._stopping = False
 
     def on_event(self, kind: Kind, change: str | None, raw: Json) -> None:
-        """A watch has seen a change of an object; None: the object as it was listed.
+        """A watch reports a change of an object; None: the object was listed.
 
-        What we know already calls for no look: whoever brought it has seen to that.
+        A version that is already cached triggers no pass: its first arrival did.
         """
         if change == "DELETED":
             self.cache.drop(kind, raw)
@@ -57,22 +57,22 @@ class Operator:
         self.enqueue(subject(kind, raw))
 
     def on_refusal_event(self, change: str | None, event: Json) -> None:
-        """A watch has seen an Event about pods that were refused."""
+        """A watch reports an Event about pods that were refused."""
         self.enqueue(self.cache.refusals.on_event(change, event))
 
     def enqueue(self, key: Key | None) -> None:
-        """Have a look at a job soon."""
+        """Reconcile a job soon."""
         if key:
             self.queue.add(key)
             self._wake.set()
 
     def stop(self) -> None:
-        """Workers finish the look that they are at."""
+        """Workers finish their current pass."""
         self._stopping = True
         self._wake.set()
 
     async def work(self) -> None:
-        """Look at jobs, one after the other. As many of these run as settings.workers says."""
+        """Reconcile jobs one after the other. settings.workers of these run concurrently."""
         await self.synced.wait()
         while not self._stopping:
             key = self.queue.take()
@@ -80,22 +80,22 @@ class Operator:
                 await self._idle()
             else:
                 await process(self.queue, self.reconciler, key)
-                self._wake.set()  # what was added during the look may be due
+                self._wake.set()  # what was added during the pass may be due
 
     async def resync(self) -> None:
-        """List everything at the start, and from time to time to find what a watch has missed."""
+        """List everything at the start, and periodically to find what a watch missed."""
         while True:
             try:
                 await self.resync_once()
             except ClusterError as error:
-                log.warning("sweep failed", extra={"error": str(error)})
+                log.warning("resync failed", extra={"error": str(error)})
                 await asyncio.sleep(RESYNC_RETRY_SECONDS)
                 continue
             self.synced.set()
             await asyncio.sleep(self.settings.resync_seconds)
 
     async def resync_once(self) -> None:
-        """Bring the cache up to date, and have a look at every job that has not ended."""
+        """Bring the cache up to date, and queue every job that has not ended."""
         first = not self.synced.is_set()
         for kind in (Kind.JOBS, Kind.RUNS, Kind.PODS):
             await self._list(kind)
@@ -107,13 +107,13 @@ class Operator:
         self.cache.refusals.keep({entry.value.uid for _, entry in self.cache.runs.items()})
 
     def unhealthy_reason(self) -> str:
-        """Why this process should be started anew; empty while it sees the cluster."""
+        """Why this process should restart; empty while its watches work."""
         patience = self.settings.canary_patience_seconds
         if self.canary.age() > patience:
-            return f"a heartbeat did not come back through the watch for {self.canary.age():.0f} s"
+            return f"no heartbeat came back through the watch for {self.canary.age():.0f} s"
         needed = (*NEEDED, *((f"{RUNS_PLURAL}.",) if self.reconciler.observer.has_backend else ()))
         missing = self._watches.missing(needed)
-        return next((f"nobody watches {name}* for {s:.0f} s" for name, s in missing.items() if s > patience), "")
+        return next((f"{name}* was not watched for {s:.0f} s" for name, s in missing.items() if s > patience), "")
 
     async def heartbeat(self) -> None:
         """Write a heartbeat that has to come back through the watch."""
@@ -123,7 +123,7 @@ class Operator:
             try:
                 await self.cluster.write_heartbeat(where, names.LEASE, now)
             except ClusterError as error:
-                log.warning("heartbeat not written", extra={"error": str(error)})
+                log.warning("heartbeat failed", extra={"error": str(error)})
             else:
                 self.canary.wrote(now)
             await asyncio.sleep(self.settings.canary_seconds)
@@ -143,7 +143,7 @@ class Operator:
         self.cache.keep(kind, listed, version)
 
     async def _idle(self) -> None:
-        """Sleep until a job is due, or until there is news."""
+        """Sleep until a job is due or an event arrives."""
         self._wake.clear()
         metrics.QUEUE_DEPTH.set(0)
         wait = self.queue.wait_seconds()
@@ -155,4 +155,4 @@ class Operator:
 
 
 NEEDED = (f"{PLURAL}.", "pods.", "events.", "leases.")
-"""Watches without which nothing works; that of PyTorchJobs only where they exist."""
+"""Watches that are always required; that of the backend's resource only where it exists."""

@@ -26,7 +26,7 @@ class Settings(BaseSettings):
         default="",
         description="Namespace whose jobs are served. Empty (default): the whole cluster, with cluster roles. "
         "With one namespace, a Training Operator that is installed later is noticed within canary_patience_seconds: "
-        "the operator ends, and Kubernetes starts it anew.",
+        "the operator exits, and Kubernetes restarts it.",
     )
     own_namespace: str = Field(
         default="default",
@@ -65,7 +65,7 @@ class Settings(BaseSettings):
         default=8,
         ge=1,
         le=64,
-        description="Jobs that are looked at side by side. Default 8: a pass waits for two or three answers of the "
+        description="Jobs that are reconciled concurrently. Default 8: a pass waits for two or three answers of the "
         "API server, and one Python process has one core.",
     )
     requests_per_second: float = Field(
@@ -83,19 +83,19 @@ class Settings(BaseSettings):
     resync_seconds: float = Field(
         default=300,
         gt=0,
-        description="Seconds between two looks at everything, which find what a watch may have missed. Default 300: "
+        description="Seconds between two resyncs, which find what a watch may have missed. Default 300: "
         "a safety net, costing one list of jobs, PyTorchJobs and pods.",
     )
     progress_seconds: float = Field(
         default=10,
         gt=0,
         description="Seconds between two reads of one job's progress, and between two status writes that say nothing "
-        "but progress or words. Default 10. Many jobs share progress_reads_per_second.",
+        "but progress or text. Default 10. Many jobs share progress_reads_per_second.",
     )
     progress_reads_per_second: float = Field(
         default=50,
         gt=0,
-        description="Reads of progress per second over all jobs, and status writes that say nothing but words: with "
+        description="Reads of progress per second over all jobs, and status writes that change only text: with "
         "more than 500 running jobs each is read, and with more than 500 unfinished ones written to, less often. "
         "Default 50: a read is one request that the API server passes on to a node.",
     )
@@ -106,7 +106,7 @@ class Settings(BaseSettings):
         default=120,
         gt=0,
         description="Seconds after which a heartbeat that was written but not seen means that a watch is dead: "
-        "the process ends and Kubernetes starts it anew. Default 120: longer than the 70 s of a silent watch.",
+        "the process exits and Kubernetes restarts it. Default 120: longer than the 70 s of a silent watch.",
     )
     http_host: str = Field(
         default="0.0.0.0",  # noqa: S104

@@ -16,7 +16,7 @@ class StatusChange:
     before: Json
     after: Json
     wait_seconds: float | None = None
-    """Not None: not now, but when so much time has passed."""
+    """Seconds to wait before the write; None: write now."""
 
     @cached_property
     def patch(self) -> Json:
@@ -24,7 +24,7 @@ class StatusChange:
 
     @property
     def can_wait(self) -> bool:
-        """Whether the statuses differ in nothing but progress and words."""
+        """Whether the statuses differ only in progress and text."""
         return _without_text(self.before) == _without_text(self.after)
 
 

@@ -1,4 +1,4 @@
-"""From what Kubernetes says of an object to the little that a decision needs. Pure; called by mirror.py."""
+"""From a Kubernetes object to the few fields that a decision needs. Pure; called by cache.py."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _METADATA = ("name", "namespace", "uid", "generation", "resourceVersion", "delet
 DISRUPTIONS = frozenset(
     {"Evicted", "NodeLost", "NodeAffinity", "Preempting", "Shutdown", "Terminated", "UnexpectedAdmissionError"}
 )
-"""status.reason of pods that a kubelet, and not the trainer, has ended."""
+"""status.reason of pods that a kubelet, not the trainer, ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +33,14 @@ class CachedJob:
 def job(raw: Json) -> CachedJob:
     """A FinetuneJob without managedFields, labels and annotations."""
     status = raw.get("status") or {}
-    lean = {
+    kept = {
         "apiVersion": API_VERSION,
         "kind": KIND,
         "metadata": {k: v for k, v in raw["metadata"].items() if k in _METADATA},
         "spec": raw.get("spec") or {},
         "status": status,
     }
-    text = json.dumps(lean, separators=(",", ":")).encode()
+    text = json.dumps(kept, separators=(",", ":")).encode()
     return CachedJob(text, status.get("phase", "None"), "completionTime" in status)
 
 
@@ -97,7 +97,7 @@ def _disruption(status: Json) -> str:
 
 
 def _waiting(status: Json) -> str:
-    """The scheduler's or the kubelet's own words: init containers first, because they run first."""
+    """The scheduler's or the kubelet's message: init containers first, because they run first."""
     for condition in status.get("conditions") or ():
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
             return _sentence(condition)

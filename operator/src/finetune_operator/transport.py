@@ -1,4 +1,4 @@
-"""JSON over HTTP to the API server: login, time limits, pace and retries. Only cluster.py calls it.
+"""JSON over HTTP to the API server: login, timeouts, rate limit and retries. Only cluster.py calls it.
 
 The official client brings configuration, login and the connection pool; its models are left out, because
 parsing pods into them takes ten times as long as everything that we do with a pod.
@@ -83,7 +83,7 @@ class Transport:
         self, verb: str, resource: str, path: str, *, query: Mapping[str, str] | None = None,
         body: Json | None = None, content_type: str = JSON,
     ) -> bytes:  # fmt: skip
-        """The answer's body. verb and resource are RBAC's words, for metrics. Raises ClusterError."""
+        """The answer's body. verb and resource are RBAC terms, for metrics. Raises ClusterError."""
         url = f"{path}?{urlencode(query)}" if query else path
         for attempt in range(1, ATTEMPTS + 1):
             await self._limiter.wait()

@@ -1,6 +1,6 @@
-"""Which job is looked at next, and when: a set of due times, never two looks at one job at once.
+"""Which job is reconciled next, and when: a set of due times; a job is never reconciled twice at once.
 
-No task and no timer of its own, so that a test holds the clock. The workers of loops.py draw from it.
+It has no task and no timer of its own, so that a test controls the clock. The workers of runtime.py take from it.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class WorkQueue:
         """Times of _due, and older ones that no longer count."""
         self._busy: set[Key] = set()
         self._again: dict[Key, float] = {}
-        """Due times of jobs that somebody looks at just now."""
+        """Due times of jobs that are being reconciled."""
         self._failures: dict[Key, int] = {}
 
     def add(self, key: Key, delay: float = 0.0) -> None:
-        """Look at a job after a delay, or earlier if that is wanted already."""
+        """Reconcile a job after a delay, or earlier if it is already due earlier."""
         due = self._clock() + delay
         if key in self._busy:
             self._again[key] = min(due, self._again.get(key, due))
@@ -38,7 +38,7 @@ class WorkQueue:
             heapq.heappush(self._heap, (due, key))
 
     def retry(self, key: Key, most: float = RETRY[1]) -> float:
-        """Look again after an error; the delay in seconds grows with every error in a row, up to `most`."""
+        """Reconcile again after an error; the delay in seconds grows with every error in a row, up to `most`."""
         failures = self._failures[key] = self._failures.get(key, 0) + 1
         delay: float = min(most, RETRY[0] * 2 ** min(failures - 1, 10)) * random.uniform(0.8, 1.2)  # noqa: S311
         self.add(key, delay)
@@ -49,7 +49,7 @@ class WorkQueue:
         self._failures.pop(key, None)
 
     def take(self) -> Key | None:
-        """A job that is due and that nobody looks at, or None. done() must follow."""
+        """A job that is due and not being reconciled, or None. done() must follow."""
         if self.wait_seconds() != 0:
             return None
         _, key = heapq.heappop(self._heap)
@@ -58,7 +58,7 @@ class WorkQueue:
         return key
 
     def done(self, key: Key) -> None:
-        """The look is over; what was added meanwhile counts now."""
+        """The pass is over; what was added meanwhile becomes due."""
         self._busy.discard(key)
         if key in self._again:
             self.add(key, self._again.pop(key) - self._clock())

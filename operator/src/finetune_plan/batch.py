@@ -12,8 +12,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from finetune_api.resource import reasons
+
 from .job_settings import BatchSettings
-from .notes import Note
+from .notes import Note, note
 
 
 class BatchSize(NamedTuple):
@@ -34,8 +36,5 @@ def resolve_batch(given: BatchSettings, data_parallel: int) -> tuple[BatchSize, 
     rows = batch.per_device * batch.accumulation * data_parallel
     if target in (None, rows):
         return batch, ()
-    sentence = (
-        f"{given.global_batch.key} is {target}, but {batch.per_device} rows x {batch.accumulation} "
-        f"passes x {data_parallel} replicas are {rows} rows per step; {rows} is what is trained with."
-    )
-    return batch, (Note("GlobalBatchDiffers", sentence),)
+    values = {"target": target, "replicas": data_parallel, "rows": rows, **batch._asdict()}
+    return batch, (note(reasons.GLOBAL_BATCH_DIFFERS, key=given.global_batch.key, **values),)

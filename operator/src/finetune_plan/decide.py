@@ -1,7 +1,7 @@
 """What to do about a job now: an ordered list of small checks. The list is the specification.
 
-Each check looks at one question and answers with a Plan, or None to pass the job on. The first answer
-counts. The world is looked at, never remembered: whatever event woke us, the answer is the same.
+Each check answers one question with a Plan, or returns None to pass the job on. The first answer counts. Decisions
+depend on the observed state alone, never on the event that triggered the pass.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any
 
+from finetune_api.resource import reasons
 from finetune_api.resource.conditions import PODS_READY
 from finetune_api.resource.names import GROUP, KIND
 from finetune_api.resource.status import Phase, Status
@@ -29,21 +30,21 @@ from .settings import PlanSettings
 from .workload import Workload, workload
 
 POLL_SECONDS = 5.0
-"""Seconds until we look again where no event is promised."""
+"""Seconds until the next pass where no event is guaranteed."""
 
 PEER_LOST_GRACE = 10.0
-"""Seconds after the loss of a peer in which its own end, and with it the cause, is waited for."""
+"""Seconds after a rank reports a lost peer in which the peer's own failure, which is the cause, is waited for."""
 
 TERMINATION_OVERDUE = 10.0
-"""Seconds after a pod's grace period in which its node may say that the pod has ended."""
+"""Seconds after a pod's grace period in which its node may still confirm that the pod ended."""
 
 RELEASE_SECONDS = 60.0
-"""Seconds after the end in which pods still running may end by themselves, before they are removed."""
+"""Seconds after the job's end in which running pods may exit by themselves before they are deleted."""
 
 
 @dataclass(frozen=True)
 class ReconcileContext:
-    """One pass over one job. What costs time is worked out once, and only if a check asks."""
+    """One pass over one job. Expensive values are computed once, and only if a check needs them."""
 
     observed: Observed
     settings: PlanSettings
@@ -65,7 +66,7 @@ class ReconcileContext:
 
     @cached_property
     def status(self) -> Status:
-        """The status to go on from: judged anew until the first run, which pins what was resolved."""
+        """The status to start from: validated on every pass until the first run, which pins what was resolved."""
         return self.written if self.written.completionTime or self.run else self.admission
 
     @property
@@ -83,7 +84,7 @@ class ReconcileContext:
 
     @cached_property
     def run(self) -> int:
-        """Number of the newest run that anyone knows of; 0 before the first."""
+        """Number of the newest run that is known; 0 before the first."""
         return max(
             [self.written.run or 0, *(r.number for r in self.observed.runs), *(p.run for p in self.observed.pods)]
         )
@@ -107,7 +108,7 @@ def plan(observed: Observed, settings: PlanSettings, now: datetime) -> Plan:
 
 
 def finished(ctx: ReconcileContext) -> Plan | None:
-    """A finished job never creates anything again; its children go when their time is over."""
+    """A finished job never creates anything again; its children are deleted when their TTL expires."""
     ended = ctx.status.completionTime
     if not ended:
         return None
@@ -123,12 +124,12 @@ def finished(ctx: ReconcileContext) -> Plan | None:
 def cancelled(ctx: ReconcileContext) -> Plan | None:
     if ctx.job.cancel.value is not True:
         return None
-    status = statuses.ended(ctx.status, Phase.CANCELLED, "Cancelled", "spec.cancel is true.", now=ctx.time)
+    status = statuses.ended(ctx.status, Phase.CANCELLED, reasons.CANCELLED, now=ctx.time)
     return Plan(ctx.remove_runs(), status)
 
 
 def refused(ctx: ReconcileContext) -> Plan | None:
-    """Refused before the first run. Later, what was resolved at acceptance serves every run."""
+    """Refused before the first run. Later runs use what was resolved at acceptance."""
     if ctx.run or ctx.verdict.valid:
         return None
     return Plan((), ctx.admission)
@@ -137,8 +138,7 @@ def refused(ctx: ReconcileContext) -> Plan | None:
 def suspended(ctx: ReconcileContext) -> Plan | None:
     if ctx.job.suspend.value is not True:
         return None
-    message = "spec.suspend is true; set it to false to go on from the last checkpoint."
-    return Plan(ctx.remove_runs(), statuses.suspended(ctx.status, message, now=ctx.time))
+    return Plan(ctx.remove_runs(), statuses.suspended(ctx.status, now=ctx.time))
 
 
 def succeeded(ctx: ReconcileContext) -> Plan | None:
@@ -151,7 +151,7 @@ def succeeded(ctx: ReconcileContext) -> Plan | None:
 
 
 def already_complete(ctx: ReconcileContext) -> Plan | None:
-    """The output of this very job is there already, made by a job that was deleted since."""
+    """The output of this job already exists; the job that produced it was deleted."""
     if ctx.run or not ctx.observed.claim:
         return None
     resolved = ctx.status.resolved
@@ -171,13 +171,12 @@ def deadline_exceeded(ctx: ReconcileContext) -> Plan | None:
     if left is None or left > 0:
         return None
     limit = ctx.job.lifecycle.active_deadline.value
-    message = f"The job ran for lifecycle.activeDeadlineSeconds, {limit} s. Raise it, or shorten the training."
-    status = statuses.ended(ctx.status, Phase.FAILED, "DeadlineExceeded", message, now=ctx.time)
+    status = statuses.ended(ctx.status, Phase.FAILED, reasons.DEADLINE_EXCEEDED, now=ctx.time, limit=limit)
     return Plan(ctx.remove_runs(), status)
 
 
 def terminating(ctx: ReconcileContext) -> Plan | None:
-    """The previous run's pods are gone before the next run is created, and how they end says nothing any more."""
+    """The previous run's pods must be gone before the next run is created; how they exit no longer matters."""
     if over := ctx.remove_runs(ctx.run if statuses.run_is_over(ctx.status) else ctx.run - 1):
         return Plan(over, ctx.status, requeue_after=POLL_SECONDS)
     if any(r.deleting for r in ctx.observed.runs) or (ctx.pods and not ctx.observed.runs):
@@ -188,14 +187,14 @@ def terminating(ctx: ReconcileContext) -> Plan | None:
 
 
 def queued(ctx: ReconcileContext) -> Plan | None:
-    """A queue that takes a run's pods away gives them back; that is no failure."""
+    """A queue that removes a run's pods will admit it again; that is not a failure."""
     if not any(r.suspended for r in ctx.observed.runs):
         return None
     return Plan((), statuses.queued(ctx.status, now=ctx.time))
 
 
 def failed(ctx: ReconcileContext) -> Plan | None:
-    """One failed pod ends the run of the whole gang: another run, or the end."""
+    """One failed pod ends the whole gang's run: another run follows, or the job fails."""
     cause = retry.root_cause(ctx.pods) or _deleted_pods(ctx)
     if cause is None:
         return None
@@ -234,7 +233,7 @@ def starting(ctx: ReconcileContext) -> Plan | None:
 
 
 def running(ctx: ReconcileContext) -> Plan:
-    """Nothing to do but to say how far it is."""
+    """Nothing to do but report progress."""
     status = statuses.running(ctx.status, ctx.run, now=ctx.time)
     status = statuses.pods_ready(status, ctx.pods, ctx.observed.pods_refusal, now=ctx.time)
     for record in ctx.observed.records:
@@ -243,9 +242,9 @@ def running(ctx: ReconcileContext) -> Plan:
 
 
 def missing_pods(status: Mapping[str, Any], pods: Iterable[ObservedPod]) -> int:
-    """How many pods of a run that had all of them are gone. `status` is as it was written.
+    """How many pods of a complete run are gone. `status` is as it was written.
 
-    None returns to Pending: one that is pending took the place of another.
+    A running pod never returns to Pending, so a pending one is a replacement.
     """
     if not any(c["type"] == PODS_READY and c["status"] == "True" for c in status.get("conditions") or ()):
         return 0
@@ -260,7 +259,7 @@ CHECKS: tuple[Callable[[ReconcileContext], Plan | None], ...] = (
 
 
 def _overdue_pod(ctx: ReconcileContext) -> str:
-    """Name of a pod that was told to leave and should be gone; empty if there is none."""
+    """Name of a pod that is past its termination grace period; empty if there is none."""
     late = (
         p
         for p in ctx.observed.pods
@@ -275,15 +274,15 @@ def _report(ctx: ReconcileContext, code: int) -> FinalReport | None:
 
 
 def _deleted_pods(ctx: ReconcileContext) -> retry.Failure | None:
-    """A pod that was deleted is replaced behind our back, with nobody to talk to: the gang starts again."""
+    """The backend replaces a deleted pod, but its peers have lost it: the whole gang restarts."""
     lost = missing_pods(ctx.observed.resource.get("status") or {}, ctx.observed.pods)
     if not ctx.observed.runs or not lost:
         return None
-    return retry.Failure(Exit.PEER_LOST, f"Of the pods that ran, {lost} were deleted.", free=True)
+    return retry.Failure(Exit.PEER_LOST, f"{lost} running pods of the run were deleted.", free=True)
 
 
 def _peer_lost_grace(ctx: ReconcileContext, cause: retry.Failure) -> float:
-    """Seconds in which a peer may still say why it was lost: nothing else is known, and it still runs for us."""
+    """Seconds in which a lost peer may still report its own failure, while no other cause is known."""
     running = any(p.phase == "Running" for p in ctx.pods)
     reported = [p.report.time for p in ctx.pods if p.exit_code == Exit.PEER_LOST and p.report]
     if cause.exit_code != Exit.PEER_LOST or not running or not reported:
@@ -292,7 +291,7 @@ def _peer_lost_grace(ctx: ReconcileContext, cause: retry.Failure) -> float:
 
 
 def _blocking_problem(ctx: ReconcileContext) -> Problem | None:
-    """Why an accepted job cannot have its next run: settings, or an operator that no longer knows its words."""
+    """Why an accepted job cannot start its next run: other settings, or an operator that lacks its keys."""
     blocking = (p for p in ctx.verdict.problems if p.reason != "Unsupported")  # the pinned trainer decides that
     return next(blocking, None) if ctx.run else None
 
@@ -300,7 +299,7 @@ def _blocking_problem(ctx: ReconcileContext) -> Problem | None:
 def _workload(ctx: ReconcileContext, number: int) -> Workload:
     """The workload of a run. The first one is resolved; later ones take what was resolved then."""
     if ctx.verdict.resolution is None:
-        raise ValueError("a job that makes no sense has no workload")
+        raise ValueError("an invalid job has no workload")
     uid = ctx.observed.resource["metadata"].get("uid", "")
     work = workload(ctx.verdict.resolution, ctx.settings, number, uid)
     resolved, layout = ctx.written.resolved, ctx.written.layout

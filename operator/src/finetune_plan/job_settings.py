@@ -154,7 +154,7 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class PodSettings:
-    """What the pods look like, in Kubernetes' own form."""
+    """Settings of the pods, in Kubernetes' own form."""
 
     image: Setting[str | None] = _key("pods.image")
     image_pull_policy: Setting[str | None] = _key("pods.imagePullPolicy")

@@ -37,16 +37,16 @@ class ObservedPod:
     report: FinalReport | None = None
     """From the termination message."""
     disruption: str = ""
-    """Why Kubernetes took the pod away (Preempted, Evicted, NodeLost ...); empty if it did not."""
+    """Why Kubernetes removed the pod (Preempted, Evicted, NodeLost ...); empty if it did not."""
     waiting: str = ""
-    """Why it does not run yet, in Kubernetes' own words; empty if it does or if nothing is said."""
+    """Why it does not run yet, as Kubernetes reports it; empty if it runs or if nothing is reported."""
     termination_deadline: str = ""
-    """The end of its grace period (RFC 3339), if it was told to leave; else empty."""
+    """End of its termination grace period (RFC 3339) if it is being deleted; else empty."""
 
 
 @dataclass(frozen=True)
 class Observed:
-    """Everything that a decision may look at, read at one moment."""
+    """Everything that a decision may depend on, read at one moment."""
 
     resource: Mapping[str, Any]
     """The FinetuneJob as it is in the API server, status included."""

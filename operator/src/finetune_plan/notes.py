@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from finetune_api.resource import reasons as r
+from finetune_api.resource.reasons import Reason
 from finetune_api.runtime.choices import Method
 
 from .job_settings import JobSettings
@@ -18,22 +20,22 @@ class Note:
     sentence: str
 
 
+def note(reason: Reason, **values: object) -> Note:
+    return Note(reason.name, reason.text(**values))
+
+
 def notes(job: JobSettings, method: Method) -> Iterator[Note]:
     """What was assumed, and what will be ignored."""
     if job.validation.wanted and not job.data.validation.value:
-        yield Note(
-            "ValidationSkipped",
-            "data.validation_path is not given, so nothing is evaluated and the last checkpoint is the result. "
-            "Rows are never split off silently; set training.validation.enabled to false to silence this.",
-        )
+        yield note(r.VALIDATION_SKIPPED)
     if not job.output.value:
-        yield Note("OutputNotKept", "output.uri is not given: on a cluster the result ends with the pods.")
+        yield note(r.OUTPUT_NOT_KEPT)
     variety = job.method.variety
     if variety.value and variety.value != method:
-        yield Note("VarietyYields", f"{variety.key} is {variety.value}, but other keys say {method}.")
+        yield note(r.VARIETY_YIELDS, key=variety.key, value=variety.value, method=method)
     targets = job.lora.target_modules
     if method is Method.FFT and targets.key:
-        yield Note("AdaptersUnused", f"{targets.key} is given, but full finetuning has no adapters.")
+        yield note(r.ADAPTERS_UNUSED, key=targets.key)
     length, limit = job.data.sequence_length, job.data.max_model_len
     if length.value and limit.value and limit.value < length.value:
-        yield Note("LengthCapped", f"{length.key} is {length.value}, but {limit.key} is {limit.value}.")
+        yield note(r.LENGTH_CAPPED, key=length.key, value=length.value, limit_key=limit.key, limit=limit.value)

@@ -1,58 +1,38 @@
-"""Why pods are not there or do not start: from the words of Kubernetes to a reason and a remedy.
+"""Why pods do not exist or do not start: from Kubernetes' own sentences to one of our reasons.
 
-Kubernetes says it in sentences only, so these are searched for the parts that have not changed for years.
+Kubernetes gives the cause only in sentences, so these are searched for the parts that have not changed for years.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
 
+from finetune_api.resource import reasons as r
+from finetune_api.resource.reasons import Reason
 
-@dataclass(frozen=True)
-class PodReason:
-    """What keeps a pod from running."""
-
-    reason: str
-    remedy: str
-
-
-_AGAIN = "The Training Operator tries again, less and less often; suspend and resume the job to have it now."
-_QUOTA = "Wait for other pods to end, ask for less, or have the ResourceQuota raised."
-_NAMELESS = "Set pods.cpu and pods.memory, or give the namespace a LimitRange with defaults."
-_LEVEL = "Take away the pods.* and network keys that the level forbids, or use a namespace that allows them."
-_RANGE = "Choose pods.cpu, pods.memory and pods.sharedMemory within the namespace's LimitRange."
-
-REFUSED: tuple[tuple[str, PodReason], ...] = (
-    ("exceeded quota", PodReason("QuotaExceeded", f"{_QUOTA} {_AGAIN}")),
-    ("failed quota", PodReason("QuotaNeedsLimits", f"{_NAMELESS} {_AGAIN}")),
-    ("violates PodSecurity", PodReason("PodSecurity", f"{_LEVEL} {_AGAIN}")),
-    (" usage per ", PodReason("LimitRange", f"{_RANGE} {_AGAIN}")),
-    ("no PriorityClass", PodReason("NoPriorityClass", f"Create it, or change pods.priorityClassName. {_AGAIN}")),
-    ("serviceaccount", PodReason("NoServiceAccount", f"Create it, or change pods.serviceAccountName. {_AGAIN}")),
-    ("", PodReason("PodsRefused", f"Ask whoever runs this cluster's admission rules. {_AGAIN}")),
+REFUSED: tuple[tuple[str, Reason], ...] = (
+    ("exceeded quota", r.QUOTA_EXCEEDED),
+    ("failed quota", r.QUOTA_NEEDS_LIMITS),
+    ("violates PodSecurity", r.POD_SECURITY),
+    (" usage per ", r.LIMIT_RANGE),
+    ("no PriorityClass", r.NO_PRIORITY_CLASS),
+    ("serviceaccount", r.NO_SERVICE_ACCOUNT),
+    ("", r.PODS_REFUSED),
 )
-"""Words of the API server that refused a pod; the first match counts, and the last one always matches."""
+"""What the API server says when it refuses a pod. The first match counts; the last one always matches."""
 
-WAITING: tuple[tuple[str, PodReason], ...] = (
-    ("persistentvolumeclaim ", PodReason(
-        "ClaimMissing",
-        "Create the PersistentVolumeClaim; the pod starts by itself.")),
-    ("unbound immediate PersistentVolumeClaims", PodReason(
-        "ClaimUnbound",
-        "Wait for the volume, or look at the claim's events: its StorageClass may be missing or out of space.")),
-    ("Unschedulable", PodReason(
-        "Unschedulable",
-        "Free or add nodes that fit, ask for less, or tolerate the taints that are named (pods.tolerations).")),
-    ("ImagePull", PodReason(
-        "ImagePull",
-        "Check pods.image, and pods.imagePullSecrets if the registry wants a login.")),
-    ("InvalidImageName", PodReason("ImagePull", "Correct pods.image.")),
-    ("CreateContainerConfigError", PodReason("ContainerConfig", "Create the Secret or ConfigMap that is named.")),
-    ("", PodReason("Waiting", "")),
-)  # fmt: skip
-"""Words of the scheduler or the kubelet about a pod that does not run yet; likewise."""
+WAITING: tuple[tuple[str, Reason], ...] = (
+    ("persistentvolumeclaim ", r.CLAIM_MISSING),
+    ("unbound immediate PersistentVolumeClaims", r.CLAIM_UNBOUND),
+    ("Unschedulable", r.UNSCHEDULABLE),
+    ("ImagePull", r.IMAGE_PULL),
+    ("InvalidImageName", r.IMAGE_PULL),
+    ("CreateContainerConfigError", r.CONTAINER_CONFIG),
+    ("", r.WAITING),
+)
+"""What the scheduler or the kubelet says about a pod that does not run yet; likewise."""
 
 
-def match_reason(table: tuple[tuple[str, PodReason], ...], words: str) -> PodReason:
-    """The first row whose part stands in the words."""
-    return next(found for part, found in table if part in words)
+def match_reason(table: Iterable[tuple[str, Reason]], text: str) -> Reason:
+    """The reason of the first row whose part is in the text."""
+    return next(reason for part, reason in table if part in text)

@@ -114,7 +114,7 @@ def _unsupported(job: JobSettings, asked: Combination) -> list[Problem]:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`resolution` is there whenever the job makes sense, even if this version refuses it."""
+    """`resolution` is present whenever the job is valid, even if this version cannot run it."""
 
     problems: tuple[Problem, ...]
     resolution: Resolution | None

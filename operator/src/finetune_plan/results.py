@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from pydantic import ValidationError
 
+from finetune_api.resource import reasons
 from finetune_api.resource.names import GROUP
 from finetune_api.resource.status import ResultStatus, Status
 
@@ -23,7 +24,7 @@ PREFIX = f"result.{GROUP}/"
 
 
 def claim(job: JobSettings) -> str:
-    """The claim that the output lies on; empty if it is on none, or if nobody can tell."""
+    """The claim that holds the output; empty if there is none, or if the URI cannot be parsed."""
     uri = job.output.value
     try:
         return mount(uri).claim if isinstance(uri, str) else ""
@@ -36,7 +37,7 @@ def recorded(job: JobSettings, annotations: Mapping[str, str], digest: str) -> R
     try:
         known = json.loads(annotations.get(_annotation(job), "{}"))
         return ResultStatus.model_validate(known["result"]) if known.get("configuration") == digest else None
-    except (ValueError, KeyError, AttributeError, ValidationError):  # somebody wrote into it: it is no memory of ours
+    except (ValueError, KeyError, AttributeError, ValidationError):  # the annotation was edited: ignore it
         return None
 
 
@@ -55,10 +56,7 @@ def record(job: JobSettings, status: Status) -> RecordResult | None:
 def already_complete_message(job: JobSettings) -> str:
     """What a person reads who applied a job that is done already."""
     name = claim(job)
-    return (
-        f"The claim {name} holds the result of this very job already, so nothing is trained. To train again, run "
-        f"`kubectl annotate pvc {name} {_annotation(job)}-` and create the job anew, or change output.uri."
-    )
+    return reasons.ALREADY_COMPLETE.text(claim=name, annotation=_annotation(job))
 
 
 def _annotation(job: JobSettings) -> str:

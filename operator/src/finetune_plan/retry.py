@@ -33,7 +33,7 @@ def root_cause(pods: tuple[ObservedPod, ...]) -> Failure | None:
     if causes and not (lost and _was_signalled(causes[0])):
         return _from_pod(causes[0])
     if lost:
-        return Failure(Exit.PEER_LOST, f"Pod {lost.name} was taken away: {lost.disruption}.", free=True)
+        return Failure(Exit.PEER_LOST, f"The cluster removed pod {lost.name}: {lost.disruption}.", free=True)
     return _from_pod(min(ended, key=_failure_time))
 
 
@@ -54,7 +54,7 @@ def _from_pod(pod: ObservedPod) -> Failure:
 def _exited_without_report(pods: tuple[ObservedPod, ...]) -> Failure | None:
     """An exit code of 0 is not a result: node 0 has to report one."""
     pod = next((p for p in pods if p.node_rank == 0 and p.exit_code == Exit.OK and not p.report), None)
-    message = "ended with exit code 0 and without a report, so it was not our trainer that ended."
+    message = "exited with code 0 and without a final report: pods.image is not a trainer image."
     return Failure(Exit.CRASHED, f"Pod {pod.name} {message}", free=False) if pod else None
 
 

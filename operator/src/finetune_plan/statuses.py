@@ -6,6 +6,8 @@ from functools import singledispatch
 from typing import Any
 
 from finetune_api.resource import conditions as c
+from finetune_api.resource import reasons as r
+from finetune_api.resource.reasons import Reason
 from finetune_api.resource.status import (
     Condition,
     ConditionStatus,
@@ -17,6 +19,8 @@ from finetune_api.resource.status import (
     Resolved,
     ResultStatus,
     Status,
+    condition,
+    set_condition,
 )
 from finetune_api.runtime import exits
 from finetune_api.runtime.exits import Exit
@@ -33,14 +37,12 @@ from finetune_api.validation.problem import Problem
 
 from .model import ObservedPod
 from .mounts import uri_of
-from .pod_reasons import REFUSED, WAITING, PodReason, match_reason
+from .pod_reasons import REFUSED, WAITING, match_reason
 from .resolve import Resolution, Verdict
 from .runconfig import digest
 from .workload import Workload
 
 MESSAGE_LENGTH = 4096
-CREATING, CREATE_REFUSED, RESTARTING = "Creating", "CreateRefused", "Restarting"
-"""Reasons that later passes read, so they may never change."""
 
 
 def admission(verdict: Verdict, *, now: str, generation: int | None = None, before: Status | None = None) -> Status:
@@ -50,12 +52,12 @@ def admission(verdict: Verdict, *, now: str, generation: int | None = None, befo
     if verdict.problems:
         message = "\n".join(str(p) for p in verdict.problems)[:MESSAGE_LENGTH]
         status = _set(status, c.ACCEPTED, False, verdict.problems[0].reason, message, now)
-        status = _set(status, c.READY, False, "NotAccepted", "The job is refused; see Accepted.", now)
+        status = _set(status, c.READY, False, *_of(r.NOT_ACCEPTED), now)
         return _with(status, phase=Phase.FAILED)
     notes = verdict.resolution.notes if verdict.resolution else ()
-    message = "\n".join(n.sentence for n in notes)[:MESSAGE_LENGTH] or "The job makes sense."
-    status = _set(status, c.ACCEPTED, True, notes[0].reason if notes else "Accepted", message, now)
-    return _with(_set(status, c.READY, False, "NotFinished", "The job has not finished.", now), phase=Phase.QUEUED)
+    message = "\n".join(n.sentence for n in notes)[:MESSAGE_LENGTH] or r.ACCEPTED.text()
+    status = _set(status, c.ACCEPTED, True, notes[0].reason if notes else r.ACCEPTED.name, message, now)
+    return _with(_set(status, c.READY, False, *_of(r.NOT_FINISHED), now), phase=Phase.QUEUED)
 
 
 def started(status: Status, work: Workload, *, now: str) -> Status:
@@ -64,38 +66,37 @@ def started(status: Status, work: Workload, *, now: str) -> Status:
     resolved = (status.resolved or Resolved()).model_copy(update=pinned)
     status = _clear_suspended(status, now)
     if _find(status, c.TRAINING):
-        status = _set(status, c.TRAINING, False, "Starting", "No optimizer steps are being made yet.", now)
+        status = _set(status, c.TRAINING, False, *_of(r.STARTING), now)
     return _with(status, run=work.run, phase=Phase.STARTING, resolved=resolved, startTime=status.startTime or now)
 
 
 def claimed(status: Status, *, now: str) -> Status:
     """The status takes the number of a run before the run is created, so that a crash in between costs none."""
-    return _set(status, c.PODS_READY, False, CREATING, f"Run {status.run} is being created.", now)
+    return _set(status, c.PODS_READY, False, *_of(r.CREATING, run=status.run), now)
 
 
 def running(status: Status, run: int, *, now: str) -> Status:
-    """The run exists, whatever became of the words that should have said so."""
+    """The run exists, even if the status write that should have said so was lost."""
     status = _clear_suspended(status, now)
     return _with(status, run=run, startTime=status.startTime or now, phase=_phase_of_running(status.phase))
 
 
 def create_refused(status: Status, message: str, *, now: str) -> Status:
     """The claimed run could not be created. It is tried again."""
-    return _set(status, c.PODS_READY, False, CREATE_REFUSED, message[:MESSAGE_LENGTH], now)
+    return _set(status, c.PODS_READY, False, *_of(r.CREATE_REFUSED, message=message), now)
 
 
 def is_claimed(status: Status) -> bool:
-    """Whether the run that the status names was never seen to exist."""
+    """Whether the run that the status names was never observed."""
     found = _find(status, c.PODS_READY)
-    return status.run is not None and found is not None and found.reason in (CREATING, CREATE_REFUSED)
+    return status.run is not None and found is not None and found.reason in (r.CREATING.name, r.CREATE_REFUSED.name)
 
 
 def run_is_over(status: Status) -> bool:
     """Whether the current run is over, failed and counted or suspended; it only has to go."""
     training, suspended = _find(status, c.TRAINING), _find(status, c.SUSPENDED)
-    return bool(
-        (training and training.reason == RESTARTING) or (suspended and suspended.status is ConditionStatus.TRUE)
-    )
+    restarting = training is not None and training.reason == r.RESTARTING.name
+    return restarting or (suspended is not None and suspended.status is ConditionStatus.TRUE)
 
 
 @singledispatch
@@ -111,8 +112,8 @@ def _(record: DatasetRecord, status: Status, now: str) -> Status:
     masked = 1 - record.target_tokens / record.tokens if record.tokens else None
     dataset = DatasetStatus(rows=record.rows, used=record.used, refused=record.refused, tokens=record.tokens,
                          maskedFraction=None if masked is None else round(masked, 4))  # fmt: skip
-    sentence = f"{record.used} of {record.rows} rows are trained on."
-    return _set(_with(status, dataset=dataset, phase=Phase.PREPARING), c.DATA_READY, True, "Read", sentence, now)
+    status = _with(status, dataset=dataset, phase=Phase.PREPARING)
+    return _set(status, c.DATA_READY, True, *_of(r.READ, used=record.used, rows=record.rows), now)
 
 
 @apply_record.register
@@ -125,7 +126,7 @@ def _(record: ProgressRecord, status: Status, now: str) -> Status:
         "etaSeconds": None if record.eta_seconds is None else round(record.eta_seconds),
     })  # fmt: skip
     status = _with(status, progress=progress, phase=Phase.TRAINING)
-    return _set(status, c.TRAINING, True, "Stepping", "Optimizer steps are being made.", now)
+    return _set(status, c.TRAINING, True, *_of(r.STEPPING), now)
 
 
 def _rounded(loss: float | None) -> float | None:
@@ -163,7 +164,7 @@ def _(record: FinalReport, status: Status, now: str) -> Status:
 
 def already_complete(status: Status, result: ResultStatus, message: str, *, now: str) -> Status:
     """The result of this very job was there before it."""
-    return _succeeded(status, result, "AlreadyComplete", message, now)
+    return _succeeded(status, result, r.ALREADY_COMPLETE.name, message, now)
 
 
 def failed(status: Status, exit_code: int, message: str, *, now: str) -> Status:
@@ -176,29 +177,31 @@ def failed(status: Status, exit_code: int, message: str, *, now: str) -> Status:
     return _with(status, phase=Phase.FAILED, completionTime=now)
 
 
-def ended(status: Status, phase: Phase, reason: str, message: str, *, now: str) -> Status:
+def ended(status: Status, phase: Phase, why: Reason, *, now: str, **values: object) -> Status:
     """The job is over for a reason that is not the trainer's."""
+    reason, message = _of(why, **values)
     status = _clear_running(status, reason, now)
     status = _set(status, c.FAILED, True, reason, message, now)
     status = _set(status, c.READY, False, reason, message, now)
     return _with(status, phase=phase, completionTime=now)
 
 
-def suspended(status: Status, message: str, *, now: str) -> Status:
-    status = _clear_running(status, "Suspended", now)
-    return _with(_set(status, c.SUSPENDED, True, "Suspended", message, now), phase=Phase.SUSPENDED)
+def suspended(status: Status, *, now: str) -> Status:
+    status = _clear_running(status, r.SUSPENDED.name, now)
+    return _with(_set(status, c.SUSPENDED, True, *_of(r.SUSPENDED), now), phase=Phase.SUSPENDED)
 
 
 def queued(status: Status, *, now: str) -> Status:
     """A queue holds the run back, or has taken its pods."""
-    message = "The queue has not admitted the job; it starts when there is room."
-    status = _clear_running(status, "Queued", now)
-    return _with(_set(status, c.PODS_READY, False, "Queued", message, now), phase=Phase.QUEUED)
+    status = _clear_running(status, r.QUEUED.name, now)
+    return _with(_set(status, c.PODS_READY, False, *_of(r.QUEUED), now), phase=Phase.QUEUED)
 
 
 def backend_missing(status: Status, *, now: str) -> Status:
-    message = "This cluster has no PyTorchJob resource. Install the Training Operator 1.9; the job starts by itself."
-    reason = CREATE_REFUSED if is_claimed(status) else "BackendMissing"
+    message = (
+        "This cluster has no PyTorchJob resource. Install the Training Operator 1.9; the job then starts by itself."
+    )
+    reason = (r.CREATE_REFUSED if is_claimed(status) else r.BACKEND_MISSING).name
     return _with(_set(status, c.PODS_READY, False, reason, message, now), phase=Phase.QUEUED)
 
 
@@ -211,8 +214,8 @@ def blocked(status: Status, problem: Problem, *, now: str) -> Status:
 
 def restarting(status: Status, restarts: int, message: str, *, now: str) -> Status:
     """The run has failed and another one follows."""
-    status = _clear_running(status, RESTARTING, now)
-    status = _set(status, c.TRAINING, False, RESTARTING, message[:MESSAGE_LENGTH], now)
+    status = _clear_running(status, r.RESTARTING.name, now)
+    status = _set(status, c.TRAINING, False, *_of(r.RESTARTING, message=message), now)
     return _with(status, restarts=restarts, phase=Phase.STARTING)
 
 
@@ -220,29 +223,33 @@ def termination_overdue(status: Status, pod: str, *, now: str) -> Status:
     """A pod of the run before, if one is named, is still there after its time."""
     if not pod or is_claimed(status):
         return status
-    message = (
-        f"{pod} should have ended, but its node does not say that it has. The next run waits: two would write "
-        f"to one output. If the node is gone for good, remove the pod: kubectl delete pod {pod} --force."
-    )
-    return _set(status, c.PODS_READY, False, "PodOverdue", message, now)
+    return _set(status, c.PODS_READY, False, *_of(r.POD_OVERDUE, pod=pod), now)
 
 
 def pods_ready(status: Status, pods: tuple[ObservedPod, ...], refusal: str = "", *, now: str) -> Status:
-    """How many pods of the run are running, and what keeps the others; the backend's own word is not enough."""
+    """How many pods of the run are running, and what keeps the others. The backend says too little."""
     wanted = (status.layout.nodes if status.layout else None) or 1
     ready = sum(p.phase == "Running" for p in pods)
     if ready == wanted:
-        return _set(status, c.PODS_READY, True, "Running", f"{ready} of {wanted} pods are running.", now)
+        return _set(status, c.PODS_READY, True, *_of(r.RUNNING, ready=ready, wanted=wanted), now)
+    reason, text = _missing_pod(pods, refusal if len(pods) < wanted else "")
+    message = f"{r.WAITING.text(ready=ready, wanted=wanted)} {text}".strip()[:MESSAGE_LENGTH]
+    return _set(status, c.PODS_READY, False, reason.name, message, now)
+
+
+def _missing_pod(pods: tuple[ObservedPod, ...], refusal: str) -> tuple[Reason, str]:
+    """Why one pod does not exist or does not run, with the remedy."""
+    if refusal:
+        reason = match_reason(REFUSED, refusal)
+        return reason, reason.text(message=f"{refusal.rstrip('.')}.")
     waiting = next((p for p in pods if p.waiting), None)
-    if refusal and len(pods) < wanted:
-        message_part, found = f"{refusal.rstrip('.')}.", match_reason(REFUSED, refusal)
-    elif waiting:
-        message_part = f"{waiting.name} waits: {waiting.waiting.rstrip('.')}."
-        found = match_reason(WAITING, waiting.waiting)
-    else:
-        message_part, found = "", PodReason("Waiting", "")
-    message = " ".join(filter(None, (f"{ready} of {wanted} pods are running.", message_part, found.remedy)))
-    return _set(status, c.PODS_READY, False, found.reason, message[:MESSAGE_LENGTH], now)
+    if waiting is None:
+        return r.WAITING, ""
+    reason, message = (
+        match_reason(WAITING, waiting.waiting),
+        f"Pod {waiting.name} is waiting: {waiting.waiting.rstrip('.')}.",
+    )
+    return reason, message if reason is r.WAITING else reason.text(message=message)
 
 
 def _succeeded(status: Status, result: ResultStatus, reason: str, message: str, now: str) -> Status:
@@ -253,9 +260,9 @@ def _succeeded(status: Status, result: ResultStatus, reason: str, message: str, 
 
 def _clear_running(status: Status, reason: str, now: str) -> Status:
     """Conditions about a running run, turned off with it."""
-    for kind, message in ((c.PODS_READY, "No pods are needed."), (c.TRAINING, "No optimizer steps are being made.")):
+    for kind, off in ((c.PODS_READY, r.NO_PODS), (c.TRAINING, r.NOT_TRAINING)):
         if _find(status, kind):
-            status = _set(status, kind, False, reason, message, now)
+            status = _set(status, kind, False, reason, off.text(), now)
     return status
 
 
@@ -278,11 +285,16 @@ def _resolution_status(job: Resolution) -> Status:
 def _clear_suspended(status: Status, now: str) -> Status:
     if not _find(status, c.SUSPENDED):
         return status
-    return _set(status, c.SUSPENDED, False, "Resumed", "The job goes on from its last checkpoint.", now)
+    return _set(status, c.SUSPENDED, False, *_of(r.RESUMED), now)
 
 
 def _phase_of_running(phase: Phase | None) -> Phase:
     return Phase.STARTING if phase in (None, Phase.QUEUED, Phase.SUSPENDED) else phase
+
+
+def _of(reason: Reason, **values: object) -> tuple[str, str]:
+    """The reason and its message, as a condition has them."""
+    return reason.name, reason.text(**values)[:MESSAGE_LENGTH]
 
 
 def _find(status: Status, kind: str) -> Condition | None:
@@ -298,6 +310,6 @@ def _with(status: Status, **changes: Any) -> Status:
 
 
 def _set(status: Status, kind: str, value: bool, reason: str, message: str, now: str) -> Status:
-    new = c.condition(kind, value, reason, message, now)
+    new = condition(kind, value, reason, message, now)
     new = new.model_copy(update={"observedGeneration": status.observedGeneration})
-    return _with(status, conditions=c.set_condition(status.conditions or (), new))
+    return _with(status, conditions=set_condition(status.conditions or (), new))

@@ -1,4 +1,4 @@
-"""What runs, said without the words of any backend: replicas, command, environment, volumes, resources.
+"""What runs, independent of any backend: replicas, command, environment, volumes, resources.
 
 plan/backends renders it for a cluster; `finetune run` executes the same replicas as local processes.
 """
@@ -72,7 +72,7 @@ def replica(work: Workload, node_rank: int) -> str:
 
 
 def rendezvous(work: Workload, node_rank: int, address: str, port: int) -> dict[str, str]:
-    """What each pod is told by the backend, for whoever starts replicas without one."""
+    """The rendezvous variables that a backend sets on each pod, for starting replicas without one."""
     return {
         protocol.NODES_ENV: str(work.nodes),
         protocol.NODE_RANK_ENV: str(node_rank),

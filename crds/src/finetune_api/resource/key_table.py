@@ -1,4 +1,4 @@
-"""The declared keys of a job as data, for whoever judges one: what the models say, without building them.
+"""The declared keys of a job as data, for validation: what the models declare, without building them.
 
 keys.json is generated (codegen/key_table_file.py). Importing pydantic and building the models takes longer than
 everything else that `finetune validate` does together. Called by validation and by the plan.
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 Node = Mapping[str, Any]
-"""A node of the schema in OpenAPI's words; a key also has a `fate`, and a `because` unless it is honoured."""
+"""A node of the schema, in OpenAPI terms; a key also has a `fate`, and a `because` unless it is honoured."""
 FILE = "keys.json"
 
 

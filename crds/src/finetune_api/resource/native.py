@@ -17,7 +17,7 @@ Quantity = Annotated[
     str, Field(min_length=1, max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$")
 ]
 Labels = Annotated[dict[str, LabelValue], Field(max_length=32)]
-"""Keys are judged by a rule: a structural schema has no words for the keys of a map."""
+"""A rule checks the keys: a structural schema cannot constrain the keys of a map."""
 Seconds = Annotated[int, Field(ge=0, le=31536000)]
 
 
@@ -74,7 +74,7 @@ class EnvVar(Native):
 
 
 class Pods(Native):
-    """What the training pods look like. No free template: it would lend out the operator's rights."""
+    """Settings of the training pods. There is no free template: it would lend out the operator's rights."""
 
     image: Annotated[str, Field(min_length=1, max_length=512)] | None = declare(
         "Trainer image. The operator's own if absent."
@@ -123,7 +123,7 @@ class Queue(Native):
 
 
 class Lifecycle(Native):
-    """Ends and new beginnings. May change at any time."""
+    """Restarts, time limits, clean-up. May change at any time."""
 
     maxRestarts: Annotated[int, Field(ge=0, le=1000)] | None = declare(  # noqa: N815
         f"New runs after failures. Preemption and suspension do not count. {defaults.MAX_RESTARTS} if absent."

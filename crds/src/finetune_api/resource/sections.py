@@ -122,10 +122,10 @@ class Job(Section):
     data: Uri | None = key("Training rows: a JSONL file by path or URI (pvc://claim/file, configmap://name/key).")
     data_path: Uri | None = key("Another name of job.data.")
     poll_seconds: Annotated[int, Field(ge=0, le=86400)] | None = informational(
-        "Seconds between two looks at the job.", "the job's status is watched, not polled"
+        "Seconds between two polls of the job.", "the job's status is watched, not polled"
     )
     suffix: Word | None = informational("Suffix of the finished model's name.", "output.uri names the result")
-    description: Prose | None = informational("Words for people.", "it changes nothing")
+    description: Prose | None = informational("Text for people.", "it changes nothing")
     modalities: Annotated[tuple[Word, ...], Field(max_length=8)] | None = informational(
         "Kinds of content in the rows.", "the rows themselves say what they hold; images are refused there"
     )
@@ -203,9 +203,7 @@ class Data(Section):
     max_bad_share: Share | None = key(
         f"With on_bad_row skip: the largest share of bad rows. {defaults.MAX_BAD_SHARE} if absent."
     )
-    examples: Annotated[int, Field(ge=1, le=1000000000)] | None = key(
-        "Train on the first so many rows: a smoke test."
-    )
+    examples: Annotated[int, Field(ge=1, le=1000000000)] | None = key("Train on the first N rows: a smoke test.")
     shuffle: bool | None = key("Draw a new order of rows in every epoch, from training.seed. true if absent.")
 
 
@@ -236,7 +234,7 @@ class Adapter(Section):
 
 
 class Training(Section):
-    """How training goes about its work."""
+    """Method, checkpoints, logging."""
 
     mode: Mode | None = key("Full finetuning or adapters; sft_offline leaves that to the other keys.")
     use_qlora: bool | None = key("true: adapters on a base quantised to four bits. Wins over every other key.")
@@ -287,7 +285,7 @@ class Hyperparameters(Section):
     n_epochs: Annotated[int, Field(ge=1, le=10000)] | None = key(
         f"Passes over the rows. {defaults.EPOCHS} if absent."
     )
-    total_steps: Steps | None = key("End after so many optimizer steps, even within an epoch.")
+    total_steps: Steps | None = key("Stop after this many optimizer steps, even within an epoch.")
     train_steps: Steps | None = key("Another name of total_steps.")
     steps: Steps | None = key("Another name of total_steps.")
     batch_size: Rows | None = key("Another name of per_device_batch.")

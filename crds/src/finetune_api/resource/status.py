@@ -106,7 +106,7 @@ class ProgressStatus(Part):
     learningRate: float | None = key("Learning rate of the last step.")  # noqa: N815
     gradNorm: float | None = key("Gradient norm of the last step, before clipping.")  # noqa: N815
     tokensPerSecond: float | None = key("Tokens over all ranks.")  # noqa: N815
-    etaSeconds: Int | None = key("Seconds to the end at this pace.")  # noqa: N815
+    etaSeconds: Int | None = key("Estimated seconds to the end.")  # noqa: N815
     checkpointStep: Int | None = key("Step of the newest checkpoint.")  # noqa: N815
 
 
@@ -144,3 +144,19 @@ class Status(Part):
     informational: Texts | None = key("Keys that were accepted and change nothing.")
     startTime: Time | None = key("When the first run started.")  # noqa: N815
     completionTime: Time | None = key("When the job ended.")  # noqa: N815
+
+
+def condition(kind: str, status: bool | None, reason: str, message: str, now: str) -> Condition:
+    """A condition as of `now` (RFC 3339). status: None means Unknown."""
+    value = {True: ConditionStatus.TRUE, False: ConditionStatus.FALSE, None: ConditionStatus.UNKNOWN}[status]
+    return Condition(type=kind, status=value, reason=reason, message=message, lastTransitionTime=now)
+
+
+def set_condition(conditions: tuple[Condition, ...], new: Condition) -> tuple[Condition, ...]:
+    """The conditions with one of them set. Its transition time moves only when its status changes."""
+    old = next((c for c in conditions if c.type == new.type), None)
+    if old is None:
+        return (*conditions, new)
+    if old.status is new.status:
+        new = new.model_copy(update={"lastTransitionTime": old.lastTransitionTime})
+    return tuple(new if c.type == new.type else c for c in conditions)

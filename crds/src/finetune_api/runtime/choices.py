@@ -1,4 +1,4 @@
-"""The choices that a plan makes and a trainer carries out, as words. Apart from run.py, which has models."""
+"""The choices that a plan makes and a trainer carries out. Separate from run_config.py, which needs pydantic."""
 
 from enum import StrEnum
 

@@ -1,4 +1,4 @@
-"""Exit codes of the trainer and what each means for whoever started it.
+"""Exit codes of the trainer and what each means for the operator and the CLI.
 
 The trainer ends with one of these; the operator and `finetune run` read the meaning from the same table.
 Codes above 128 are signals (128 + number) and are read as such.
@@ -9,7 +9,7 @@ from enum import IntEnum, StrEnum
 
 
 class Retry(StrEnum):
-    """Whether another run may mend the failure."""
+    """Whether another run may succeed."""
 
     NEVER = "never"
     """The same job fails the same way: the input has to change first."""
@@ -38,7 +38,7 @@ class Exit(IntEnum):
 
 @dataclass(frozen=True)
 class Meaning:
-    """What an exit code tells: a CamelCase reason, whether to retry, one sentence, and the way out."""
+    """What an exit code means: a CamelCase reason, whether to retry, one sentence, and the way out."""
 
     reason: str
     retry: Retry
@@ -51,7 +51,7 @@ MEANINGS: dict[Exit, Meaning] = {
     Exit.CRASHED: Meaning(
         "TrainerCrashed",
         Retry.BUDGET,
-        "The trainer failed in a way it has no name for.",
+        "The trainer failed with an unexpected error.",
         "Read the log of the rank named in the message.",
     ),
     Exit.CONFIG_REFUSED: Meaning(
@@ -64,7 +64,7 @@ MEANINGS: dict[Exit, Meaning] = {
         "DataRefused",
         Retry.NEVER,
         "The dataset has rows that cannot be trained on.",
-        "Mend the lines that the message names, or set data.on_bad_row: skip.",
+        "Correct the lines that the message names, or set data.on_bad_row: skip.",
     ),
     Exit.MODEL_REFUSED: Meaning(
         "ModelRefused",
@@ -75,20 +75,20 @@ MEANINGS: dict[Exit, Meaning] = {
     Exit.OUTPUT_REFUSED: Meaning(
         "OutputRefused",
         Retry.NEVER,
-        "The output folder holds the work of another job.",
+        "The output folder holds another job's run.",
         "Choose another output, or restore the keys that the message names.",
     ),
     Exit.UNSUPPORTED: Meaning(
         "Unsupported",
         Retry.NEVER,
-        "The trainer of this version cannot do what the job asks.",
+        "This version of the trainer does not support what the job asks for.",
         "Choose one of the combinations that the message lists.",
     ),
     Exit.NON_FINITE: Meaning(
         "NonFinite",
         Retry.NEVER,
-        "The loss or the gradient stopped being a number.",
-        "Lower hyperparameters.learning_rate, lengthen the warmup, or look at the rows named in the message.",
+        "The loss or the gradient became NaN or infinite.",
+        "Lower hyperparameters.learning_rate, lengthen the warmup, or check the rows named in the message.",
     ),
     Exit.OUT_OF_MEMORY: Meaning(
         "OutOfMemory",
@@ -100,19 +100,19 @@ MEANINGS: dict[Exit, Meaning] = {
     Exit.PEER_LOST: Meaning(
         "PeerLost",
         Retry.BUDGET,
-        "Another rank went away.",
-        "Look for the rank that failed first: its own report has the cause.",
+        "Another rank exited or became unreachable.",
+        "Find the rank that failed first: its report names the cause.",
     ),
     Exit.STORAGE_FAILED: Meaning(
         "StorageFailed",
         Retry.BUDGET,
         "The output could not be written.",
-        "Free space on the output volume, or check that it can be written to.",
+        "Free space on the output volume, or check that it is writable.",
     ),
     Exit.STOPPED: Meaning(
         "Stopped",
         Retry.FREE,
-        "The run was asked to stop and wrote a checkpoint first.",
+        "The run was stopped on request after it saved a checkpoint.",
         "Start it again: it continues from that checkpoint.",
     ),
 }
@@ -126,7 +126,7 @@ def meaning(code: int) -> Meaning:
         return Meaning(
             "Killed",
             Retry.BUDGET,
-            f"The trainer was ended by signal {code - 128}.",
+            f"The trainer was killed by signal {code - 128}.",
             "Signal 9 is most often the memory limit of the pod: raise pods.memory.",
         )
     return MEANINGS[Exit.CRASHED]

@@ -1,4 +1,4 @@
-"""Names that whoever starts a trainer and the trainer agree on: environment variables, and files in the output.
+"""The protocol between a trainer and whatever starts it: environment variables, and files in the output.
 
 The trainer writes the files; the CLI, the operator and people read them.
 """

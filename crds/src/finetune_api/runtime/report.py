@@ -1,4 +1,4 @@
-"""What the trainer tells the world: progress lines while it runs, one final report when it ends.
+"""What the trainer reports: progress records while it runs, one final report when it ends.
 
 Rank 0 prints each record as one line of JSON on standard output. A line of a log is a record if and only if
 it is a JSON object whose "record" names one of the kinds below. Numbers that are not finite are written as

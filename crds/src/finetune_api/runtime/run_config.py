@@ -17,7 +17,7 @@ DEFAULT_SEQUENCE_LENGTH = defaults.SEQUENCE_LENGTH
 
 
 class Frozen(BaseModel):
-    """Base of every part: immutable, and a key nobody knows is an error."""
+    """Base of every part: immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), defer_build=True)
 
@@ -36,7 +36,7 @@ class Data(Frozen):
     max_bad_share: Fraction
     """Largest share of rows that may be skipped before the run refuses."""
     examples: Positive | None
-    """Use only the first so many rows."""
+    """Use only the first N rows."""
     shuffle: bool
 
 

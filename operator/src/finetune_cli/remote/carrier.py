@@ -126,10 +126,10 @@ def _create(cluster: Cluster, body: Json) -> None:
         cluster.create("v1", "pods", body)
     except ApiError as error:
         known = match_reason(REFUSED, error.message)
-        if error.status != 403 or known.reason == REFUSED[-1][1].reason:
+        if error.status != 403 or known.name == REFUSED[-1][1].name:
             raise
         remedy = "Wait until other pods of the namespace end, or ask whoever runs it."
-        raise hindered(f"pod {body['metadata']['name']}", known.reason, error.message, remedy) from None
+        raise hindered(f"pod {body['metadata']['name']}", known.name, error.message, remedy) from None
 
 
 def _await(cluster: Cluster, name: str, say: Callable[[str], None]) -> None:

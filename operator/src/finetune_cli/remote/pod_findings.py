@@ -28,7 +28,7 @@ SCHEDULING = (
 """Part of the scheduler's message, the way out. All that apply are told."""
 STARTING = ("PodInitializing", "ContainerCreating")
 MOUNTS = ("FailedMount", "FailedAttachVolume", "FailedBinding", "FailedCreatePodSandBox")
-SPOKEN_FOR = {found.reason for _, found in (*REFUSED, *WAITING)}
+SPOKEN_FOR = {found.name for _, found in (*REFUSED, *WAITING)}
 """Reasons of PodsReady that repeat what pods and their events say, which is told here in full."""
 
 Trouble = tuple[str, str, str]
@@ -43,7 +43,7 @@ def missing(seen: Seen) -> Iterator[Problem]:
     uid = seen.run["metadata"]["uid"]
     for text in dict.fromkeys(e["message"] for e in seen.events if _tells_failure(e, uid)):
         known, path = match_reason(REFUSED, text), f"pytorchjob {seen.run['metadata']['name']}"
-        yield Problem(path, known.reason, f"A pod cannot be created: {text}", known.remedy)
+        yield Problem(path, known.name, f"A pod cannot be created: {text}", known.remedy)
 
 
 def waiting(seen: Seen) -> Iterator[Problem]:
@@ -79,13 +79,13 @@ def _unscheduled(condition: Json) -> Trouble:
     text = condition.get("message") or ""
     known = match_reason(WAITING, f"{text} {condition.get('reason')}")
     remedies = " ".join(remedy for part, remedy in SCHEDULING if part in text)
-    return known.reason, f"No node takes the pod: {text}", remedies or known.remedy
+    return known.name, f"No node takes the pod: {text}", remedies or known.remedy
 
 
 def _waits(state: Json) -> Trouble:
     text = f"{state['reason']}: {state.get('message') or 'the kubelet does not say why'}"
     known = match_reason(WAITING, text)
-    reason = state["reason"] if known.reason == "Waiting" else known.reason
+    reason = state["reason"] if known.name == "Waiting" else known.name
     return reason, text, known.remedy or "The message says what the node lacks."
 
 

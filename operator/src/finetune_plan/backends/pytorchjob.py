@@ -39,7 +39,7 @@ def render(work: Workload, namespace: str | None = None, owner: dict[str, Any] |
 
 
 def _rendezvous(work: Workload) -> list[dict[str, Any]]:
-    """What the Training Operator tells pods only where there is a master."""
+    """Variables that the Training Operator sets only where there is a master."""
     index = {"fieldRef": {"fieldPath": f"metadata.labels['{names.REPLICA_INDEX_LABEL}']"}}
     return [
         {"name": protocol.MASTER_ADDR_ENV, "value": replica(work, 0)},
