@@ -30,13 +30,13 @@ CASES: dict[str, tuple[Json, tuple[int, int], str]] = {
         {f"{H}.global_batch": 64, f"{H}.per_device_batch": 1, f"{H}.gradient_accumulation_steps": 16}, (1, 16), ""),
     "all three, as the 8-GPU seed contradicts itself": (
         {f"{H}.global_batch": 32, f"{H}.per_device_batch": 1, f"{H}.gradient_accumulation_steps": 16},
-        (1, 16), "global_batch is 32, but 1 rows x 16 passes x 4 replicas are 64 rows per step; 64 is what"),
+        (1, 16), "global_batch is 32, but 1 rows x 16 passes x 4 replicas make 64 rows per step; 64 is used"),
     "batch_size and per_device_batch may agree": (
         {f"{H}.batch_size": 2, f"{H}.per_device_batch": 2}, (2, 1), ""),
     "a global_batch that does not divide is rounded down and said": (
         {f"{H}.global_batch": 30, f"{H}.per_device_batch": 2}, (2, 3), "global_batch is 30, but"),
     "a global_batch smaller than one pass is said": (
-        {f"{H}.global_batch": 2}, (1, 1), "global_batch is 2, but 1 rows x 1 passes x 4 replicas are 4 rows"),
+        {f"{H}.global_batch": 2}, (1, 1), "global_batch is 2, but 1 rows x 1 passes x 4 replicas make 4 rows"),
 }  # fmt: skip
 
 

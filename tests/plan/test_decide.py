@@ -313,7 +313,7 @@ def test_a_pod_that_does_not_go_is_named_with_the_way_out(termination_deadline: 
     assert condition(answer, "PodsReady") == ("False", reason)
     assert condition(answer, "Training") == ("False", RESTARTING.name)
     [said] = [x.message for x in answer.status.conditions or () if x.type == "PodsReady"]
-    assert (reason == "PodOverdue") is ("remove the pod: kubectl delete pod sample-1-1 --force." in said)
+    assert (reason == "PodOverdue") is ("run `kubectl delete pod sample-1-1 --force`." in said)
     assert answer.requeue_after == POLL_SECONDS
     assert created(decided(seen(status=written(answer)))) == ["sample-2"]
 
@@ -385,7 +385,7 @@ def test_a_pod_that_waits_says_why() -> None:
     [message] = [c.message for c in answer.status.conditions or () if c.type == "PodsReady"]
     assert message == (
         "1 of 2 pods are running. Pod sample-1-1 is waiting: ImagePullBackOff: no such image. "
-        "Check pods.image, and pods.imagePullSecrets if the registry wants a login."
+        "Check pods.image, and pods.imagePullSecrets if the registry requires a login."
     )
     assert condition(answer, "PodsReady") == ("False", "ImagePull")
 
