@@ -59,12 +59,12 @@ async def run(settings: Settings) -> None:
     cluster = KubernetesCluster(settings)
     operator = Operator(cluster, settings)
     web = await server.serve(operator)
-    stop, leave = asyncio.Event(), asyncio.Event()
+    ready, leave = asyncio.Event(), asyncio.Event()
     kinds = WatchedKinds(operator)
     # Before kopf starts: it cancels at its end every task that began after it.
     workers = _tasks(*(operator.work() for _ in range(settings.workers)))
-    loops = _tasks(operator.sweep(), operator.beat(), _guard(operator), kinds.follow(), stop.wait())
-    watch = asyncio.create_task(_watch(operator, kinds, stop, leave))
+    loops = _tasks(operator.sweep(), operator.beat(), _guard(operator), kinds.follow(), _told_to_end(ready))
+    watch = asyncio.create_task(_watch(operator, kinds, ready, leave))
     await asyncio.wait([*workers, *loops, watch], return_when=asyncio.FIRST_COMPLETED)
     _end_within(END_SECONDS)
     operator.stop()
@@ -84,31 +84,36 @@ def _tasks(*loops: Coroutine[Any, Any, Any]) -> list[asyncio.Task[Any]]:
 
 
 async def _cancelled(tasks: Collection[asyncio.Task[Any]]) -> list[Any]:
-    """Results and errors of tasks that need not go on. What kopf leaves behind, asyncio.run() cancels again."""
-    for task in tasks:
-        task.cancel()
+    """Results and errors of tasks that need not go on; who loses a cancellation gets another."""
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=1)
     return await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _watch(operator: Operator, kinds: WatchedKinds, stop: asyncio.Event, leave: asyncio.Event) -> None:
-    """kopf, until `leave`. A signal sets `stop` alone, so that watches go on while looks are finished."""
+async def _watch(operator: Operator, kinds: WatchedKinds, ready: asyncio.Event, leave: asyncio.Event) -> None:
     namespace = operator.settings.watch_namespace
-    registry = handlers.register(operator)
-
-    @kopf.on.startup(registry=registry)
-    async def take_signals(**_: Any) -> None:  # from kopf, which has just taken them
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-
     await kopf.operator(
-        registry=registry,
+        registry=handlers.register(operator),
         settings=handlers.kopf_settings(),
         insights=kinds.insights,
+        ready_flag=ready,
         stop_flag=leave,
         standalone=True,
         clusterwide=not namespace,
         namespaces=[namespace] if namespace else [],
     )
+
+
+async def _told_to_end(ready: asyncio.Event) -> None:
+    """Until a signal comes. kopf takes it first, and would end the watches while looks are finished."""
+    await ready.wait()
+    told = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, told.set)
+    await told.wait()
 
 
 def _end_within(seconds: float) -> None:
