@@ -61,7 +61,7 @@ def undisturbed(plane: ControlPlane, ledger: records.Ledger, folder: Path, life:
     with _operator(plane.cluster.kubeconfig, folder, team, SETTINGS) as operator:
         LIVES[life](team)
         status = team.until(lambda s: s.get("phase") in ("Succeeded", "Failed") or life == "deleted")
-        code = _end(operator)
+        code = operator.end()
         written = tuple(map(records.word, records.writes(plane, team.namespace)))
     _delete(team)
     return _outcome(plane, ledger, team, status, (code,), written)
@@ -80,24 +80,19 @@ def disturbed(
         played = stack.enter_context(ThreadPoolExecutor(1)).submit(LIVES[life], team)
         assert lens.struck.wait(PATIENCE_S), f"nothing was disturbed: {proxy.writes}"
         if lens.kills:
-            codes.append(operator.wait_ended(30))
+            codes.append(operator.wait_ended(PATIENCE_S))
             operator = stack.enter_context(_operator(proxy.kubeconfig, folder, team, settings))
         played.result(2 * PATIENCE_S)
         status = team.until(lambda status: essence(status) == reference.status)
         _delete(team)
         lens.calm()
-        codes.append(_end(operator))
+        codes.append(operator.end())
     return _outcome(plane, ledger, team, status, tuple(codes))
 
 
 def _operator(kubeconfig: Path, folder: Path, team: Team, settings: dict[str, str]) -> OperatorProcess:
     places = {"WATCH_NAMESPACE": team.namespace, "OWN_NAMESPACE": team.namespace}
     return OperatorProcess(kubeconfig, folder, settings | places)
-
-
-def _end(operator: OperatorProcess) -> int:
-    operator.signal(signal.SIGTERM)
-    return operator.wait_ended(30)
 
 
 def _delete(team: Team) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import urllib.error
 import urllib.request
@@ -15,6 +16,8 @@ from testbed.process import Process, free_port
 
 QUICK = {"PROGRESS_SECONDS": "1", "HTTP_HOST": "127.0.0.1", "LOG_LEVEL": "debug"}
 """Settings of the operator in tests, where nothing else is said."""
+HANGS_S = 120
+"""A process that still runs so long after SIGTERM will not end by itself. The operator's own limit is 25 s."""
 
 
 class OperatorProcess(Process):
@@ -34,6 +37,15 @@ class OperatorProcess(Process):
         command = [sys.executable, *program]
         ready = lambda: self.answer("readyz")[0] == 200  # noqa: E731
         super().__init__(command, folder / "operator.log", ready=ready, env=env, outlived=True)
+
+    def end(self) -> int:
+        """Tell it to end; its exit code, once it has ended by itself."""
+        self.signal(signal.SIGTERM)
+        return self.wait_ended(HANGS_S)
+
+    def stop(self, grace_s: float = HANGS_S) -> None:
+        """Likewise at the end of a `with`: SIGKILL would hide an end that takes too long."""
+        super().stop(grace_s)
 
     def answer(self, path: str) -> tuple[int, str]:
         """HTTP status (0: no answer) and body of one of the operator's own pages."""

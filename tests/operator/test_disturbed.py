@@ -82,8 +82,7 @@ def test_sigterm_lets_looks_finish_and_ends_with_0(plane: ControlPlane, lonely: 
         for name in names:
             lonely.submit({"compute.nodes": 1}, name=name)
         wait_for_all(lonely.api, lonely.runs, len)
-        operator.signal(signal.SIGTERM)
-        assert operator.wait_ended(20) == 0
+        assert operator.end() == 0
         claimed = {n for n in names if lonely.status(n).get("run")}
         assert {f"{n}-1" for n in claimed} == set(lonely.run_names()), "what was claimed was created"
     with operating(plane, tmp_path, lonely):

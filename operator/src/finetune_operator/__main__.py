@@ -59,14 +59,18 @@ async def run(settings: Settings) -> None:
     cluster = KubernetesCluster(settings)
     operator = Operator(cluster, settings)
     web = await server.serve(operator)
-    stop, leave = asyncio.Event(), asyncio.Event()
+    ready, leave = asyncio.Event(), asyncio.Event()
     kinds = WatchedKinds(operator)
     # Before kopf starts: it cancels at its end every task that began after it.
     workers = _tasks(*(operator.work() for _ in range(settings.workers)))
     loops = _tasks(
-        operator.resync(), operator.heartbeat(), _exit_when_unhealthy(operator), kinds.follow(), stop.wait()
+        operator.resync(),
+        operator.heartbeat(),
+        _exit_when_unhealthy(operator),
+        kinds.follow(),
+        _termination_signal(ready),
     )
-    watch = asyncio.create_task(_watch(operator, kinds, stop, leave))
+    watch = asyncio.create_task(_watch(operator, kinds, ready, leave))
     await asyncio.wait([*workers, *loops, watch], return_when=asyncio.FIRST_COMPLETED)
     _end_within(SHUTDOWN_SECONDS)
     operator.stop()
@@ -86,31 +90,36 @@ def _tasks(*loops: Coroutine[Any, Any, Any]) -> list[asyncio.Task[Any]]:
 
 
 async def _cancelled(tasks: Collection[asyncio.Task[Any]]) -> list[Any]:
-    """Results and errors of tasks that need not go on. What kopf leaves behind, asyncio.run() cancels again."""
-    for task in tasks:
-        task.cancel()
+    """Results and errors of tasks that need not go on; who loses a cancellation gets another."""
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=1)
     return await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _watch(operator: Operator, kinds: WatchedKinds, stop: asyncio.Event, leave: asyncio.Event) -> None:
-    """kopf, until `leave`. A signal sets `stop` alone, so that watches go on while passes finish."""
+async def _watch(operator: Operator, kinds: WatchedKinds, ready: asyncio.Event, leave: asyncio.Event) -> None:
     namespace = operator.settings.watch_namespace
-    registry = handlers.register(operator)
-
-    @kopf.on.startup(registry=registry)
-    async def take_signals(**_: Any) -> None:  # from kopf, which has just taken them
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-
     await kopf.operator(
-        registry=registry,
+        registry=handlers.register(operator),
         settings=handlers.kopf_settings(),
         insights=kinds.insights,
+        ready_flag=ready,
         stop_flag=leave,
         standalone=True,
         clusterwide=not namespace,
         namespaces=[namespace] if namespace else [],
     )
+
+
+async def _termination_signal(ready: asyncio.Event) -> None:
+    """Return when a signal arrives. kopf installs its handlers first; with those, watches would end before passes do."""
+    await ready.wait()
+    received = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, received.set)
+    await received.wait()
 
 
 def _end_within(seconds: float) -> None:
