@@ -14,6 +14,9 @@ import sys
 import kopf
 from pydantic import ValidationError
 
+from finetune_plan import backends
+from finetune_plan.backends.protocol import Backend
+
 from . import handlers, logs, server
 from .cluster import KubernetesCluster
 from .runtime import Operator
@@ -40,14 +43,14 @@ def main() -> int:
     logs.configure(settings.log_level)
     gc.freeze()  # what the imports have made stays for good
     gc.set_threshold(GC_THRESHOLD)
-    asyncio.run(run(settings))
+    asyncio.run(run(settings, backends.DEFAULT))
     return 0
 
 
-async def run(settings: Settings) -> None:
+async def run(settings: Settings, backend: Backend) -> None:
     """Serve until SIGTERM."""
-    cluster = KubernetesCluster(settings)
-    operator = Operator(cluster, settings)
+    cluster = KubernetesCluster(settings, backend)
+    operator = Operator(cluster, settings, backend)
     web = await server.serve(operator)
     # Before kopf starts: it cancels at its end every task that began after it.
     workers = [asyncio.create_task(operator.work()) for _ in range(settings.workers)]
@@ -73,7 +76,7 @@ async def _watch(operator: Operator) -> None:
     namespace = operator.settings.watch_namespace
     await kopf.operator(
         registry=handlers.register(operator),
-        settings=handlers.kopf_settings(operator.settings),
+        settings=handlers.kopf_settings(operator.settings, operator.backend),
         standalone=True,
         clusterwide=not namespace,
         namespaces=[namespace] if namespace else [],

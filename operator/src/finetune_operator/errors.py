@@ -5,7 +5,7 @@ ClusterError
 ├── Conflict         we decided on what is no longer true: look again
 ├── AlreadyExists    somebody was faster; apply.py asks who
 ├── NotFound         the object is gone
-├── BackendMissing   the PyTorchJob resource itself is unknown to this cluster
+├── BackendMissing   the backend's resource itself is unknown to this cluster
 └── Refused          the server objects (quota, admission, RBAC); its words go into the status
 """
 

@@ -25,7 +25,7 @@ from .identity import Json, Key, key_of
 from .settings import Settings
 
 BACKEND_SECONDS = 5.0
-"""How long an answer about the Training Operator's resource is believed."""
+"""How long an answer about the backend's resource is believed."""
 CLAIM_SECONDS = 1.0
 """How long the annotations of a claim are believed: so long that a burst of jobs on one claim asks but once."""
 TERMINATION_POLL_SECONDS = 4.0
@@ -74,11 +74,11 @@ class Observer:
 
     @property
     def has_backend(self) -> bool:
-        """Whether the Training Operator's resource existed when somebody asked last."""
+        """Whether the backend's resource existed when somebody asked last."""
         return self._backend is not None and self._backend[1]
 
     async def backend(self) -> bool:
-        """Whether the Training Operator's resource exists."""
+        """Whether the backend's resource exists."""
         now = self._clock()
         if self._backend is None or now - self._backend[0] >= BACKEND_SECONDS:
             self._backend = (now, await self._cluster.has_backend())

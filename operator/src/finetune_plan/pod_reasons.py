@@ -5,7 +5,7 @@ Kubernetes says it in sentences only, so these are searched for the parts that h
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -16,20 +16,19 @@ class PodReason:
     remedy: str
 
 
-_AGAIN = "The Training Operator tries again, less and less often; suspend and resume the job to have it now."
 _QUOTA = "Wait for other pods to end, ask for less, or have the ResourceQuota raised."
 _NAMELESS = "Set pods.cpu and pods.memory, or give the namespace a LimitRange with defaults."
 _LEVEL = "Take away the pods.* and network keys that the level forbids, or use a namespace that allows them."
 _RANGE = "Choose pods.cpu, pods.memory and pods.sharedMemory within the namespace's LimitRange."
 
 REFUSED: tuple[tuple[str, PodReason], ...] = (
-    ("exceeded quota", PodReason("QuotaExceeded", f"{_QUOTA} {_AGAIN}")),
-    ("failed quota", PodReason("QuotaNeedsLimits", f"{_NAMELESS} {_AGAIN}")),
-    ("violates PodSecurity", PodReason("PodSecurity", f"{_LEVEL} {_AGAIN}")),
-    (" usage per ", PodReason("LimitRange", f"{_RANGE} {_AGAIN}")),
-    ("no PriorityClass", PodReason("NoPriorityClass", f"Create it, or change pods.priorityClassName. {_AGAIN}")),
-    ("serviceaccount", PodReason("NoServiceAccount", f"Create it, or change pods.serviceAccountName. {_AGAIN}")),
-    ("", PodReason("PodsRefused", f"Ask whoever runs this cluster's admission rules. {_AGAIN}")),
+    ("exceeded quota", PodReason("QuotaExceeded", _QUOTA)),
+    ("failed quota", PodReason("QuotaNeedsLimits", _NAMELESS)),
+    ("violates PodSecurity", PodReason("PodSecurity", _LEVEL)),
+    (" usage per ", PodReason("LimitRange", _RANGE)),
+    ("no PriorityClass", PodReason("NoPriorityClass", "Create it, or change pods.priorityClassName.")),
+    ("serviceaccount", PodReason("NoServiceAccount", "Create it, or change pods.serviceAccountName.")),
+    ("", PodReason("PodsRefused", "Ask whoever runs this cluster's admission rules.")),
 )
 """Words of the API server that refused a pod; the first match counts, and the last one always matches."""
 
@@ -56,3 +55,10 @@ WAITING: tuple[tuple[str, PodReason], ...] = (
 def match_reason(table: tuple[tuple[str, PodReason], ...], words: str) -> PodReason:
     """The first row whose part stands in the words."""
     return next(found for part, found in table if part in words)
+
+
+def refusal_reason(words: str, controller: str) -> PodReason:
+    """Why a pod of a run was refused; its controller goes on trying."""
+    found = match_reason(REFUSED, words)
+    again = f"The {controller} tries again, less and less often; suspend and resume the job to have it now."
+    return replace(found, remedy=f"{found.remedy} {again}")

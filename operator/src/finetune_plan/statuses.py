@@ -31,9 +31,10 @@ from finetune_api.runtime.report import (
 )
 from finetune_api.validation.problem import Problem
 
+from .backends.protocol import Backend
 from .model import ObservedPod
 from .mounts import uri_of
-from .pod_reasons import REFUSED, WAITING, PodReason, match_reason
+from .pod_reasons import WAITING, PodReason, match_reason, refusal_reason
 from .resolve import Resolution, Verdict
 from .runconfig import digest, run_config
 from .workload import Workload
@@ -196,8 +197,8 @@ def queued(status: Status, *, now: str) -> Status:
     return _with(_set(status, c.PODS_READY, False, "Queued", message, now), phase=Phase.QUEUED)
 
 
-def backend_missing(status: Status, *, now: str) -> Status:
-    message = "This cluster has no PyTorchJob resource. Install the Training Operator 1.9; the job starts by itself."
+def backend_missing(status: Status, backend: Backend, *, now: str) -> Status:
+    message = f"This cluster has no {backend.kind} resource. {backend.install}; the job starts by itself."
     reason = CREATE_REFUSED if is_claimed(status) else "BackendMissing"
     return _with(_set(status, c.PODS_READY, False, reason, message, now), phase=Phase.QUEUED)
 
@@ -227,7 +228,9 @@ def termination_overdue(status: Status, pod: str, *, now: str) -> Status:
     return _set(status, c.PODS_READY, False, "PodOverdue", message, now)
 
 
-def pods_ready(status: Status, pods: tuple[ObservedPod, ...], refusal: str = "", *, now: str) -> Status:
+def pods_ready(
+    status: Status, pods: tuple[ObservedPod, ...], backend: Backend, refusal: str = "", *, now: str
+) -> Status:
     """How many pods of the run are running, and what keeps the others; the backend's own word is not enough."""
     wanted = (status.layout.nodes if status.layout else None) or 1
     ready = sum(p.phase == "Running" for p in pods)
@@ -235,7 +238,7 @@ def pods_ready(status: Status, pods: tuple[ObservedPod, ...], refusal: str = "",
         return _set(status, c.PODS_READY, True, "Running", f"{ready} of {wanted} pods are running.", now)
     waiting = next((p for p in pods if p.waiting), None)
     if refusal and len(pods) < wanted:
-        message_part, found = f"{refusal.rstrip('.')}.", match_reason(REFUSED, refusal)
+        message_part, found = f"{refusal.rstrip('.')}.", refusal_reason(refusal, backend.controller)
     elif waiting:
         message_part = f"{waiting.name} waits: {waiting.waiting.rstrip('.')}."
         found = match_reason(WAITING, waiting.waiting)

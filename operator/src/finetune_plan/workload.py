@@ -53,7 +53,7 @@ def workload(job: Resolution, settings: PlanSettings, run_number: int = 1, uid: 
     """The workload of one run; `uid` is that of the FinetuneJob, where a cluster has it."""
     spec = job.spec
     return Workload(
-        name=f"{job.name}-{run_number}",
+        name=names.run_name(job.name, run_number),
         run=run_number,
         nodes=job.layout.nodes,
         processes_per_node=job.layout.gpus_per_node,
@@ -67,11 +67,6 @@ def workload(job: Resolution, settings: PlanSettings, run_number: int = 1, uid: 
         spec=spec,
         settings=settings,
     )
-
-
-def replica(work: Workload, node_rank: int) -> str:
-    """Name of a replica: of its pod, and of the Service under which the others find it."""
-    return f"{work.name}-worker-{node_rank}"
 
 
 def rendezvous(work: Workload, node_rank: int, address: str, port: int) -> dict[str, str]:
