@@ -11,6 +11,8 @@ from finetune_api.validation.predicates import find
 from finetune_plan.model import ObservedRun
 from finetune_plan.workload import RENDEZVOUS_PORT, Workload
 
+from .protocol import RunRef
+
 
 def metadata(work: Workload, namespace: str | None, owner: dict[str, Any] | None) -> dict[str, Any]:
     """Metadata of a run."""
@@ -33,16 +35,22 @@ def rendezvous(address: str, rank_label: str) -> list[dict[str, Any]]:
     ]
 
 
-def observed_run(raw: Mapping[str, Any], *, suspended: object) -> ObservedRun:
-    """A run; where its suspend switch lies, the backend knows."""
+def observed_run(raw: Mapping[str, Any], suspend_key: str) -> ObservedRun:
+    """A run from its object."""
     found = raw["metadata"]
     return ObservedRun(
         name=found["name"],
         number=int((found.get("labels") or {}).get(names.RUN_LABEL, 0)),
         deleting="deletionTimestamp" in found,
-        suspended=bool(suspended),
+        suspended=bool(find(raw, suspend_key)),
         uid=found["uid"],
     )
+
+
+def refused_run(event: Mapping[str, Any], kind: str) -> RunRef | None:
+    """The run that an Event is about, where the controller tells it of the run's own object."""
+    about = event["involvedObject"]
+    return RunRef(about["name"], about["uid"]) if about.get("kind") == kind else None
 
 
 def _labels(work: Workload) -> dict[str, str]:

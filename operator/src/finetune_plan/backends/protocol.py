@@ -50,6 +50,8 @@ class Backend(Protocol):
     """A command that shows whether the controller runs."""
     container: str
     """Name of the trainer's container in every pod."""
+    suspend_key: str
+    """Path in the object at which a queue holds the run back. We read it and never write it."""
     refusal_reason: str
     """Reason of the controller's Events about a pod that it could not create."""
     rights: tuple[Right, ...]
@@ -61,7 +63,7 @@ class Backend(Protocol):
         """The manifest of a run. `owner` is an ownerReference, absent in an offline rendering."""
 
     def observe(self, raw: Mapping[str, Any]) -> ObservedRun:
-        """What a decision needs to know of the object, its queue's suspend switch included."""
+        """What a decision needs to know of the object."""
 
     def is_noticed(self, raw: Mapping[str, Any]) -> bool:
         """Whether the controller has taken notice of the object."""

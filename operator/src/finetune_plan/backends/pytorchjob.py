@@ -33,6 +33,7 @@ class PyTorchJobs:
     inspect = "kubectl get pods -A -l control-plane=kubeflow-training-operator"
     container = "pytorch"  # the Training Operator looks for this name, and for the port's
     port = "pytorchjob-port"
+    suspend_key = "spec.runPolicy.suspend"
     refusal_reason = "FailedCreatePod"
     rights: tuple[Right, ...] = (Right("kubeflow.org", "pytorchjobs", ("get", "list", "watch", "create", "delete")),)
 
@@ -56,7 +57,7 @@ class PyTorchJobs:
         }
 
     def observe(self, raw: Mapping[str, Any]) -> ObservedRun:
-        return parts.observed_run(raw, suspended=find(raw, "spec.runPolicy.suspend"))
+        return parts.observed_run(raw, self.suspend_key)
 
     def is_noticed(self, raw: Mapping[str, Any]) -> bool:
         return bool(find(raw, "status.conditions"))
@@ -69,5 +70,4 @@ class PyTorchJobs:
         return f"{run}-worker-{node_rank}"
 
     def refused_run(self, event: Mapping[str, Any]) -> RunRef | None:
-        about = event["involvedObject"]
-        return RunRef(about["name"], about["uid"]) if about.get("kind") == self.kind else None
+        return parts.refused_run(event, self.kind)
