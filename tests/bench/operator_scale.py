@@ -30,6 +30,7 @@ from bench.operator_figures import Figure, cpu_seconds, machine, resident_mib
 from builders import Json, resource
 from finetune_api.codegen import policy
 from finetune_api.codegen.crd import crd
+from finetune_plan.backends import DEFAULT as BACKEND
 from finetune_plan.decide import plan
 from finetune_plan.model import CreateRun, Observed
 from finetune_plan.settings import PlanSettings
@@ -213,7 +214,7 @@ def _manifest() -> Json:
     """What the operator would create, with placeholders for what differs from job to job."""
     job = resource(name=bare.NAME)
     job["metadata"] |= {"namespace": load.NAMESPACE, "uid": bare.UID, "generation": 1}
-    [action] = plan(Observed(job), PlanSettings(), datetime.now(UTC)).actions
+    [action] = plan(Observed(job), PlanSettings(), datetime.now(UTC), BACKEND).actions
     assert isinstance(action, CreateRun)
     return dict(action.manifest)
 

@@ -12,11 +12,12 @@ import sys
 from finetune_operator import logs
 from finetune_operator.__main__ import run
 from finetune_operator.settings import Settings
+from finetune_plan.backends import DEFAULT as BACKEND
 
 
 async def main(resource: str) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, cancel, resource)
-    await run(Settings())
+    await run(Settings(), BACKEND)
 
 
 def cancel(resource: str) -> None:

@@ -252,7 +252,7 @@ def test_the_schema_allows_no_unknown_value_anywhere() -> None:
 
 
 def test_a_stale_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    for path in (helm_chart.SCHEMA, helm_chart.VALUES, helm_chart.PAGE):
+    for path in (helm_chart.SCHEMA, helm_chart.VALUES, helm_chart.PAGE, helm_chart.RULES):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_bytes((ROOT / path).read_bytes())
     monkeypatch.chdir(tmp_path)

@@ -20,6 +20,7 @@ from finetune_api.runtime.protocol import CONFIG_ENV
 from finetune_cli.main import cli
 from finetune_operator import events, observe, transform
 from finetune_plan import decide
+from finetune_plan.backends import DEFAULT as BACKEND
 from finetune_plan.model import CreateRun, DeleteRun, Observed, Plan
 from finetune_plan.resolve import validate
 from finetune_plan.settings import ACCELERATORS, Accelerator, PlanSettings
@@ -36,15 +37,15 @@ def plan(seen: Mapping[str, Any], settings: Mapping[str, Any], now: str) -> Json
     job = json.loads(transform.job(seen["job"]).text)
     observed = Observed(
         resource=job,
-        runs=tuple(transform.run(raw) for raw in seen.get("runs", ())),
-        pods=tuple(transform.pod(raw) for raw in seen.get("pods", ())),
+        runs=tuple(BACKEND.observe(raw) for raw in seen.get("runs", ())),
+        pods=tuple(transform.pod(raw, BACKEND) for raw in seen.get("pods", ())),
         records=observe.newest(seen.get("log", ())),
         backend=seen.get("backend", True),
         refusal=seen.get("refusal", ""),
         pods_refusal=seen.get("pods_refusal", ""),
         claim=seen.get("claim", {}),
     )
-    answer = decide.plan(observed, _settings(settings), datetime.fromisoformat(now))
+    answer = decide.plan(observed, _settings(settings), datetime.fromisoformat(now), BACKEND)
     status = answer.status.model_dump(mode="json", exclude_none=True)
     return {
         "actions": [_action(action) for action in answer.actions],

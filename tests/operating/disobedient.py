@@ -14,6 +14,7 @@ from contextlib import suppress
 from finetune_operator import logs
 from finetune_operator.__main__ import run
 from finetune_operator.settings import Settings
+from finetune_plan import backends
 
 
 async def task() -> None:
@@ -32,7 +33,7 @@ async def main(what: str) -> None:
     tasks: list[asyncio.Task[None]] = []
     begin = lambda: tasks.append(asyncio.create_task({"task": task, "thread": thread}[what]()))  # noqa: E731
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, begin)
-    await run(Settings())
+    await run(Settings(), backends.DEFAULT)
 
 
 if __name__ == "__main__":

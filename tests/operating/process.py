@@ -14,6 +14,8 @@ from pathlib import Path
 from builders import Json
 from testbed.process import Process, free_port
 
+TESTS = str(Path(__file__).parents[1])
+"""Where a program of the tests finds the others."""
 QUICK = {"PROGRESS_SECONDS": "1", "HTTP_HOST": "127.0.0.1", "LOG_LEVEL": "debug"}
 """Settings of the operator in tests, where nothing else is said."""
 HANGS_S = 120
@@ -33,7 +35,7 @@ class OperatorProcess(Process):
         self.port = free_port()
         words = QUICK | {"KUBECONFIG": str(kubeconfig), "HTTP_PORT": str(self.port)} | dict(settings or {})
         env = {k: v for k, v in os.environ.items() if not k.startswith("FINETUNE_OPERATOR_")}
-        env |= {f"FINETUNE_OPERATOR_{k}": v for k, v in words.items()}
+        env |= {f"FINETUNE_OPERATOR_{k}": v for k, v in words.items()} | {"PYTHONPATH": TESTS}
         command = [sys.executable, *program]
         ready = lambda: self.answer("readyz")[0] == 200  # noqa: E731
         super().__init__(command, folder / "operator.log", ready=ready, env=env, outlived=True)

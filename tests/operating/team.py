@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from builders import Json, resource
+from finetune_api.resource import names
 from finetune_api.runtime.exits import Exit
 from finetune_api.runtime.report import Cause, FinalReport
+from finetune_plan.backends import DEFAULT
+from finetune_plan.backends.protocol import Backend, api_version
 from testbed.api import Api
 from testbed.pods import end_pod, run_pod
 from testbed.watch import wait_for, wait_for_all
@@ -26,6 +29,7 @@ class Team:
     namespace: str
     patience_s: float = 20
     """How long one wait may take where nothing else is said."""
+    backend: Backend = DEFAULT
 
     @property
     def jobs(self) -> str:
@@ -33,7 +37,7 @@ class Team:
 
     @property
     def runs(self) -> str:
-        return f"/apis/kubeflow.org/v1/namespaces/{self.namespace}/pytorchjobs"
+        return f"/apis/{api_version(self.backend)}/namespaces/{self.namespace}/{self.backend.plural}"
 
     @property
     def pods(self) -> str:
@@ -75,14 +79,16 @@ class Team:
         return self.until(lambda status: status.get("phase") == phase, name)
 
     def until_run(self, name: str, pods: int = 2, timeout_s: float | None = None) -> list[Json]:
-        """The pods of a run, such as sample-1, once all are there."""
-        return wait_for_all(
+        """The pods of a run, such as sample-1, once all are there, by node rank."""
+        job, _, number = name.rpartition("-")
+        found = wait_for_all(
             self.api,
             self.pods,
             lambda found: len(found) == pods,
             timeout_s=timeout_s or self.patience_s,
-            labelSelector=f"training.kubeflow.org/job-name={name}",
+            labelSelector=f"{names.JOB_LABEL}={job},{names.RUN_LABEL}={number}",
         )
+        return sorted(found, key=self.backend.node_rank)
 
     def until_gone(self, path: str) -> None:
         """Until there is nothing any more at a collection."""

@@ -14,6 +14,7 @@ from finetune_operator.reconcile import process
 from finetune_operator.runtime import Operator
 from finetune_operator.settings import Settings
 from finetune_operator.status_change import merge_patch
+from finetune_plan.backends import DEFAULT as BACKEND
 
 KEY = Key("team", "sample")
 
@@ -75,7 +76,7 @@ class Cluster:
 
 @pytest.fixture
 def operator() -> Operator:
-    return Operator(Cluster(), Settings(progress_seconds=10, progress_reads_per_second=50))
+    return Operator(Cluster(), Settings(progress_seconds=10, progress_reads_per_second=50), BACKEND)
 
 
 def due(operator: Operator) -> Key | None:

@@ -13,6 +13,7 @@ from finetune_api.resource.reasons import RESTARTING
 from finetune_api.resource.status import Phase
 from finetune_api.runtime.exits import Exit
 from finetune_api.runtime.report import Cause, FinalReport, ProgressRecord
+from finetune_plan.backends import DEFAULT as BACKEND
 from finetune_plan.decide import POLL_SECONDS, plan
 from finetune_plan.model import CreateRun, DeleteRun, Observed, ObservedPod, ObservedRun, Plan
 from finetune_plan.settings import PlanSettings
@@ -28,7 +29,7 @@ def seen(changes: Json | None = None, status: Json | None = None, **parts: Any) 
 
 
 def decided(observed: Observed) -> Plan:
-    return plan(observed, PlanSettings(), NOW)
+    return plan(observed, PlanSettings(), NOW, BACKEND)
 
 
 def created(answer: Plan) -> list[str]:
@@ -269,7 +270,7 @@ def test_later_runs_take_what_was_resolved_at_acceptance() -> None:
     running = decided(seen({"training.mode": "lora"}, status=written(first), runs=RUN1, pods=(pod(0), pod(1))))
     upgraded = PlanSettings(trainer_image="trainer:next")
     changed = seen({"training.mode": "lora", "hyperparameters.learning_rate": 0.5}, status=written(running))
-    second = plan(changed, upgraded, NOW)
+    second = plan(changed, upgraded, NOW, BACKEND)
     manifests = [a.manifest for answer in (first, second) for a in answer.actions if isinstance(a, CreateRun)]
     one, two = ({r: body["template"] for r, body in m["spec"]["pytorchReplicaSpecs"].items()} for m in manifests)
     for template in (*one.values(), *two.values()):
@@ -282,7 +283,7 @@ def test_later_runs_take_what_was_resolved_at_acceptance() -> None:
 
 def test_a_run_is_not_made_from_what_the_administrator_has_forbidden_meanwhile() -> None:
     job: Json = {"pods.serviceAccountName": "cloud"}
-    first = plan(seen(job), PlanSettings(service_accounts=("cloud",)), NOW)
+    first = plan(seen(job), PlanSettings(service_accounts=("cloud",)), NOW, BACKEND)
     answer = decided(seen(job, status=written(first)))
     assert answer.actions == ()
     assert condition(answer, "PodsReady") == ("False", "ServiceAccountNotAllowed")
@@ -338,7 +339,9 @@ def test_a_queue_that_takes_the_pods_away_is_no_failure() -> None:
 
 def test_a_refused_job_that_is_looked_at_again_says_the_same_at_the_same_time() -> None:
     first = decided(seen({"compute.gpu_type": None}))
-    later = plan(seen({"compute.gpu_type": None}, status=written(first)), PlanSettings(), NOW + timedelta(hours=1))
+    later = plan(
+        seen({"compute.gpu_type": None}, status=written(first)), PlanSettings(), NOW + timedelta(hours=1), BACKEND
+    )
     assert later.status == first.status
 
 

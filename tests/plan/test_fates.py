@@ -14,7 +14,7 @@ from builders import Json, put, resource
 from finetune_api.resource.key_table import Fate
 from finetune_api.resource.keys import keys
 from finetune_api.resource.v1alpha1 import Spec
-from finetune_plan.backends.pytorchjob import render
+from finetune_plan.backends import DEFAULT as BACKEND
 from finetune_plan.decide import plan
 from finetune_plan.model import Observed, ObservedPod, ObservedRun
 from finetune_plan.resolve import validate
@@ -184,8 +184,8 @@ def outcome(data: Json) -> list[Any]:
     if verdict.resolution:
         found += [run_config(verdict.resolution), verdict.resolution.layout.reasons]
     if verdict.resolution and verdict.valid:
-        found.append(render(workload(verdict.resolution, SETTINGS)))
-    return found + [plan(seen, SETTINGS, datetime(2026, 1, 1, tzinfo=UTC)) for seen in lives(data)]
+        found.append(BACKEND.render(workload(verdict.resolution, SETTINGS)))
+    return found + [plan(seen, SETTINGS, datetime(2026, 1, 1, tzinfo=UTC), BACKEND) for seen in lives(data)]
 
 
 def lives(data: Json) -> list[Observed]:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from finetune_cli.kubernetes_yaml import value
-from finetune_plan.backends.pytorchjob import render
+from finetune_plan.backends import DEFAULT as BACKEND
 from finetune_plan.resolve import validate
 from finetune_plan.settings import PlanSettings
 from finetune_plan.statuses import admission
@@ -26,7 +26,7 @@ def planned(resource: dict[str, Any]) -> dict[str, str]:
     settings = PlanSettings()
     verdict = validate(resource, settings)
     assert verdict.resolution is not None, verdict.problems
-    manifest = render(workload(verdict.resolution, settings), "team")
+    manifest = BACKEND.render(workload(verdict.resolution, settings), "team")
     status = admission(verdict, now=NOW).model_dump(mode="json", exclude_none=True)
     config = json.loads(workload(verdict.resolution, settings).config_json)
     return {

@@ -56,14 +56,13 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 - apiGroups: [finetune.dev]
   resources: [finetunejobs/status]
   verbs: [patch]
-# Asked for by the admission plugin OwnerReferencesPermissionEnforcement (on in OpenShift): a PyTorchJob holds up
+# Asked for by the admission plugin OwnerReferencesPermissionEnforcement (on in OpenShift): a run holds up
 # the deletion of its FinetuneJob until its pods are gone.
 - apiGroups: [finetune.dev]
   resources: [finetunejobs/finalizers]
   verbs: [update]
-- apiGroups: [kubeflow.org]
-  resources: [pytorchjobs]
-  verbs: [get, list, watch, create, delete]
+# Generated from the rights that finetune_plan/backends declares.
+{{ .Files.Get "files/backend-rules.yaml" | trim }}
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch]

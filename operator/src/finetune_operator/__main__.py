@@ -18,6 +18,9 @@ from typing import Any
 import kopf
 from pydantic import ValidationError
 
+from finetune_plan import backends
+from finetune_plan.backends.protocol import Backend
+
 from . import handlers, logs, server
 from .cluster import KubernetesCluster
 from .discovery import WatchedKinds
@@ -50,14 +53,14 @@ def main() -> int:
     logs.configure(settings.log_level)
     gc.freeze()  # what the imports have made stays for good
     gc.set_threshold(GC_THRESHOLD)
-    asyncio.run(run(settings))
+    asyncio.run(run(settings, backends.DEFAULT))
     return 0
 
 
-async def run(settings: Settings) -> None:
+async def run(settings: Settings, backend: Backend) -> None:
     """Serve until SIGTERM."""
-    cluster = KubernetesCluster(settings)
-    operator = Operator(cluster, settings)
+    cluster = KubernetesCluster(settings, backend)
+    operator = Operator(cluster, settings, backend)
     web = await server.serve(operator)
     ready, leave = asyncio.Event(), asyncio.Event()
     kinds = WatchedKinds(operator)
@@ -103,7 +106,7 @@ async def _watch(operator: Operator, kinds: WatchedKinds, ready: asyncio.Event, 
     namespace = operator.settings.watch_namespace
     await kopf.operator(
         registry=handlers.register(operator),
-        settings=handlers.kopf_settings(),
+        settings=handlers.kopf_settings(operator.backend),
         insights=kinds.insights,
         ready_flag=ready,
         stop_flag=leave,
@@ -114,7 +117,7 @@ async def _watch(operator: Operator, kinds: WatchedKinds, ready: asyncio.Event, 
 
 
 async def _termination_signal(ready: asyncio.Event) -> None:
-    """Return when a signal arrives. kopf installs its handlers first; with those, watches would end before passes do."""
+    """Return when a signal arrives. kopf installs its handlers first; with those, watches would end too early."""
     await ready.wait()
     received = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 class Applier:
     cluster: Cluster
     cache: Cache
+    kind: str
+    """Of the objects of runs."""
 
     async def apply(self, observed: Observed, answer: Plan, change: StatusChange, now: str) -> bool:
         """Carry out a plan; True if that changed anything: watch events of our own writes trigger no pass.
@@ -82,9 +84,9 @@ class Applier:
         about = log_fields(key, job["metadata"]["uid"])
         if isinstance(action, DeleteRun):
             await self._delete(Key(key.namespace, action.name), action.uid)
-            log.info("run deleted", extra=about | {"pytorchjob": action.name})
+            log.info("run deleted", extra=about | {"run": action.name})
         elif await self._create(key, job, action):
-            log.info("run created", extra=about | {"pytorchjob": action.manifest["metadata"]["name"]})
+            log.info("run created", extra=about | {"run": action.manifest["metadata"]["name"]})
 
     async def _delete(self, run: Key, uid: str) -> None:
         if going := await self.cluster.delete_run(run, uid):
@@ -114,7 +116,7 @@ class Applier:
             return False
         owners = {o["uid"] for o in live["metadata"].get("ownerReferences") or ()}
         if job["metadata"]["uid"] not in owners:
-            raise Refused(f"A PyTorchJob {name.name} that is not this job's exists. Delete it, or rename the job.")
+            raise Refused(f"A {self.kind} {name.name} that is not this job's exists. Delete it, or rename the job.")
         self.cache.runs.put(live)
         return True
 

@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 
 from finetune_api.resource import names
 from finetune_api.resource.status import Phase
+from finetune_plan.backends.protocol import Backend
 from finetune_plan.model import ObservedPod, ObservedRun
 
 from . import transform
@@ -112,15 +113,15 @@ class Store(Generic[T]):
 class Cache:
     """Jobs, runs and pods."""
 
-    def __init__(self) -> None:
+    def __init__(self, backend: Backend) -> None:
         self.jobs: Store[CachedJob] = Store(
             transform.job, lambda raw: str(raw["metadata"]["uid"]), lambda job: job.phase
         )
-        self.runs: Store[ObservedRun] = Store(transform.run, _owner_label)
-        self.pods: Store[ObservedPod] = Store(transform.pod, _owner_label)
+        self.runs: Store[ObservedRun] = Store(backend.observe, _owner_label)
+        self.pods: Store[ObservedPod] = Store(lambda raw: transform.pod(raw, backend), _owner_label)
         self.claims: dict[Key, tuple[float, Mapping[str, str]]] = {}
         """Annotations of claims, and when they were read: not watched, and cached for a moment only."""
-        self.refusals = RefusalEvents()
+        self.refusals = RefusalEvents(backend)
 
     def job(self, key: Key) -> Json | None:
         """The job as it was seen last, as a dict of its own."""

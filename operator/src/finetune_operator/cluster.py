@@ -13,13 +13,13 @@ from typing import Protocol
 
 from finetune_api.resource import names
 from finetune_api.resource.names import API_VERSION, PLURAL
+from finetune_plan.backends.protocol import Backend, api_version
 
 from .errors import AlreadyExists, BackendMissing, NotFound
 from .identity import Json, Key
 from .settings import Settings
 from .transport import MERGE, Transport
 
-RUNS_GROUP, RUNS_VERSION, RUNS_PLURAL = "kubeflow.org", "v1", "pytorchjobs"
 CLAIMS_PLURAL = "persistentvolumeclaims"
 PAGE = 100
 """Objects of one page of a list."""
@@ -30,8 +30,8 @@ LOG_BYTES = 1 << 20
 class Kind(StrEnum):
     """What the operator lists."""
 
-    JOBS = PLURAL
-    RUNS = RUNS_PLURAL
+    JOBS = "jobs"
+    RUNS = "runs"
     PODS = "pods"
 
 
@@ -42,16 +42,16 @@ class Cluster(Protocol):
         """The FinetuneJob as it is now, or None."""
 
     async def get_run(self, key: Key) -> Json | None:
-        """The PyTorchJob as it is now, or None."""
+        """The object of a run as it is now, or None."""
 
     def pages(self, kind: Kind, namespace: str = "", uid: str = "") -> AsyncIterator[tuple[list[Json], int]]:
         """All jobs, or all children, or those of one job, page by page, with the version of the list."""
 
     async def create_run(self, manifest: Json) -> Json:
-        """Create a PyTorchJob. Raises AlreadyExists."""
+        """Create the object of a run. Raises AlreadyExists."""
 
     async def delete_run(self, key: Key, uid: str) -> Json | None:
-        """Delete a PyTorchJob; it is gone when its pods are. As it is now, or None if it is gone already."""
+        """Delete the object of a run; it is gone when its pods are. As it is now, or None if it is gone already."""
 
     async def patch_status(self, key: Key, patch: Json) -> Json:
         """Merge into the status of a FinetuneJob. Raises Conflict if metadata.resourceVersion is old."""
@@ -72,15 +72,20 @@ class Cluster(Protocol):
         """Write a heartbeat into our Lease."""
 
     async def has_backend(self) -> bool:
-        """Whether this cluster knows PyTorchJobs."""
+        """Whether this cluster knows the backend's resource."""
 
 
 class KubernetesCluster:
     """The cluster behind the API server."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._http = Transport(settings)
+    def __init__(self, settings: Settings, backend: Backend) -> None:
+        self._http, self._backend = Transport(settings), backend
         self._namespace = settings.watch_namespace
+        self._resources = {
+            Kind.JOBS: (API_VERSION, PLURAL),
+            Kind.RUNS: (api_version(backend), backend.plural),
+            Kind.PODS: ("v1", "pods"),
+        }
 
     async def close(self) -> None:
         await self._http.close()
@@ -89,35 +94,36 @@ class KubernetesCluster:
         return await self._find(PLURAL, _path(API_VERSION, PLURAL, key))
 
     async def get_run(self, key: Key) -> Json | None:
-        return await self._find(RUNS_PLURAL, _run_path(key))
+        return await self._find(self._backend.plural, self._run_path(key))
 
     async def pages(self, kind: Kind, namespace: str = "", uid: str = "") -> AsyncIterator[tuple[list[Json], int]]:
-        path = _path(_VERSIONS[kind], kind, Key(namespace or self._namespace, ""))
+        version, plural = self._resources[kind]
+        path = _path(version, plural, Key(namespace or self._namespace, ""))
         query = {"limit": str(PAGE)}
         if kind is not Kind.JOBS:
             query["labelSelector"] = f"{names.JOB_UID_LABEL}={uid}" if uid else names.JOB_UID_LABEL
         token = ""
         while True:
             more = {"continue": token} if token else {}
-            answer = json.loads(await self._http.request("list", kind, path, query=query | more))
+            answer = json.loads(await self._http.request("list", plural, path, query=query | more))
             yield answer["items"], int(answer["metadata"]["resourceVersion"])
             token = answer["metadata"].get("continue", "")
             if not token:
                 return
 
     async def create_run(self, manifest: Json) -> Json:
-        path = _run_path(Key(manifest["metadata"]["namespace"], ""))
+        path = self._run_path(Key(manifest["metadata"]["namespace"], ""))
         query = {"fieldManager": names.FIELD_MANAGER}
-        return _object(await self._http.request("create", RUNS_PLURAL, path, query=query, body=manifest))
+        return _object(await self._http.request("create", self._backend.plural, path, query=query, body=manifest))
 
     async def delete_run(self, key: Key, uid: str) -> Json | None:
-        # Foreground: the PyTorchJob stays until the last of its pods is gone, so that its absence says so.
+        # Foreground: the object stays until the last of its pods is gone, so that its absence says so.
         body = {"propagationPolicy": "Foreground", "preconditions": {"uid": uid}}
         try:
-            answer = _object(await self._http.request("delete", RUNS_PLURAL, _run_path(key), body=body))
+            answer = _object(await self._http.request("delete", self._backend.plural, self._run_path(key), body=body))
         except (NotFound, BackendMissing):
             return None
-        return answer if answer["kind"] == "PyTorchJob" else None
+        return answer if answer["kind"] == self._backend.kind else None
 
     async def patch_status(self, key: Key, patch: Json) -> Json:
         path, query = f"{_path(API_VERSION, PLURAL, key)}/status", {"fieldManager": names.FIELD_MANAGER}
@@ -134,7 +140,7 @@ class KubernetesCluster:
         await self._http.request("patch", CLAIMS_PLURAL, path, query=query, body=body, content_type=MERGE)
 
     async def read_log(self, key: Key, since_seconds: int | None) -> str:
-        query = {"container": names.CONTAINER, "tailLines": str(LOG_LINES), "limitBytes": str(LOG_BYTES)}
+        query = {"container": self._backend.container, "tailLines": str(LOG_LINES), "limitBytes": str(LOG_BYTES)}
         if since_seconds is not None:
             query["sinceSeconds"] = str(since_seconds)
         path = f"{_path('v1', 'pods', key)}/log"
@@ -161,12 +167,15 @@ class KubernetesCluster:
             await self._http.request("create", "leases", path.rpartition("/")[0], body=lease)
 
     async def has_backend(self) -> bool:
-        path = f"/apis/{RUNS_GROUP}/{RUNS_VERSION}"
+        path = f"/apis/{api_version(self._backend)}"
         try:
             answer = json.loads(await self._http.request("get", "discovery", path))
         except (NotFound, BackendMissing):
             return False
-        return any(r["name"] == RUNS_PLURAL for r in answer["resources"])
+        return any(r["name"] == self._backend.plural for r in answer["resources"])
+
+    def _run_path(self, key: Key) -> str:
+        return _path(*self._resources[Kind.RUNS], key)
 
     async def _find(self, resource: str, path: str) -> Json | None:
         try:
@@ -175,19 +184,12 @@ class KubernetesCluster:
             return None
 
 
-_VERSIONS = {Kind.JOBS: API_VERSION, Kind.RUNS: f"{RUNS_GROUP}/{RUNS_VERSION}", Kind.PODS: "v1"}
-
-
 def _path(version: str, plural: str, key: Key) -> str:
     """Path of an object, or of a collection where the key has no name, or of all namespaces without one."""
     root = f"/apis/{version}" if "/" in version else f"/api/{version}"
     where = f"/namespaces/{key.namespace}" if key.namespace else ""
     name = f"/{key.name}" if key.name else ""
     return f"{root}{where}/{plural}{name}"
-
-
-def _run_path(key: Key) -> str:
-    return _path(f"{RUNS_GROUP}/{RUNS_VERSION}", RUNS_PLURAL, key)
 
 
 def _object(data: bytes) -> Json:

@@ -15,14 +15,12 @@ from kopf._cogs.structs.references import Insights, Resource  # the type of kopf
 
 from finetune_api.resource.names import GROUP, PLURAL, VERSION
 
-from .cluster import RUNS_GROUP, RUNS_PLURAL, RUNS_VERSION
 from .errors import ClusterError
 from .runtime import Operator
 
 SECONDS = 5.0
 """Between two questions: one small request each."""
 JOBS = Resource(GROUP, VERSION, PLURAL, namespaced=True)
-RUNS = Resource(RUNS_GROUP, RUNS_VERSION, RUNS_PLURAL, namespaced=True)
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +31,11 @@ class WatchedKinds:
     def __init__(self, operator: Operator) -> None:
         self._operator = operator
         self.insights = Insights()
+        backend = operator.backend
+        self._runs = Resource(backend.group, backend.version, backend.plural, namespaced=True)
 
     async def follow(self) -> None:
-        """Keep them equal to what is served."""
+        """Keep kopf's list equal to what is served."""
         while True:
             try:
                 await self.revise()
@@ -47,9 +47,9 @@ class WatchedKinds:
         """Compare once. FinetuneJobs are served if they could be listed."""
         served = {JOBS} if self._operator.synced.is_set() else set()
         if await self._operator.reconciler.observer.backend():
-            served.add(RUNS)
-        elif RUNS in self.insights.watched_resources:
-            await self._announce(RUNS, served=False)
+            served.add(self._runs)
+        elif self._runs in self.insights.watched_resources:
+            await self._announce(self._runs, served=False)
         for kind in served - self.insights.watched_resources:
             await self._announce(kind, served=True)
 

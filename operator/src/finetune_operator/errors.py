@@ -5,7 +5,7 @@ ClusterError
 ├── Conflict         the decision was based on an old version: reconcile again
 ├── AlreadyExists    the name is taken; apply.py checks by whom
 ├── NotFound         the object is gone
-├── BackendMissing   the PyTorchJob resource itself is unknown to this cluster
+├── BackendMissing   the backend's resource itself is unknown to this cluster
 └── Refused          the server rejects the request (quota, admission, RBAC); its message goes into the status
 """
 

@@ -13,9 +13,9 @@ import kopf
 
 from finetune_api.resource import names
 from finetune_api.resource.names import GROUP, PLURAL, VERSION
+from finetune_plan.backends.protocol import Backend
 
-from . import refusal_events
-from .cluster import PAGE, RUNS_GROUP, RUNS_PLURAL, RUNS_VERSION, Kind
+from .cluster import PAGE, Kind
 from .identity import Key, key_of
 from .runtime import Operator
 from .settings import Settings
@@ -35,7 +35,7 @@ class Backoffs:
             pause = min(BACKOFF_SECONDS, pause * 2)
 
 
-def kopf_settings() -> kopf.OperatorSettings:
+def kopf_settings(backend: Backend) -> kopf.OperatorSettings:
     """How kopf watches. Why each: docs/adr/0010."""
     found = kopf.OperatorSettings()
     found.watching.inactivity_timeout = 70
@@ -43,8 +43,8 @@ def kopf_settings() -> kopf.OperatorSettings:
     found.watching.connect_timeout = 10
     found.watching.chunk_size = PAGE
     found.watching.label_selectors["", "v1", "pods"] = names.JOB_UID_LABEL
-    found.watching.label_selectors[RUNS_GROUP, RUNS_VERSION, RUNS_PLURAL] = names.JOB_UID_LABEL
-    found.watching.field_selectors["", "v1", "events"] = f"reason={refusal_events.REASON}"
+    found.watching.label_selectors[backend.group, backend.version, backend.plural] = names.JOB_UID_LABEL
+    found.watching.field_selectors["", "v1", "events"] = f"reason={backend.refusal_reason}"
     found.watching.field_selectors["coordination.k8s.io", "v1", "leases"] = f"metadata.name={names.LEASE}"
     found.queueing.idle_timeout = 0.2
     found.networking.request_timeout = 60
@@ -60,13 +60,13 @@ def kopf_settings() -> kopf.OperatorSettings:
 
 def register(operator: Operator) -> kopf.OperatorRegistry:
     """The handlers."""
-    registry = kopf.OperatorRegistry()
+    registry, backend = kopf.OperatorRegistry(), operator.backend
 
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
     async def job(event: Any, **_: Any) -> None:
         operator.on_event(Kind.JOBS, event["type"], event["object"])
 
-    @kopf.on.event(RUNS_GROUP, RUNS_VERSION, RUNS_PLURAL, registry=registry)
+    @kopf.on.event(backend.group, backend.version, backend.plural, registry=registry)
     async def run(event: Any, **_: Any) -> None:
         operator.on_event(Kind.RUNS, event["type"], event["object"])
 

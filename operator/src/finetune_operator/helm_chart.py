@@ -1,7 +1,8 @@
-"""`python -m finetune_operator.helm_chart` writes the settings into the chart; run it in the repository.
+"""`python -m finetune_operator.helm_chart` writes settings and rights into the chart; run it in the repository.
 
 values.schema.json is written by hand but for its `settings`, which are those of settings.py; values.yaml is what the
-schema says, with the descriptions as comments. With --check it writes nothing and exits 1 if a file is stale.
+schema says, with the descriptions as comments. The rights are those that the backends declare. With --check it
+writes nothing and exits 1 if a file is stale.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
+from finetune_plan.backends import BACKENDS
+
 from .identity import Json
 from .settings import Settings
 
 CHART = Path("helm/finetune-operator")
 SCHEMA, VALUES, PAGE = CHART / "values.schema.json", CHART / "values.yaml", Path("docs/reference/settings.md")
+RULES = CHART / "files/backend-rules.yaml"
 OF_THE_CHART = ("own_namespace", "kubeconfig", "http_port")
 """Settings that are no values: the chart's own templates depend on them."""
 WIDTH = 110
@@ -54,6 +58,7 @@ def files(schema: Json) -> dict[Path, str]:
         SCHEMA: json.dumps(whole, indent=2, ensure_ascii=False) + "\n",
         VALUES: head + "\n".join(_values(whole["properties"], "")) + "\n",
         PAGE: "\n".join(_page()) + "\n",
+        RULES: "\n".join(_rules()) + "\n",
     }
 
 
@@ -118,6 +123,15 @@ def _page() -> Iterator[str]:
     for (name, each), setting in zip(settings_schema()["properties"].items(), _settings(), strict=True):
         variable = f"{Settings.model_config['env_prefix']}{setting.upper()}"
         yield f"| `{name}` | `{variable}` | `{_shown(each)}` | {each['description']} |"
+
+
+def _rules() -> Iterator[str]:
+    """Rules of the operator's role, as text that a template takes in."""
+    for backend in BACKENDS:
+        for right in backend.rights:
+            yield f"- apiGroups: {json.dumps([right.group])}"
+            yield f"  resources: {json.dumps([right.resource])}"
+            yield f"  verbs: {json.dumps(right.verbs)}"
 
 
 def _settings() -> list[str]:

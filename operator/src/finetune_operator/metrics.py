@@ -29,7 +29,9 @@ REQUESTS = Counter(
 )
 QUEUE_DEPTH = Gauge("finetune_operator_queue_depth", "Jobs that are due to be reconciled.", registry=REGISTRY)
 BACKEND_MISSING = Gauge(
-    "finetune_operator_backend_missing", "1 while the cluster has no PyTorchJob resource.", registry=REGISTRY
+    "finetune_operator_backend_missing",
+    "1 while the cluster does not know the resource that runs are made of.",
+    registry=REGISTRY,
 )
 UNREADABLE_PROGRESS = Counter(
     "finetune_operator_unreadable_progress_total", "Reads of a job's progress that failed.", registry=REGISTRY

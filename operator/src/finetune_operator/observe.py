@@ -74,11 +74,11 @@ class Observer:
 
     @property
     def has_backend(self) -> bool:
-        """Whether the Training Operator's resource existed at the last check."""
+        """Whether the backend's resource existed at the last check."""
         return self._backend is not None and self._backend[1]
 
     async def backend(self) -> bool:
-        """Whether the Training Operator's resource exists."""
+        """Whether the backend's resource exists."""
         now = self._clock()
         if self._backend is None or now - self._backend[0] >= BACKEND_SECONDS:
             self._backend = (now, await self._cluster.has_backend())

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 
+from finetune_plan.backends.protocol import Backend
 from finetune_plan.decide import plan
 from finetune_plan.model import CreateRun, Observed, Plan
 
@@ -34,12 +35,12 @@ class Reconciler:
     """Holds only state that may be lost: the API server's last refusals, and when progress was written."""
 
     def __init__(
-        self, cluster: Cluster, cache: Cache, settings: Settings, clock: Callable[[], float],
+        self, cluster: Cluster, cache: Cache, settings: Settings, backend: Backend, clock: Callable[[], float],
         now: Callable[[], datetime],
     ) -> None:  # fmt: skip
         self.observer = Observer(cluster, cache, settings, clock)
-        self._applier = Applier(cluster, cache)
-        self._cluster, self._cache, self._settings = cluster, cache, settings
+        self._applier = Applier(cluster, cache, backend.kind)
+        self._cluster, self._cache, self._settings, self._backend = cluster, cache, settings, backend
         self._plan_settings, self._clock, self._now = settings.plan(), clock, now
         self._refusals: dict[Key, str] = {}
         self._written: dict[Key, float] = {}
@@ -51,7 +52,7 @@ class Reconciler:
             self._forget(key)
             return None
         now = self._now()
-        answer = plan(observed, self._plan_settings, now)
+        answer = plan(observed, self._plan_settings, now, self._backend)
         change = self._change(key, observed, answer)
         try:
             changed = await self._applier.apply(observed, answer, change, _time(now))

@@ -12,10 +12,11 @@ from datetime import UTC, datetime
 
 from finetune_api.resource import names
 from finetune_api.resource.names import PLURAL
+from finetune_plan.backends.protocol import Backend
 
 from . import metrics
 from .cache import Cache, subject
-from .cluster import RUNS_PLURAL, Cluster, Kind
+from .cluster import Cluster, Kind
 from .errors import BackendMissing, ClusterError
 from .health import Canary, Watches, task_names
 from .identity import Json, Key, key_of
@@ -33,11 +34,13 @@ RESYNC_RETRY_SECONDS = 2.0
 class Operator:
     """Everything that outlives one pass over one job."""
 
-    def __init__(self, cluster: Cluster, settings: Settings) -> None:
-        self.cluster, self.settings = cluster, settings
-        self.cache = Cache()
+    def __init__(self, cluster: Cluster, settings: Settings, backend: Backend) -> None:
+        self.cluster, self.settings, self.backend = cluster, settings, backend
+        self.cache = Cache(backend)
         self.queue = WorkQueue(time.monotonic)
-        self.reconciler = Reconciler(cluster, self.cache, settings, time.monotonic, lambda: datetime.now(UTC))
+        self.reconciler = Reconciler(
+            cluster, self.cache, settings, backend, time.monotonic, lambda: datetime.now(UTC)
+        )
         self.canary = Canary(time.monotonic)
         self._watches = Watches(time.monotonic, task_names)
         self.synced = asyncio.Event()
@@ -111,7 +114,7 @@ class Operator:
         patience = self.settings.canary_patience_seconds
         if self.canary.age() > patience:
             return f"no heartbeat came back through the watch for {self.canary.age():.0f} s"
-        needed = (*NEEDED, *((f"{RUNS_PLURAL}.",) if self.reconciler.observer.has_backend else ()))
+        needed = (*NEEDED, *((f"{self.backend.plural}.",) if self.reconciler.observer.has_backend else ()))
         missing = self._watches.missing(needed)
         return next((f"{name}* was not watched for {s:.0f} s" for name, s in missing.items() if s > patience), "")
 

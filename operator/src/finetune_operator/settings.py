@@ -84,7 +84,7 @@ class Settings(BaseSettings):
         default=300,
         gt=0,
         description="Seconds between two resyncs, which find what a watch may have missed. Default 300: "
-        "a safety net, costing one list of jobs, PyTorchJobs and pods.",
+        "a safety net, costing one list of jobs, runs and pods.",
     )
     progress_seconds: float = Field(
         default=10,

@@ -10,7 +10,8 @@ from finetune_api.resource import names
 from finetune_api.resource.names import API_VERSION, KIND
 from finetune_api.runtime import report
 from finetune_api.runtime.report import FinalReport
-from finetune_plan.model import ObservedPod, ObservedRun
+from finetune_plan.backends.protocol import Backend
+from finetune_plan.model import ObservedPod
 
 from .identity import Json
 
@@ -44,27 +45,15 @@ def job(raw: Json) -> CachedJob:
     return CachedJob(text, status.get("phase", "None"), "completionTime" in status)
 
 
-def run(raw: Json) -> ObservedRun:
-    """A PyTorchJob."""
-    metadata = raw["metadata"]
-    return ObservedRun(
-        name=metadata["name"],
-        number=_number(metadata),
-        deleting="deletionTimestamp" in metadata,
-        suspended=bool(((raw.get("spec") or {}).get("runPolicy") or {}).get("suspend")),
-        uid=metadata["uid"],
-    )
-
-
-def pod(raw: Json) -> ObservedPod:
+def pod(raw: Json, backend: Backend) -> ObservedPod:
     """A training pod."""
     metadata, status = raw["metadata"], raw.get("status") or {}
-    ended = _container_state(status).get("terminated") or {}
+    ended = _container_state(status, backend.container).get("terminated") or {}
     return ObservedPod(
         name=metadata["name"],
         uid=metadata["uid"],
-        run=_number(metadata),
-        node_rank=int(metadata["labels"].get(names.REPLICA_INDEX_LABEL, 0)),
+        run=int(metadata["labels"].get(names.RUN_LABEL, 0)),
+        node_rank=backend.node_rank(raw),
         phase=status.get("phase", "Unknown"),
         exit_code=ended.get("exitCode"),
         report=_final_report(ended.get("message")),
@@ -74,12 +63,8 @@ def pod(raw: Json) -> ObservedPod:
     )
 
 
-def _number(metadata: Json) -> int:
-    return int(metadata["labels"].get(names.RUN_LABEL, 0))
-
-
-def _container_state(status: Json) -> dict[str, Any]:
-    found = (c for c in status.get("containerStatuses") or () if c["name"] == names.CONTAINER)
+def _container_state(status: Json, name: str) -> dict[str, Any]:
+    found = (c for c in status.get("containerStatuses") or () if c["name"] == name)
     return next((c.get("state") or {} for c in found), {})
 
 

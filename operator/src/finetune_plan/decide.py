@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any
 
-from finetune_api.resource import reasons
+from finetune_api.resource import names, reasons
 from finetune_api.resource.conditions import PODS_READY
 from finetune_api.resource.names import GROUP, KIND
 from finetune_api.resource.status import Phase, Status
@@ -22,7 +22,7 @@ from finetune_api.validation.predicates import find
 from finetune_api.validation.problem import Problem
 
 from . import job_settings, results, retry, statuses
-from .backends import pytorchjob
+from .backends.protocol import Backend
 from .job_settings import JobSettings
 from .model import CreateRun, DeleteRun, Observed, ObservedPod, Plan
 from .resolve import Verdict, validate
@@ -49,6 +49,7 @@ class ReconcileContext:
     observed: Observed
     settings: PlanSettings
     now: datetime
+    backend: Backend
 
     @cached_property
     def job(self) -> JobSettings:
@@ -100,9 +101,9 @@ class ReconcileContext:
         return tuple(DeleteRun(r.name, r.uid) for r in self.observed.runs if r.number <= newest and not r.deleting)
 
 
-def plan(observed: Observed, settings: PlanSettings, now: datetime) -> Plan:
+def plan(observed: Observed, settings: PlanSettings, now: datetime, backend: Backend) -> Plan:
     """The plan for a job as it is seen now (UTC)."""
-    ctx = ReconcileContext(observed, settings, now)
+    ctx = ReconcileContext(observed, settings, now, backend)
     answer = next(answer for each in CHECKS if (answer := each(ctx)) is not None)
     return replace(answer, requeue_after=_earliest(answer.requeue_after, _deadline(ctx, answer.status)))
 
@@ -202,7 +203,7 @@ def failed(ctx: ReconcileContext) -> Plan | None:
         return Plan((), ctx.status, requeue_after=left)
     restarts = ctx.status.restarts or 0
     if not retry.should_retry(cause, restarts, ctx.job.lifecycle.max_restarts.value):
-        # The run stays, for its logs; the Training Operator, or `finished`, ends the pods that still run.
+        # The run stays, for its logs; the backend, or `finished`, ends the pods that still run.
         return Plan((), statuses.failed(ctx.status, cause.exit_code, cause.message, now=ctx.time))
     status = statuses.restarting(ctx.status, restarts + (0 if cause.free else 1), cause.message, now=ctx.time)
     return Plan(ctx.remove_runs(), status, requeue_after=POLL_SECONDS)
@@ -211,7 +212,7 @@ def failed(ctx: ReconcileContext) -> Plan | None:
 def backend_missing(ctx: ReconcileContext) -> Plan | None:
     if ctx.observed.backend or ctx.observed.runs:
         return None
-    return Plan((), statuses.backend_missing(ctx.status, now=ctx.time), requeue_after=POLL_SECONDS)
+    return Plan((), statuses.backend_missing(ctx.status, ctx.backend, now=ctx.time), requeue_after=POLL_SECONDS)
 
 
 def starting(ctx: ReconcileContext) -> Plan | None:
@@ -222,8 +223,8 @@ def starting(ctx: ReconcileContext) -> Plan | None:
         return Plan((), statuses.blocked(ctx.status, problem, now=ctx.time))
     number = ctx.run if statuses.is_claimed(ctx.status) else ctx.run + 1
     work = _workload(ctx, number)
-    manifest = pytorchjob.render(work, ctx.observed.resource["metadata"].get("namespace"), _owner(ctx))
-    previous = f"{ctx.observed.resource['metadata']['name']}-{number - 1}" if number > 1 else ""
+    manifest = ctx.backend.render(work, ctx.observed.resource["metadata"].get("namespace"), _owner(ctx))
+    previous = names.run_name(ctx.observed.resource["metadata"]["name"], number - 1) if number > 1 else ""
     if number == ctx.run:
         refusal = ctx.observed.refusal
         status = statuses.create_refused(ctx.status, refusal, now=ctx.time) if refusal else ctx.status

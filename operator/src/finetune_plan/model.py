@@ -12,7 +12,7 @@ from finetune_api.runtime.report import FinalReport, Record
 
 @dataclass(frozen=True)
 class ObservedRun:
-    """A PyTorchJob that carries the job's labels."""
+    """The object of a run: one that carries the job's labels."""
 
     name: str
     number: int
@@ -55,7 +55,7 @@ class Observed:
     records: tuple[Record, ...] = ()
     """The newest record of each kind from rank 0 of the current run."""
     backend: bool = True
-    """Whether the Training Operator's resource exists in this cluster."""
+    """Whether the backend's resource exists in this cluster."""
     refusal: str = ""
     """What the API server said when it refused to create the current run; empty if it did not."""
     pods_refusal: str = ""
@@ -66,7 +66,7 @@ class Observed:
 
 @dataclass(frozen=True)
 class CreateRun:
-    """Create the PyTorchJob of a run."""
+    """Create the object of a run."""
 
     manifest: Mapping[str, Any]
     previous: str = ""
@@ -75,7 +75,7 @@ class CreateRun:
 
 @dataclass(frozen=True)
 class DeleteRun:
-    """Delete a PyTorchJob and its pods."""
+    """Delete the object of a run, and with it its pods."""
 
     name: str
     uid: str = ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from finetune_api.resource import defaults, names
@@ -14,13 +16,24 @@ USER = 1000
 """The image's own user; files on volumes belong to its group."""
 
 
-def pod_template(work: Workload) -> dict[str, Any]:
+@dataclass(frozen=True)
+class TrainerContainer:
+    """What the backend decides of the trainer's container."""
+
+    name: str
+    port: str
+    """Name of the port of rank 0 at which the others find it."""
+    env: Sequence[dict[str, Any]] = ()
+    """Besides the workload's."""
+
+
+def pod_template(work: Workload, trainer: TrainerContainer) -> dict[str, Any]:
     """A PodTemplateSpec."""
     annotations = dict(work.job.pods.annotations.value) | {names.RUN_CONFIG_ANNOTATION: work.config_json}
-    return {"metadata": {"labels": dict(work.labels), "annotations": annotations}, "spec": _pod(work)}
+    return {"metadata": {"labels": dict(work.labels), "annotations": annotations}, "spec": _pod(work, trainer)}
 
 
-def _pod(work: Workload) -> dict[str, Any]:
+def _pod(work: Workload, trainer: TrainerContainer) -> dict[str, Any]:
     pods = work.job.pods
     volumes, mounts = _volumes(work)
     grace = work.job.lifecycle.grace_period.value or work.settings.grace_period_seconds
@@ -40,20 +53,20 @@ def _pod(work: Workload) -> dict[str, Any]:
             "runAsNonRoot": True, "runAsUser": USER, "runAsGroup": USER, "fsGroup": USER,
             "fsGroupChangePolicy": "OnRootMismatch", "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [_container(work, mounts)],
+        "containers": [_container(work, trainer, mounts)],
         "volumes": volumes,
     }  # fmt: skip
 
 
-def _container(work: Workload, mounts: list[dict[str, Any]]) -> dict[str, Any]:
+def _container(work: Workload, trainer: TrainerContainer, mounts: list[dict[str, Any]]) -> dict[str, Any]:
     policy = work.job.pods.image_pull_policy.value
     return {
-        "name": names.CONTAINER,
+        "name": trainer.name,
         "image": work.image,
         **({"imagePullPolicy": policy} if policy else {}),
         "command": list(work.command),
-        "env": [{"name": name, "value": value} for name, value in sorted(work.env.items())],
-        "ports": [{"name": "pytorchjob-port", "containerPort": w.RENDEZVOUS_PORT}],
+        "env": [*({"name": name, "value": value} for name, value in sorted(work.env.items())), *trainer.env],
+        "ports": [{"name": trainer.port, "containerPort": w.RENDEZVOUS_PORT}],
         "resources": _resources(work),
         "securityContext": {
             "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},

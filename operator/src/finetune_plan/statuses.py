@@ -35,6 +35,7 @@ from finetune_api.runtime.report import (
 )
 from finetune_api.validation.problem import Problem
 
+from .backends.protocol import Backend
 from .model import ObservedPod
 from .mounts import uri_of
 from .pod_reasons import REFUSED, WAITING, match_reason
@@ -197,10 +198,8 @@ def queued(status: Status, *, now: str) -> Status:
     return _with(_set(status, c.PODS_READY, False, *_of(r.QUEUED), now), phase=Phase.QUEUED)
 
 
-def backend_missing(status: Status, *, now: str) -> Status:
-    message = (
-        "This cluster has no PyTorchJob resource. Install the Training Operator 1.9; the job then starts by itself."
-    )
+def backend_missing(status: Status, backend: Backend, *, now: str) -> Status:
+    message = r.BACKEND_MISSING.text(kind=backend.kind, install=backend.install)
     reason = (r.CREATE_REFUSED if is_claimed(status) else r.BACKEND_MISSING).name
     return _with(_set(status, c.PODS_READY, False, reason, message, now), phase=Phase.QUEUED)
 

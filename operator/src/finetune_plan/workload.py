@@ -50,7 +50,7 @@ def workload(resolved: Resolution, settings: PlanSettings, run_number: int = 1, 
     """The workload of one run; `uid` is that of the FinetuneJob, where a cluster has it."""
     job, layout = resolved.job, resolved.layout
     return Workload(
-        name=f"{job.name}-{run_number}",
+        name=names.run_name(job.name, run_number),
         run=run_number,
         nodes=layout.nodes,
         processes_per_node=layout.gpus_per_node,
@@ -64,11 +64,6 @@ def workload(resolved: Resolution, settings: PlanSettings, run_number: int = 1, 
         job=job,
         settings=settings,
     )
-
-
-def replica(work: Workload, node_rank: int) -> str:
-    """Name of a replica: of its pod, and of the Service under which the others find it."""
-    return f"{work.name}-worker-{node_rank}"
 
 
 def rendezvous(work: Workload, node_rank: int, address: str, port: int) -> dict[str, str]:

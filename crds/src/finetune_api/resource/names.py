@@ -13,8 +13,7 @@ CATEGORY = "finetune"
 
 NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 NAME_LENGTH = 45
-"""Longest name of a job: <name>-<run> names the PyTorchJob and <name>-<run>-worker-<index> its pods and
-services, which end at 63."""
+"""Longest name of a job: the names of its pods and services, <name>-<run>-worker-<index>, end at 63."""
 
 JOB_LABEL = f"{GROUP}/job"
 """Label on every child: name of the FinetuneJob."""
@@ -27,9 +26,15 @@ RUN_CONFIG_ANNOTATION = f"{GROUP}/run-config"
 FIELD_MANAGER = "finetune-operator"
 LEASE = "finetune-operator"
 """Name of the Lease that carries the operator's heartbeat, in the operator's own namespace."""
-CONTAINER = "pytorch"
-"""Container of the trainer: the Training Operator requires this name."""
 KUEUE_QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 KUEUE_PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
-REPLICA_INDEX_LABEL = "training.kubeflow.org/replica-index"
-"""Label that the Training Operator gives to pods: with workers alone, the rank of the node."""
+
+
+def run_name(job: str, number: int) -> str:
+    """Name of the object of a run, whatever its kind."""
+    return f"{job}-{number}"
+
+
+def job_of_run(run: str) -> str:
+    """Name of the job that a run of that name belongs to; empty if it is not the name of a run."""
+    return run.rpartition("-")[0]

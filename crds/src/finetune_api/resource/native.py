@@ -135,7 +135,7 @@ class Lifecycle(Native):
         "Seconds a pod has for one more step and a checkpoint. 300 if absent."
     )
     ttlSecondsAfterFinished: Seconds | None = declare(  # noqa: N815
-        "Seconds after the end until the pods and the PyTorchJob are removed. They stay if absent."
+        "Seconds after the end until the run and its pods are removed. They stay if absent."
     )
 
 

@@ -63,7 +63,10 @@ CREATE_REFUSED = Reason(
     "CreateRefused", (c.PODS_READY,), "{message}",
     "The operator tries again by itself; ask an administrator, or change the job so that it is allowed.",
 )  # fmt: skip
-BACKEND_MISSING = Reason("BackendMissing", (c.PODS_READY,), "{message}")
+BACKEND_MISSING = Reason(
+    "BackendMissing", (c.PODS_READY,), "This cluster has no {kind} resource.",
+    "{install}; the job then starts by itself.",
+)  # fmt: skip
 QUEUED = Reason(
     "Queued", (c.PODS_READY, c.TRAINING), "The queue has not admitted the job; it starts when quota is free."
 )

@@ -132,7 +132,7 @@ class Status(Part):
         description="Ready, Accepted, DataReady, PodsReady, Training, Healthy, Suspended, Complete, Failed.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
-    run: Int | None = key("Number of the current run; every run is one PyTorchJob.")
+    run: Int | None = key("Number of the current run: one attempt, with pods of its own.")
     restarts: Int | None = key("Runs that failed and were replaced; these count against lifecycle.maxRestarts.")
     resolved: Resolved | None = key("What was decided when the job was accepted.")
     layout: LayoutStatus | None = key("How ranks are laid out.")

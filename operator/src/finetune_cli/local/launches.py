@@ -14,6 +14,7 @@ from pathlib import Path
 
 from finetune_api.runtime.protocol import CONFIG_ENV, REPORT_ENV
 from finetune_plan import workload as w
+from finetune_plan.backends import DEFAULT as BACKEND
 from finetune_plan.workload import Workload
 
 LOOPBACK = "127.0.0.1"
@@ -30,7 +31,7 @@ class Launch:
     """One replica, ready to be started."""
 
     name: str
-    """As the Training Operator would name the pod."""
+    """As the others of its run would find it on a cluster."""
     node: int
     command: tuple[str, ...]
     env: Mapping[str, str]
@@ -52,7 +53,7 @@ def free_port() -> int:
 
 
 def _launch(work: Workload, node: int, folder: Path, port: int, inherited: Mapping[str, str]) -> Launch:
-    name = w.replica(work, node)
+    name = BACKEND.host(work.name, node)
     config, report = folder / name / "run.json", folder / name / "report.json"
     env = {name: value for name, value in inherited.items() if not _of_another_run(name)}
     env |= {name: value for name, value in work.env.items() if not value.startswith(POD_VOLUMES)}

@@ -9,13 +9,13 @@ from typing import Any
 
 from finetune_api.resource import names
 from finetune_api.resource.names import API_VERSION, PLURAL
+from finetune_plan.backends import DEFAULT as BACKEND
 
 from .errors import ApiError, NotFound, invalid, refused, told
 from .server import AGENT, MERGE, Json, Login, Server, connect
 from .watching import states
 
 PAGE = "500"
-RUNS_VERSION, RUNS_PLURAL = "kubeflow.org/v1", "pytorchjobs"
 LEASES = "coordination.k8s.io/v1"
 
 
@@ -141,7 +141,7 @@ class Cluster:
     def log(self, pod: str, **query: str) -> AbstractContextManager[Iterator[str]]:
         """Lines of a training pod's log."""
         path = f"{self.path('v1', 'pods', pod)}/log"
-        return self.server.lines(path, {"container": names.CONTAINER, **query}, silence=None)
+        return self.server.lines(path, {"container": BACKEND.container, **query}, silence=None)
 
     def check_namespace(self) -> None:
         """Raises Refused if the namespace is not there. Who may not look is not told so."""

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from finetune_api.resource import conditions as c
 from finetune_api.validation.predicates import find
 from finetune_api.validation.problem import Problem
+from finetune_plan.backends import DEFAULT as BACKEND
 
 from .dataset import AWAITING
 from .errors import INSTALL
-from .pod_findings import SPOKEN_FOR, missing, waiting
+from .pod_findings import SPOKEN_FOR, missing, run_path, waiting
 from .seen import Seen
 from .server import Json
 from .views import condition, ended, moment
@@ -77,8 +78,8 @@ def suspended(seen: Seen) -> Iterator[Problem]:
 
 def no_backend(seen: Seen) -> Iterator[Problem]:
     if not seen.backend:
-        remedy = "Install the Training Operator 1.9; the job then starts by itself."
-        yield Problem("cluster", "BackendMissing", "This cluster does not know PyTorchJobs.", remedy)
+        remedy = f"{BACKEND.install}; the job then starts by itself."
+        yield Problem("cluster", "BackendMissing", f"This cluster does not know {BACKEND.kind}s.", remedy)
 
 
 def not_created(seen: Seen) -> Iterator[Problem]:
@@ -91,18 +92,13 @@ def not_created(seen: Seen) -> Iterator[Problem]:
 
 
 def idle_backend(seen: Seen) -> Iterator[Problem]:
-    """The PyTorchJob is there, and nobody makes pods of it."""
-    if (
-        seen.run is None
-        or seen.pods
-        or find(seen.run, "spec.runPolicy.suspend")
-        or find(seen.run, "status.conditions")
-    ):
+    """The object of the run is there, and nobody makes pods of it."""
+    if seen.run is None or seen.pods or BACKEND.observe(seen.run).suspended or BACKEND.is_noticed(seen.run):
         return
     if (seen.now - moment(seen.run["metadata"]["creationTimestamp"])).total_seconds() > QUIET_SECONDS:
-        message = "The PyTorchJob exists and nobody takes notice: the Training Operator does not run."
-        remedy = "See how it is: kubectl get pods -A -l control-plane=kubeflow-training-operator"
-        yield Problem(f"pytorchjob {seen.run['metadata']['name']}", "BackendSilent", message, remedy)
+        message = f"The {BACKEND.kind} exists and nobody takes notice: the {BACKEND.controller} does not run."
+        remedy = f"See how it is: {BACKEND.inspect}"
+        yield Problem(run_path(seen.run), "BackendSilent", message, remedy)
 
 
 def silent(seen: Seen) -> Iterator[Problem]:

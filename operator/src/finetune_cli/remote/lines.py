@@ -12,6 +12,7 @@ import click
 from finetune_api.resource import names
 from finetune_api.runtime import report
 from finetune_cli.local import words
+from finetune_plan.backends import DEFAULT as BACKEND
 
 from .server import Json
 
@@ -43,7 +44,7 @@ class Line(NamedTuple):
 
 def pod(raw: Json) -> Pod:
     metadata = raw["metadata"]
-    node = int(metadata["labels"].get(names.REPLICA_INDEX_LABEL, 0))
+    node = BACKEND.node_rank(raw)
     phase = (raw.get("status") or {}).get("phase", "Unknown")
     return Pod(node, int(metadata["labels"].get(names.RUN_LABEL, 0)), metadata["name"], metadata["uid"], phase)
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 
 from finetune_api.validation.predicates import find
 from finetune_api.validation.problem import Problem
+from finetune_plan.backends import DEFAULT as BACKEND
 from finetune_plan.pod_reasons import REFUSED, WAITING, match_reason
 
 from .seen import Seen
@@ -42,8 +43,13 @@ def missing(seen: Seen) -> Iterator[Problem]:
         return
     uid = seen.run["metadata"]["uid"]
     for text in dict.fromkeys(e["message"] for e in seen.events if _tells_failure(e, uid)):
-        known, path = match_reason(REFUSED, text), f"pytorchjob {seen.run['metadata']['name']}"
-        yield Problem(path, known.name, f"A pod cannot be created: {text}", known.remedy)
+        known = match_reason(REFUSED, text)
+        yield Problem(run_path(seen.run), known.name, f"A pod cannot be created: {text}", known.remedy)
+
+
+def run_path(run: Json) -> str:
+    """The object of a run, as findings name it."""
+    return f"{BACKEND.kind.lower()} {run['metadata']['name']}"
 
 
 def waiting(seen: Seen) -> Iterator[Problem]:
@@ -104,7 +110,7 @@ def _current(seen: Seen) -> list[Json]:
 
 def _tells_failure(event: Json, uid: str) -> bool:
     about = event["involvedObject"].get("uid") == uid
-    return about and event.get("type") == "Warning" and "Create" in event.get("reason", "")
+    return about and event.get("reason") == BACKEND.refusal_reason
 
 
 def _pods(names: list[str]) -> str:

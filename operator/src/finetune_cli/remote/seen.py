@@ -8,10 +8,13 @@ from datetime import datetime
 from typing import TypeVar
 
 from finetune_api.resource import names
+from finetune_api.resource.names import run_name
 from finetune_api.validation.predicates import find
+from finetune_plan.backends import DEFAULT as BACKEND
+from finetune_plan.backends.protocol import api_version
 
 from . import places
-from .cluster import LEASES, RUNS_PLURAL, RUNS_VERSION, Cluster
+from .cluster import LEASES, Cluster
 from .errors import ApiError, UnknownResource
 from .server import Json
 from .views import ended, present
@@ -29,9 +32,9 @@ class Seen:
     now: datetime
     pods: tuple[Json, ...] = ()
     run: Json | None = None
-    """The current PyTorchJob."""
+    """The object of the current run."""
     backend: bool = True
-    """Whether the cluster knows PyTorchJobs."""
+    """Whether the cluster knows the backend's resource."""
     events: tuple[Json, ...] = ()
     """About the run, its pending pods and pending claims."""
     leases: tuple[Json, ...] | None = None
@@ -66,7 +69,7 @@ def look(cluster: Cluster, name: str) -> Seen:
     if ended(job):
         return Seen(job, present(), leases=leases)
     pods = looking.at("pods", lambda c: c.pods(job)) or []
-    backend, run = looking.at("pytorchjobs", lambda c: _run(c, job)) or (True, None)
+    backend, run = looking.at(BACKEND.plural, lambda c: _run(c, job)) or (True, None)
     spec = job["spec"]
     claims = looking.at(
         "persistentvolumeclaims", lambda c: _objects(c, "persistentvolumeclaims", places.claims(spec))
@@ -91,10 +94,10 @@ def _leases(cluster: Cluster) -> tuple[Json, ...]:
 
 
 def _run(cluster: Cluster, job: Json) -> tuple[bool, Json | None]:
-    """Whether PyTorchJobs are known here, and the job's current one."""
+    """Whether the backend's resource is known here, and the object of the job's current run."""
     number = find(job, "status.run") or 1
     try:
-        found = cluster.find(RUNS_VERSION, RUNS_PLURAL, f"{job['metadata']['name']}-{number}")
+        found = cluster.find(api_version(BACKEND), BACKEND.plural, run_name(job["metadata"]["name"], number))
     except UnknownResource:
         return False, None
     owners = (found or {}).get("metadata", {}).get("ownerReferences") or ()

@@ -25,7 +25,7 @@ HINDERED = 1
 def command(cluster: Cluster, name: str, form: str | None) -> None:
     """Say why the job NAME is not running, and what can be done about it.
 
-    Looks at the job's conditions, its PyTorchJob, pods, events, claims and ConfigMaps, and at the operator's
+    Looks at the job's conditions, its run, pods, events, claims and ConfigMaps, and at the operator's
     heartbeat, as far as your rights go. Exit code 1 if something hinders the job.
     """
     from finetune_cli.remote import findings, seen, views  # noqa: PLC0415

@@ -11,10 +11,11 @@ from finetune_cli import changes, planning, printing, reading
 from finetune_cli.changes import Changes
 from finetune_cli.planning import Planned
 from finetune_plan import statuses
-from finetune_plan.backends import pytorchjob
+from finetune_plan.backends import DEFAULT as BACKEND
 from finetune_plan.workload import workload
 
-WHAT = ("pytorchjob", "run", "status", "all")
+MANIFEST = BACKEND.kind.lower()
+WHAT = (MANIFEST, "run", "status", "all")
 
 
 @click.command()
@@ -23,7 +24,7 @@ WHAT = ("pytorchjob", "run", "status", "all")
 @click.option(
     "--what",
     type=click.Choice(WHAT),
-    default="pytorchjob",
+    default=MANIFEST,
     show_default=True,
     help="The manifest, the trainer's run configuration, the first status, or the three in one map.",
 )
@@ -39,7 +40,7 @@ def rendered(found: Planned, what: str) -> dict[str, Any]:
     """The plan of a job, or the asked part of it."""
     work = workload(found.resolution, planning.SETTINGS)
     whole: dict[str, Any] = {
-        "pytorchjob": pytorchjob.render(work, found.resource["metadata"].get("namespace")),
+        MANIFEST: BACKEND.render(work, found.resource["metadata"].get("namespace")),
         "run": json.loads(work.config_json),
         "status": statuses.admission(found.verdict, now=planning.now()).model_dump(mode="json", exclude_none=True),
     }

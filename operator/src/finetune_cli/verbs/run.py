@@ -19,7 +19,7 @@ from finetune_cli.local.execute import Outcome, execute
 from finetune_cli.local.watch import previous_run
 from finetune_cli.planning import Planned
 from finetune_cli.reading import Input
-from finetune_cli.verbs.render import rendered
+from finetune_cli.verbs.render import MANIFEST, rendered
 from finetune_plan import statuses
 from finetune_plan.runconfig import run_config
 from finetune_plan.workload import workload
@@ -43,7 +43,7 @@ def command(file: str, dry_run: bool, quiet: bool, form: str | None, **options: 
     """
     source, asked = reading.read(file), Changes(**options)
     if dry_run:
-        printing.document(rendered(planning.planned(source, asked), "pytorchjob"), form or "yaml")
+        printing.document(rendered(planning.planned(source, asked), MANIFEST), form or "yaml")
         return
     found = _prepared(source, asked)
     if not quiet:

@@ -1,4 +1,4 @@
-"""A Workload as a PyTorchJob of Training Operator 1.9.
+"""Runs as PyTorchJobs of Training Operator 1.9.
 
 What this version of the Training Operator does with each field, and which of its defects the operator makes
 up for, stands in docs/adr/0005.
@@ -6,53 +6,68 @@ up for, stands in docs/adr/0005.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from finetune_api.resource import names
-from finetune_api.runtime import protocol
-from finetune_plan.pods import pod_template
-from finetune_plan.workload import RENDEZVOUS_PORT, Workload, replica
+from finetune_api.validation.predicates import find
+from finetune_plan.model import ObservedRun
+from finetune_plan.pods import TrainerContainer, pod_template
+from finetune_plan.workload import Workload
+
+from . import parts
+from .protocol import Right, RunRef
+
+RANK_LABEL = "training.kubeflow.org/replica-index"
+"""Label that the Training Operator gives to pods: with workers alone, the rank of the node."""
 
 
-def render(work: Workload, namespace: str | None = None, owner: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The manifest. `owner` is an ownerReference, absent in an offline rendering."""
-    template = pod_template(work)
-    template["spec"]["containers"][0]["env"] += _rendezvous(work)
-    # Workers alone: beside a master they would get an init container that many clusters refuse (docs/adr/0011).
-    replicas = {"Worker": {"replicas": work.nodes, "restartPolicy": "Never", "template": template}}
-    metadata = {
-        "name": work.name,
-        "namespace": namespace,
-        "labels": _labels(work),
-        "ownerReferences": owner and [owner],
-    }
-    return {
-        "apiVersion": "kubeflow.org/v1",
-        "kind": "PyTorchJob",
-        "metadata": {k: v for k, v in metadata.items() if v},
-        "spec": {
-            "nprocPerNode": str(work.processes_per_node),
-            "runPolicy": {"cleanPodPolicy": "Running"},
-            "pytorchReplicaSpecs": replicas,
-        },
-    }
+class PyTorchJobs:
+    """The backend of kubeflow.org/v1 PyTorchJobs."""
 
+    kind = "PyTorchJob"
+    group = "kubeflow.org"
+    version = "v1"
+    plural = "pytorchjobs"
+    controller = "Training Operator"
+    install = "Install the Training Operator 1.9"
+    inspect = "kubectl get pods -A -l control-plane=kubeflow-training-operator"
+    container = "pytorch"  # the Training Operator looks for this name, and for the port's
+    port = "pytorchjob-port"
+    suspend_key = "spec.runPolicy.suspend"
+    refusal_reason = "FailedCreatePod"
+    rights: tuple[Right, ...] = (Right("kubeflow.org", "pytorchjobs", ("get", "list", "watch", "create", "delete")),)
 
-def _rendezvous(work: Workload) -> list[dict[str, Any]]:
-    """Variables that the Training Operator sets only where there is a master."""
-    index = {"fieldRef": {"fieldPath": f"metadata.labels['{names.REPLICA_INDEX_LABEL}']"}}
-    return [
-        {"name": protocol.MASTER_ADDR_ENV, "value": replica(work, 0)},
-        {"name": protocol.MASTER_PORT_ENV, "value": str(RENDEZVOUS_PORT)},
-        {"name": protocol.NODE_RANK_ENV, "valueFrom": index},
-    ]
+    def render(
+        self, work: Workload, namespace: str | None = None, owner: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        # The Training Operator itself says where rank 0 is only where there is a master. Workers alone: beside a
+        # master they would get an init container that many clusters refuse (docs/adr/0011).
+        env = parts.rendezvous(self.host(work.name, 0), RANK_LABEL)
+        template = pod_template(work, TrainerContainer(self.container, self.port, env))
+        replicas = {"Worker": {"replicas": work.nodes, "restartPolicy": "Never", "template": template}}
+        return {
+            "apiVersion": f"{self.group}/{self.version}",
+            "kind": self.kind,
+            "metadata": parts.metadata(work, namespace, owner),
+            "spec": {
+                "nprocPerNode": str(work.processes_per_node),
+                "runPolicy": {"cleanPodPolicy": "Running"},
+                "pytorchReplicaSpecs": replicas,
+            },
+        }
 
+    def observe(self, raw: Mapping[str, Any]) -> ObservedRun:
+        return parts.observed_run(raw, self.suspend_key)
 
-def _labels(work: Workload) -> dict[str, str]:
-    ours = {k: v for k, v in work.labels.items() if k in (names.JOB_LABEL, names.JOB_UID_LABEL, names.RUN_LABEL)}
-    queue, priority = work.job.queue.value, work.job.queue_priority.value
-    return (
-        ours
-        | ({names.KUEUE_QUEUE_LABEL: queue} if queue else {})
-        | ({names.KUEUE_PRIORITY_LABEL: priority} if priority else {})
-    )
+    def is_noticed(self, raw: Mapping[str, Any]) -> bool:
+        return bool(find(raw, "status.conditions"))
+
+    def node_rank(self, pod: Mapping[str, Any]) -> int:
+        return int(pod["metadata"]["labels"].get(RANK_LABEL, 0))
+
+    def host(self, run: str, node_rank: int) -> str:
+        """Of a pod and of its Service alike."""
+        return f"{run}-worker-{node_rank}"
+
+    def refused_run(self, event: Mapping[str, Any]) -> RunRef | None:
+        return parts.refused_run(event, self.kind)
