@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from finetune_api.runtime.choices import Method
-from finetune_api.validation.uris import Scheme, parse
+from finetune_api.validation.uris import MODEL, Scheme
 
 from .agreement import rank
 

@@ -18,6 +18,7 @@ from finetune_api.resource.names import (
 )
 from finetune_api.resource.status import Status
 from finetune_api.validation import predicates
+from finetune_api.validation.predicates import OfOneKey
 from finetune_api.validation.rules import Rule, all_rules
 
 from .schema import Schema, structural
@@ -62,7 +63,10 @@ def crd() -> Manifest:
 def root() -> Schema:
     """The schema of the whole resource."""
     spec, status = structural(v1alpha1.Spec), structural(Status)
-    spec["x-kubernetes-validations"] = [_validation(rule) for rule in all_rules()]
+    for rule in all_rules():
+        # At its key, a rule costs nothing while the key is absent: every write of the status evaluates them all.
+        node = _node(spec, rule.path) if isinstance(rule.must, OfOneKey) else spec
+        node.setdefault("x-kubernetes-validations", []).append(_validation(rule))
     return {
         "type": "object",
         "description": v1alpha1.FinetuneJob.__doc__,
@@ -78,13 +82,17 @@ def root() -> Schema:
     }
 
 
+def _node(schema: Schema, path: str) -> Schema:
+    for name in path.split("."):
+        schema = schema["properties"][name]
+    return schema
+
+
 def _validation(rule: Rule) -> Schema:
-    return {
-        "rule": rule.must.cel(),
-        "message": f"{rule.message} {rule.remedy}",
-        "reason": _reason(rule.must),
-        "fieldPath": f".{rule.path}",
-    }
+    said = {"message": f"{rule.message} {rule.remedy}", "reason": _reason(rule.must)}
+    if isinstance(rule.must, OfOneKey):
+        return {"rule": rule.must.at("self"), **said}
+    return {"rule": rule.must.cel(), **said, "fieldPath": f".{rule.path}"}
 
 
 def _reason(must: predicates.Predicate) -> str:
