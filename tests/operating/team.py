@@ -14,7 +14,7 @@ from testbed.api import Api
 from testbed.pods import end_pod, run_pod
 from testbed.watch import wait_for, wait_for_all
 
-SMALL: Json = {"compute.nodes": 1, "job.data": "configmap://rows/train.jsonl", "output": None}
+SMALL: Json = {"compute.nodes": 1, "job.data": "configmap://rows/train.jsonl", "output": {"ephemeral": True}}
 """Changes of a job that then fits on one node and needs no claim."""
 
 

@@ -1,7 +1,7 @@
 """What this machine can check of a job's files before anything starts: rows, and a model's folder.
 
 Called by `validate` for files that the command line names, and by `run` for all of them. Places that are not
-on this machine (a claim, the Hub, a bucket) are passed over.
+on this machine (a claim, the Hub) are passed over.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def data_problems(spec: Mapping[str, Any], data: Data) -> Iterator[Problem]:
 def model_problems(spec: Mapping[str, Any]) -> Iterator[Problem]:
     """What keeps a folder from being a model's."""
     model = first(spec, MODEL)
-    if model is None or uris.parse(model.value, model=True).scheme is not Scheme.PATH:
+    if model is None or uris.MODEL.parse(model.value).scheme is not Scheme.PATH:
         return
     key, reason, folder = f"spec.{model.path}", MEANINGS[Exit.MODEL_REFUSED].reason, Path(model.value)
     if not folder.is_dir():
@@ -56,14 +56,14 @@ def elsewhere(spec: Mapping[str, Any]) -> Iterator[Problem]:
         (OUTPUT, "Give --output with a folder of this machine."),
     ):
         given = first(spec, keys)
-        scheme = given and uris.parse(given.value, model=keys is MODEL).scheme
+        scheme = given and uris.KEYS[given.path].parse(given.value).scheme
         if given and scheme in ELSEWHERE:
             message = f"{given.value} is {ELSEWHERE[scheme]}, and this run is local."
             yield Problem(f"spec.{given.path}", "NotLocal", message, remedy)
 
 
 def _rows(file: Given | None, data: Data, examples: int | None) -> Iterator[Problem]:
-    if file is None or uris.parse(file.value).scheme is not Scheme.PATH:
+    if file is None or uris.ROWS.parse(file.value).scheme is not Scheme.PATH:
         return
     read = partial(finetune_data.read, on_bad_row=data.on_bad_row, max_bad_share=data.max_bad_share)
     try:

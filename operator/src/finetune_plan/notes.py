@@ -22,8 +22,6 @@ def notes(spec: Mapping[str, Any], method: Method) -> Iterator[Note]:
             "data.validation_path is not given, so nothing is evaluated and the last checkpoint is the result. "
             "Rows are never split off silently; set training.validation.enabled to false to silence this.",
         )
-    if not find(spec, "output.uri"):
-        yield Note("OutputNotKept", "output.uri is not given: on a cluster the result ends with the pods.")
     variety = find(spec, "algorithm.variety")
     if variety and variety != method:
         yield Note("VarietyYields", f"algorithm.variety is {variety}, but other keys say {method}.")

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from finetune_api.resource.names import GROUP
 from finetune_api.resource.status import ResultStatus, Status
 from finetune_api.validation.predicates import find
+from finetune_api.validation.uris import OUTPUT
 
 from .model import Remember
 from .mounts import place
@@ -27,7 +28,7 @@ def claim(spec: Mapping[str, Any]) -> str:
     """The claim that the output lies on; empty if it is on none, or if nobody can tell."""
     uri = find(spec, "output.uri")
     try:
-        return place(uri).claim if isinstance(uri, str) else ""
+        return place(uri, OUTPUT).claim if isinstance(uri, str) else ""
     except ValueError:
         return ""
 

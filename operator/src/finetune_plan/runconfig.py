@@ -29,6 +29,7 @@ from finetune_api.runtime.run_config import (
     Schedule,
     Validation,
 )
+from finetune_api.validation import uris
 from finetune_api.validation.predicates import find
 
 from .facts import get
@@ -48,7 +49,7 @@ def run_config(job: Resolution) -> RunConfig:
     spec, layout = job.spec, job.layout
     return RunConfig(
         name=job.name,
-        model=place(get(spec, "", *MODEL), model=True).path,
+        model=place(get(spec, "", *MODEL), uris.MODEL).path,
         method=job.method,
         engine=job.engine,
         device=job.device,
@@ -73,7 +74,7 @@ def run_config(job: Resolution) -> RunConfig:
         activation_checkpointing=get(spec, False, f"{_H}.parallelism.activation_checkpointing"),
         log_every_steps=get(spec, 1, "training.logging_steps"),
         seed=get(spec, 42, "training.seed"),
-        output=place(get(spec, default_output(job.name), "output.uri")).path,
+        output=place(get(spec, default_output(job.name), "output.uri"), uris.OUTPUT).path,
     )
 
 
@@ -90,8 +91,8 @@ def default_output(name: str) -> str:
 def _data(spec: Mapping[str, Any]) -> Data:
     validation = find(spec, "data.validation_path")
     return Data(
-        train=place(get(spec, "", *DATA)).path,
-        validation=place(validation).path if validation and _validation(spec) else None,
+        train=place(get(spec, "", *DATA), uris.ROWS).path,
+        validation=place(validation, uris.ROWS).path if validation and _validation(spec) else None,
         on_bad_row=get(spec, "refuse", "data.on_bad_row"),
         max_bad_share=get(spec, 0.01, "data.max_bad_share"),
         examples=find(spec, "data.examples"),

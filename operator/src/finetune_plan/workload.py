@@ -12,6 +12,7 @@ from typing import Any
 from finetune_api.resource import names
 from finetune_api.resource.aliases import DATA, MODEL
 from finetune_api.runtime import protocol
+from finetune_api.validation import uris
 from finetune_api.validation.predicates import find
 
 from .facts import get
@@ -105,9 +106,10 @@ def _labels(job: Resolution, run_number: int, uid: str) -> dict[str, str]:
 
 
 def _places(name: str, spec: Mapping[str, Any]) -> tuple[Place, ...]:
-    uris = [
-        get(spec, None, *DATA),
-        find(spec, "data.validation_path"),
-        get(spec, default_output(name), "output.uri"),
-    ]
-    return (place(get(spec, "", *MODEL), model=True), *(place(u) for u in uris if u))
+    named = (
+        (get(spec, None, *MODEL), uris.MODEL),
+        (get(spec, None, *DATA), uris.ROWS),
+        (find(spec, "data.validation_path"), uris.ROWS),
+        (get(spec, default_output(name), "output.uri"), uris.OUTPUT),
+    )
+    return tuple(place(uri, use) for uri, use in named if uri)

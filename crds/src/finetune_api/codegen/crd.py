@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from finetune_api.resource import v1alpha1
+from finetune_api.resource.keys import keys
 from finetune_api.resource.names import (
     API_VERSION,
     CATEGORY,
@@ -25,6 +26,8 @@ from .schema import Schema, structural
 
 Manifest = dict[str, Any]
 
+CHOICE_LENGTH = 128
+"""Longest value of a choice that a rule judges."""
 MAY_CHANGE = ("suspend", "cancel", "lifecycle")
 """What may change once a run exists. Everything else made the run what it is."""
 
@@ -63,6 +66,9 @@ def crd() -> Manifest:
 def root() -> Schema:
     """The schema of the whole resource."""
     spec, status = structural(v1alpha1.Spec), structural(Status)
+    for key in keys(v1alpha1.Spec, ""):
+        if key.instead:
+            _say_instead(_node(spec, key.path.lstrip(".")), key.instead)
     for rule in all_rules():
         # At its key, a rule costs nothing while the key is absent: every write of the status evaluates them all.
         node = _node(spec, rule.path) if isinstance(rule.must, OfOneKey) else spec
@@ -80,6 +86,20 @@ def root() -> Schema:
         "required": ["spec"],
         "x-kubernetes-validations": [_NAME, *(_fixed(name) for name in spec["properties"] if name not in MAY_CHANGE)],
     }
+
+
+def _say_instead(node: Schema, instead: str) -> None:
+    """Let a rule judge the choice: of an `enum` the API server says what is supported, and not the way out."""
+    *most, last = choices = node.pop("enum")
+    shown = f"{', '.join(most)} or {last}" if most else last
+    node["maxLength"] = CHOICE_LENGTH
+    node["x-kubernetes-validations"] = [
+        {
+            "rule": f"self in {choices}",
+            "message": f"The value must be {shown}. {instead}",
+            "reason": "FieldValueInvalid",
+        }
+    ]
 
 
 def _node(schema: Schema, path: str) -> Schema:

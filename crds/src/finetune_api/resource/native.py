@@ -46,7 +46,7 @@ class Output(Native):
     """Where the result goes. It outlives the job."""
 
     uri: Uri | None = declare(
-        "Folder of checkpoints and result: pvc://claim/folder, on a claim that all nodes mount where there are several. "
+        "Folder of checkpoints and result: pvc://claim/folder. Several nodes need a claim that all can mount. "
         "A local run takes a path."
     )
     ephemeral: bool | None = declare(

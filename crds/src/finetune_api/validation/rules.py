@@ -77,8 +77,9 @@ _wants_qlora = Either((Among("training.use_qlora", (True,)), Among("training.mod
 _wants_adapters = Either((_wants_qlora, Among("training.mode", ("lora",))))
 _wants_all = Among("training.mode", ("full", "full_finetune", "fft"))
 
-_several_nodes = Not(All((Compare(_nodes, "<=", Constant(1)),
-                          Compare(First(TOTAL, 0), "<=", First(PER_NODE, 16384)))))
+_several_nodes = Not(
+    All((Compare(_nodes, "<=", Constant(1)), Compare(First(TOTAL, 0), "<=", First(PER_NODE, 16384))))
+)
 """More than one is asked for, or follows from gpu_count; a key that is absent never tips the balance."""
 _ephemeral = Among("output.ephemeral", (True,))
 _LABEL_KEY = (r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?"

@@ -52,7 +52,7 @@ class Form(NamedTuple):
     """Syntax common to Python, RE2 and ECMAScript, without anchors."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Use:
     """What a URI names, and every form in which that can be written today."""
 

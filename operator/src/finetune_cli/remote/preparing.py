@@ -74,7 +74,7 @@ def _here(spec: Mapping[str, Any], asked: Changes) -> Iterator[Problem]:
         given = first(spec, keys)
         if given is None or (keys is DATA and asked.dataset):
             continue
-        source = uris.parse(given.value, model=keys is MODEL)
+        source = uris.KEYS[given.path].parse(given.value)
         if source.scheme is Scheme.PATH and not given.value.startswith("/") and Path(given.value).exists():
             message = f"{given.value} is on this machine; the pods of a cluster do not have it."
             yield Problem(f"spec.{given.path}", "NotOnCluster", message, remedy)

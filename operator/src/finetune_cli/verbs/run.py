@@ -44,7 +44,7 @@ def command(file: str, dry_run: bool, quiet: bool, form: str | None, **options: 
     """
     source, asked = reading.read(file), Changes(**options)
     if dry_run:
-        printing.document(rendered(planning.planned(source, asked), "pytorchjob"), form or "yaml")
+        printing.document(rendered(planning.planned(source, asked, cluster=False), "pytorchjob"), form or "yaml")
         return
     found = _prepared(source, asked)
     if not quiet:
@@ -57,10 +57,10 @@ def command(file: str, dry_run: bool, quiet: bool, form: str | None, **options: 
 
 def _prepared(source: Input, asked: Changes) -> Planned:
     """The planned job with an output folder of this machine. Raises Refused; nothing is written."""
-    found = planning.planned(source, asked)
+    found = planning.planned(source, asked, cluster=False)
     if not find(found.resource["spec"], files.OUTPUT[0]):
         asked = changes.with_output(asked, f"{found.resolution.name}-output")
-        found = planning.planned(source, asked)
+        found = planning.planned(source, asked, cluster=False)
     spec, data = found.resolution.spec, run_config(found.resolution).data
     problems = [*files.elsewhere(spec), *files.data_problems(spec, data), *files.model_problems(spec)]
     if problems:
