@@ -233,7 +233,7 @@ def test_a_verb_that_is_switched_by_an_ended_job_says_so(team: Team, console: Co
 
 def test_a_result_that_was_not_kept(team: Team, console: Console) -> None:
     team.submit(SMALL)
-    team.start()
+    team.start(pods=1)
     team.end("sample-1-worker-0")
     team.until_phase("Succeeded")
     done = console("fetch", "sample")

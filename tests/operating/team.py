@@ -44,9 +44,9 @@ class Team:
         body["metadata"]["namespace"] = self.namespace
         return self.api.create(body)
 
-    def claim(self, name: str) -> Json:
+    def claim(self, name: str, mode: str = "ReadWriteMany") -> Json:
         """A PersistentVolumeClaim, which nothing binds."""
-        spec = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
+        spec = {"accessModes": [mode], "resources": {"requests": {"storage": "1Gi"}}}
         metadata = {"name": name, "namespace": self.namespace}
         return self.api.create(
             {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}
@@ -88,9 +88,9 @@ class Team:
         """Until there is nothing any more at a collection."""
         wait_for_all(self.api, path, lambda found: not found, timeout_s=max(30, self.patience_s))
 
-    def start(self, run: str = "sample-1", name: str = "sample") -> None:
+    def start(self, run: str = "sample-1", name: str = "sample", pods: int = 2) -> None:
         """All pods run."""
-        for pod in self.until_run(run):
+        for pod in self.until_run(run, pods):
             run_pod(self.api, self.namespace, pod["metadata"]["name"])
         self.until(lambda status: condition(status, "PodsReady")[0] == "True", name)
 

@@ -13,7 +13,7 @@ from finetune_api.resource.status import Phase
 from finetune_api.runtime.exits import Exit
 from finetune_api.runtime.report import Cause, FinalReport, ProgressRecord
 from finetune_plan.decide import WAIT, plan
-from finetune_plan.model import CreateRun, DeleteRun, Observed, Plan, PodSeen, RunSeen
+from finetune_plan.model import ClaimSeen, CreateRun, DeleteRun, Observed, Plan, PodSeen, RunSeen
 from finetune_plan.settings import PlanSettings
 from finetune_plan.status import RESTARTING
 
@@ -406,7 +406,7 @@ def test_a_success_is_noted_on_the_claim_and_found_there_by_the_same_job() -> No
     assert done.remember is not None
     assert done.remember.claim == "models"
     claim = {done.remember.annotation: done.remember.text, "somebody/else": "x"}
-    answer = decided(seen(claim=claim))
+    answer = decided(seen(claim=ClaimSeen(claim)))
     assert (answer.actions, answer.status.phase) == ((), Phase.SUCCEEDED)
     assert answer.status.run is None
     assert answer.status.result == done.status.result
@@ -428,14 +428,44 @@ def test_a_success_is_noted_on_the_claim_and_found_there_by_the_same_job() -> No
 def test_another_job_and_a_spoilt_note_train(changes: Json, text: str | None) -> None:
     done = decided(seen(status=accepted(), runs=RUN1, pods=(ended(0, Exit.OK),)))
     assert done.remember is not None
-    assert created(decided(seen(changes, claim={done.remember.annotation: text or done.remember.text}))) == [
-        "sample-1"
-    ]
+    assert created(
+        decided(seen(changes, claim=ClaimSeen({done.remember.annotation: text or done.remember.text})))
+    ) == ["sample-1"]
 
 
 def test_a_job_whose_output_is_no_claim_is_noted_nowhere() -> None:
-    done = decided(seen({"output.uri": "/out"}, status=accepted(), runs=RUN1, pods=(ended(0, Exit.OK),)))
+    alone = {"compute.nodes": 1, "output": {"ephemeral": True}}
+    done = decided(seen(alone, status=accepted(), runs=RUN1, pods=(ended(0, Exit.OK),)))
     assert (done.status.phase, done.remember) == (Phase.SUCCEEDED, None)
+
+
+ONE_NODE, MANY = ("ReadWriteOnce",), ("ReadWriteOnce", "ReadWriteMany")
+
+
+def test_several_nodes_on_a_claim_that_one_node_mounts_are_refused_before_there_are_pods() -> None:
+    answer = decided(seen(claim=ClaimSeen(access_modes=("ReadWriteOnce", "ReadWriteOncePod"))))
+    assert (answer.actions, answer.status.phase, answer.requeue_after) == ((), Phase.FAILED, 60)
+    assert condition(answer, "Accepted") == ("False", "OutputNotShared")
+    [message] = [c.message for c in answer.status.conditions or () if c.type == "Accepted"]
+    assert message == (
+        "spec.output.uri: The claim models is mounted by one node at a time (ReadWriteOnce, ReadWriteOncePod), and "
+        "the job has 2. Name a claim with the access mode ReadWriteMany, or set compute.nodes to 1."
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "modes"),
+    [({}, MANY), ({}, ()), ({"compute.nodes": 1}, ONE_NODE), ({}, ("ReadWriteMany",))],
+    ids=["one of the modes is shared", "no such claim yet", "one node", "shared"],
+)
+def test_a_claim_that_all_nodes_can_mount_is_fine(changes: Json, modes: tuple[str, ...]) -> None:
+    assert created(decided(seen(changes, claim=ClaimSeen(access_modes=modes)))) == ["sample-1"]
+
+
+def test_a_job_that_runs_is_not_refused_for_its_claim() -> None:
+    claim = ClaimSeen(access_modes=ONE_NODE)
+    answer = decided(seen(status=accepted(), runs=RUN1, pods=(pod(0), pod(1)), claim=claim))
+    assert (answer.actions, condition(answer, "Accepted")[0]) == ((), "True")
 
 
 @pytest.mark.parametrize(("age", "left"), [(0.0, 10.0), (8.0, 2.0), (-60.0, 10.0)])

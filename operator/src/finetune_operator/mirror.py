@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 from finetune_api.resource import names
 from finetune_api.resource.status import Phase
-from finetune_plan.model import PodSeen, RunSeen
+from finetune_plan.model import ClaimSeen, PodSeen, RunSeen
 
 from . import lean
 from .cluster import Kind
@@ -116,8 +116,8 @@ class Mirror:
         self.jobs: Shelf[Kept] = Shelf(lean.job, lambda raw: str(raw["metadata"]["uid"]), lambda kept: kept.phase)
         self.runs: Shelf[RunSeen] = Shelf(lean.run, _owner_label)
         self.pods: Shelf[PodSeen] = Shelf(lean.pod, _owner_label)
-        self.claims: dict[Key, tuple[float, Mapping[str, str]]] = {}
-        """Annotations of claims, and when they were read: not watched, and believed for a moment only."""
+        self.claims: dict[Key, tuple[float, ClaimSeen]] = {}
+        """Claims, and when they were read: not watched, and believed for a moment only."""
         self.refusals = Refusals()
 
     def job(self, key: Key) -> Json | None:

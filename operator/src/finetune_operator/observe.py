@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
 from finetune_api.runtime import report
 from finetune_api.runtime.report import (
@@ -15,7 +15,7 @@ from finetune_api.runtime.report import (
 )
 from finetune_plan import results
 from finetune_plan.decide import missing_pods
-from finetune_plan.model import Observed, PodSeen
+from finetune_plan.model import ClaimSeen, Observed, PodSeen
 
 from . import metrics
 from .cluster import Cluster, Kind
@@ -27,7 +27,7 @@ from .settings import Settings
 BACKEND_SECONDS = 5.0
 """How long an answer about the Training Operator's resource is believed."""
 CLAIM_SECONDS = 1.0
-"""How long the annotations of a claim are believed: so long that a burst of jobs on one claim asks but once."""
+"""How long a claim is believed: so long that a burst of jobs on one claim asks but once."""
 LEAVING_SECONDS = 4.0
 """How long the end of a run is waited for before the server is asked: less than WAIT in finetune_plan/decide.py."""
 OVERLAP_SECONDS = 5
@@ -64,7 +64,7 @@ class Observer:
             backend=bool(runs) or over or await self.backend(),
             refusal=refusal,
             pods_refusal=next((said for r in runs if (said := self._mirror.refusals.of(r.uid))), ""),
-            claim={} if over or runs or job["status"].get("run") else await self._claim(key, job),
+            claim=ClaimSeen() if over or runs or job["status"].get("run") else await self._claim(key, job),
         )
 
     def progress_seconds(self) -> float:
@@ -116,15 +116,15 @@ class Observer:
                     self._mirror.put(kind, raw)
             self._mirror.keep_of(kind, uid, listed, version)
 
-    async def _claim(self, key: Key, job: Json) -> Mapping[str, str]:
-        """Annotations of the claim that the output of a new job lies on."""
+    async def _claim(self, key: Key, job: Json) -> ClaimSeen:
+        """The claim that the output of a new job lies on."""
         name = results.claim(job["spec"])
         if not name:
-            return {}
+            return ClaimSeen()
         claim, now = Key(key.namespace, name), self._clock()
-        read, known = self._mirror.claims.get(claim, (-CLAIM_SECONDS, {}))
+        read, known = self._mirror.claims.get(claim, (-CLAIM_SECONDS, ClaimSeen()))
         if now - read >= CLAIM_SECONDS:
-            known = await self._cluster.claim_annotations(claim)
+            known = _claim_seen(await self._cluster.claim(claim) or {})
             self._mirror.claims[claim] = (now, known)
         return known
 
@@ -150,6 +150,11 @@ class Observer:
         self._mirror.claims.clear()
         self._leaving.clear()
         self._read = {uid: at for uid, at in self._read.items() if uid in alive}
+
+
+def _claim_seen(claim: Json) -> ClaimSeen:
+    modes = claim.get("spec", {}).get("accessModes") or ()
+    return ClaimSeen(claim.get("metadata", {}).get("annotations") or {}, tuple(modes))
 
 
 def newest(lines: Iterable[str]) -> tuple[Record, ...]:

@@ -37,6 +37,12 @@ HEARSAY = 10.0
 OVERDUE = 10.0
 """Seconds after a pod's grace period in which its node may say that the pod has ended."""
 
+ONE_NODE = {"ReadWriteOnce", "ReadWriteOncePod"}
+"""Access modes of a claim that pods of one node mount."""
+
+UNSHARED = 60.0
+"""Seconds until a claim that not all nodes can mount is looked at again: somebody may make another of its name."""
+
 RELEASE = 60.0
 """Seconds after the end in which pods still running may end by themselves, before they are removed."""
 
@@ -150,15 +156,26 @@ def succeeded(story: Story) -> Plan | None:
 
 def known(story: Story) -> Plan | None:
     """The output of this very job is there already, made by a job that was deleted since."""
-    if story.run or not story.seen.claim:
+    if story.run or not story.seen.claim.annotations:
         return None
     resolution, resolved = story.verdict.resolution, story.status.resolved
     if resolution is None or resolved is None:
         return None
-    result = results.remembered(resolution.spec, story.seen.claim, resolved.digest or "")
+    result = results.remembered(resolution.spec, story.seen.claim.annotations, resolved.digest or "")
     if result is None:
         return None
     return Plan((), told.known(story.status, result, results.sentence(resolution.spec), now=story.time))
+
+
+def unshared(story: Story) -> Plan | None:
+    """Pods of several nodes on a claim that one node mounts: all but one would wait for ever."""
+    resolution, modes = story.verdict.resolution, story.seen.claim.access_modes
+    if story.run or resolution is None or resolution.layout.nodes == 1 or not modes or set(modes) - ONE_NODE:
+        return None
+    problem = results.unshared(resolution.spec, modes, resolution.layout.nodes)
+    verdict = Verdict((problem,), resolution)
+    status = told.judged(verdict, now=story.time, generation=story.generation, before=story.written)
+    return Plan((), status, requeue_after=UNSHARED)
 
 
 def too_late(story: Story) -> Plan | None:
@@ -247,8 +264,8 @@ def missing_pods(status: Mapping[str, Any], pods: Iterable[PodSeen]) -> int:
 
 
 CHECKS: tuple[Callable[[Story], Plan | None], ...] = (
-    finished, succeeded, cancelled, refused, known, suspended, too_late, leaving, queued, failed, backend_missing,
-    starting, running,
+    finished, succeeded, cancelled, refused, known, unshared, suspended, too_late, leaving, queued, failed,
+    backend_missing, starting, running,
 )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from finetune_api.resource.names import GROUP
 from finetune_api.resource.status import ResultStatus, Status
 from finetune_api.validation.predicates import find
+from finetune_api.validation.problem import Problem
 from finetune_api.validation.uris import OUTPUT
 
 from .model import Remember
@@ -61,6 +62,15 @@ def sentence(spec: Mapping[str, Any]) -> str:
         f"The claim {name} holds the result of this very job already, so nothing is trained. To train again, run "
         f"`kubectl annotate pvc {name} {_annotation(spec)}-` and create the job anew, or change output.uri."
     )
+
+
+def unshared(spec: Mapping[str, Any], modes: Collection[str], nodes: int) -> Problem:
+    """The refusal of a claim that not all nodes can mount."""
+    message = (
+        f"The claim {claim(spec)} is mounted by one node at a time ({', '.join(modes)}), and the job has {nodes}."
+    )
+    remedy = "Name a claim with the access mode ReadWriteMany, or set compute.nodes to 1."
+    return Problem("spec.output.uri", "OutputNotShared", message, remedy)
 
 
 def _annotation(spec: Mapping[str, Any]) -> str:

@@ -225,7 +225,7 @@ class ValidationSection(Section):
     save_best_model_at_end: bool | None = key("The best evaluated weights become the result. true if absent.")
     metric_for_best_model: Metric | None = key(
         "What best means: val.loss, also named eval_loss.",
-        instead="Set val.loss, or leave it out. Evaluation measures the loss only; accuracy, bleu and rouge are not "
+        instead="Set val.loss, or leave it out. Evaluation measures the loss only; accuracy and BLEU are not "
         "supported yet.",
     )
     greater_is_better: bool | None = key("Must be false or absent: a loss is better when smaller.")
