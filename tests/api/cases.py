@@ -5,11 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from builders import Json
+from finetune_api.validation import uris
 
 P, H, V = "hyperparameters.parallelism", "hyperparameters", "training.validation"
 NAMES_DIFFER = "Names of the same thing have different values."
-NOT_A_URI = "This is neither a path nor a known URI."
-CLIMBS = "A URI may not climb out of its root by '..'."
+NOT_YET = {path: use.unread_message.partition(" not ")[0] for path, use in uris.KEYS.items()}
+NOT_AN_ADDRESS = "The address cannot be read: "
+ADDRESSES = {
+    "job.model": "hf://a/b@main", "policy.model_name": "a/b", "policy.source": "../models/here",
+    "job.data": "pvc://claim/..rows", "job.data_path": "configmap://rows/train.jsonl",
+    "data.validation_path": "../rows.jsonl", "output.uri": "pvc://claim",
+}  # fmt: skip
+WITHOUT_NAMES: dict[str, Json] = {path: {} for path in ADDRESSES} | {
+    "policy.model_name": {"job.model": None},
+    "policy.source": {"job.model": None},
+    "job.data_path": {"job.data": None},
+}
+"""What a job leaves out that names the same thing by another key."""
 BAD_KEY = "A key is not a legal name of a label or annotation."
 RESERVED = "Names under finetune.dev, kubeflow.org, kubernetes.io and k8s.io belong to controllers."
 RL = "it belongs to reinforcement learning"
@@ -121,27 +133,25 @@ CASES = (
          {"training.use_qlora": True, "training.mode": "sft_offline"}),
     Case("a greater loss is not better", f"{V}.greater_is_better", "UnknownValue",
          "A loss is better when it is smaller.", {f"{V}.greater_is_better": True}, {f"{V}.greater_is_better": False}),
-    # Addresses
-    Case("a model is a path or a known URI", "job.model", "BadUri", NOT_A_URI,
-         {"job.model": "ollama:qwen"}, {"job.model": "hf://a/b@main"}),
-    Case("data is a path or a known URI", "job.data", "BadUri", NOT_A_URI,
-         {"job.data": "ftp://host/rows"}, {"job.data": "s3://bucket/rows"}),
-    Case("data_path is a path or a known URI", "job.data_path", "BadUri", NOT_A_URI,
-         {"job.data": None, "job.data_path": "https:/host"}, {"job.data": None, "job.data_path": "https://host"}),
-    Case("the validation path is a path or a known URI", "data.validation_path", "BadUri", NOT_A_URI,
-         {"data.validation_path": "pvc://"}, {"data.validation_path": "pvc://claim"}),
-    Case("the output is a path or a known URI", "output.uri", "BadUri", NOT_A_URI,
-         {"output.uri": "S3://bucket"}, {"output.uri": "/out"}),
-    Case("a model stays in its root", "job.model", "BadUri", CLIMBS,
-         {"job.model": "pvc://claim/../other"}, {"job.model": "../models/here"}),
-    Case("data stays in its root", "job.data", "BadUri", CLIMBS,
-         {"job.data": "pvc://../rows"}, {"job.data": "pvc://claim/..rows"}),
-    Case("data_path stays in its root", "job.data_path", "BadUri", CLIMBS,
-         {"job.data": None, "job.data_path": "s3://b/a/.."}, {"job.data": None, "job.data_path": "s3://b/a/..."}),
-    Case("the validation path stays in its root", "data.validation_path", "BadUri", CLIMBS,
-         {"data.validation_path": "pvc://c/../x"}, {"data.validation_path": "pvc://c/x.."}),
-    Case("the output stays in its root", "output.uri", "BadUri", CLIMBS,
-         {"output.uri": "gs://b/../../x"}, {"output.uri": "gs://b/./x"}),
+    # Addresses; test_uris.py has the table
+    *(Case(f"{path} names a scheme that somebody reads", path, "UnsupportedScheme", NOT_YET[path],
+           WITHOUT_NAMES[path] | {path: "s3://bucket/x"},
+           WITHOUT_NAMES[path] | {path: good}) for path, good in ADDRESSES.items()),
+    *(Case(f"{path} is an address", path, "BadUri", NOT_AN_ADDRESS,
+           WITHOUT_NAMES[path] | {path: "pvc://claim/../other"}, WITHOUT_NAMES[path] | {path: good})
+      for path, good in ADDRESSES.items()),
+    # Outputs
+    Case("a job says where its result goes", "output", "OutputNotKept", "The job names no output",
+         {"output": {"ephemeral": False}}, {"output": {"ephemeral": True}}),
+    Case("a path of a pod keeps nothing", "output.uri", "OutputNotKept", "A path is a folder inside the pods",
+         {"output.uri": "/mnt/claims/models/out"}, {"output.uri": "pvc://models"}),
+    Case("an output is kept or may be lost", "output.ephemeral", "Contradiction",
+         "output.uri keeps the result, and output.ephemeral says that it may be lost.",
+         {"output.ephemeral": True}, {"output.ephemeral": False}),
+    Case("several nodes share their output", "output.ephemeral", "OutputNotShared",
+         "The nodes of a job save every checkpoint together",
+         {"output": {"ephemeral": True}, "compute.gpus_per_node": 4},
+         {"output": {"ephemeral": True}, "compute.gpus_per_node": 8}),
     # Pods
     Case("a variable does not change what code runs", "pods.env", "ForbiddenVariable",
          "Variables that change what code runs",

@@ -12,11 +12,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from finetune_api.resource.aliases import GROUPS
+from finetune_api.validation import uris
 
 Json = dict[str, Any]
 
 BASES: tuple[Json, ...] = (
-    {"job": {"model": "Qwen/Qwen3-4B", "data": "rows.jsonl"}, "compute": {"gpu_type": "H100"}},
+    {"job": {"model": "Qwen/Qwen3-4B", "data": "rows.jsonl"}, "compute": {"gpu_type": "H100"},
+     "output": {"ephemeral": True}},
     {
         "algorithm": {"type": "offline", "method": "sft", "variety": "fft"},
         "job": {"model": "Qwen/Qwen3-32B", "data": "pvc://rows/train.jsonl", "poll_seconds": 10},
@@ -30,7 +32,7 @@ BASES: tuple[Json, ...] = (
             },
         },
         "tags": {"team": "a", "nested": {"free": [1, None]}},
-        "lifecycle": {"maxRestarts": 2},
+        "output": {"uri": "pvc://models"}, "lifecycle": {"maxRestarts": 2},
     },
     {
         "policy": {"model_name": "Qwen/Qwen3-8B", "trainer_mode": "lora", "stop_sequences": ["x"]},
@@ -112,8 +114,9 @@ def _parallelise(draw: random.Random, spec: Json, schema: Mapping[str, Any]) -> 
 
 
 def _address(draw: random.Random, spec: Json, schema: Mapping[str, Any]) -> None:
-    uris = ("ftp://x/y", "a:b", "s3://", "s3://b/../c", "pvc://c", "../rows.jsonl", "hf://a/b@c", "https:x")
-    _put(spec, draw.choice(("job.model", "job.data", "data.validation_path", "output.uri")), draw.choice(uris))
+    texts = ("ftp://x/y", "a:b", "s3://", "pvc://c/../d", "pvc://c", "../rows.jsonl", "hf://a/b@c", "https:x",
+             "configmap://m/k", "pvc://c/a b", "pvc://c/é")  # fmt: skip
+    _put(spec, draw.choice(tuple(uris.KEYS)), draw.choice(texts))
 
 
 def _name(draw: random.Random, spec: Json, schema: Mapping[str, Any]) -> None:

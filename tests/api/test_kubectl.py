@@ -16,6 +16,7 @@ import pytest
 from builders import Json, resource
 from finetune_api.codegen import policy
 from finetune_api.codegen.schema import Schema, structural
+from finetune_api.resource.keys import keys
 from finetune_api.resource.v1alpha1 import Spec
 from testbed.cluster import Cluster
 
@@ -103,7 +104,11 @@ def test_a_wrong_word_is_refused_by_the_server_at_its_field(
     assert {"spec.training.mode", "spec.pods.tolerations[0].effect"} <= {*paths}
     done = bring(server, namespace, way, [with_word(path, "surprise", f"e-{i}") for i, path in enumerate(paths)])
     assert done.returncode == 1
-    assert [path for path in paths if f'{path}: Unsupported value: "surprise"' not in done.stderr] == []
+    instead = {key.path: key.instead for key in keys(Spec)}
+    for path in paths:
+        start, way_out = ("Invalid value", instead[path]) if instead.get(path) else ("Unsupported value", "")
+        [line] = [line for line in done.stderr.splitlines() if f'{path}: {start}: "surprise": ' in line]
+        assert line.endswith(way_out)
 
 
 CONTRADICTIONS: dict[str, tuple[Json, str]] = {

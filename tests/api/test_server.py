@@ -151,7 +151,7 @@ FIXED: dict[str, Json] = {
     "a changed free section": {"tags": {"a": "c"}},
     "a new key in a free section": {"tags": {"c": {"d": [1]}}},
     "an added native part": {"network": {"profile": "tcp"}},
-    "another output": {"output": {"uri": "/elsewhere"}},
+    "another output": {"output": {"uri": "pvc://models/elsewhere"}},
 }
 FREE: dict[str, Json] = {
     "suspension": {"suspend": True},

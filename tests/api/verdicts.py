@@ -11,12 +11,15 @@ import re
 from collections.abc import Iterable
 
 from finetune_api.codegen.policy import sections
+from finetune_api.resource.keys import keys
+from finetune_api.resource.v1alpha1 import Spec
 from finetune_api.validation.problem import Problem
 from finetune_api.validation.rules import all_rules
 from testbed.api import ApiError
 
 MIRRORED = {path for path, _ in sections()}
 SENTENCES = {rule.message for rule in all_rules()}
+INSTEAD = {key.instead for key in keys(Spec)} - {""}
 UNCHECKED = "some validation rules were not checked"
 
 
@@ -34,6 +37,8 @@ def disagreement(problems: Iterable[Problem], refusal: ApiError | None) -> str:
         return _strict(_named(refusal), unknown, shape)
     if "denied request" in refusal.message:
         return _differ("unknown", _listed(refusal), {p.path for p in problems})
+    if any(UNCHECKED in cause["message"] for cause in refusal.causes):
+        shape -= {p.path for p in problems if p.remedy in INSTEAD}  # choices that a rule judges
     counted = {path for path in _shape(refusal) if any(bad.startswith(f"{path}[") for bad in shape)} - shape
     return _differ("misshapen", _shape(refusal) - counted, shape) or _rules(refusal, rules, complete=not shape)
 

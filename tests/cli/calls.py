@@ -21,6 +21,7 @@ spec:
     gpu_type: CPU
   training:
     mode: lora
+  output: {ephemeral: true}
 """
 """A job that is fine. Line numbers of tests count from here."""
 ROW = '{"messages": [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}]}\n'

@@ -12,7 +12,7 @@ from finetune_cli import reading, toml_jobs
 from finetune_cli.errors import Refused
 
 CONFIG_MAP = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: rows}\n"
-TOML = '[job]\nmodel = "org/name"\ndata = "train.jsonl"\n[compute]\ngpu_type = "CPU"\n'
+TOML = '[job]\nmodel = "org/name"\ndata = "train.jsonl"\n[compute]\ngpu_type = "CPU"\n[output]\nephemeral = true\n'
 
 
 def _written(folder: Path, name: str, content: str | bytes) -> str:

@@ -29,7 +29,7 @@ def _answer(*arguments: str | Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_a_published_toml_is_accepted_or_refused_by_name(name: str) -> None:
-    answer = _answer(FOLDER / name, "--set", "job.data=pvc://rows/train.jsonl")
+    answer = _answer(FOLDER / name, "--set", "job.data=pvc://rows/train.jsonl", "--output", "pvc://models/out")
     errors, method, engine, ranks = EXPECTED[name]
     assert [(e["path"], e["reason"]) for e in answer["errors"]] == errors
     assert answer["valid"] == (not errors)
@@ -41,9 +41,17 @@ def test_every_toml_of_the_folder_is_expected_to_do_something() -> None:
 
 
 def test_a_toml_without_data_needs_a_dataset(tmp_path: Path) -> None:
-    [error] = _answer(FOLDER / "crafter_fft.toml")["errors"]
+    [error] = _answer(FOLDER / "crafter_fft.toml", "--output", "pvc://models/out")["errors"]
     assert (error["path"], error["reason"]) == ("job.data", "MissingData")
     assert error["remedy"] == "Set job.data to a JSONL file, or give --dataset."
+
+
+def test_a_toml_for_a_cluster_needs_an_output_and_all_else_is_told_too() -> None:
+    answer = _answer(FOLDER / "qwen3_32b_fft_4xh100.toml", "--dataset", "pvc://rows/train.jsonl")
+    [error] = answer["errors"]
+    assert (error["path"], error["reason"]) == ("output", "OutputNotKept")
+    assert "Set output.uri to pvc://CLAIM/FOLDER, or output.ephemeral to true" in error["remedy"]
+    assert (answer["method"], answer["layout"]["worldSize"]) == ("fft", 4)
 
 
 def test_what_a_published_toml_says_in_vain_is_named() -> None:

@@ -14,8 +14,6 @@ GOOD = """\
 job.yaml: valid
   method: lora on single
   layout: 1 node x 1 = 1 rank
-  note: output.uri is not set: on a cluster the result is lost when the pods end. \
-Set output.uri to pvc://CLAIM/PATH. [OutputNotKept]
   accepted, and changing nothing: job.suffix
 """
 BAD = """\
@@ -202,7 +200,7 @@ ELSEWHERE = {
     "data on a claim": (("data: train.jsonl", "data: pvc://rows/train.jsonl"), "spec.job.data", "--dataset"),
     "data in a ConfigMap": (("data: train.jsonl", "data: configmap://rows/a"), "spec.job.data", "--dataset"),
     "a model on a claim": (("model: org/name", "model: pvc://models/base"), "spec.job.model", "--model"),
-    "output on a claim": (("  training:", "  output: {uri: pvc://m/o}\n  training:"), "spec.output.uri", "--output"),
+    "output on a claim": (("{ephemeral: true}", "{uri: pvc://m/o}"), "spec.output.uri", "--output"),
     "validation rows on a claim": (
         ("  training:", "  data: {validation_path: pvc://rows/v.jsonl}\n  training:"),
         "spec.data.validation_path", "--set data.validation_path=",

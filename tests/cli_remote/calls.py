@@ -98,7 +98,7 @@ class Console:
     def job(self, *replacements: tuple[str, str], name: str = "job.yaml") -> str:
         """A file with the smallest job that runs on a cluster, changed in places."""
         text = JOB.replace("data: train.jsonl", "data: pvc://rows/train.jsonl")
-        text += "  output: {uri: pvc://models/out}\n"
+        text = text.replace("{ephemeral: true}", "{uri: pvc://models/out}")
         for old, new in replacements:
             assert old in text, f"{old!r} is not in the job"
             text = text.replace(old, new)

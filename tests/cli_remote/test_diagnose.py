@@ -110,7 +110,7 @@ def unserved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]
 
 
 def test_a_cluster_where_no_operator_runs_is_found_out(unserved: ControlPlane, tmp_path: Path) -> None:
-    body = resource({"job.data": "/data/rows.jsonl", "output": None})
+    body = resource({"job.data": "/data/rows.jsonl", "output": {"ephemeral": True}})
     body["metadata"]["namespace"] = "default"
     unserved.cluster.api.create(body)
     console = Console(unserved.cluster.kubeconfig, "default", tmp_path)

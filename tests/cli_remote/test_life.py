@@ -46,7 +46,8 @@ def test_a_submitted_job_is_created_judged_and_started(team: Team, console: Cons
 
 def test_a_toml_is_submitted_under_the_name_of_its_file(team: Team, console: Console) -> None:
     toml = Path(__file__).parents[1] / "cli" / "toml" / "multi_gpu_fft_8xh100.toml"
-    done = console("submit", str(toml), "--set", "job.data=pvc://rows/train.jsonl", "-o", "json")
+    done = console("submit", str(toml), "--set", "job.data=pvc://rows/train.jsonl", "--output", "pvc://models/out",
+                   "-o", "json")  # fmt: skip
     assert done.code == 0, done.err
     told = json.loads(done.out)
     assert (told["metadata"]["name"], condition(told["status"], "Accepted")[0]) == ("multi-gpu-fft-8xh100", "True")

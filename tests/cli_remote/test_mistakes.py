@@ -14,7 +14,9 @@ from builders import resource
 from cli.calls import ROW
 from cli_remote.calls import Console
 from finetune_api.codegen.crd import crd
-from operating.team import Team
+from finetune_cli.errors import Refused
+from finetune_cli.remote import fetching
+from operating.team import SMALL, Team
 from testbed.api import ApiError, Json
 from testbed.cluster import Cluster, write_private
 from testbed.control_plane import ControlPlane
@@ -157,7 +159,7 @@ SUBMITTED: dict[str, tuple[tuple[str, str] | None, tuple[str, ...], tuple[str, s
         ("spec.data.validation_path", "NotOnCluster", "the pods of a cluster do not have it", "pvc://CLAIM/PATH")),
     "a model folder of this machine": (None, ("--model", "./model"),
         ("spec.job.model", "NotOnCluster", "./model is on this machine", "put the folder on a claim")),
-    "many rows and no volume": (("  output: {uri: pvc://models/out}\n", ""),
+    "many rows and no volume": (("{uri: pvc://models/out}", "{ephemeral: true}"),
         ("--dataset", "many.jsonl"),
         ("spec.job.data", "NoVolume", "too many for a ConfigMap", "Set output.uri to pvc://CLAIM/PATH")),
     "two namespaces": (("name: sample", "name: sample\n  namespace: elsewhere"), (),
@@ -229,22 +231,25 @@ def test_a_verb_that_is_switched_by_an_ended_job_says_so(team: Team, console: Co
         answered(done.err, "finetunejob sample", "Ended", message, "Submit it under another name")
 
 
-OUTPUTS = {
-    "no output": (None, "OutputNotKept", "The job names no output.uri", "--output pvc://CLAIM/PATH"),
-    "a path in the pod": ("/data/out", "NotOnAClaim", "The result lies at /data/out", "Get /data/out/result with"),
-}
-
-
-@pytest.mark.parametrize("case", OUTPUTS)
-def test_a_result_that_is_not_on_a_claim(case: str, team: Team, console: Console) -> None:
-    uri, reason, message, remedy = OUTPUTS[case]
-    team.submit({"output": {"uri": uri} if uri else None})
-    team.start()
+def test_a_result_that_was_not_kept(team: Team, console: Console) -> None:
+    team.submit(SMALL)
+    team.start(pods=1)
     team.end("sample-1-worker-0")
     team.until_phase("Succeeded")
     done = console("fetch", "sample")
     assert (done.code, done.out) == (2, "")
-    answered(done.err, "finetunejob sample", reason, message, remedy)
+    message, remedy = "The job names no output.uri", "--output pvc://CLAIM/PATH"
+    answered(done.err, "finetunejob sample", "OutputNotKept", message, remedy)
+
+
+def test_a_result_in_a_folder_of_a_pod_of_an_older_job() -> None:
+    done = {"completionTime": "2026-01-01T00:00:00Z", "conditions": [{"type": "Complete", "status": "True"}]}
+    with pytest.raises(Refused) as error:
+        fetching.place(resource({"output.uri": "/data/out"}) | {"status": done})
+    [problem] = error.value.problems
+    assert (problem.path, problem.reason) == ("finetunejob sample", "NotOnAClaim")
+    assert problem.message.startswith("The result lies at /data/out, ")
+    assert problem.remedy.startswith("Get /data/out/result with ")
 
 
 def test_a_result_before_the_end_and_onto_what_is_there(team: Team, console: Console) -> None:

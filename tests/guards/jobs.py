@@ -42,17 +42,25 @@ ALIASES: tuple[tuple[str, ...], ...] = (
 )
 """Aliases of keys whose value depends on no other key."""
 
-MODELS = ("Qwen/Qwen3-4B", "Qwen/Qwen3-32B@main", "hf://org/name@v1", "pvc://models/base", "/mnt/model", "./here",
-          "s3://bucket/model", "pvc://models", "https://host/model", "oci://host/model:1", "a" * 256)  # fmt: skip
-ROWS = ("pvc://rows/train.jsonl", "configmap://rows/train.jsonl", "rows.jsonl", "/data/rows.jsonl", "hf://org/rows",
-        "gs://bucket/rows.jsonl", "az://box/rows.jsonl", "pvc://models/rows.jsonl")  # fmt: skip
+MODELS = (
+    "Qwen/Qwen3-4B",
+    "Qwen/Qwen3-32B@main",
+    "hf://org/name@v1",
+    "pvc://models/base",
+    "/mnt/model",
+    "./here",
+    "pvc://models",
+    "a" * 256,
+)
+ROWS = ("pvc://rows/train.jsonl", "configmap://rows/train.jsonl", "rows.jsonl", "/data/rows.jsonl",
+        "pvc://models/rows.jsonl")  # fmt: skip
 GPUS = ("H100", "H100", "h100", "A100", "A10G", "B200", "GB200", "H200", "L4", "l40s", "CPU", "CPU", "cpu", "NPU")
 LABELS: tuple[Json, ...] = ({"team": "a"}, {"example.org/team": "b", "A_1.b": ""}, {})
 QUANTITIES = ("1", "8", "500m", "64Gi", "1.5Gi", "100M", "3Ti", "7Gi")
 VALUES: Mapping[str, Sequence[Any]] = {
     "compute.gpu_type": GPUS,
     "data.validation_path": ROWS,
-    "output.uri": ("pvc://models/out", "pvc://models/out/", "pvc://models", "/mnt/here", "out", "s3://bucket/out"),
+    "output.uri": ("pvc://models/out", "pvc://models/out/", "pvc://models", "pvc://models/other", "/mnt/here"),
     f"{T}.validation.greater_is_better": (False,),
     f"{T}.lora.target_modules": (["all-linear"], ["q_proj", "v_proj"], ["up_proj"]),
     f"{H}.learning_rate": (1, 8e-6, 2e-4, 1e-5, 0.5),
@@ -210,8 +218,10 @@ def _same(draw: Random, body: Json) -> None:
 def _free(draw: Random, body: Json) -> None:
     share = draw.choice((0.03, 0.15, 0.3))
     for path in FREE:
-        if draw.random() < (0.7 if path == "output.uri" else share):
+        if draw.random() < (0.9 if path == "output.uri" else share):
             put(body, path, fitting(draw, path))
+    if "uri" not in body.get("output", {}):
+        put(body, "output.ephemeral", True)
     if draw.random() < share:
         put(body, "credentials.huggingFace.secretName", "hub")
         if draw.random() < 0.5:
@@ -302,7 +312,19 @@ def _refuse(draw: Random, body: Json) -> None:
 
 
 def _address(draw: Random, body: Json) -> None:
-    uris = ("ftp://x/y", "a:b", "s3://", "s3://b/../c", "pvc://c", "../rows.jsonl", "hf://a/b@c", "https:x")
+    uris = (
+        "ftp://x/y",
+        "a:b",
+        "s3://",
+        "s3://bucket/file",
+        "hf://org/rows",
+        "oci://host/model:1",
+        "s3://b/../c",
+        "pvc://c",
+        "../rows.jsonl",
+        "hf://a/b@c",
+        "https:x",
+    )
     put(body, draw.choice((MODEL[0], *DATA, "data.validation_path", "output.uri")), draw.choice(uris))
 
 

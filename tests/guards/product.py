@@ -21,7 +21,7 @@ from finetune_cli.main import cli
 from finetune_operator import events, observe, transform
 from finetune_plan import decide
 from finetune_plan.backends import DEFAULT as BACKEND
-from finetune_plan.model import CreateRun, DeleteRun, Observed, Plan
+from finetune_plan.model import CreateRun, DeleteRun, Observed, ObservedClaim, Plan
 from finetune_plan.resolve import validate
 from finetune_plan.settings import ACCELERATORS, Accelerator, PlanSettings
 
@@ -43,7 +43,7 @@ def plan(seen: Mapping[str, Any], settings: Mapping[str, Any], now: str) -> Json
         backend=seen.get("backend", True),
         refusal=seen.get("refusal", ""),
         pods_refusal=seen.get("pods_refusal", ""),
-        claim=seen.get("claim", {}),
+        claim=ObservedClaim(seen.get("claim", {})),
     )
     answer = decide.plan(observed, _settings(settings), datetime.fromisoformat(now), BACKEND)
     status = answer.status.model_dump(mode="json", exclude_none=True)

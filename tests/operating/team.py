@@ -17,7 +17,7 @@ from testbed.api import Api
 from testbed.pods import end_pod, run_pod
 from testbed.watch import wait_for, wait_for_all
 
-SMALL: Json = {"compute.nodes": 1, "job.data": "configmap://rows/train.jsonl", "output": None}
+SMALL: Json = {"compute.nodes": 1, "job.data": "configmap://rows/train.jsonl", "output": {"ephemeral": True}}
 """Changes of a job that then fits on one node and needs no claim."""
 
 
@@ -48,9 +48,9 @@ class Team:
         body["metadata"]["namespace"] = self.namespace
         return self.api.create(body)
 
-    def claim(self, name: str) -> Json:
+    def claim(self, name: str, mode: str = "ReadWriteMany") -> Json:
         """A PersistentVolumeClaim, which nothing binds."""
-        spec = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
+        spec = {"accessModes": [mode], "resources": {"requests": {"storage": "1Gi"}}}
         metadata = {"name": name, "namespace": self.namespace}
         return self.api.create(
             {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}
@@ -94,9 +94,9 @@ class Team:
         """Until there is nothing any more at a collection."""
         wait_for_all(self.api, path, lambda found: not found, timeout_s=max(30, self.patience_s))
 
-    def start(self, run: str = "sample-1", name: str = "sample") -> None:
+    def start(self, run: str = "sample-1", name: str = "sample", pods: int = 2) -> None:
         """All pods run."""
-        for pod in self.until_run(run):
+        for pod in self.until_run(run, pods):
             run_pod(self.api, self.namespace, pod["metadata"]["name"])
         self.until(lambda status: condition(status, "PodsReady")[0] == "True", name)
 

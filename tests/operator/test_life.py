@@ -147,6 +147,15 @@ def test_a_job_that_is_made_again_with_its_output_in_place_succeeds_without_a_po
     team.until_run("sample-1")
 
 
+def test_several_nodes_on_a_claim_of_one_node_are_refused_before_there_are_pods(team: Team) -> None:
+    team.claim("models", "ReadWriteOnce")
+    team.submit()
+    status = team.until(lambda status: condition(status, "Accepted")[0] == "False")
+    assert condition(status, "Accepted") == ("False", "OutputNotShared")
+    assert "Name a claim with the access mode ReadWriteMany" in message(status, "Accepted")
+    assert team.run_names() == []
+
+
 def test_deleting_the_job_deletes_what_it_owns(team: Team) -> None:
     team.submit()
     team.until_run("sample-1")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -55,8 +55,8 @@ class Cluster:
         self.job = self._write(self.job | {"status": self.job["status"] | patch["status"]})
         return self.job
 
-    async def claim_annotations(self, key: Key) -> Mapping[str, str]:
-        return {}
+    async def claim(self, key: Key) -> Json | None:
+        return None
 
     async def annotate_claim(self, key: Key, annotation: str, text: str) -> None:
         return

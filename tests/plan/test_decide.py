@@ -15,7 +15,7 @@ from finetune_api.runtime.exits import Exit
 from finetune_api.runtime.report import Cause, FinalReport, ProgressRecord
 from finetune_plan.backends import DEFAULT as BACKEND
 from finetune_plan.decide import POLL_SECONDS, plan
-from finetune_plan.model import CreateRun, DeleteRun, Observed, ObservedPod, ObservedRun, Plan
+from finetune_plan.model import CreateRun, DeleteRun, Observed, ObservedClaim, ObservedPod, ObservedRun, Plan
 from finetune_plan.settings import PlanSettings
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -411,7 +411,7 @@ def test_a_success_is_noted_on_the_claim_and_found_there_by_the_same_job() -> No
     assert done.record_result is not None
     assert done.record_result.claim == "models"
     claim = {done.record_result.annotation: done.record_result.text, "somebody/else": "x"}
-    answer = decided(seen(claim=claim))
+    answer = decided(seen(claim=ObservedClaim(claim)))
     assert (answer.actions, answer.status.phase) == ((), Phase.SUCCEEDED)
     assert answer.status.run is None
     assert answer.status.result == done.status.result
@@ -433,14 +433,43 @@ def test_a_success_is_noted_on_the_claim_and_found_there_by_the_same_job() -> No
 def test_another_job_and_a_spoilt_note_train(changes: Json, text: str | None) -> None:
     done = decided(seen(status=accepted(), runs=RUN1, pods=(ended(0, Exit.OK),)))
     assert done.record_result is not None
-    assert created(
-        decided(seen(changes, claim={done.record_result.annotation: text or done.record_result.text}))
-    ) == ["sample-1"]
+    claim = ObservedClaim({done.record_result.annotation: text or done.record_result.text})
+    assert created(decided(seen(changes, claim=claim))) == ["sample-1"]
 
 
 def test_a_job_whose_output_is_no_claim_is_noted_nowhere() -> None:
-    done = decided(seen({"output.uri": "/out"}, status=accepted(), runs=RUN1, pods=(ended(0, Exit.OK),)))
+    alone = {"compute.nodes": 1, "output": {"ephemeral": True}}
+    done = decided(seen(alone, status=accepted(), runs=RUN1, pods=(ended(0, Exit.OK),)))
     assert (done.status.phase, done.record_result) == (Phase.SUCCEEDED, None)
+
+
+ONE_NODE, MANY = ("ReadWriteOnce",), ("ReadWriteOnce", "ReadWriteMany")
+
+
+def test_several_nodes_on_a_claim_that_one_node_mounts_are_refused_before_there_are_pods() -> None:
+    answer = decided(seen(claim=ObservedClaim(access_modes=("ReadWriteOnce", "ReadWriteOncePod"))))
+    assert (answer.actions, answer.status.phase, answer.requeue_after) == ((), Phase.FAILED, 60)
+    assert condition(answer, "Accepted") == ("False", "OutputNotShared")
+    [message] = [c.message for c in answer.status.conditions or () if c.type == "Accepted"]
+    assert message == (
+        "spec.output.uri: The claim models can be mounted by one node (ReadWriteOnce, ReadWriteOncePod), and "
+        "the job has 2. Name a claim with the access mode ReadWriteMany, or set compute.nodes to 1."
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "modes"),
+    [({}, MANY), ({}, ()), ({"compute.nodes": 1}, ONE_NODE), ({}, ("ReadWriteMany",))],
+    ids=["one of the modes is shared", "no such claim yet", "one node", "shared"],
+)
+def test_a_claim_that_all_nodes_can_mount_is_fine(changes: Json, modes: tuple[str, ...]) -> None:
+    assert created(decided(seen(changes, claim=ObservedClaim(access_modes=modes)))) == ["sample-1"]
+
+
+def test_a_job_that_runs_is_not_refused_for_its_claim() -> None:
+    claim = ObservedClaim(access_modes=ONE_NODE)
+    answer = decided(seen(status=accepted(), runs=RUN1, pods=(pod(0), pod(1)), claim=claim))
+    assert (answer.actions, condition(answer, "Accepted")[0]) == ((), "True")
 
 
 @pytest.mark.parametrize(("age", "left"), [(0.0, 10.0), (8.0, 2.0), (-60.0, 10.0)])

@@ -112,6 +112,7 @@ READ: dict[str, tuple[Json, Any]] = {
     "suspend": ({}, True),
     "cancel": ({}, True),
     "output.uri": ({}, "pvc://models/elsewhere"),
+    "output.ephemeral": ({"output.uri": None}, True),
     "pods.image": ({}, "registry.example/trainer:1"),
     "pods.imagePullPolicy": ({}, "Always"),
     "pods.imagePullSecrets": ({}, ["registry"]),

@@ -50,11 +50,11 @@ def changed(resource: Mapping[str, Any], changes: Changes) -> dict[str, Any]:
         (changes.dataset, "job.data", ("job.data_path",)),
         (changes.model, "job.model", ("policy.model_name", "policy.source")),
         (changes.examples, "data.examples", ()),
-        (changes.output, "output.uri", ()),
+        (changes.output, "output.uri", ("output.ephemeral",)),
     ):
         if value is not None:
             _set(result, path, value)
-            for other in others:  # another name of the same thing, which would contradict
+            for other in others:  # which would contradict
                 _remove(result, other)
     for assignment in changes.assignments:
         _set(result, *_parsed(assignment))

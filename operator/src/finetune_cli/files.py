@@ -1,7 +1,7 @@
 """What this machine can check of a job's files before anything starts: rows, and a model's folder.
 
 Called by `validate` for files that the command line names, and by `run` for all of them. Places that are not
-on this machine (a claim, the Hub, a bucket) are passed over.
+on this machine (a claim, the Hub) are passed over.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def data_problems(job: JobSettings, data: Data) -> Iterator[Problem]:
 def model_problems(job: JobSettings) -> Iterator[Problem]:
     """What keeps a folder from being a model's."""
     model = job.model
-    if uris.parse(model.value, model=True).scheme is not Scheme.PATH:
+    if not model.value or uris.MODEL.parse(model.value).scheme is not Scheme.PATH:
         return
     key, reason, folder = f"spec.{model.key}", MEANINGS[Exit.MODEL_REFUSED].reason, Path(model.value)
     if not folder.is_dir():
@@ -53,14 +53,14 @@ def elsewhere(job: JobSettings) -> Iterator[Problem]:
         (job.output, "Give --output with a folder of this machine."),
     )
     for given, remedy in settings:
-        scheme = given.value and uris.parse(given.value, model=given is job.model).scheme
+        scheme = given.value and uris.KEYS[given.key].parse(given.value).scheme
         if scheme in ELSEWHERE:
             message = f"{given.value} is {ELSEWHERE[scheme]}, and this run is local."
             yield Problem(f"spec.{given.key}", "NotLocal", message, remedy)
 
 
 def _rows(file: Setting[Any], data: Data, examples: int | None) -> Iterator[Problem]:
-    if not file.value or uris.parse(file.value).scheme is not Scheme.PATH:
+    if not file.value or uris.ROWS.parse(file.value).scheme is not Scheme.PATH:
         return
     read = partial(finetune_data.read, on_bad_row=data.on_bad_row, max_bad_share=data.max_bad_share)
     try:

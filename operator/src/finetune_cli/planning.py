@@ -38,15 +38,15 @@ class Planned:
     resolution: Resolution
 
 
-def judged(source: Input, changes: Changes) -> Judged:
-    """Raises Refused only if `changes` cannot be made."""
+def judged(source: Input, changes: Changes, *, cluster: bool = True) -> Judged:
+    """Raises Refused only if `changes` cannot be made. A local run does not ask the rules about pods."""
     resource = changed(source.resource, changes)
-    return Judged(source, resource, resolve.validate(resource, SETTINGS))
+    return Judged(source, resource, resolve.validate(resource, SETTINGS, cluster=cluster))
 
 
-def planned(source: Input, changes: Changes) -> Planned:
+def planned(source: Input, changes: Changes, *, cluster: bool = True) -> Planned:
     """Raises Refused with everything that is wrong."""
-    found = judged(source, changes)
+    found = judged(source, changes, cluster=cluster)
     if found.verdict.resolution is None or not found.verdict.valid:
         raise found.source.refused(found.verdict.problems)
     return Planned(found.source, found.resource, found.verdict, found.verdict.resolution)

@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 from finetune_api.resource import names
 from finetune_api.resource.status import Phase
 from finetune_plan.backends.protocol import Backend
-from finetune_plan.model import ObservedPod, ObservedRun
+from finetune_plan.model import ObservedClaim, ObservedPod, ObservedRun
 
 from . import transform
 from .cluster import Kind
@@ -119,8 +119,8 @@ class Cache:
         )
         self.runs: Store[ObservedRun] = Store(backend.observe, _owner_label)
         self.pods: Store[ObservedPod] = Store(lambda raw: transform.pod(raw, backend), _owner_label)
-        self.claims: dict[Key, tuple[float, Mapping[str, str]]] = {}
-        """Annotations of claims, and when they were read: not watched, and cached for a moment only."""
+        self.claims: dict[Key, tuple[float, ObservedClaim]] = {}
+        """Claims, and when they were read: not watched, and cached for a moment only."""
         self.refusals = RefusalEvents(backend)
 
     def job(self, key: Key) -> Json | None:

@@ -7,7 +7,7 @@ are the operator's RBAC.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from enum import StrEnum
 from typing import Protocol
 
@@ -56,8 +56,8 @@ class Cluster(Protocol):
     async def patch_status(self, key: Key, patch: Json) -> Json:
         """Merge into the status of a FinetuneJob. Raises Conflict if metadata.resourceVersion is old."""
 
-    async def claim_annotations(self, key: Key) -> Mapping[str, str]:
-        """Annotations of a PersistentVolumeClaim; none if there is no such claim."""
+    async def claim(self, key: Key) -> Json | None:
+        """A PersistentVolumeClaim; None if there is no such claim."""
 
     async def annotate_claim(self, key: Key, annotation: str, text: str) -> None:
         """Set one annotation of a PersistentVolumeClaim. Raises NotFound."""
@@ -130,9 +130,8 @@ class KubernetesCluster:
         resource = f"{PLURAL}/status"
         return _object(await self._http.request("patch", resource, path, query=query, body=patch, content_type=MERGE))
 
-    async def claim_annotations(self, key: Key) -> Mapping[str, str]:
-        found = await self._find(CLAIMS_PLURAL, _path("v1", CLAIMS_PLURAL, key))
-        return (found or {"metadata": {}})["metadata"].get("annotations") or {}
+    async def claim(self, key: Key) -> Json | None:
+        return await self._find(CLAIMS_PLURAL, _path("v1", CLAIMS_PLURAL, key))
 
     async def annotate_claim(self, key: Key, annotation: str, text: str) -> None:
         body, path = {"metadata": {"annotations": {annotation: text}}}, _path("v1", CLAIMS_PLURAL, key)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
 from finetune_api.runtime import report
 from finetune_api.runtime.report import (
@@ -15,7 +15,7 @@ from finetune_api.runtime.report import (
 )
 from finetune_plan import job_settings, results
 from finetune_plan.decide import missing_pods
-from finetune_plan.model import Observed, ObservedPod
+from finetune_plan.model import Observed, ObservedClaim, ObservedPod
 
 from . import metrics
 from .cache import Cache
@@ -27,7 +27,7 @@ from .settings import Settings
 BACKEND_SECONDS = 5.0
 """Seconds for which the answer about the backend's resource is cached."""
 CLAIM_SECONDS = 1.0
-"""Seconds for which the annotations of a claim are cached, so that a burst of jobs on one claim reads it once."""
+"""Seconds for which a claim is cached, so that a burst of jobs on one claim reads it once."""
 TERMINATION_POLL_SECONDS = 4.0
 """Seconds between lists of a terminating run's children: less than POLL_SECONDS in finetune_plan/decide.py."""
 OVERLAP_SECONDS = 5
@@ -64,7 +64,7 @@ class Observer:
             backend=bool(runs) or over or await self.backend(),
             refusal=refusal,
             pods_refusal=next((said for r in runs if (said := self._cache.refusals.of(r.uid))), ""),
-            claim={} if over or runs or job["status"].get("run") else await self._claim(key, job),
+            claim=ObservedClaim() if over or runs or job["status"].get("run") else await self._claim(key, job),
         )
 
     def progress_seconds(self) -> float:
@@ -116,15 +116,15 @@ class Observer:
                     self._cache.put(kind, raw)
             self._cache.keep_of(kind, uid, listed, version)
 
-    async def _claim(self, key: Key, job: Json) -> Mapping[str, str]:
-        """Annotations of the claim that the output of a new job lies on."""
+    async def _claim(self, key: Key, job: Json) -> ObservedClaim:
+        """The claim that the output of a new job lies on."""
         name = results.claim(job_settings.read(job))
         if not name:
-            return {}
+            return ObservedClaim()
         claim, now = Key(key.namespace, name), self._clock()
-        read, known = self._cache.claims.get(claim, (-CLAIM_SECONDS, {}))
+        read, known = self._cache.claims.get(claim, (-CLAIM_SECONDS, ObservedClaim()))
         if now - read >= CLAIM_SECONDS:
-            known = await self._cluster.claim_annotations(claim)
+            known = _observed_claim(await self._cluster.claim(claim) or {})
             self._cache.claims[claim] = (now, known)
         return known
 
@@ -150,6 +150,11 @@ class Observer:
         self._cache.claims.clear()
         self._terminating.clear()
         self._read = {uid: at for uid, at in self._read.items() if uid in alive}
+
+
+def _observed_claim(claim: Json) -> ObservedClaim:
+    modes = claim.get("spec", {}).get("accessModes") or ()
+    return ObservedClaim(claim.get("metadata", {}).get("annotations") or {}, tuple(modes))
 
 
 def newest(lines: Iterable[str]) -> tuple[Record, ...]:

@@ -38,6 +38,12 @@ PEER_LOST_GRACE = 10.0
 TERMINATION_OVERDUE = 10.0
 """Seconds after a pod's grace period in which its node may still confirm that the pod ended."""
 
+ONE_NODE = {"ReadWriteOnce", "ReadWriteOncePod"}
+"""Access modes of a claim that pods of only one node can mount."""
+
+CLAIM_POLL_SECONDS = 60.0
+"""Seconds until a claim that not all nodes can mount is read again: it may have been recreated."""
+
 RELEASE_SECONDS = 60.0
 """Seconds after the job's end in which running pods may exit by themselves before they are deleted."""
 
@@ -153,18 +159,29 @@ def succeeded(ctx: ReconcileContext) -> Plan | None:
 
 def already_complete(ctx: ReconcileContext) -> Plan | None:
     """The output of this job already exists; the job that produced it was deleted."""
-    if ctx.run or not ctx.observed.claim:
+    if ctx.run or not ctx.observed.claim.annotations:
         return None
     resolved = ctx.status.resolved
     if ctx.verdict.resolution is None or resolved is None:
         return None
-    result = results.recorded(ctx.job, ctx.observed.claim, resolved.digest or "")
+    result = results.recorded(ctx.job, ctx.observed.claim.annotations, resolved.digest or "")
     if result is None:
         return None
     return Plan(
         (),
         statuses.already_complete(ctx.status, result, results.already_complete_message(ctx.job), now=ctx.time),
     )
+
+
+def output_not_shared(ctx: ReconcileContext) -> Plan | None:
+    """Several nodes, and a claim that one node can mount: all pods but one would wait for ever."""
+    resolution, modes = ctx.verdict.resolution, ctx.observed.claim.access_modes
+    if ctx.run or resolution is None or resolution.layout.nodes == 1 or not modes or set(modes) - ONE_NODE:
+        return None
+    problem = results.not_shared(ctx.job, modes, resolution.layout.nodes)
+    verdict = Verdict((problem,), resolution)
+    status = statuses.admission(verdict, now=ctx.time, generation=ctx.generation, before=ctx.written)
+    return Plan((), status, requeue_after=CLAIM_POLL_SECONDS)
 
 
 def deadline_exceeded(ctx: ReconcileContext) -> Plan | None:
@@ -254,8 +271,8 @@ def missing_pods(status: Mapping[str, Any], pods: Iterable[ObservedPod]) -> int:
 
 
 CHECKS: tuple[Callable[[ReconcileContext], Plan | None], ...] = (
-    finished, succeeded, cancelled, refused, already_complete, suspended, deadline_exceeded, terminating, queued,
-    failed, backend_missing, starting, running,
+    finished, succeeded, cancelled, refused, already_complete, output_not_shared, suspended, deadline_exceeded,
+    terminating, queued, failed, backend_missing, starting, running,
 )  # fmt: skip
 
 

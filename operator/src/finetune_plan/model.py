@@ -45,6 +45,14 @@ class ObservedPod:
 
 
 @dataclass(frozen=True)
+class ObservedClaim:
+    """A PersistentVolumeClaim."""
+
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    access_modes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Observed:
     """Everything that a decision may depend on, read at one moment."""
 
@@ -60,8 +68,8 @@ class Observed:
     """What the API server said when it refused to create the current run; empty if it did not."""
     pods_refusal: str = ""
     """What it said when it refused a pod of that run; empty if it did not."""
-    claim: Mapping[str, str] = field(default_factory=dict)
-    """Annotations of the claim that the output lies on, of a job without a run; empty if there is no such claim."""
+    claim: ObservedClaim = field(default_factory=ObservedClaim)
+    """The claim that the output lies on, of a job without a run; empty if there is no such claim."""
 
 
 @dataclass(frozen=True)

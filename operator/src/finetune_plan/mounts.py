@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from finetune_api.validation import uris
-from finetune_api.validation.uris import Scheme
+from finetune_api.validation.uris import Scheme, Use
 
 CLAIMS = "/mnt/claims"
 CONFIG_MAPS = "/mnt/configmaps"
@@ -26,9 +25,9 @@ def uri_of(path: str) -> str:
     return path if inside == path else f"pvc://{inside}"
 
 
-def mount(uri: str, *, model: bool = False) -> Mount:
+def mount(uri: str, use: Use) -> Mount:
     """The place of a URI; URIs that the trainer fetches by itself stay as they are."""
-    source = uris.parse(uri, model=model)
+    source = use.parse(uri)
     if source.scheme is Scheme.PVC:
         return Mount(f"{CLAIMS}/{source.name}/{source.path}".rstrip("/"), claim=source.name)
     if source.scheme is Scheme.CONFIG_MAP:

@@ -28,8 +28,6 @@ def notes(job: JobSettings, method: Method) -> Iterator[Note]:
     """What was assumed, and what will be ignored."""
     if job.validation.wanted and not job.data.validation.value:
         yield note(r.VALIDATION_SKIPPED)
-    if not job.output.value:
-        yield note(r.OUTPUT_NOT_KEPT)
     variety = job.method.variety
     if variety.value and variety.value != method:
         yield note(r.VARIETY_YIELDS, key=variety.key, value=variety.value, method=method)

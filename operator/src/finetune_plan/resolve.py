@@ -124,10 +124,10 @@ class Verdict:
         return not self.problems
 
 
-def validate(resource: Mapping[str, Any], settings: PlanSettings) -> Verdict:
-    """Judge a FinetuneJob given as plain data."""
-    found = check.problems(resource)
-    if found:
+def validate(resource: Mapping[str, Any], settings: PlanSettings, *, cluster: bool = True) -> Verdict:
+    """Judge a FinetuneJob given as plain data; `cluster` is whether it is meant for one."""
+    found = check.problems(resource, cluster=cluster)
+    if found and check.problems(resource, cluster=False):
         return Verdict(tuple(found), None)
-    resolution = resolve(resource, settings)
-    return Verdict(resolution.problems, resolution)
+    resolution = resolve(resource, settings)  # the rules about pods forbid no decision, so both are said at once
+    return Verdict(tuple(sorted([*found, *resolution.problems])), resolution)

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from pydantic import ValidationError
 
 from finetune_api.resource import reasons
 from finetune_api.resource.names import GROUP
 from finetune_api.resource.status import ResultStatus, Status
+from finetune_api.validation.problem import Problem
+from finetune_api.validation.uris import OUTPUT
 
 from .job_settings import JobSettings
 from .model import RecordResult
@@ -27,7 +29,7 @@ def claim(job: JobSettings) -> str:
     """The claim that holds the output; empty if there is none, or if the URI cannot be parsed."""
     uri = job.output.value
     try:
-        return mount(uri).claim if isinstance(uri, str) else ""
+        return mount(uri, OUTPUT).claim if isinstance(uri, str) else ""
     except ValueError:
         return ""
 
@@ -57,6 +59,13 @@ def already_complete_message(job: JobSettings) -> str:
     """What a person reads who applied a job that is done already."""
     name = claim(job)
     return reasons.ALREADY_COMPLETE.text(claim=name, annotation=_annotation(job))
+
+
+def not_shared(job: JobSettings, modes: Collection[str], nodes: int) -> Problem:
+    """The refusal of a claim that not all nodes can mount."""
+    message = f"The claim {claim(job)} can be mounted by one node ({', '.join(modes)}), and the job has {nodes}."
+    remedy = "Name a claim with the access mode ReadWriteMany, or set compute.nodes to 1."
+    return Problem("spec.output.uri", "OutputNotShared", message, remedy)
 
 
 def _annotation(job: JobSettings) -> str:

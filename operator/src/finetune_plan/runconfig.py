@@ -17,6 +17,7 @@ from finetune_api.runtime.run_config import (
     Schedule,
     Validation,
 )
+from finetune_api.validation import uris
 
 from .job_settings import DataSettings, JobSettings, LoraSettings, OptimizerSettings
 from .mounts import mount
@@ -34,7 +35,7 @@ def run_config(resolved: Resolution) -> RunConfig:
     job, layout = resolved.job, resolved.layout
     return RunConfig(
         name=job.name,
-        model=mount(job.model.value, model=True).path,
+        model=mount(job.model.value, uris.MODEL).path,
         method=resolved.method,
         engine=resolved.engine,
         device=resolved.device,
@@ -59,7 +60,7 @@ def run_config(resolved: Resolution) -> RunConfig:
         activation_checkpointing=job.engine.activation_checkpointing.value,
         log_every_steps=job.training.logging_steps.value,
         seed=job.training.seed.value,
-        output=mount(output_uri(job)).path,
+        output=mount(output_uri(job), uris.OUTPUT).path,
     )
 
 
@@ -76,8 +77,8 @@ def output_uri(job: JobSettings) -> str:
 def _data(job: JobSettings) -> Data:
     data, validation = job.data, job.data.validation.value
     return Data(
-        train=mount(data.train.value).path,
-        validation=mount(validation).path if validation and job.validation.wanted else None,
+        train=mount(data.train.value, uris.ROWS).path,
+        validation=mount(validation, uris.ROWS).path if validation and job.validation.wanted else None,
         on_bad_row=data.on_bad_row.value,
         max_bad_share=data.max_bad_share.value,
         examples=data.examples.value,

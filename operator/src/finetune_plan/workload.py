@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from finetune_api.resource import names
 from finetune_api.runtime import protocol
+from finetune_api.validation import uris
 
 from .job_settings import JobSettings
 from .mounts import Mount, mount
@@ -97,5 +98,10 @@ def _labels(job: JobSettings, run_number: int, uid: str) -> dict[str, str]:
 
 
 def _mounts(job: JobSettings) -> tuple[Mount, ...]:
-    uris = (job.data.train.value, job.data.validation.value, output_uri(job))
-    return (mount(job.model.value, model=True), *(mount(uri) for uri in uris if uri))
+    named = (
+        (job.model.value, uris.MODEL),
+        (job.data.train.value, uris.ROWS),
+        (job.data.validation.value, uris.ROWS),
+        (output_uri(job), uris.OUTPUT),
+    )
+    return tuple(mount(uri, use) for uri, use in named if uri)

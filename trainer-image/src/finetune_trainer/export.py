@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from finetune_api.runtime.choices import Method
-from finetune_api.validation.uris import Scheme, parse
+from finetune_api.validation.uris import MODEL, Scheme
 
 from .agreement import rank
 
@@ -128,7 +128,7 @@ def _dtype(base: Path) -> torch.dtype:
 
 def _base_name(model: str) -> tuple[str, str | None]:
     """Name and revision under which PEFT finds the base model again."""
-    source = parse(model, model=True)
+    source = MODEL.parse(model)
     return (source.name, source.revision or None) if source.scheme is Scheme.HUB else (model, None)
 
 

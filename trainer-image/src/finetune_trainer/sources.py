@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.validation import uris
-from finetune_api.validation.uris import Scheme, Source
+from finetune_api.validation.uris import Scheme, Source, Use
 
 from .errors import DataRefused, ModelRefused
 
@@ -25,7 +25,7 @@ def model_folder(uri: str, *, weights: bool = True) -> Path:
 
     weights: whether this node reads them; only then they are downloaded.
     """
-    source = _parse(uri, model=True, refusal=ModelRefused)
+    source = _parse(uri, uris.MODEL, ModelRefused)
     if source.scheme is Scheme.HUB:
         folder = _download(source, weights)
     elif source.scheme is Scheme.PATH:
@@ -38,7 +38,7 @@ def model_folder(uri: str, *, weights: bool = True) -> Path:
 
 def data_file(uri: str) -> Path:
     """The file with the rows. Raises DataRefused for what this version cannot read."""
-    source = _parse(uri, model=False, refusal=DataRefused)
+    source = _parse(uri, uris.ROWS, DataRefused)
     if source.scheme is not Scheme.PATH:
         raise DataRefused(_unread("data", uri, "a plain path to a JSONL file"))
     return Path(source.path)
@@ -55,9 +55,9 @@ def model_config(folder: Path) -> dict[str, Any]:
     return document
 
 
-def _parse(uri: str, *, model: bool, refusal: type[ModelRefused | DataRefused]) -> Source:
+def _parse(uri: str, use: Use, refusal: type[ModelRefused | DataRefused]) -> Source:
     try:
-        return uris.parse(uri, model=model)
+        return use.parse(uri)
     except ValueError as error:
         raise refusal(str(error)) from error
 
@@ -83,7 +83,7 @@ def _require_model(folder: Path, weights: bool) -> None:
 def _download(source: Source, weights: bool) -> Path:
     # Only here: most runs name a folder, and the library takes its time to import.
     import huggingface_hub  # noqa: PLC0415
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError  # noqa: PLC0415
 
     name = source.name + (f"@{source.revision}" if source.revision else "")
     try:
@@ -97,7 +97,7 @@ def _download(source: Source, weights: bool) -> Path:
             f"model {name}: it is not in the cache and the Hub could not be asked; check the network and "
             "HF_ENDPOINT, or give the model as a folder"
         ) from error
-    except (HfHubHTTPError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise ModelRefused(
             f"model {name}: {str(error).splitlines()[0]}; check the name, and that the job has a token that "
             "may read it (HF_TOKEN)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from finetune_api.resource import v1alpha1
+from finetune_api.resource.keys import keys
 from finetune_api.resource.names import (
     API_VERSION,
     CATEGORY,
@@ -18,12 +19,15 @@ from finetune_api.resource.names import (
 )
 from finetune_api.resource.status import Status
 from finetune_api.validation import predicates
+from finetune_api.validation.predicates import OfOneKey
 from finetune_api.validation.rules import Rule, all_rules
 
 from .schema import Schema, structural
 
 Manifest = dict[str, Any]
 
+CHOICE_LENGTH = 128
+"""Longest value of a choice that a rule judges."""
 MAY_CHANGE = ("suspend", "cancel", "lifecycle")
 """What may change once a run exists. Everything else made the run what it is."""
 
@@ -62,7 +66,13 @@ def crd() -> Manifest:
 def root() -> Schema:
     """The schema of the whole resource."""
     spec, status = structural(v1alpha1.Spec), structural(Status)
-    spec["x-kubernetes-validations"] = [_validation(rule) for rule in all_rules()]
+    for key in keys(v1alpha1.Spec, ""):
+        if key.instead:
+            _say_instead(_node(spec, key.path.lstrip(".")), key.instead)
+    for rule in all_rules():
+        # At its key, a rule costs nothing while the key is absent: every write of the status evaluates them all.
+        node = _node(spec, rule.path) if isinstance(rule.must, OfOneKey) else spec
+        node.setdefault("x-kubernetes-validations", []).append(_validation(rule))
     return {
         "type": "object",
         "description": v1alpha1.FinetuneJob.__doc__,
@@ -78,13 +88,31 @@ def root() -> Schema:
     }
 
 
+def _say_instead(node: Schema, instead: str) -> None:
+    """Let a rule judge the choice: of an `enum` the API server says what is supported, and not the way out."""
+    *most, last = choices = node.pop("enum")
+    shown = f"{', '.join(most)} or {last}" if most else last
+    node["maxLength"] = CHOICE_LENGTH
+    node["x-kubernetes-validations"] = [
+        {
+            "rule": f"self in {choices}",
+            "message": f"The value must be {shown}. {instead}",
+            "reason": "FieldValueInvalid",
+        }
+    ]
+
+
+def _node(schema: Schema, path: str) -> Schema:
+    for name in path.split("."):
+        schema = schema["properties"][name]
+    return schema
+
+
 def _validation(rule: Rule) -> Schema:
-    return {
-        "rule": rule.must.cel(),
-        "message": f"{rule.message} {rule.remedy}",
-        "reason": _reason(rule.must),
-        "fieldPath": f".{rule.path}",
-    }
+    said = {"message": f"{rule.message} {rule.remedy}", "reason": _reason(rule.must)}
+    if isinstance(rule.must, OfOneKey):
+        return {"rule": rule.must.at("self"), **said}
+    return {"rule": rule.must.cel(), **said, "fieldPath": f".{rule.path}"}
 
 
 def _reason(must: predicates.Predicate) -> str:

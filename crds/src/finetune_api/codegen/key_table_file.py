@@ -38,4 +38,5 @@ def _node(given: Node, model: type[BaseModel] | None) -> dict[str, Any]:
 
 def _key(given: Node, key: Key) -> Mapping[str, Any]:
     fate = {} if key.fate is Fate.HONOURED else {"fate": key.fate.value, "because": key.because}
-    return _node(given, key.model) | fate
+    instead = {"instead": key.instead} if key.instead else {}
+    return _node(given, key.model) | fate | instead

@@ -26,15 +26,19 @@ class Key:
     path: str
     fate: Fate
     because: str
+    instead: str
+    """The way out for a value that is none of the choices; empty where nothing special is known."""
     field: FieldInfo
     model: type[BaseModel] | None
     """The section that the key holds, or that each entry of its list is."""
     is_list: bool
 
 
-def key(description: str, **bounds: Any) -> Any:
-    """An optional key that something reads."""
-    return _field(description, Fate.HONOURED, "", bounds)
+def key(description: str, *, instead: str = "", **bounds: Any) -> Any:
+    """An optional key that something reads; `instead` is the way out for a choice that is not supported yet."""
+    field = _field(description, Fate.HONOURED, "", bounds)
+    field.json_schema_extra["instead"] = instead
+    return field
 
 
 def informational(description: str, because: str, **bounds: Any) -> Any:
@@ -102,7 +106,8 @@ def _key(name: str, field: FieldInfo) -> Key:
     extra = field.json_schema_extra
     assert isinstance(extra, dict), f"{name} declares no fate"
     model, is_list = _model_of(field.annotation)
-    return Key(name, Fate(str(extra["fate"])), str(extra["because"]), field, model, is_list)
+    fate, because, instead = (str(extra.get(word, "")) for word in ("fate", "because", "instead"))
+    return Key(name, Fate(fate), because, instead, field, model, is_list)
 
 
 def _model_of(annotation: Any) -> tuple[type[BaseModel] | None, bool]:

@@ -47,7 +47,11 @@ class Output(Native):
     """Where the result goes. It outlives the job."""
 
     uri: Uri | None = declare(
-        "Folder of checkpoints and result: pvc://claim/path or a path. Shared by all nodes where there are several."
+        "Folder of checkpoints and result: pvc://claim/folder. Several nodes need a claim that all can mount. "
+        "A local run takes a path."
+    )
+    ephemeral: bool | None = declare(
+        "true: without output.uri, checkpoints and result may be lost with the pods. For one node."
     )
 
 

@@ -107,8 +107,16 @@ class BadRow(StrEnum):
 class Algorithm(Section):
     """What kind of training this is. Optional: the other sections say enough."""
 
-    type: AlgorithmType | None = key("Training on a fixed dataset: offline.")
-    method: AlgorithmMethod | None = key("Supervised finetuning, by either of its names.")
+    type: AlgorithmType | None = key(
+        "Training on a fixed dataset: offline.",
+        instead="Set offline, or leave it out. Training on rows that the model generates meanwhile "
+        "(online) is not supported yet.",
+    )
+    method: AlgorithmMethod | None = key(
+        "Supervised finetuning: sft or supervised_finetune.",
+        instead="Set sft, or leave it out. Preference and reinforcement learning (dpo, kto, orpo, grpo, ppo, rlhf) "
+        "are not supported yet. For LoRA or QLoRA set training.mode.",
+    )
     variety: Variety | None = key(
         "Full finetuning or adapters. Yields to training.use_qlora, training.mode and "
         "hyperparameters.train_kind where they differ; the status says so."
@@ -196,7 +204,12 @@ class Data(Section):
 
     topology: Topology | None = key("The layout said once more.")
     validation_path: Uri | None = key("Rows to evaluate on, in the same format. Nothing is split off silently.")
-    format: DataFormat | None = key("Format of the rows. messages if absent.")
+    format: DataFormat | None = key(
+        "Format of the rows. messages if absent.",
+        instead="Set messages, or leave it out, and convert the rows: one JSON object a line, with a list of "
+        "messages (role, content). alpaca's instruction and output become a user's and an assistant's message; "
+        "sharegpt's conversations become messages, with human as user and gpt as assistant.",
+    )
     on_bad_row: BadRow | None = key(
         "What to do with a row that cannot be trained on: refuse the job (if absent), or skip it, counted and named."
     )
@@ -216,7 +229,11 @@ class ValidationSection(Section):
         "Optimizer steps between evaluations. 0 or absent: at the end of every epoch."
     )
     save_best_model_at_end: bool | None = key("The best evaluated weights become the result. true if absent.")
-    metric_for_best_model: Metric | None = key("What best means: val.loss.")
+    metric_for_best_model: Metric | None = key(
+        "What best means: val.loss, also named eval_loss.",
+        instead="Set val.loss, or leave it out. Evaluation measures the loss only; accuracy and BLEU are not "
+        "supported yet.",
+    )
     greater_is_better: bool | None = key("Must be false or absent: a loss is better when smaller.")
 
 
@@ -317,7 +334,12 @@ class Hyperparameters(Section):
     max_grad_norm: Annotated[float, Field(ge=0, le=1000000)] | None = key(
         f"Gradients are scaled down to this norm; 0 leaves them alone. {defaults.MAX_GRAD_NORM:g} if absent."
     )
-    optim: OptimizerName | None = key("AdamW, by any of its names.")
+    optim: OptimizerName | None = key(
+        "AdamW: adamw, adamw_torch or adamw_torch_fused.",
+        instead="Set adamw, or leave it out. 8-bit and paged AdamW (adamw_8bit, adamw_bnb_8bit, paged_adamw_32bit) "
+        "and other optimizers (sgd, adafactor, lion, muon) are not supported yet; where memory is short, shard with "
+        "hyperparameters.parallelism.fsdp or train adapters.",
+    )
     train_kind: TrainKind | None = key("fft: every weight. peft: adapters.")
     world_size: Gpus | None = key("As compute.gpu_count. Checked.")
     lora_rank: Rank | None = key("As training.lora.r.")

@@ -19,7 +19,6 @@ class Phase(StrEnum):
     PREPARING = "Preparing"
     STARTING = "Starting"
     TRAINING = "Training"
-    SAVING = "Saving"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
     SUSPENDED = "Suspended"
@@ -117,11 +116,6 @@ class ResultStatus(Part):
     best: Int | None = key("Step whose weights the result holds.")
 
 
-class Usage(Part):
-    gpuSeconds: Int | None = key("GPU seconds held.")  # noqa: N815
-    lostGpuSeconds: Int | None = key("GPU seconds whose work was lost to restarts.")  # noqa: N815
-
-
 class Status(Part):
     """Status of a FinetuneJob."""
 
@@ -129,7 +123,7 @@ class Status(Part):
     phase: Phase | None = key("One-word summary.")
     conditions: Annotated[tuple[Condition, ...], Field(max_length=16)] | None = Field(
         default=None,
-        description="Ready, Accepted, DataReady, PodsReady, Training, Healthy, Suspended, Complete, Failed.",
+        description="Ready, Accepted, DataReady, PodsReady, Training, Suspended, Complete, Failed.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
     run: Int | None = key("Number of the current run: one attempt, with pods of its own.")
@@ -140,7 +134,6 @@ class Status(Part):
     dataset: DatasetStatus | None = key("What the rows are like.")
     progress: ProgressStatus | None = key("How far training is.")
     result: ResultStatus | None = key("What came out.")
-    usage: Usage | None = key("What it cost.")
     informational: Texts | None = key("Keys that were accepted and change nothing.")
     startTime: Time | None = key("When the first run started.")  # noqa: N815
     completionTime: Time | None = key("When the job ended.")  # noqa: N815

@@ -18,22 +18,25 @@ from .rules import all_rules, judges
 from .unknown import unknown_keys
 
 
-def problems(resource: Mapping[str, Any]) -> list[Problem]:
-    """Problems of a FinetuneJob given as plain data, sorted by path; empty if it is fine."""
+def problems(resource: Mapping[str, Any], *, cluster: bool = True) -> list[Problem]:
+    """Problems of a FinetuneJob given as plain data, sorted by path; empty if it is fine.
+
+    cluster: whether it is meant for one. A local run has no pods, and does not ask the rules about them.
+    """
     found = list(not_json(resource))
     if found:
         return sorted(found)
     stored = as_stored(resource)
     found = [_worded(problem, stored) for problem in shape.misshapen(stored, shape.root())]
     if isinstance(stored.get("spec"), Mapping):
-        found += _broken_rules(stored["spec"], {p.path for p in found})
+        found += _broken_rules(stored["spec"], {p.path for p in found}, cluster=cluster)
     return sorted({*found, *unknown_keys(resource)})
 
 
-def _broken_rules(spec: Mapping[str, Any], misshapen: set[str]) -> Iterator[Problem]:
-    """Rules trust the shape, so those that read a misshapen key wait until it is mended."""
+def _broken_rules(spec: Mapping[str, Any], misshapen: set[str], *, cluster: bool) -> Iterator[Problem]:
+    """Rules trust the shape, so those that read a misshapen key wait until it is corrected."""
     for rule in all_rules():
-        if judges(rule, misshapen) and not rule.must.holds(spec):
+        if (cluster or not rule.cluster_only) and judges(rule, misshapen) and not rule.must.holds(spec):
             yield rule.problem(spec)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 Spec = Mapping[str, Any]
 
@@ -20,6 +20,18 @@ class Predicate(Protocol):
 
     def cel(self) -> str:
         """The same as a CEL expression over `self`."""
+
+
+@runtime_checkable
+class OfOneKey(Protocol):
+    """A predicate over the value of one key, which holds wherever the key is absent."""
+
+    @property
+    def path(self) -> str:
+        """The key."""
+
+    def at(self, value: str) -> str:
+        """The same as a CEL expression over `value`, the key's own: evaluated only where the key is there."""
 
 
 class Number(Protocol):
@@ -57,6 +69,10 @@ def _has(path: str) -> str:
     return " && ".join(f"has(self.{'.'.join(names[: i + 1])})" for i in range(len(names)))
 
 
+def _if_there(predicate: OfOneKey) -> str:
+    return f"!({_has(predicate.path)}) || {predicate.at(f'self.{predicate.path}')}"
+
+
 def _quoted(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
@@ -89,6 +105,9 @@ class Absent(NamedTuple):
     def cel(self) -> str:
         return f"!({_has(self.path)})"
 
+    def at(self, value: str) -> str:
+        return "false"
+
 
 class Among(NamedTuple):
     """The key is there and has one of the values (strings, booleans or integers)."""
@@ -105,7 +124,7 @@ class Among(NamedTuple):
 
 
 class Matches(NamedTuple):
-    """The key is absent, or the whole of its text matches (syntax common to Python and RE2)."""
+    """The key is absent, or its text matches (syntax common to Python and RE2)."""
 
     path: str
     pattern: str
@@ -115,7 +134,27 @@ class Matches(NamedTuple):
         return value is None or matches(self.pattern, value)
 
     def cel(self) -> str:
-        return f"!({_has(self.path)}) || self.{self.path}.matches({_quoted(self.pattern)})"
+        return _if_there(self)
+
+    def at(self, value: str) -> str:
+        return f"{value}.matches({_quoted(self.pattern)})"
+
+
+class Lacks(NamedTuple):
+    """The key is absent, or no part of its text matches."""
+
+    path: str
+    pattern: str
+
+    def holds(self, spec: Spec) -> bool:
+        value = find(spec, self.path)
+        return value is None or not matches(self.pattern, value)
+
+    def cel(self) -> str:
+        return _if_there(self)
+
+    def at(self, value: str) -> str:
+        return f"!{value}.matches({_quoted(self.pattern)})"
 
 
 class NoNames(NamedTuple):
@@ -130,8 +169,11 @@ class NoNames(NamedTuple):
         return not any(matches(self.pattern, item["name"] if self.of_list else item) for item in value)
 
     def cel(self) -> str:
+        return _if_there(self)
+
+    def at(self, value: str) -> str:
         name = "x.name" if self.of_list else "x"
-        return f"!({_has(self.path)}) || self.{self.path}.all(x, !{name}.matches({_quoted(self.pattern)}))"
+        return f"{value}.all(x, !{name}.matches({_quoted(self.pattern)}))"
 
 
 class AllNames(NamedTuple):
@@ -144,7 +186,10 @@ class AllNames(NamedTuple):
         return all(matches(self.pattern, name) for name in find(spec, self.path) or ())
 
     def cel(self) -> str:
-        return f"!({_has(self.path)}) || self.{self.path}.all(x, x.matches({_quoted(self.pattern)}))"
+        return _if_there(self)
+
+    def at(self, value: str) -> str:
+        return f"{value}.all(x, x.matches({_quoted(self.pattern)}))"
 
 
 class Agree(NamedTuple):

@@ -25,7 +25,7 @@ from finetune_api.resource.aliases import (
 )
 from finetune_api.resource.key_table import Fate, declared
 
-from . import predicates
+from . import predicates, uris
 from .predicates import (
     Absent,
     Agree,
@@ -36,6 +36,7 @@ from .predicates import (
     Constant,
     Either,
     First,
+    Lacks,
     Matches,
     NoNames,
     Not,
@@ -56,6 +57,8 @@ class Rule:
     remedy: str
     shows: tuple[str, ...] = ()
     """Keys whose values belong into the message."""
+    cluster_only: bool = False
+    """Whether the rule is about pods: a local run does not ask it."""
 
     def problem(self, spec: predicates.Spec) -> Problem:
         given = [f"{p} = {predicates.find(spec, p)!r}" for p in self.shows if predicates.find(spec, p) is not None]
@@ -74,10 +77,11 @@ _wants_qlora = Either((Among("training.use_qlora", (True,)), Among("training.mod
 _wants_adapters = Either((_wants_qlora, Among("training.mode", ("lora",))))
 _wants_all = Among("training.mode", ("full", "full_finetune", "fft"))
 
-_URI = r"^([^:]+|(hf|pvc|configmap|s3|gs|az|https|oci)://[^/]+(/.*)?)$"
-_LEAVES = r":/.*/\.\.(/|$)"
-_NO_DOTS = "A URI may not climb out of its root by '..'."
-_URIS = ("job.model", "job.data", "job.data_path", "data.validation_path", "output.uri")
+_several_nodes = Not(
+    All((Compare(_nodes, "<=", Constant(1)), Compare(First(TOTAL, 0), "<=", First(PER_NODE, 16384))))
+)
+"""More than one is asked for, or follows from gpu_count; a key that is absent never tips the balance."""
+_ephemeral = Among("output.ephemeral", (True,))
 _LABEL_KEY = (r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?"
               r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$")  # fmt: skip
 
@@ -156,11 +160,25 @@ RULES: tuple[Rule, ...] = (
     Rule("training.validation.greater_is_better", "UnknownValue",
          Not(Among("training.validation.greater_is_better", (True,))),
          "A loss is better when it is smaller.", "Set greater_is_better to false, or leave it out."),
-    *(Rule(p, "BadUri", Matches(p, _URI), "This is neither a path nor a known URI.",
-           "Write a plain path, or hf://, pvc://, configmap://, s3://, gs://, az://, https:// or oci://.", (p,))
-      for p in _URIS),
-    *(Rule(p, "BadUri", Not(All((Present((p,)), Matches(p, _LEAVES)))), _NO_DOTS,
-           "Name the place itself.", (p,)) for p in _URIS),
+    *(Rule(p, "UnsupportedScheme", Lacks(p, use.unread_pattern), use.unread_message, use.instead, (p,))
+      for p, use in uris.KEYS.items()),
+    *(Rule(p, "BadUri", Matches(p, use.good_pattern), use.bad_message, uris.BAD_REMEDY, (p,))
+      for p, use in uris.KEYS.items()),
+    Rule("output", "OutputNotKept", Either((Present(("output.uri",)), _ephemeral)),
+         "The job names no output, and what it writes would be lost with its pods.",
+         "Set output.uri to pvc://CLAIM/FOLDER, or output.ephemeral to true if the result may be lost. "
+         "`finetune run` needs neither.", cluster_only=True),
+    Rule("output.uri", "OutputNotKept", Lacks("output.uri", "^[^:/]*(/|$)"),
+         "A path is a folder inside the pods, which ends with them.",
+         "Set output.uri to pvc://CLAIM/FOLDER. `finetune run` takes a folder of this machine by --output.",
+         ("output.uri",), cluster_only=True),
+    Rule("output.ephemeral", "Contradiction", Not(All((_ephemeral, Present(("output.uri",))))),
+         "output.uri keeps the result, and output.ephemeral says that it may be lost.", "Remove one of the two.",
+         ("output.uri", "output.ephemeral")),
+    Rule("output.ephemeral", "OutputNotShared", Not(All((_ephemeral, _several_nodes))),
+         "The nodes of a job save every checkpoint together, and an ephemeral output is a folder of one pod.",
+         "Set output.uri to pvc://CLAIM/FOLDER on a claim that all nodes mount (ReadWriteMany), "
+         "or ask for one node.", _LAYOUT, cluster_only=True),
     Rule("pods.env", "ForbiddenVariable",
          NoNames("pods.env", "^(LD_.*|PYTHON.*|NCCL_.*_PLUGIN|PET_.*|FINETUNE_.*)$", of_list=True),
          "Variables that change what code runs, or that the operator sets itself, may not be given "

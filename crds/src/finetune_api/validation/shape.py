@@ -81,8 +81,8 @@ def _list(value: list[Any], node: Node, path: str) -> Iterator[Problem]:
 def _text(value: str, node: Node, path: str) -> Iterator[Problem]:
     if "enum" in node and value not in node["enum"]:
         *most, last = (repr(each) for each in node["enum"])
-        choices = f"{', '.join(most)} or {last}" if most else last
-        yield Problem(path, "UnknownValue", f"{shown(value)} is not one of {choices}.", _remedy(path))
+        wrong = f"one of {', '.join(most)} or {last}" if most else f"supported; the only value is {last}"
+        yield Problem(path, "UnknownValue", f"{shown(value)} is not {wrong}.", node.get("instead") or _remedy(path))
     if len(value) < node.get("minLength", 0):
         yield _bad(path, value, f"it must have {node['minLength']} or more characters")
     elif len(value) > node.get("maxLength", len(value)):

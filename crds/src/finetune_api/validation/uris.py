@@ -1,24 +1,30 @@
-"""Where models, rows and results live: one URI grammar for the whole product.
+"""Where models, rows and results live: one URI grammar, and one table of what each key takes today.
 
-org/name, org/name@rev, hf://org/name@rev      Hugging Face Hub
-pvc://claim/path                               a PersistentVolumeClaim of the job's namespace
-configmap://name/key                           a ConfigMap of the job's namespace (small data)
-s3://, gs://, az://, https://, oci://          object stores and registries
-/path, ./path, path/to/file.jsonl              a file or folder inside the pod (or here, for `finetune run`)
+The rules, and with them the CRD, say what this table says; the plan, the command line and the trainer parse
+with it. So nothing is accepted that nobody reads, and nothing that was accepted fails to parse.
 """
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
+
+from finetune_api.resource import aliases
+
+from .predicates import matches
 
 
 class Scheme(StrEnum):
     PATH = "path"
+    """A file or folder inside the pod, or here for `finetune run`."""
     HUB = "hf"
+    """Hugging Face Hub."""
     PVC = "pvc"
+    """A PersistentVolumeClaim of the job's namespace."""
     CONFIG_MAP = "configmap"
+    """A ConfigMap of the job's namespace, for small data."""
     S3 = "s3"
     GCS = "gs"
     AZURE = "az"
@@ -32,40 +38,110 @@ class Source:
 
     scheme: Scheme
     name: str
-    """Claim, ConfigMap, bucket, host, org/name; empty for a path."""
+    """Claim, ConfigMap or org/name; empty for a path."""
     path: str
     """Inside of it; for a path, the whole of it."""
     revision: str = ""
 
 
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+class Form(NamedTuple):
+    """How a URI of one scheme is written where one kind of thing is named."""
+
+    shown: str
+    pattern: str
+    """Syntax common to Python, RE2 and ECMAScript, without anchors."""
 
 
-def parse(text: str, *, model: bool = False) -> Source:
-    """The source that `text` names. A bare org/name is a Hub name where a model is expected, else a path.
+@dataclass(frozen=True, eq=False)
+class Use:
+    """What a URI names, and every form in which that can be written today."""
 
-    Raises ValueError with a sentence that names the value and what is accepted.
-    """
-    scheme, separator, rest = text.partition("://")
-    if not separator:
-        if model and _HUB_NAME.fullmatch(text):
-            return _hub(text)
-        return Source(Scheme.PATH, "", text)
-    if scheme not in set(Scheme) - {Scheme.PATH}:
-        known = ", ".join(f"{s}://" for s in Scheme if s is not Scheme.PATH)
-        raise ValueError(f"{text!r} has the unknown scheme {scheme}://; known are {known} and plain paths")
-    if scheme == Scheme.HUB:
-        return _hub(rest)
-    name, _, path = rest.partition("/")
-    if not name:
-        raise ValueError(f"{text!r} names nothing after {scheme}://")
-    if ".." in path.split("/"):
-        raise ValueError(f"{text!r} leaves its root by '..'")
-    return Source(Scheme(scheme), name, path)
+    phrase: str
+    """The beginning of a sentence that ends with the forms."""
+    instead: str
+    """The way out for a scheme that is not supported here yet."""
+    forms: Mapping[Scheme, Form]
+    """In the order in which they are tried."""
+
+    def parse(self, text: str) -> Source:
+        """Raises ValueError, with the value and what is accepted, for what admission refuses."""
+        scheme = next((s for s, form in self.forms.items() if matches(f"^({form.pattern})$", text)), None)
+        if scheme is None:
+            known = matches(self.unread_pattern, text)
+            message, remedy = (self.unread_message, self.instead) if known else (self.bad_message, BAD_REMEDY)
+            raise ValueError(f"{text!r} is refused. {message} {remedy}")
+        if scheme is Scheme.PATH:
+            return Source(scheme, "", text)
+        rest = text.removeprefix(f"{scheme}://")
+        if scheme is Scheme.HUB:
+            name, _, revision = rest.partition("@")
+            return Source(scheme, name, "", revision)
+        name, _, path = rest.partition("/")
+        return Source(scheme, name, path)
+
+    @property
+    def unread(self) -> tuple[Scheme, ...]:
+        """Schemes that we know and do not support here yet."""
+        return tuple(scheme for scheme in Scheme if scheme not in self.forms)
+
+    @property
+    def unread_pattern(self) -> str:
+        return f"^({'|'.join(self.unread)})://"
+
+    @property
+    def good_pattern(self) -> str:
+        """What is not wrong by its spelling. A scheme that is not supported yet is refused by a rule of its own."""
+        forms = "|".join(form.pattern for form in self.forms.values())
+        return f"^({forms}|({'|'.join(self.unread)})://.*)$"
+
+    @property
+    def unread_message(self) -> str:
+        return f"{_listed([f'{s}://' for s in self.unread], 'and')} are not supported here yet: {self._accepted}"
+
+    @property
+    def bad_message(self) -> str:
+        return f"The address cannot be read: {self._accepted}"
+
+    @property
+    def _accepted(self) -> str:
+        return f"{self.phrase} {_listed([form.shown for form in self.forms.values()], 'or')}."
 
 
-def _hub(text: str) -> Source:
-    if not _HUB_NAME.fullmatch(text):
-        raise ValueError(f"{text!r} is not a Hugging Face name; write org/name or org/name@revision")
-    name, _, revision = text.partition("@")
-    return Source(Scheme.HUB, name, "", revision)
+BAD_REMEDY = (
+    "Write one of these: scheme and name in lower case, no '..', and no spaces, '#', '?' or '%' after a scheme. "
+    "What file:// names is written as a plain path."
+)
+
+_CHARACTER = r"[^\x00-\x20\x7f#%?/]"
+_SEGMENT = rf"\.*[^\x00-\x20\x7f#%?/.]{_CHARACTER}*"
+"""Of a path on a claim: not empty, and neither . nor .., which would leave the claim."""
+_OBJECT = r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?"
+"""A name of Kubernetes."""
+_REPOSITORY_PART = r"[A-Za-z0-9_]+((\.|-|\.-|-\.)[A-Za-z0-9_]+)*"
+_REVISION = r"[A-Za-z0-9_-]+([./][A-Za-z0-9_-]+)*"
+
+_PATH = Form("a plain path", r"[^\x00-\x1f\x7f:/]*(/[^\x00-\x1f\x7f]*)?")
+_HUB = Form("org/name of the Hugging Face Hub (also hf://org/name, and with @revision)",
+            rf"(hf://)?{_REPOSITORY_PART}/{_REPOSITORY_PART}(@{_REVISION})?")  # fmt: skip
+_FOLDER = Form("pvc://CLAIM/FOLDER", rf"pvc://{_OBJECT}(/{_SEGMENT})*/?")
+_FILE = Form("pvc://CLAIM/FILE", rf"pvc://{_OBJECT}(/{_SEGMENT})+")
+_CONFIG_MAP = Form("configmap://NAME/KEY", rf"configmap://{_OBJECT}/\.?[-_A-Za-z0-9][-._A-Za-z0-9]{{0,251}}")
+
+MODEL = Use("a model is read from", "Copy the model to a claim and name it there.",
+            {Scheme.HUB: _HUB, Scheme.PVC: _FOLDER, Scheme.PATH: _PATH})  # fmt: skip
+ROWS = Use("rows are read from", "Copy the file to a claim, or let `finetune submit --dataset FILE` send it along.",
+           {Scheme.PVC: _FILE, Scheme.CONFIG_MAP: _CONFIG_MAP, Scheme.PATH: _PATH})  # fmt: skip
+OUTPUT = Use("results are written to", "Let the job write to a claim; `finetune fetch` brings the result from there.",
+             {Scheme.PVC: _FOLDER, Scheme.PATH: _PATH})  # fmt: skip
+
+KEYS: Mapping[str, Use] = {
+    **dict.fromkeys(aliases.MODEL, MODEL),
+    **dict.fromkeys((*aliases.DATA, "data.validation_path"), ROWS),
+    "output.uri": OUTPUT,
+}
+"""Every key that holds a URI, relative to spec."""
+
+
+def _listed(words: list[str], conjunction: str) -> str:
+    *most, last = words
+    return f"{', '.join(most)} {conjunction} {last}" if most else last

@@ -44,7 +44,7 @@ class Parcel:
 
     @property
     def source(self) -> uris.Source:
-        return uris.parse(self.uri)
+        return uris.ROWS.parse(self.uri)
 
     @property
     def claim(self) -> str:
@@ -66,7 +66,9 @@ def parcel(file: Path, job: str, spec: Mapping[str, Any]) -> Parcel:
     claim = _claim(spec)
     if claim is None:
         message = f"{file} has {size:,} bytes: too many for a ConfigMap, and the job has no volume to upload it to."
-        remedy = "Set output.uri to pvc://CLAIM/PATH, or put the file into a bucket and name that in job.data."
+        remedy = (
+            "Set output.uri to pvc://CLAIM/PATH, or copy the file to a claim and set job.data to pvc://CLAIM/FILE."
+        )
         raise refused("spec.job.data", "NoVolume", message, remedy)
     return Parcel(file, size, digest, f"pvc://{claim}/{FOLDER}/{digest[:16]}/{name}")
 
@@ -87,5 +89,5 @@ def config_map(found: Parcel, job: Json) -> Json:
 def _claim(spec: Mapping[str, Any]) -> str | None:
     """The claim of the output, which the job may write to: the one that its rows came from may be anybody's."""
     value = find(spec, OUTPUT)
-    source = uris.parse(value) if isinstance(value, str) else None
+    source = uris.OUTPUT.parse(value) if isinstance(value, str) else None
     return source.name if source and source.scheme is Scheme.PVC else None

@@ -51,9 +51,9 @@ def place(job: Json) -> tuple[str, str]:
     if uri is None:
         message = "The job names no output.uri: its result ended with its pods."
         raise refused(path, "OutputNotKept", message, "Submit it with --output pvc://CLAIM/PATH.")
-    source = uris.parse(uri)
+    source = uris.OUTPUT.parse(uri)
     if source.scheme is not Scheme.PVC:
         message = f"The result lies at {uri}, and only results on a claim (pvc://CLAIM/PATH) can be fetched."
         raise refused(path, "NotOnAClaim", message, f"Get {uri.rstrip('/')}/{RESULT} with that place's own tools.")
     written = find(job, "status.result.uri") or f"{uri.rstrip('/')}/{RESULT}"
-    return source.name, mounts.mount(written).path
+    return source.name, mounts.mount(written, uris.OUTPUT).path

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from finetune_api.resource.aliases import DATA, MODEL
 from finetune_api.validation import uris
 from finetune_api.validation.predicates import find
 from finetune_api.validation.uris import Scheme, Source
@@ -15,11 +14,11 @@ VALIDATION, OUTPUT, CACHE = "data.validation_path", "output.uri", "storage.cache
 
 def named(spec: Mapping[str, Any]) -> Iterator[tuple[str, Source]]:
     """Key and source of every place that the job names; what is no place at all is passed over."""
-    for key in (*MODEL, *DATA, VALIDATION, OUTPUT):
+    for key, use in uris.KEYS.items():
         value = find(spec, key)
         if isinstance(value, str):
             try:
-                yield key, uris.parse(value, model=key in MODEL)
+                yield key, use.parse(value)
             except ValueError:  # validation says so
                 continue
 

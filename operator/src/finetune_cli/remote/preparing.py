@@ -72,7 +72,7 @@ def _here(job: JobSettings, asked: Changes) -> Iterator[Problem]:
     for given, remedy in settings:
         if not given.value or (given is job.data.train and asked.dataset):
             continue
-        source = uris.parse(given.value, model=given is job.model)
+        source = uris.KEYS[given.key].parse(given.value)
         if source.scheme is Scheme.PATH and not given.value.startswith("/") and Path(given.value).exists():
             message = f"{given.value} is on this machine; the pods of a cluster do not have it."
             yield Problem(f"spec.{given.key}", "NotOnCluster", message, remedy)

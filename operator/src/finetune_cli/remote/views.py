@@ -14,7 +14,7 @@ from finetune_cli.local import words
 
 from .server import Json
 
-COLOURS = {"Succeeded": "green", "Training": "cyan", "Saving": "cyan", "Failed": "red", "Cancelled": "red",
+COLOURS = {"Succeeded": "green", "Training": "cyan", "Failed": "red", "Cancelled": "red",
            "Suspended": "yellow"}  # fmt: skip
 COLUMNS = ("NAME", "PHASE", "MODEL", "METHOD", "GPUS", "STEP", "LOSS", "ETA", "AGE")
 NONE = "-"

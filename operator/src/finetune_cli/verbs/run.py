@@ -43,7 +43,7 @@ def command(file: str, dry_run: bool, quiet: bool, form: str | None, **options: 
     """
     source, asked = reading.read(file), Changes(**options)
     if dry_run:
-        printing.document(rendered(planning.planned(source, asked), MANIFEST), form or "yaml")
+        printing.document(rendered(planning.planned(source, asked, cluster=False), MANIFEST), form or "yaml")
         return
     found = _prepared(source, asked)
     if not quiet:
@@ -56,10 +56,10 @@ def command(file: str, dry_run: bool, quiet: bool, form: str | None, **options: 
 
 def _prepared(source: Input, asked: Changes) -> Planned:
     """The planned job with an output folder of this machine. Raises Refused; nothing is written."""
-    found = planning.planned(source, asked)
+    found = planning.planned(source, asked, cluster=False)
     if not found.resolution.job.output.value:
         asked = changes.with_output(asked, f"{found.resolution.job.name}-output")
-        found = planning.planned(source, asked)
+        found = planning.planned(source, asked, cluster=False)
     job, data = found.resolution.job, found.resolution.run_config.data
     problems = [*files.elsewhere(job), *files.data_problems(job, data), *files.model_problems(job)]
     if problems:
