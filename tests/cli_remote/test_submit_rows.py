@@ -170,7 +170,7 @@ def test_an_upload_that_is_interrupted_leaves_neither_pod_nor_job(
         until_carrier(team)
         sending.interrupt(number)
         assert sending.ended() == 1
-    assert sending.lines[-1] == "Aborted!"
+    assert sending.lines[-1] == "Interrupted."
     team.until_gone(team.pods)
     team.until_gone(team.jobs)
 

@@ -9,7 +9,7 @@ import click
 
 from finetune_api.validation.problem import Problem
 
-INPUT_WRONG = 2
+from .exit_codes import INPUT_WRONG
 
 
 class Refused(click.ClickException):

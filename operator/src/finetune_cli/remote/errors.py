@@ -12,8 +12,8 @@ from typing import Any
 
 from finetune_api.validation.problem import Problem
 from finetune_cli.errors import Refused
+from finetune_cli.exit_codes import FAILED
 
-FAILED = 1
 INSTALL = "Install the operator with its chart, helm/finetune-operator (docs/install.md says how)"
 _FORBIDDEN = re.compile(r'User "(?P<user>[^"]+)" cannot (?P<verb>\w+) resource "(?P<resource>[^"]+)"')
 _DENIED = re.compile(

@@ -10,6 +10,7 @@ import click
 from finetune_api.resource import conditions as c
 from finetune_api.runtime.exits import Exit
 from finetune_api.runtime.report import FinalReport, Record
+from finetune_cli import exit_codes
 from finetune_cli.errors import Refused
 from finetune_cli.local import display, summary
 from finetune_cli.local.cause import Ending
@@ -21,8 +22,6 @@ from .news import news
 from .server import Json
 from .views import condition, ended, is_true, moment
 
-INTERRUPTED = 130
-
 
 def follow(cluster: Cluster, name: str, *, quiet: bool = False) -> Json:
     """Show how the job comes along; return it when it has succeeded. Raises Refused and Hindered if it has not."""
@@ -32,7 +31,7 @@ def follow(cluster: Cluster, name: str, *, quiet: bool = False) -> Json:
             job = _to_its_end(cluster, job, shown, seen)
     except KeyboardInterrupt:
         click.echo(f"The job goes on. To see it again: finetune watch {name} -n {cluster.namespace}", err=True)
-        sys.exit(INTERRUPTED)
+        sys.exit(exit_codes.INTERRUPTED)
     if problem := failure(job):
         raise problem
     if not quiet:

@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from finetune_cli import printing
+from finetune_cli import exit_codes, printing
 from finetune_cli.errors import described
 from finetune_cli.remote.options import job_name, on_cluster
 
 if TYPE_CHECKING:
     from finetune_cli.remote.cluster import Cluster
-
-HINDERED = 1
 
 
 @click.command()
@@ -43,4 +41,4 @@ def command(cluster: Cluster, name: str, form: str | None) -> None:
         if found.hidden:
             click.echo(f"note: with your rights these cannot be seen: {', '.join(found.hidden)}", err=True)
     if problems:
-        sys.exit(HINDERED)
+        sys.exit(exit_codes.FAILED)

@@ -12,9 +12,9 @@ import click
 from finetune_api.runtime.exits import MEANINGS, Exit
 from finetune_api.validation.predicates import find
 from finetune_api.validation.problem import Problem
-from finetune_cli import changes, files, planning, printing, reading
+from finetune_cli import changes, exit_codes, files, planning, printing, reading
 from finetune_cli.changes import Changes
-from finetune_cli.errors import INPUT_WRONG, described
+from finetune_cli.errors import described
 from finetune_cli.local import display, summary
 from finetune_cli.local.execute import Outcome, execute
 from finetune_cli.local.watch import previous_run
@@ -24,8 +24,6 @@ from finetune_cli.verbs.render import rendered
 from finetune_plan import status
 from finetune_plan.runconfig import run_config
 from finetune_plan.workload import workload
-
-RUN_FAILED = 1
 
 
 @click.command()
@@ -79,7 +77,7 @@ def _run(found: Planned, *, quiet: bool) -> Outcome:
         meaning = MEANINGS[Exit.STORAGE_FAILED]
         message = f"{meaning.sentence} ({error.strerror})"
         click.echo(described(Problem("spec.output.uri", meaning.reason, message, meaning.remedy)), err=True)
-        sys.exit(RUN_FAILED)
+        sys.exit(exit_codes.FAILED)
 
 
 def _told(outcome: Outcome, found: Planned, *, quiet: bool) -> int:
@@ -94,4 +92,4 @@ def _told(outcome: Outcome, found: Planned, *, quiet: bool) -> int:
         click.echo(summary.stopped(ending, shlex.join(["finetune", *sys.argv[1:]])), err=True)
         return Exit.STOPPED
     click.echo(summary.failed(ending, outcome.log), err=True)
-    return INPUT_WRONG if ending.code in summary.WRONG_INPUT else RUN_FAILED
+    return exit_codes.INPUT_WRONG if ending.code in summary.WRONG_INPUT else exit_codes.FAILED

@@ -10,9 +10,9 @@ from typing import Any
 import click
 
 from finetune_api.validation.problem import Problem
-from finetune_cli import changes, planning, printing, reading
+from finetune_cli import changes, exit_codes, planning, printing, reading
 from finetune_cli.changes import Changes
-from finetune_cli.errors import INPUT_WRONG, Refused, described
+from finetune_cli.errors import Refused, described
 from finetune_cli.planning import Judged
 from finetune_plan.resolve import Verdict
 
@@ -28,16 +28,16 @@ def command(file: tuple[str, ...], check_data: bool, form: str | None, **options
     The answer is that of a cluster with default settings. With --dataset the rows are read as well, and with
     --model a folder is looked for. Exit code 2 if anything is wrong.
     """
-    answers = [_answer(each, Changes(**options), check_data=check_data) for each in file]
+    answers = [answer(each, Changes(**options), check_data=check_data) for each in file]
     if form:
         printing.document(answers[0] if len(answers) == 1 else answers, form)
     else:
         click.echo("\n".join(_sentences(answer) for answer in answers))
     if not all(answer["valid"] for answer in answers):
-        sys.exit(INPUT_WRONG)
+        sys.exit(exit_codes.INPUT_WRONG)
 
 
-def _answer(file: str, asked: Changes, *, check_data: bool) -> dict[str, Any]:
+def answer(file: str, asked: Changes, *, check_data: bool) -> dict[str, Any]:
     """One file's answer, in the shape that -o json prints."""
     try:
         found = planning.judged(reading.read(file), asked)
