@@ -27,11 +27,12 @@ NUMBERS = (
 )  # fmt: skip
 OTHERS: tuple[Any, ...] = (
     None, "", [], {}, [[]], [None], {"": ""}, {"a": {"b": {"c": []}}}, "null", "true", "1e3", "0x10", "1_000", "08",
-    "2026-01-01", "Yes", "=", "<<", "a" * 300, "\ufeff", "\u2028", "'", '"', "${HOME}", "$(A)", "{{x}}", "-1Gi", "1e3Gi",
+    "2026-01-01", "Yes", "=", "<<", "a" * 300, "\ufeff", "\u2028", "'", '"', "${HOME}", "$(A)", "{{x}}", "-1Gi",
+    "1e3Gi",
 )  # fmt: skip
 SCHEMA = structural(Spec)
 SUPPORTED: tuple[dict[str, Any], ...] = (
-    {"job": {"model": "org/name", "data": "rows.jsonl"}, "compute": {"gpu_type": "CPU"}, "training": {"mode": "lora"}},
+    {"job": {"model": "org/name", "data": "a.jsonl"}, "compute": {"gpu_type": "CPU"}, "training": {"mode": "lora"}},
     {
         "job": {"model": "hf://org/name@main", "data": "pvc://rows/a.jsonl"},
         "compute": {"gpu_type": "H100", "gpu_count": 16, "nodes": 2, "gpus_per_node": 8},

@@ -12,7 +12,7 @@ from queue import SimpleQueue
 
 from finetune_api.runtime.protocol import CONFIG_ENV
 from finetune_cli.local.launches import Launch
-from finetune_cli.local.processes import Events, Line
+from finetune_cli.local.processes import Events, OutputLine
 from finetune_cli.local.supervise import Run, started, supervise
 
 
@@ -46,7 +46,7 @@ def supervised(
     with started(launches, events, grace) as run:
         seen = Seen(run)
 
-        def hear(line: Line) -> None:
+        def hear(line: OutputLine) -> None:
             seen.lines.append((line.launch.node, line.text))
             on_line(line.text, events)
 

@@ -12,7 +12,7 @@ import pytest
 
 from cli.calls import finetune, job
 from finetune_cli import exit_codes
-from finetune_cli.errors import Refused
+from finetune_cli.errors import InvalidInput
 from finetune_cli.exit_codes import Session
 from finetune_cli.main import cli
 
@@ -50,7 +50,7 @@ def _ends(error: BaseException) -> int:
         (KeyboardInterrupt(), 130),
         (click.Abort(), 130),
         (click.UsageError("no such option"), 2),
-        (Refused([]), 2),
+        (InvalidInput([]), 2),
         (SystemExit(75), 75),
         (SystemExit(None), 0),
         (RecursionError(), 70),

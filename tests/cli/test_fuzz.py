@@ -11,9 +11,9 @@ import pytest
 
 from cli.calls import finetune, job
 from cli.odd_jobs import ADMITTED_BY_MISTAKE, odd_job
-from finetune_cli import planning, printing, reading
-from finetune_cli.changes import Changes
-from finetune_cli.errors import Refused
+from finetune_cli import job_file, planning, printing
+from finetune_cli.errors import InvalidInput
+from finetune_cli.overrides import Overrides
 from finetune_cli.verbs import render, validate
 
 JOBS, PROCESSES = 5000, 12
@@ -51,7 +51,7 @@ def _written(folder: Path, seed: int) -> Path:
 def _accepted(file: Path, seed: int) -> bool:
     """What both verbs answer, which has to be the same. Everything that they print is printed."""
     try:
-        answer = validate.answer(str(file), Changes(), check_data=seed % 2 == 0)
+        answer = validate.answer(str(file), Overrides(), check_data=seed % 2 == 0)
         printing.text(answer, "json")
         rendered = _rendered(file)
     except Exception as error:
@@ -63,9 +63,9 @@ def _accepted(file: Path, seed: int) -> bool:
 
 def _rendered(file: Path) -> bool:
     try:
-        found = planning.planned(reading.read(str(file)), Changes())
-    except Refused:
+        found = planning.accept(job_file.read(str(file)), Overrides())
+    except InvalidInput:
         return False
     for form in printing.FORMATS:
-        printing.text(render.rendered(found, "all"), form)
+        printing.text(render.render(found, "all"), form)
     return True

@@ -12,7 +12,7 @@ import pytest
 
 from cli.calls import finetune, job
 from finetune_cli import reference, verbs
-from finetune_cli.errors import Refused
+from finetune_cli.errors import InvalidInput
 from finetune_cli.main import VERBS
 
 ROOT = Path(__file__).parents[2]
@@ -113,8 +113,8 @@ def test_a_key_that_does_not_exist_is_answered_with_the_nearest() -> None:
 
 
 def test_a_refusal_is_an_exception_that_click_knows_to_show() -> None:
-    assert issubclass(Refused, click.ClickException)
-    assert Refused([]).exit_code == 2
+    assert issubclass(InvalidInput, click.ClickException)
+    assert InvalidInput([]).exit_code == 2
 
 
 def test_a_terminal_without_unicode_is_no_reason_to_fail(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from finetune_cli import kubernetes_yaml
-from finetune_cli.kubernetes_yaml import Malformed
+from finetune_cli.kubernetes_yaml import InvalidYaml
 
 SCALARS: dict[str, Any] = {
     "8e-6": 8e-6, "8E-6": 8e-6, "8.0e-6": 8e-6, "8e6": 8e6, "1e3": 1e3, "-1e-3": -1e-3, "2e2": 200.0,
@@ -56,7 +56,7 @@ MALFORMED = {
 @pytest.mark.parametrize("case", MALFORMED)
 def test_what_is_refused_is_refused_with_its_place(case: str) -> None:
     text, message, line, column = MALFORMED[case]
-    with pytest.raises(Malformed) as caught:
+    with pytest.raises(InvalidYaml) as caught:
         list(kubernetes_yaml.documents(text))
     assert message in str(caught.value)
     assert (caught.value.line, caught.value.column) == (line, column)
@@ -69,7 +69,7 @@ def test_a_merge_key_fills_in_what_the_map_does_not_say_itself() -> None:
 
 def test_places_are_those_of_the_key_or_of_the_nearest_one_above() -> None:
     [document] = kubernetes_yaml.documents("spec:\n  pods:\n    env:\n      - name: A\n        value: b\n")
-    assert document.place("spec.pods.env[0].value") == (5, 9)
-    assert document.place("spec.pods.env[0].other") == (4, 9)
-    assert document.place("spec.job.model") == (1, 1)
-    assert document.place("nothing") == (1, 1)
+    assert document.location("spec.pods.env[0].value") == (5, 9)
+    assert document.location("spec.pods.env[0].other") == (4, 9)
+    assert document.location("spec.job.model") == (1, 1)
+    assert document.location("nothing") == (1, 1)

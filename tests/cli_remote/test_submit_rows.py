@@ -12,8 +12,8 @@ import pytest
 from builders import Json
 from cli_remote.calls import Console
 from cli_remote.rights import editor, person
-from finetune_cli.remote import inpod
-from finetune_cli.remote.dataset import AWAITING, SMALL
+from finetune_cli.remote import pod_programs
+from finetune_cli.remote.dataset_upload import AWAITING, CONFIG_MAP_BYTES
 from operating.team import Team
 from testbed.control_plane import ControlPlane
 from testbed.kubelet import Kubelet
@@ -122,9 +122,9 @@ def test_many_rows_are_uploaded_to_the_jobs_claim_before_it_starts(
     team: Team, control_plane: ControlPlane, tmp_path: Path, kubelet: Kubelet
 ) -> None:
     console = Console(editor(control_plane, team.namespace), team.namespace, tmp_path)
-    rows = console.rows(width=SMALL)
+    rows = console.rows(width=CONFIG_MAP_BYTES)
     text = (console.folder / rows).read_bytes()
-    assert len(text) > SMALL
+    assert len(text) > CONFIG_MAP_BYTES
     with console.start("submit", console.job(), "--dataset", rows) as sending:
         pod = until_carrier(team)
         assert team.api.get(f"{team.jobs}/sample")["spec"]["suspend"] is True
@@ -142,7 +142,7 @@ def test_many_rows_are_uploaded_to_the_jobs_claim_before_it_starts(
 def test_the_transfer_pod_is_restricted_and_goes_with_the_job(team: Team, console: Console) -> None:
     level = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
     team.api.patch(f"/api/v1/namespaces/{team.namespace}", level)
-    rows = console.rows(width=SMALL)
+    rows = console.rows(width=CONFIG_MAP_BYTES)
     arguments = (
         "--dataset",
         rows,
@@ -156,7 +156,7 @@ def test_the_transfer_pod_is_restricted_and_goes_with_the_job(team: Team, consol
         uid = team.api.get(f"{team.jobs}/sample")["metadata"]["uid"]
         [container] = pod["spec"]["containers"]
         assert (container["image"], pod["spec"]["imagePullSecrets"]) == ("example.org/trainer:1", [{"name": "key"}])
-        assert container["command"] == ["python", "-c", inpod.text("stay"), "120"]
+        assert container["command"] == ["python", "-c", pod_programs.source("idle"), "120"]
         assert [o["uid"] for o in pod["metadata"]["ownerReferences"]] == [uid]
         assert "finetune.dev/job-uid" not in pod["metadata"]["labels"], "the operator would count it"
         sending.until("the transfer pod waits: No scheduler has looked at the pod.")
@@ -166,7 +166,7 @@ def test_the_transfer_pod_is_restricted_and_goes_with_the_job(team: Team, consol
 def test_an_upload_that_is_interrupted_leaves_neither_pod_nor_job(
     number: signal.Signals, team: Team, console: Console
 ) -> None:
-    with console.start("submit", console.job(), "--dataset", console.rows(width=SMALL)) as sending:
+    with console.start("submit", console.job(), "--dataset", console.rows(width=CONFIG_MAP_BYTES)) as sending:
         until_carrier(team)
         sending.interrupt(number)
         assert sending.ended() == 1
@@ -182,7 +182,7 @@ def test_a_quota_that_has_no_room_for_the_transfer_pod_is_told_and_leaves_no_job
     team.api.create(quota | {"metadata": {"name": "none", "namespace": team.namespace}})
     path = f"/api/v1/namespaces/{team.namespace}/resourcequotas/none"
     wait_for(team.api, path, lambda found: found and found.get("status", {}).get("hard"))
-    done = console("submit", console.job(), "--dataset", console.rows(width=SMALL))
+    done = console("submit", console.job(), "--dataset", console.rows(width=CONFIG_MAP_BYTES))
     assert done.code == 1
     assert "exceeded quota: none, requested: pods=1" in done.err
     assert "[QuotaExceeded]\n  remedy: Wait until other pods of the namespace end" in done.err
@@ -217,7 +217,7 @@ def test_an_upload_whose_connection_breaks_goes_on_where_it_was(
 def test_rows_that_are_on_the_claim_already_are_not_sent_again(
     team: Team, console: Console, kubelet: Kubelet
 ) -> None:
-    rows = console.rows(width=SMALL)
+    rows = console.rows(width=CONFIG_MAP_BYTES)
     sent = 0
 
     def count(bytes_: int) -> bool:

@@ -41,7 +41,8 @@ def run(command: Callable[[], object], session: Session) -> int:
             if stream:  # None where the caller has closed it
                 stream.flush()
     except OSError as error:  # the output cannot be written
-        sys.stdout = sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # the interpreter flushes at exit
+        # The interpreter flushes both streams again at exit.
+        sys.stdout = sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
         return BROKEN_PIPE if isinstance(error, BrokenPipeError) else code or FAILED
     return code
 

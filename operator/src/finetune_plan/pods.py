@@ -9,10 +9,8 @@ from finetune_api.validation.predicates import find
 
 from . import workload as w
 from .mounts import CLAIMS, CONFIG_MAPS
+from .security import container_security, pod_security
 from .workload import Workload
-
-USER = 1000
-"""The image's own user; files on volumes belong to its group."""
 
 
 def pod_template(work: Workload) -> dict[str, Any]:
@@ -37,10 +35,7 @@ def _pod(work: Workload) -> dict[str, Any]:
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": grace,
-        "securityContext": {
-            "runAsNonRoot": True, "runAsUser": USER, "runAsGroup": USER, "fsGroup": USER,
-            "fsGroupChangePolicy": "OnRootMismatch", "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": pod_security(),
         "containers": [_container(work, mounts)],
         "volumes": volumes,
     }  # fmt: skip
@@ -56,9 +51,7 @@ def _container(work: Workload, mounts: list[dict[str, Any]]) -> dict[str, Any]:
         "env": [{"name": name, "value": value} for name, value in sorted(work.env.items())],
         "ports": [{"name": "pytorchjob-port", "containerPort": w.RENDEZVOUS_PORT}],
         "resources": _resources(work),
-        "securityContext": {
-            "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": container_security(),
         "terminationMessagePath": w.TERMINATION_LOG,
         "terminationMessagePolicy": "File",
         "volumeMounts": mounts,

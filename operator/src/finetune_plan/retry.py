@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from finetune_api.runtime import exits
 from finetune_api.runtime.exits import Exit, Retry
+from finetune_api.runtime.root_cause import precedence
 
 from .model import PodSeen
 
@@ -32,12 +33,11 @@ def failure(pods: tuple[PodSeen, ...]) -> Failure | None:
     ended = [p for p in pods if p.exit_code not in (None, Exit.OK)]
     if not ended and lost is None:
         return _mute(pods)
-    causes = sorted((p for p in ended if p.exit_code != Exit.PEER_LOST), key=_when)
-    if causes and not (lost and _signalled(causes[0])):
-        return _of(causes[0])
-    if lost:
-        return Failure(Exit.PEER_LOST, f"Pod {lost.name} was taken away: {lost.lost}.", free=True)
-    return _of(min(ended, key=_when))
+    first = min(ended, key=_precedence, default=None)
+    if first and not (lost and (first.exit_code == Exit.PEER_LOST or _signalled(first))):
+        return _of(first)
+    assert lost is not None, "something has ended or is lost"
+    return Failure(Exit.PEER_LOST, f"Pod {lost.name} was taken away: {lost.lost}.", free=True)
 
 
 def again(cause: Failure, restarts: int, allowed: int | None) -> bool:
@@ -61,11 +61,9 @@ def _mute(pods: tuple[PodSeen, ...]) -> Failure | None:
     return Failure(Exit.CRASHED, f"Pod {pod.name} {message}", free=False) if pod else None
 
 
-def _when(pod: PodSeen) -> float:
-    """Seconds; a pod without a report failed before it could write one, so it comes first."""
-    if pod.report is None:
-        return 0.0
-    return pod.report.cause.time if pod.report.cause else pod.report.time
+def _precedence(pod: PodSeen) -> tuple[bool, float]:
+    assert pod.exit_code is not None, "only pods that have ended are compared"
+    return precedence(pod.exit_code, pod.report)
 
 
 def _signalled(pod: PodSeen) -> bool:
