@@ -20,17 +20,17 @@ from finetune_cli.local.plot import plot
 
 LINES: dict[str, Record] = {
     "train: 9 of 10 rows, 1 refused; 100 tokens, 25 with loss": DATASET,
-    "train: 10 of 10 rows, 2 cut; 100 tokens, 25 with loss": DATASET.model_copy(
+    "train: 10 of 10 rows, 2 truncated; 100 tokens, 25 with loss": DATASET.model_copy(
         update={"used": 10, "refused": 0, "truncated": 2}
     ),
     "step 3/12  loss 2.5000  lr 0.0001  210 tokens/s  1m30s left": STEP,
-    "step 3/12  loss not a number  lr 0.0001": STEP.model_copy(
+    "step 3/12  loss nan  lr 0.0001": STEP.model_copy(
         update={"loss": None, "tokens_per_second": None, "eta_seconds": None}
     ),
     "eval at step 3: loss 2.2500 (best so far)": EVALUATION,
     "eval at step 3: loss 2.2500": EVALUATION.model_copy(update={"best": False}),
-    "checkpoint at step 3, in 0.1 s": CHECKPOINT,
-    "continues from the checkpoint of step 8": ResumeRecord(time=1.0, step=8),
+    "checkpoint at step 3 saved in 0.1 s": CHECKPOINT,
+    "resuming from the checkpoint of step 8": ResumeRecord(time=1.0, step=8),
     "Succeeded: Done.": REPORT,
 }
 
@@ -76,7 +76,7 @@ def test_the_summary_says_what_came_out_and_where() -> None:
     head, plot = text.split("\n\n")
     assert head.splitlines() == [
         "succeeded in 4m10s",
-        "eval loss:  2.4000 before, 1.2000 after (0.50 x, of step 9)",
+        "eval loss:  2.4000 before, 1.2000 after (0.50 x, at step 9)",
         "train loss: 1.0000 at the end",
         "rows:       train: 9 of 10 rows, 1 refused; 100 tokens, 25 with loss",
         "result:     out/result",

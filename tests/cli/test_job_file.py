@@ -50,14 +50,14 @@ REFUSED = {
     "no such file": ("none.yaml", None, "none.yaml", "NotReadable", "No such file or directory."),
     "not UTF-8": ("a.yaml", b"a: \xff\n", "a.yaml", "NotReadable", "Byte 3 is not UTF-8."),
     "broken YAML": ("a.yaml", "a: [1\nb: 2\n", "a.yaml:2:2", "NotYaml", "expected ',' or ']'"),
-    "broken JSON": ("a.json", '{"a": 1,\n "a": 2}', "a.json:2:2", "NotYaml", "the key 'a' stands twice"),
+    "broken JSON": ("a.json", '{"a": 1,\n "a": 2}', "a.json:2:2", "NotYaml", "duplicate key 'a'"),
     "broken TOML": ("a.toml", "[job]\nmodel = \n", "a.toml:2:9", "NotToml", "Invalid value."),
     "TOML cut short": ("a.toml", '[job]\nmodel = """x', "a.toml:2:1", "NotToml", "Unterminated string"),
     "TOML with a key twice": ("a.toml", "[a]\nb = 1\nb = 2\n", "a.toml:3:6", "NotToml", "Cannot overwrite a value."),
-    "an empty file": ("a.yaml", "# nothing\n", "a.yaml", "NotAJob", "There are 0 documents of kind FinetuneJob"),
-    "two jobs": ("a.yaml", f"{JOB}---\n{JOB}", "a.yaml", "NotAJob", "There are 2 documents of kind FinetuneJob"),
-    "a list": ("a.yaml", "- 1\n", "a.yaml", "NotAJob", "This is not a map of keys and values."),
-    "another type of TOML": ("a.toml", 'type = "rl"\n', "type", "UnknownValue", "'rl' is not a training"),
+    "an empty file": ("a.yaml", "# nothing\n", "a.yaml", "NotAJob", "The file has 0 documents of kind FinetuneJob"),
+    "two jobs": ("a.yaml", f"{JOB}---\n{JOB}", "a.yaml", "NotAJob", "The file has 2 documents of kind FinetuneJob"),
+    "a list": ("a.yaml", "- 1\n", "a.yaml", "NotAJob", "The document is not a map of keys and values."),
+    "another type of TOML": ("a.toml", 'type = "rl"\n', "type", "UnknownValue", "type 'rl' is not supported."),
 }  # fmt: skip
 
 

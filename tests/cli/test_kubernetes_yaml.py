@@ -40,13 +40,13 @@ def test_what_is_written_is_read_back(text: str) -> None:
 
 
 MALFORMED = {
-    "a key that stands twice": ("a: 1\nb: 2\na: 3\n", "the key 'a' stands twice", 3, 1),
-    "a key twice further in": ("s:\n  t: {a: 1, a: 2}\n", "the key 'a' stands twice", 2, 13),
-    "a number as key": ("s:\n  1: x\n", "the key '1' is not a text; write it in quotes", 2, 3),
-    "a boolean as key": ("on: x\n", "the key 'on' is not a text; write it in quotes", 1, 1),
-    "a tag": ("a: !!binary aGk=\n", "the tag tag:yaml.org,2002:binary has no place in a job", 1, 4),
-    "a tag of its own": ("a: !env HOME\n", "the tag !env has no place in a job", 1, 4),
-    "a tag that lies": ("a: !!int many\n", "'many' is not a whole number", 1, 4),
+    "a key that stands twice": ("a: 1\nb: 2\na: 3\n", "duplicate key 'a'", 3, 1),
+    "a key twice further in": ("s:\n  t: {a: 1, a: 2}\n", "duplicate key 'a'", 2, 13),
+    "a number as key": ("s:\n  1: x\n", "the key '1' is not a string; put it in quotes", 2, 3),
+    "a boolean as key": ("on: x\n", "the key 'on' is not a string; put it in quotes", 1, 1),
+    "a tag": ("a: !!binary aGk=\n", "the tag tag:yaml.org,2002:binary is not supported", 1, 4),
+    "a tag of its own": ("a: !env HOME\n", "the tag !env is not supported", 1, 4),
+    "a tag that lies": ("a: !!int many\n", "'many' is not an integer", 1, 4),
     "a bracket left open": ("a: [1, 2\nb: 3\n", "did not find expected ',' or ']'", 2, 2),
     "a tab as indentation": ("a:\n\tb: 1\n", "found character that cannot start any token", 2, 1),
     "an anchor inside itself": ("a: &a [*a]\n", "found unconstructable recursive node", 1, 4),

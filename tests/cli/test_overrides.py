@@ -58,9 +58,9 @@ WRONG = {
     "hyperparameters.learning_rate": "This does not assign a value to a key.",
     "=1": "This does not assign a value to a key.",
     "job..data=1": "This does not assign a value to a key.",
-    "job.data_path.deeper=1": "data_path is not a section: it holds 'old.jsonl'.",
+    "job.data_path.deeper=1": "data_path is not a section: its value is 'old.jsonl'.",
     "job.data=[1": "The value is not YAML",
-    "job.data={a: 1, a: 2}": "The value is not YAML: the key 'a' stands twice.",
+    "job.data={a: 1, a: 2}": "The value is not YAML: duplicate key 'a'.",
 }
 
 

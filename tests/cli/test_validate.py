@@ -15,7 +15,7 @@ job.yaml: valid
   method: lora on single
   layout: 1 node x 1 = 1 rank
   note: output.uri is not given: on a cluster the result ends with the pods. [OutputNotKept]
-  accepted, and changing nothing: job.suffix
+  accepted but without effect: job.suffix
 """
 BAD = """\
 error: spec.compute.gpu_typ: 'gpu_typ' is not a key of spec.compute. [UnknownKey]
@@ -129,9 +129,9 @@ REFUSED: dict[str, tuple[tuple[str, ...], tuple[str, str] | None, str | None, tu
     "a broken line in the middle": (DATA, None, ROW + '{"messages": [\n' + ROW,
         ("spec.job.data", "DataRefused", "line 2: not JSON", "Correct the rows")),
     "a model folder that is not there": (("job.yaml", "--model", "./models/none"), None, None,
-        ("spec.job.model", "ModelRefused", "There is no folder ./models/none.", "counts from the current folder")),
+        ("spec.job.model", "ModelRefused", "./models/none does not exist.", "relative to the current folder")),
     "a model folder without a model": (("job.yaml", "--model", "."), None, None,
-        ("spec.job.model", "ModelRefused", ". holds no model", "Name the folder that config.json")),
+        ("spec.job.model", "ModelRefused", "folder . contains no model", "Name the folder that contains")),
 }  # fmt: skip
 """Arguments, what is changed in the job, rows.jsonl, and the problem: path, reason, message, remedy."""
 

@@ -65,7 +65,7 @@ def test_a_result_comes_here_byte_by_byte(team: Team, console: Console, kubelet:
         assert fetching.ended() == 0, fetching.lines
     assert here(console.folder / "my" / "adapter") == files
     assert fetching.lines[-1] == "my/adapter"
-    assert "fetching /mnt/claims/models/out/result to my/adapter: 9.0 MiB" in fetching.lines
+    assert "downloading /mnt/claims/models/out/result to my/adapter: 9.0 MiB" in fetching.lines
     assert [p.name for p in (console.folder / "my").iterdir()] == ["adapter"]
     assert gone(team)
 
@@ -76,7 +76,7 @@ def test_a_result_without_its_marker_is_not_taken(team: Team, console: Console, 
     with console.start("fetch", "sample") as fetching:
         kubelet.run(until_carrier(team)["metadata"]["name"])
         assert fetching.ended() == 1
-    assert "error: transfer: The result is not there, or not complete. [TransferFailed]" in fetching.lines
+    assert "error: transfer: The result is missing or incomplete. [TransferFailed]" in fetching.lines
     assert not (console.folder / "sample-result").exists()
     assert gone(team)
 
@@ -89,7 +89,7 @@ def test_an_interrupted_fetch_leaves_neither_folder_nor_pod(
     with console.start("fetch", "sample") as fetching:
         until_carrier(team)
         fetching.interrupt(number)
-        assert fetching.ended() == 1
+        assert fetching.ended() == 130
     wait_for_all(team.api, team.pods, lambda found: not found, labelSelector=TRANSFER)
     assert not [path for path in console.folder.iterdir() if "sample" in path.name]
 
@@ -131,10 +131,10 @@ def test_a_result_that_changes_between_two_connections_is_not_taken(
     kubelet.break_output_after = 4 << 20
     with console.start("fetch", "sample") as fetching:
         kubelet.run(until_carrier(team)["metadata"]["name"])
-        fetching.until("fetching ")
+        fetching.until("downloading ")
         (kubelet.claims / "models" / "out" / "result" / "empty").write_bytes(b"no longer")
         assert fetching.ended() == 1
-    assert "error: result: The result was changed meanwhile. [TransferFailed]" in fetching.lines
+    assert "error: result: The result changed during the transfer. [TransferFailed]" in fetching.lines
     assert not (console.folder / "sample-result").exists()
 
 

@@ -10,6 +10,7 @@ from builders import Json, put, resource
 from finetune_api.validation.problem import Problem
 from finetune_cli.remote.dataset_upload import AWAITING
 from finetune_cli.remote.findings import findings
+from finetune_cli.remote.snapshot import Snapshot
 
 NOW = datetime(2026, 11, 21, 12, 0, 0, tzinfo=UTC)
 LONG_AGO, JUST_NOW = "2026-11-21T11:00:00Z", "2026-11-21T11:59:58Z"
@@ -73,13 +74,13 @@ QUOTA = (
 )
 CASES: dict[str, tuple[Snapshot, str, str, str, str]] = {
     "no operator was ever there": (snapshot(UNSEEN, leases=()), "operator", "NoOperator",
-        "None has ever run in this cluster.", "Install the operator"),
+        "No operator has ever run in this cluster.", "Install the operator"),
     "the operator has died": (snapshot(UNSEEN, leases=lease(STALE)), "operator", "NoOperator",
-        "The last heartbeat of one is 3600 s old.", "kubectl get pods -A"),
+        "Its last heartbeat was 3600 s ago.", "kubectl get pods -A"),
     "an operator lives and ignores the job": (snapshot(UNSEEN), "operator", "NoOperator",
-        "The last heartbeat of one is 20 s old.", "kubectl get pods -A"),
+        "Its last heartbeat was 20 s ago.", "kubectl get pods -A"),
     "heartbeats may not be seen": (snapshot(UNSEEN, leases=None), "operator", "NoOperator",
-        "cannot be seen with your rights", "Install the operator"),
+        "You may not read its leases", "Install the operator"),
     "the job is refused": (snapshot(job(None, ("Accepted", "False", "UnknownGpuType", "'X' is not known."))),
         "finetunejob sample", "UnknownGpuType", "The job is refused: 'X' is not known.", "`kubectl apply`"),
     "the job has failed": (
@@ -88,25 +89,26 @@ CASES: dict[str, tuple[Snapshot, str, str, str, str]] = {
     "the job is suspended": (snapshot(job({"suspend": True})), "finetunejob sample", "Suspended", "is suspended.",
         "`finetune resume sample`"),
     "a submission was interrupted": (snapshot(job({"suspend": True}, metadata__annotations={AWAITING: "x"})),
-        "finetunejob sample", "DatasetMissing", "waits for its dataset", "Run the same `finetune submit` again"),
+        "finetunejob sample", "DatasetMissing", "is waiting for its dataset", "Run the same `finetune submit` again"),
     "PyTorchJobs are not known": (snapshot(job(), backend=False), "cluster", "BackendMissing",
-        "does not know PyTorchJobs", "Install the Training Operator 1.9"),
+        "PyTorchJob resource is not installed", "Install the Training Operator 1.9"),
     "a queue holds the job back": (snapshot(job(None, ("PodsReady", "False", "Queued", "Not admitted."))),
-        "finetunejob sample", "Queued", "Not admitted.", "Wait until the queue has room"),
-    "the server refuses the run": (snapshot(job(None, ("PodsReady", "False", "CreateRefused", "count/pytorchjobs=1"))),
-        "finetunejob sample", "CreateRefused", "count/pytorchjobs=1", "it is tried again by itself"),
+        "finetunejob sample", "Queued", "Not admitted.", "Wait until the queue has capacity"),
+    "the server refuses the run": (
+        snapshot(job(None, ("PodsReady", "False", "CreateRefused", "count/pytorchjobs=1"))),
+        "finetunejob sample", "CreateRefused", "count/pytorchjobs=1", "the operator then tries again"),
     "the Training Operator does not act": (snapshot(job(), run={**RUN, "status": {}}), "pytorchjob sample-1",
-        "BackendSilent", "the Training Operator does not run", "kubectl get pods -A"),
+        "BackendSilent", "the Training Operator has not reconciled it", "kubectl get pods -A"),
     "a claim is missing": (snapshot(job(), claims={"rows": None, "models": BOUND}), "persistentvolumeclaim rows",
-        "NotFound", "spec.job.data names the claim rows, which is not there.", "Create it"),
+        "NotFound", "The claim rows, which spec.job.data names, does not exist.", "Create it"),
     "a claim is not bound": (
         snapshot(job(), claims={"models": UNBOUND}, events=(event("c1", "ProvisioningFailed", 'no class "fast"'),)),
         "persistentvolumeclaim models", "ClaimPending", 'not bound to a volume: no class "fast"', "describe pvc"),
     "a ConfigMap is missing": (snapshot(job({"job.data": "configmap://rows/a"}), config_maps={"rows": None}),
-        "configmap rows", "NotFound", "spec.job.data names the ConfigMap rows", "Create it"),
+        "configmap rows", "NotFound", "The ConfigMap rows, which spec.job.data names, does not exist.", "Create it"),
     "a ConfigMap lacks the key": (
         snapshot(job({"job.data": "configmap://rows/a"}), config_maps={"rows": {"data": {"b": "", "c": ""}}}),
-        "configmap rows", "NotFound", "has no key a, only b, c.", "Correct spec.job.data"),
+        "configmap rows", "NotFound", "has no key a. Its keys: b, c.", "Correct spec.job.data"),
     "a quota is used up": (refused_pod(QUOTA), "pytorchjob sample-1",
         "QuotaExceeded", "limited: pods=1", "have the ResourceQuota raised"),
     "a quota wants requests": (refused_pod("failed quota: q: must specify limits.memory"), "pytorchjob sample-1",
@@ -124,17 +126,19 @@ CASES: dict[str, tuple[Snapshot, str, str, str, str]] = {
         "A pod cannot be created: because", "Ask whoever runs this cluster's admission rules."),
     "no node has the GPUs": (snapshot(job(), pods=(pod("p", **unscheduled("0/9 nodes are available: 9 Insufficient "
         "nvidia.com/gpu. preemption: 0/9 ...")),)), "pod p", "Unschedulable", "9 Insufficient nvidia.com/gpu",
-        "No node has as many GPUs free as a pod takes: wait, or set more compute.nodes."),
+        "No node has enough free GPUs for a pod: wait, or raise compute.nodes to use fewer GPUs per pod."),
     "nodes are tainted and of another kind": (snapshot(job(), pods=(pod("p", **unscheduled(
         "0/2 nodes are available: 1 node(s) had untolerated taint(s), 1 node(s) didn't match Pod's node "
         "affinity/selector.")),)), "pod p", "Unschedulable", "untolerated taint",
         "Add the taint to pods.tolerations, if the job may run on those nodes. Check compute.gpu_type"),
     "a claim is missing, says the scheduler": (
-        snapshot(job(), pods=(pod("p", **unscheduled('persistentvolumeclaim "x" not found')),)), "pod p", "ClaimMissing",
-        'persistentvolumeclaim "x" not found', "Create the PersistentVolumeClaim"),
-    "the kubelet says something new": (snapshot(job(), pods=(pod("p", **stuck("RunContainerError", "no such device")),)),
-        "pod p", "RunContainerError", "no such device", "what the node lacks"),
-    "no scheduler runs": (snapshot(job(), pods=(pod("p"),)), "pod p", "NotScheduled", "No scheduler has looked", "runs."),
+        snapshot(job(), pods=(pod("p", **unscheduled('persistentvolumeclaim "x" not found')),)),
+        "pod p", "ClaimMissing", 'persistentvolumeclaim "x" not found', "Create the PersistentVolumeClaim"),
+    "the kubelet says something new": (
+        snapshot(job(), pods=(pod("p", **stuck("RunContainerError", "no such device")),)),
+        "pod p", "RunContainerError", "no such device", "Resolve what the message names."),
+    "no scheduler runs": (snapshot(job(), pods=(pod("p"),)), "pod p", "NotScheduled",
+        "has not processed the pod yet", "is running."),
     "the image cannot be pulled, by two pods": (
         snapshot(job(), pods=tuple(pod(n, **stuck("ImagePullBackOff", "not found")) for n in ("p", "q"))),
         "pods p, q", "ImagePull", "ImagePullBackOff: not found", "Check pods.image"),
@@ -144,9 +148,9 @@ CASES: dict[str, tuple[Snapshot, str, str, str, str]] = {
     "a volume cannot be mounted": (
         snapshot(job(), pods=(pod("p", conditions=[{"type": "PodScheduled", "status": "True"}]),),
              events=(event("p", "FailedMount", 'configmap "rows" not found'),)),
-        "pod p", "FailedMount", 'configmap "rows" not found', "Create or mend the volume"),
+        "pod p", "FailedMount", 'configmap "rows" not found', "Create or repair the volume"),
     "pods run and make no step": (snapshot(job(None, ("PodsReady", "True", "Running", "2 of 2 pods are running."))),
-        "finetunejob sample", "NoStepYet", "All pods run for 60 minutes", "`finetune logs sample`"),
+        "finetunejob sample", "NoStepYet", "All pods have been running for 60 minutes", "`finetune logs sample`"),
 }  # fmt: skip
 
 
@@ -170,7 +174,8 @@ FINE = {
     "an old refusal of a pod that is there now": snapshot(
         job(), run=RUN, events=(event("r1", "FailedCreatePod", QUOTA),),
         pods=tuple({**pod(n), "status": {"phase": "Running"}} for n in ("p", "q"))),
-    "what the operator repeats of its pods": snapshot(job(None, ("PodsReady", "False", "Unschedulable", "0 of 2 ..."))),
+    "what the operator repeats of its pods": snapshot(
+        job(None, ("PodsReady", "False", "Unschedulable", "0 of 2 ..."))),
     "a container that is being created": snapshot(job(), pods=(pod("p", **stuck("ContainerCreating", "")),)),
     "a job that has succeeded": snapshot(
         job(None, ("Complete", "True", "Succeeded", "Done."), status__completionTime=LONG_AGO)),

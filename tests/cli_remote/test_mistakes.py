@@ -40,8 +40,8 @@ def test_a_job_that_is_not_there(team: Team, console: Console, verb: str) -> Non
     team.submit({"suspend": True}, name="sample-2")
     done = console(verb, "sample")
     assert (done.code, done.out) == (2, "")
-    message = f"There is no job sample in namespace {team.namespace}."
-    answered(done.err, "finetunejob sample", "NotFound", message, "Did you mean sample-2? `finetune list` shows")
+    message = f"The job sample does not exist in namespace {team.namespace}."
+    answered(done.err, "finetunejob sample", "NotFound", message, "Did you mean sample-2? `finetune list` lists")
 
 
 @pytest.mark.parametrize("call", EVERY)
@@ -49,7 +49,9 @@ def test_a_namespace_that_is_not_there(team: Team, console: Console, call: str) 
     console.job()
     done = console(*call.split(), "-n", "nowhere", "--kubeconfig", str(console.kubeconfig), anywhere=True)
     assert (done.code, done.out) == (2, "")
-    answered(done.err, "namespace nowhere", "NotFound", "There is no namespace nowhere.", "kubectl get namespaces")
+    answered(
+        done.err, "namespace nowhere", "NotFound", "The namespace nowhere does not exist.", "kubectl get namespaces"
+    )
 
 
 @pytest.mark.parametrize("call", EVERY)
@@ -58,7 +60,13 @@ def test_a_cluster_without_the_operator(bare: ControlPlane, tmp_path: Path, call
     console.job()
     done = console(*call.split())
     assert (done.code, done.out) == (1, "")
-    answered(done.err, "cluster", "NotInstalled", "This cluster does not know FinetuneJobs.", "Install the operator")
+    answered(
+        done.err,
+        "cluster",
+        "NotInstalled",
+        "The FinetuneJob resource is not installed in this cluster.",
+        "Install the operator",
+    )
 
 
 @pytest.mark.parametrize("call", EVERY)
@@ -70,7 +78,7 @@ def test_rights_that_are_missing(team: Team, control_plane: ControlPlane, tmp_pa
     assert (done.code, done.out) == (1, "")
     verb = {"list": "list", "submit job.yaml": "create"}.get(call, "get")
     message = f"system:serviceaccount:{team.namespace}:nobody may not {verb} finetunejobs in namespace"
-    answered(done.err, "cluster", "Forbidden", message, "Ask whoever runs the cluster for that right")
+    answered(done.err, "cluster", "Forbidden", message, "Ask the administrator of the cluster for this permission")
 
 
 @pytest.mark.parametrize("call", EVERY)
@@ -104,23 +112,23 @@ def test_a_login_that_is_not_known(control_plane: ControlPlane, console: Console
     wrong = _kubeconfig(tmp_path, f"https://127.0.0.1:{control_plane.port}", trust)
     done = console("list", "--kubeconfig", str(wrong), anywhere=True)
     assert done.code == 1
-    answered(done.err, "cluster", "Unauthorized", "does not know who you are", "Log in to the cluster anew")
+    answered(done.err, "cluster", "Unauthorized", "does not accept your credentials", "Log in to the cluster again")
 
 
 LOGINS = {
     "a kubeconfig that is not there": (
-        ("--kubeconfig", "none"), "--kubeconfig none", "there is no file none.", "Give --kubeconfig",
+        ("--kubeconfig", "none"), "--kubeconfig none", "the file none does not exist.", "Give --kubeconfig",
     ),
     "a kubeconfig that is no YAML": (
-        ("--kubeconfig", "rows.jsonl.broken"), "--kubeconfig rows.jsonl.broken", "No cluster can be found",
+        ("--kubeconfig", "rows.jsonl.broken"), "--kubeconfig rows.jsonl.broken", "No cluster is configured",
         "Give --kubeconfig",
     ),
     "an empty kubeconfig": (
-        ("--kubeconfig", "empty"), "--kubeconfig empty", "No cluster can be found", "Give --kubeconfig",
+        ("--kubeconfig", "empty"), "--kubeconfig empty", "No cluster is configured", "Give --kubeconfig",
     ),
     "a context that is not there": (
         ("--kubeconfig", "good", "--context", "prod"), "--context",
-        "The context prod cannot be used: there is none; there are test.", "kubectl config get-contexts",
+        "The context prod cannot be used: it does not exist; the contexts are test.", "kubectl config get-contexts",
     ),
 }  # fmt: skip
 
@@ -140,7 +148,7 @@ def test_a_kubeconfig_of_the_environment_that_is_not_there(console: Console, mon
     monkeypatch.setenv("KUBECONFIG", "/none")
     done = console("list", anywhere=True)
     assert (done.code, done.out) == (2, "")
-    message = "there is no file /none, and this is no pod of a cluster"
+    message = "the file /none does not exist, and this process does not run in a pod"
     answered(done.err, "kubeconfig", "BadKubeconfig", message, "Give --kubeconfig")
 
 
@@ -152,16 +160,16 @@ SUBMITTED: dict[str, tuple[tuple[str, str] | None, tuple[str, ...], tuple[str, s
     "rows that cannot be trained on": (None, ("--dataset", "bad.jsonl"),
         ("spec.job.data", "DataRefused", "line 2: no trainable token", "Correct the rows")),
     "rows of this machine without --dataset": (("data: pvc://rows/train.jsonl", "data: good.jsonl"), (),
-        ("spec.job.data", "NotOnCluster", "good.jsonl is on this machine", "Give --dataset with this file")),
+        ("spec.job.data", "NotOnCluster", "good.jsonl is a file of this machine", "Give --dataset with this file")),
     "validation rows of this machine": (None, ("--set", "data.validation_path=good.jsonl"),
-        ("spec.data.validation_path", "NotOnCluster", "the pods of a cluster do not have it", "pvc://CLAIM/PATH")),
+        ("spec.data.validation_path", "NotOnCluster", "which pods of a cluster cannot read", "pvc://CLAIM/PATH")),
     "a model folder of this machine": (None, ("--model", "./model"),
-        ("spec.job.model", "NotOnCluster", "./model is on this machine", "put the folder on a claim")),
+        ("spec.job.model", "NotOnCluster", "./model is a file of this machine", "put the folder on a claim")),
     "many rows and no volume": (("  output: {uri: pvc://models/out}\n", ""),
         ("--dataset", "many.jsonl"),
-        ("spec.job.data", "NoVolume", "too many for a ConfigMap", "Set output.uri to pvc://CLAIM/PATH")),
+        ("spec.job.data", "NoVolume", "too large for a ConfigMap", "Set output.uri to pvc://CLAIM/PATH")),
     "two namespaces": (("name: sample", "name: sample\n  namespace: elsewhere"), (),
-        ("metadata.namespace", "NamespaceContradiction", "The file says namespace elsewhere", "Leave one")),
+        ("metadata.namespace", "NamespaceContradiction", "The namespace is elsewhere in the file", "Remove one")),
     "a file that is not there": (None, ("MISSING",),
         ("none.yaml", "NotReadable", "No such file or directory", "Name a file that can be read")),
 }  # fmt: skip
@@ -190,7 +198,7 @@ def test_a_name_that_is_taken(team: Team, console: Console) -> None:
     for more in ((), ("--dataset", console.rows()), ("--dry-run",)):
         done = console("submit", console.job(), *more)
         assert (done.code, done.out) == (2, "")
-        message = f"There is a job sample in namespace {team.namespace} already; it is Suspended."
+        message = f"The job sample already exists in namespace {team.namespace}; it is Suspended."
         answered(done.err, "finetunejob sample", "AlreadyExists", message, "finetune delete sample")
     assert team.api.get(f"{team.jobs}/sample")["spec"]["job"]["model"] == "Qwen/Qwen3-4B"
 
@@ -208,13 +216,13 @@ def test_a_job_that_the_schema_of_the_server_refuses(strict: ControlPlane, tmp_p
     done = console("submit", console.job(), "--set", "hyperparameters.learning_rate=0.5")
     assert (done.code, done.out) == (2, "")
     key, message = "hyperparameters.learning_rate", "should be less than or equal to 0.1"
-    answered(done.err, f"spec.{key}", "FieldValueInvalid", message, f"`finetune explain {key}` says what fits.")
+    answered(done.err, f"spec.{key}", "FieldValueInvalid", message, f"See `finetune explain {key}`.")
 
 
 def test_a_job_that_only_this_clusters_operator_can_judge_is_left_to_it(team: Team, console: Console) -> None:
     done = console("submit", console.job(("gpu_type: CPU", "gpu_type: X9000")))
     assert done.code == 2
-    assert "note: 'X9000' is not an accelerator known here. This cluster may know better." in done.err
+    assert "note: 'X9000' is not an accelerator known here. The settings of this cluster may differ." in done.err
     assert "[UnknownGpuType]\n  remedy: Correct the job: delete it and submit it again" in done.err
     assert team.status()["phase"] == "Failed"
 
@@ -225,13 +233,13 @@ def test_a_verb_that_is_switched_by_an_ended_job_says_so(team: Team, console: Co
     for verb, done_word in (("suspend", "suspended"), ("resume", "resumed"), ("cancel", "cancelled")):
         done = console(verb, "sample")
         assert done.code == 2
-        message = f"The job is over (Cancelled) and cannot be {done_word} any more."
-        answered(done.err, "finetunejob sample", "Ended", message, "Submit it under another name")
+        message = f"The job has ended (Cancelled) and cannot be {done_word}."
+        answered(done.err, "finetunejob sample", "Ended", message, "submit it under another name")
 
 
 OUTPUTS = {
-    "no output": (None, "OutputNotKept", "The job names no output.uri", "--output pvc://CLAIM/PATH"),
-    "a path in the pod": ("/data/out", "NotOnAClaim", "The result lies at /data/out", "Get /data/out/result with"),
+    "no output": (None, "OutputNotKept", "The job has no output.uri", "--output pvc://CLAIM/PATH"),
+    "a path in the pod": ("/data/out", "NotOnAClaim", "The result is at /data/out", "Download /data/out/result with"),
 }
 
 
@@ -258,7 +266,7 @@ def test_a_result_before_the_end_and_onto_what_is_there(team: Team, console: Con
     (console.folder / "sample-result").mkdir()
     done = console("fetch", "sample")
     assert done.code == 2
-    answered(done.err, "--to sample-result", "Exists", "sample-result exists already.", "Give --to with a folder")
+    answered(done.err, "--to sample-result", "Exists", "sample-result already exists.", "Give --to with a folder")
 
 
 @pytest.fixture(scope="module")

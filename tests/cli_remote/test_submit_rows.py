@@ -82,7 +82,7 @@ def test_a_config_map_of_a_stranger_is_left_alone_and_no_job_is_left(team: Team,
     team.api.create({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"a": "b"}})
     done = console("submit", file, "--dataset", rows)
     assert done.code == 2
-    assert f"A ConfigMap {name} exists and is not this job's. [AlreadyExists]" in done.err
+    assert f"The ConfigMap {name} already exists and does not belong to this job. [AlreadyExists]" in done.err
     team.until_gone(team.jobs)
     assert config_maps(team)[0]["data"] == {"a": "b"}
 
@@ -99,11 +99,11 @@ def test_a_call_that_was_killed_before_the_rows_came_is_gone_on_with(team: Team,
     team.until_phase("Suspended")
     told = console("diagnose", "sample")
     assert told.code == 1
-    assert "The job waits for its dataset: `finetune submit` was interrupted. [DatasetMissing]" in told.out
+    assert "The job is waiting for its dataset: `finetune submit` was interrupted. [DatasetMissing]" in told.out
     assert console("submit", file, "--dataset", console.rows(4, "other.jsonl")).code == 2
     done = console("submit", file, "--dataset", rows)
     assert done.code == 0, done.err
-    assert "finetunejob/sample waits for its rows since an earlier call; going on with it" in done.err
+    assert "finetunejob/sample exists from an interrupted submit; resuming its upload" in done.err
     job = team.api.get(f"{team.jobs}/sample")
     assert (job["metadata"]["uid"], "suspend" in job["spec"]) == (uid, False)
     team.until_run("sample-1", pods=1)
@@ -159,7 +159,7 @@ def test_the_transfer_pod_is_restricted_and_goes_with_the_job(team: Team, consol
         assert container["command"] == ["python", "-c", pod_programs.source("idle"), "120"]
         assert [o["uid"] for o in pod["metadata"]["ownerReferences"]] == [uid]
         assert "finetune.dev/job-uid" not in pod["metadata"]["labels"], "the operator would count it"
-        sending.until("the transfer pod waits: No scheduler has looked at the pod.")
+        sending.until("waiting for the transfer pod: The scheduler has not processed the pod yet.")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -169,7 +169,7 @@ def test_an_upload_that_is_interrupted_leaves_neither_pod_nor_job(
     with console.start("submit", console.job(), "--dataset", console.rows(width=CONFIG_MAP_BYTES)) as sending:
         until_carrier(team)
         sending.interrupt(number)
-        assert sending.ended() == 1
+        assert sending.ended() == 130
     assert sending.lines[-1] == "Interrupted."
     team.until_gone(team.pods)
     team.until_gone(team.jobs)

@@ -95,7 +95,7 @@ NEWS: dict[str, tuple[Json, Json, list[str]]] = {
     "an evaluation": (job({"progress": PROGRESS}), job({"progress": {**PROGRESS, "evalLoss": 0.5}}),
         ["eval at step 40: loss 0.5000"]),
     "a checkpoint": (job({"progress": PROGRESS}), job({"progress": {**PROGRESS, "checkpointStep": 40}}),
-        ["checkpoint of step 40"]),
+        ["checkpoint at step 40 saved"]),
     "an answer that changes": (job(Training=("False", "Not yet.")), job(Training=("True", "Now.")),
         ["Training: Now."]),
     "a sentence that changes": (job(PodsReady=("False", "0 of 2")), job(PodsReady=("False", "1 of 2")),

@@ -137,7 +137,7 @@ def _map(loader: yaml.SafeLoader, node: yaml.MappingNode) -> Iterator[dict[str, 
     for key_node, value_node in node.value:
         key = _key(loader, key_node)
         if id(key_node) in own and key in seen:
-            raise _error(key_node, f"the key {key!r} is a duplicate")
+            raise _error(key_node, f"duplicate key {key!r}")
         seen |= {key} if id(key_node) in own else set()
         result[key] = loader.construct_object(value_node, deep=True)
 
