@@ -21,7 +21,7 @@ from finetune_cli import kubernetes_yaml
 from finetune_cli.local.display import Quiet
 from finetune_cli.local.outcome import Outcome
 from finetune_cli.local.processes import OutputLine
-from finetune_cli.local.recorder import Recorder, previous_run
+from finetune_cli.local.recorder import RunRecorder, previous_run
 
 DATASET = DatasetRecord(split="train", rows=10, used=9, refused=1, truncated=0, tokens=100, target_tokens=25)
 STEP = ProgressRecord(time=1.0, step=3, total_steps=12, epoch=0.5, loss=2.5, learning_rate=1e-4, grad_norm=1.5,
@@ -46,9 +46,9 @@ class Heard(Quiet):
         self.texts.append((replica, text))
 
 
-def _watched(output: Path, *lines: str | Record, node: int = 0, out: bool = True) -> tuple[Recorder, Heard]:
+def _watched(output: Path, *lines: str | Record, node: int = 0, out: bool = True) -> tuple[RunRecorder, Heard]:
     heard = Heard()
-    watch = Recorder(output, Status(run=1), heard)
+    watch = RunRecorder(output, Status(run=1), heard)
     replica = launch(output, node)
     watch.open([replica])
     for line in lines:

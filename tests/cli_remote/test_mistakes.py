@@ -266,7 +266,7 @@ def test_a_result_before_the_end_and_onto_what_is_there(team: Team, console: Con
     (console.folder / "sample-result").mkdir()
     done = console("fetch", "sample")
     assert done.code == 2
-    answered(done.err, "--to sample-result", "Exists", "sample-result already exists.", "Give --to with a folder")
+    answered(done.err, "--to sample-result", "Exists", "sample-result already exists.", "Give --to with a new")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 
-class Kind(StrEnum):
+class FailureKind(StrEnum):
     """What a client does differently."""
 
     NOT_FOUND = "NotFound"
@@ -33,10 +33,10 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True)
-class Failure:
+class RequestFailure:
     """A request that the API server did not carry out."""
 
-    kind: Kind
+    kind: FailureKind
     code: int
     """The HTTP status."""
     reason: str
@@ -46,26 +46,33 @@ class Failure:
     """Of an invalid object: field, reason and message of each."""
 
 
-_KINDS = {400: Kind.INVALID, 401: Kind.UNAUTHORIZED, 403: Kind.FORBIDDEN, 409: Kind.CONFLICT, 410: Kind.EXPIRED,
-          422: Kind.INVALID, 429: Kind.UNAVAILABLE}  # fmt: skip
+_KINDS = {
+    400: FailureKind.INVALID,
+    401: FailureKind.UNAUTHORIZED,
+    403: FailureKind.FORBIDDEN,
+    409: FailureKind.CONFLICT,
+    410: FailureKind.EXPIRED,
+    422: FailureKind.INVALID,
+    429: FailureKind.UNAVAILABLE,
+}
 LONGEST_TEXT = 500
 """Bytes of an answer that is no Status object, such as a proxy's page."""
 
 
-def failure(code: int, body: bytes) -> Failure:
+def request_failure(code: int, body: bytes) -> RequestFailure:
     """Read the answer of a request that failed."""
     status = _status(body)
     message = status.get("message") or body[:LONGEST_TEXT].decode(errors="replace").strip()
     causes = _details(status).get("causes") or ()
-    return Failure(_kind(code, status), code, str(status.get("reason") or ""), str(message), tuple(causes))
+    return RequestFailure(_kind(code, status), code, str(status.get("reason") or ""), str(message), tuple(causes))
 
 
-def _kind(code: int, status: Mapping[str, Any]) -> Kind:
+def _kind(code: int, status: Mapping[str, Any]) -> FailureKind:
     if code == 404:  # one that names no object means that the resource itself is not served
-        return Kind.NOT_FOUND if _details(status).get("name") else Kind.UNKNOWN_RESOURCE
+        return FailureKind.NOT_FOUND if _details(status).get("name") else FailureKind.UNKNOWN_RESOURCE
     if code == 409 and status.get("reason") == "AlreadyExists":
-        return Kind.ALREADY_EXISTS
-    return _KINDS.get(code, Kind.UNAVAILABLE if code >= 500 else Kind.OTHER)
+        return FailureKind.ALREADY_EXISTS
+    return _KINDS.get(code, FailureKind.UNAVAILABLE if code >= 500 else FailureKind.OTHER)
 
 
 def _details(status: Mapping[str, Any]) -> Mapping[str, Any]:

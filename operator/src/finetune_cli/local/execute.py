@@ -20,8 +20,8 @@ from .display import Display
 from .launches import Launch, free_port, launches
 from .outcome import Outcome
 from .processes import Events
-from .recorder import Recorder
-from .supervise import Run, signals_as_events, started, supervise
+from .recorder import RunRecorder
+from .supervise import SupervisedRun, signals_as_events, started, supervise
 
 STOPPING = "stopping: saving a checkpoint; press Ctrl-C again to stop immediately"
 KILLING = "stopping immediately; the same command resumes from the last checkpoint"
@@ -41,7 +41,7 @@ class FinishedRun:
 def execute(work: Workload, output: Path, status: Status, display: Display) -> FinishedRun:
     """Run the replicas of `work` to their end. Raises InvalidInput if the output folder cannot be made."""
     started_at = monotonic()
-    recorder = Recorder(_make_folder(output), status, display)
+    recorder = RunRecorder(_make_folder(output), status, display)
     with tempfile.TemporaryDirectory(prefix="finetune-") as folder, closing(recorder), closing(display):
         replicas = launches(work, Path(folder), free_port(), os.environ)
         _write_configs(replicas, work.config_json)
@@ -53,7 +53,7 @@ def execute(work: Workload, output: Path, status: Status, display: Display) -> F
     return FinishedRun(outcome, recorder.status, monotonic() - started_at, recorder.log(outcome.replica))
 
 
-def _supervise(replicas: tuple[Launch, ...], recorder: Recorder, display: Display) -> Run:
+def _supervise(replicas: tuple[Launch, ...], recorder: RunRecorder, display: Display) -> SupervisedRun:
     events: Events = SimpleQueue()
     with signals_as_events(events), started(replicas, events) as run:
         supervise(run, events, recorder.line, lambda count: display.message(STOPPING if count == 1 else KILLING))

@@ -35,7 +35,7 @@ def previous_run(output: Path) -> int:
     return number if isinstance(number, int) else 0
 
 
-class Recorder:
+class RunRecorder:
     """The log files and the status of one run."""
 
     def __init__(self, output: Path, status: Status, display: Display) -> None:

@@ -24,7 +24,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass
-class Run:
+class SupervisedRun:
     """The replicas of a run, and what has happened to them."""
 
     replicas: list[Replica] = field(default_factory=list)
@@ -42,7 +42,7 @@ class Run:
 
 
 def supervise(
-    run: Run, events: Events, on_line: Callable[[OutputLine], None], on_signal: Callable[[int], None]
+    run: SupervisedRun, events: Events, on_line: Callable[[OutputLine], None], on_signal: Callable[[int], None]
 ) -> None:  # fmt: skip
     """Return when every replica has ended. `on_signal` is called with the number of signals so far: 1, 2, ..."""
     while run.running:
@@ -63,9 +63,9 @@ def supervise(
 
 
 @contextmanager
-def started(launches: Sequence[Launch], events: Events, grace: float = GRACE_SECONDS) -> Iterator[Run]:
+def started(launches: Sequence[Launch], events: Events, grace: float = GRACE_SECONDS) -> Iterator[SupervisedRun]:
     """The launches as a run. Every process of it has ended when the context exits, for whatever reason."""
-    run = Run(grace=grace)
+    run = SupervisedRun(grace=grace)
     try:
         for launch in launches:
             run.replicas.append(Replica(launch, events))
@@ -98,12 +98,12 @@ def _next(events: Events, deadline: float | None) -> Event | None:
         return None
 
 
-def _stop(run: Run) -> None:
+def _stop(run: SupervisedRun) -> None:
     for replica in run.running:
         replica.stop()
 
 
-def _kill(run: Run) -> None:
+def _kill(run: SupervisedRun) -> None:
     for replica in run.running:
         replica.kill()
     run.deadline = None

@@ -9,7 +9,7 @@ from typing import Any
 
 from finetune_api.resource import names
 from finetune_api.resource.names import API_VERSION, PLURAL
-from finetune_kube.failures import Kind
+from finetune_kube.failures import FailureKind
 from finetune_kube.pages import first_page, next_page
 from finetune_kube.paths import path
 
@@ -91,7 +91,7 @@ class Cluster:
             self.check_namespace()
             raise
         except ApiError as error:
-            if error.kind is Kind.INVALID:
+            if error.kind is FailureKind.INVALID:
                 raise invalid_manifest(error, manifest["metadata"]["name"]) from None
             raise
 
@@ -103,7 +103,7 @@ class Cluster:
         except NotFound:
             raise self._no_job(name) from None
         except ApiError as error:
-            if error.kind is Kind.INVALID:
+            if error.kind is FailureKind.INVALID:
                 raise invalid_manifest(error, name) from None
             raise
 
@@ -157,7 +157,7 @@ class Cluster:
             remedy = "Give -n with an existing namespace; `kubectl get namespaces` lists them."
             raise invalid(f"namespace {self.namespace}", "NotFound", message, remedy) from None
         except ApiError as error:
-            if error.kind is not Kind.FORBIDDEN:
+            if error.kind is not FailureKind.FORBIDDEN:
                 raise explain(error, self.namespace) from None
 
     def _no_job(self, name: str) -> Exception:

@@ -13,7 +13,7 @@ from typing import Any
 from finetune_api.validation.problem import Problem
 from finetune_cli.errors import CommandError, InvalidInput, OperationFailed
 from finetune_kube import failures
-from finetune_kube.failures import Failure, Kind
+from finetune_kube.failures import FailureKind, RequestFailure
 
 INSTALL = "Install the operator with its chart, helm/finetune-operator (see docs/install.md)"
 _FORBIDDEN = re.compile(r'User "(?P<user>[^"]+)" cannot (?P<verb>\w+) resource "(?P<resource>[^"]+)"')
@@ -25,7 +25,7 @@ _DENIED = re.compile(
 class ApiError(Exception):
     """The API server did not carry out a request."""
 
-    def __init__(self, failure: Failure) -> None:
+    def __init__(self, failure: RequestFailure) -> None:
         super().__init__(f"{failure.code} {failure.reason}: {failure.message}")
         self.failure, self.kind, self.message = failure, failure.kind, failure.message
 
@@ -48,8 +48,11 @@ class Unreachable(Exception):
 
 def api_error(code: int, body: bytes) -> ApiError:
     """The error for the answer of a request that failed."""
-    found = failures.failure(code, body)
-    return {Kind.NOT_FOUND: NotFound, Kind.UNKNOWN_RESOURCE: UnknownResource}.get(found.kind, ApiError)(found)
+    found = failures.request_failure(code, body)
+    return _ERRORS.get(found.kind, ApiError)(found)
+
+
+_ERRORS = {FailureKind.NOT_FOUND: NotFound, FailureKind.UNKNOWN_RESOURCE: UnknownResource}
 
 
 def failed(path: str, reason: str, message: str, remedy: str) -> OperationFailed:
@@ -66,13 +69,13 @@ def explain(error: ApiError | Unreachable, namespace: str) -> CommandError:
         message = f"The API server {error.server} does not answer: {error.why}."
         remedy = "Check the network and `kubectl config current-context`, or give --context or --kubeconfig."
         return failed("cluster", "Unreachable", message, remedy)
-    if error.kind is Kind.UNAUTHORIZED:
+    if error.kind is FailureKind.UNAUTHORIZED:
         return failed("cluster", "Unauthorized", "The API server does not accept your credentials.",
                       "Log in to the cluster again, or give --context.")  # fmt: skip
-    if error.kind is Kind.UNKNOWN_RESOURCE:
+    if error.kind is FailureKind.UNKNOWN_RESOURCE:
         message = "The FinetuneJob resource is not installed in this cluster."
         return failed("cluster", "NotInstalled", message, f"{INSTALL}.")
-    if error.kind is Kind.FORBIDDEN:
+    if error.kind is FailureKind.FORBIDDEN:
         return _forbidden(error, namespace)
     remedy = "Try again. If the error persists, show it to the administrator of the cluster."
     return failed("cluster", error.failure.reason or "Error", f"The API server answers: {error.message}", remedy)

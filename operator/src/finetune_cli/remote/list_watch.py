@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from finetune_kube.failures import Kind
+from finetune_kube.failures import FailureKind
 
 from .api_client import ApiClient, Json
 from .errors import ApiError, Unreachable, api_error
@@ -35,7 +35,7 @@ def list_and_watch(
                 lost_at = None
                 yield items
         except (Unreachable, ApiError) as error:
-            if isinstance(error, ApiError) and error.kind is not Kind.UNAVAILABLE:
+            if isinstance(error, ApiError) and error.kind is not FailureKind.UNAVAILABLE:
                 raise
             if lost_at is None:
                 on_lost(str(error))
@@ -63,7 +63,7 @@ def _watch_once(
         for event in map(json.loads, lines):
             if event["type"] == "ERROR":
                 error = api_error(event["object"].get("code") or 500, json.dumps(event["object"]).encode())
-                if error.kind is Kind.EXPIRED:  # the resource version is too old: list again
+                if error.kind is FailureKind.EXPIRED:  # the resource version is too old: list again
                     return
                 raise error
             if event["type"] != "BOOKMARK":

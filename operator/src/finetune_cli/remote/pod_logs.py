@@ -12,7 +12,7 @@ from queue import SimpleQueue
 
 import click
 
-from finetune_kube.failures import Kind
+from finetune_kube.failures import FailureKind
 
 from .api_client import Json
 from .cluster import Cluster
@@ -55,7 +55,7 @@ def _log(cluster: Cluster, found: LogPod, selection: Selection) -> list[LogLine]
         with cluster.log(found.name, timestamps="true", **tail) as lines:
             return [parse(line, found.node) for line in lines]
     except ApiError as error:
-        if error.kind is Kind.FORBIDDEN:
+        if error.kind is FailureKind.FORBIDDEN:
             raise
         click.echo(f"The log of node {found.node} cannot be read: {error.message}", err=True)
         return []
@@ -142,7 +142,7 @@ class _Follower:
             except NotFound:
                 return
             except (ApiError, Unreachable) as error:
-                if isinstance(error, ApiError) and error.kind is Kind.FORBIDDEN:
+                if isinstance(error, ApiError) and error.kind is FailureKind.FORBIDDEN:
                     raise
             time.sleep(PAUSE_SECONDS)
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from finetune_api.resource import names
 from finetune_api.validation.predicates import find
-from finetune_kube.failures import Kind
+from finetune_kube.failures import FailureKind
 
 from . import volume_refs
 from .api_client import Json
@@ -43,7 +43,7 @@ class Snapshot:
     """What may not be read."""
 
 
-class _Reader:
+class _PermittedReader:
     """Reads what the user may read, and collects the rest in `hidden`."""
 
     def __init__(self, cluster: Cluster) -> None:
@@ -54,7 +54,7 @@ class _Reader:
         try:
             return request(self.cluster)
         except ApiError as error:
-            if error.kind is not Kind.FORBIDDEN:
+            if error.kind is not FailureKind.FORBIDDEN:
                 raise
             self.hidden.append(what)
             return None
@@ -62,7 +62,7 @@ class _Reader:
 
 def take(cluster: Cluster, name: str) -> Snapshot:
     """Raises InvalidInput if the job does not exist."""
-    job, reader = cluster.job(name), _Reader(cluster)
+    job, reader = cluster.job(name), _PermittedReader(cluster)
     leases = reader.read("leases of all namespaces", _leases)
     if has_ended(job):
         return Snapshot(job, now(), leases=leases)

@@ -12,7 +12,7 @@ import click
 from finetune_api.resource import conditions as c
 from finetune_api.resource.names import API_VERSION, PLURAL
 from finetune_cli.errors import InvalidInput
-from finetune_kube.failures import Kind
+from finetune_kube.failures import FailureKind
 
 from . import transfer
 from .api_client import Json
@@ -81,7 +81,7 @@ def _create(cluster: Cluster, manifest: Json, *, dry_run: bool = False) -> Json:
     try:
         return cluster.create_job(manifest, dry_run=dry_run)
     except ApiError as error:
-        if error.kind is not Kind.ALREADY_EXISTS:
+        if error.kind is not FailureKind.ALREADY_EXISTS:
             raise
         raise _already_exists(cluster.job(manifest["metadata"]["name"])) from None
 
@@ -102,7 +102,7 @@ def _create_suspended(cluster: Cluster, manifest: Json, digest: str) -> Json:
     try:
         return cluster.create_job(suspended)
     except ApiError as error:
-        if error.kind is not Kind.ALREADY_EXISTS:
+        if error.kind is not FailureKind.ALREADY_EXISTS:
             raise
     found = cluster.job(metadata["name"])
     awaited = (found["metadata"].get("annotations") or {}).get(AWAITING)
@@ -120,7 +120,7 @@ def _create_config_map(cluster: Cluster, job: Json, upload: DatasetUpload) -> No
         cluster.create("v1", "configmaps", body)
         return
     except ApiError as error:
-        if error.kind is not Kind.ALREADY_EXISTS:
+        if error.kind is not FailureKind.ALREADY_EXISTS:
             raise
     for found in cluster.watch("v1", "configmaps", name, seconds=GARBAGE_COLLECTION_SECONDS):
         owners = [o["uid"] for o in (found or {}).get("metadata", {}).get("ownerReferences") or ()]

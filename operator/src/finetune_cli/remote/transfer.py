@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from finetune_api.runtime.protocol import MARKER
-from finetune_kube.failures import Kind
+from finetune_kube.failures import FailureKind
 
 from . import pod_exec, pod_programs
 from .api_client import ApiClient
@@ -95,7 +95,7 @@ def _retry(attempt: Callable[[], None], received: Callable[[], int]) -> None:
             return attempt()
         except (Unreachable, ApiError) as error:
             failures = 1 if received() > before else failures + 1
-            if failures == ATTEMPTS or (isinstance(error, ApiError) and error.kind is not Kind.UNAVAILABLE):
+            if failures == ATTEMPTS or (isinstance(error, ApiError) and error.kind is not FailureKind.UNAVAILABLE):
                 raise
             time.sleep(PAUSE_SECONDS)
 

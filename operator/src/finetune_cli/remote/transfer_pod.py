@@ -15,7 +15,7 @@ from typing import Any
 
 from finetune_api.resource.names import API_VERSION, KIND
 from finetune_api.validation.predicates import find
-from finetune_kube.failures import Kind
+from finetune_kube.failures import FailureKind
 from finetune_plan.mounts import CLAIMS
 from finetune_plan.pod_reasons import REFUSED, hindrance
 from finetune_plan.security import container_security, pod_security
@@ -123,7 +123,7 @@ def _create(cluster: Cluster, body: Json) -> None:
         cluster.create("v1", "pods", body)
     except ApiError as error:
         known = hindrance(REFUSED, error.message)
-        if error.kind is not Kind.FORBIDDEN or known.reason == REFUSED[-1][1].reason:
+        if error.kind is not FailureKind.FORBIDDEN or known.reason == REFUSED[-1][1].reason:
             raise
         remedy = "Wait until other pods of the namespace end, or ask the administrator of the cluster."
         raise failed(f"pod {body['metadata']['name']}", known.reason, error.message, remedy) from None

@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 @click.command()
 @job_name
 @click.option("-f", "--follow", is_flag=True, help="Follow until the job has ended, across restarts.")
-@click.option(
-    "--node", type=click.IntRange(0), help="Only the pod of this node; node 0 writes the progress records."
-)
+@click.option("--node", type=click.IntRange(0), help="Only the pod of this node; node 0 writes the progress records.")
 @click.option("--run", type=click.IntRange(1), help="Only this run; default: the latest.")
 @click.option("--tail", type=click.IntRange(0), metavar="N", help="Only the last N lines of each pod.")
 @click.option("--raw", is_flag=True, help="Print progress records as JSON.")
