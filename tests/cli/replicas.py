@@ -46,11 +46,11 @@ def supervised(
     with started(launches, events, grace) as run:
         seen = Seen(run)
 
-        def hear(line: OutputLine) -> None:
+        def on_line_read(line: OutputLine) -> None:
             seen.lines.append((line.launch.node, line.text))
             on_line(line.text, events)
 
-        supervise(run, events, hear, seen.asks.append)
+        supervise(run, events, on_line_read, seen.asks.append)
     return seen
 
 

@@ -84,7 +84,7 @@ def test_the_summary_says_what_came_out_and_where() -> None:
     assert plot.startswith("training loss over steps\n      2.9 ")
 
 
-def test_a_failure_is_told_with_its_cause_its_remedy_and_its_log() -> None:
+def test_a_failure_is_shown_with_its_cause_its_remedy_and_its_log() -> None:
     assert summary.failed(Outcome("job-1-worker-1", 137, None), Path("out/logs/job-1-worker-1.log")).splitlines() == [
         "error: job-1-worker-1: The trainer was ended by signal 9. [Killed]",
         "  remedy: Signal 9 is most often the memory limit of the pod: raise pods.memory.",

@@ -1,4 +1,4 @@
-"""Which failure is told: the one that came first, not those that followed from it."""
+"""Which failure decides the outcome: the one that came first, not those that followed from it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CASES: dict[str, tuple[list[tuple[int, int]], dict[int, float], bool, tuple[str,
         [(0, Exit.PEER_LOST), (1, Exit.PEER_LOST)], {0: 2.0, 1: 1.0}, False, ("job-1-worker-1", Exit.PEER_LOST),
     ),
     "stopped on request": ([(0, 75), (1, 75)], {0: 1.0, 1: 1.0}, True, ("job-1-worker-0", Exit.STOPPED)),
-    "stopped before the trainer could hear it": ([(0, 143)], {}, True, ("job-1-worker-0", Exit.STOPPED)),
+    "stopped before the trainer could on_line_read it": ([(0, 143)], {}, True, ("job-1-worker-0", Exit.STOPPED)),
     "a failure while stopping is a failure": (
         [(0, 75), (1, Exit.STORAGE_FAILED)], {0: 1.0, 1: 2.0}, True, ("job-1-worker-1", Exit.STORAGE_FAILED),
     ),
@@ -49,7 +49,7 @@ CASES: dict[str, tuple[list[tuple[int, int]], dict[int, float], bool, tuple[str,
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_root_cause_is_told(case: str) -> None:
+def test_the_root_cause_decides(case: str) -> None:
     codes, times, stopped, expected = CASES[case]
     ended = [Ended(launch(HERE, node), code) for node, code in codes]
     reports = {node: _report(dict(codes)[node], time) for node, time in times.items()}

@@ -1,4 +1,4 @@
-"""What replicas say ends up in the status, the log files and the display."""
+"""The output of replicas ends up in the status, the log files and the display."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ REPORT = FinalReport(time=2.0, exit_code=0, reason="Succeeded", message="Done.",
                      result="out/result", metrics={"val.loss": 1.5, "train.loss": None}, best_step=9)  # fmt: skip
 
 
-class Heard(Quiet):
+class RecordingDisplay(Quiet):
     """A display that remembers."""
 
     def __init__(self) -> None:
@@ -46,26 +46,28 @@ class Heard(Quiet):
         self.texts.append((replica, text))
 
 
-def _watched(output: Path, *lines: str | Record, node: int = 0, out: bool = True) -> tuple[RunRecorder, Heard]:
-    heard = Heard()
-    watch = RunRecorder(output, Status(run=1), heard)
+def _watched(
+    output: Path, *lines: str | Record, node: int = 0, out: bool = True
+) -> tuple[RunRecorder, RecordingDisplay]:
+    display = RecordingDisplay()
+    watch = RunRecorder(output, Status(run=1), display)
     replica = launch(output, node)
     watch.open([replica])
     for line in lines:
         watch.line(OutputLine(replica, line if isinstance(line, str) else line.line(), out))
     watch.close()
-    return watch, heard
+    return watch, display
 
 
 def test_records_become_the_status_that_a_cluster_would_show(tmp_path: Path) -> None:
-    watch, heard = _watched(tmp_path, DATASET, STEP, EVALUATION, CHECKPOINT)
+    watch, display = _watched(tmp_path, DATASET, STEP, EVALUATION, CHECKPOINT)
     status = watch.status
     assert status.dataset is not None
     assert status.progress is not None
     assert (status.phase, status.dataset.used, status.dataset.maskedFraction) == (Phase.TRAINING, 9, 0.75)
     assert (status.progress.step, status.progress.percent, status.progress.etaSeconds) == (3, 25, 90)
     assert (status.progress.evalLoss, status.progress.checkpointStep) == (2.25, 3)
-    assert heard.records == [DATASET, STEP, EVALUATION, CHECKPOINT]
+    assert display.records == [DATASET, STEP, EVALUATION, CHECKPOINT]
 
 
 def test_other_lines_are_shown_with_the_name_of_their_replica(tmp_path: Path) -> None:
@@ -73,9 +75,9 @@ def test_other_lines_are_shown_with_the_name_of_their_replica(tmp_path: Path) ->
 
 
 def test_a_record_on_standard_error_is_a_line_like_any_other(tmp_path: Path) -> None:
-    _, heard = _watched(tmp_path, STEP, out=False)
-    assert heard.records == []
-    assert len(heard.texts) == 1
+    _, display = _watched(tmp_path, STEP, out=False)
+    assert display.records == []
+    assert len(display.texts) == 1
 
 
 def test_every_line_is_in_the_replicas_log_and_later_runs_are_added(tmp_path: Path) -> None:

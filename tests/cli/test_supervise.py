@@ -1,4 +1,4 @@
-"""Replicas are heard, stopped and ended, with everything they have started."""
+"""Replicas are read, stopped and killed, with all their processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cli.replicas import alive, supervised
 from finetune_cli.local.processes import Events, SignalReceived
 from finetune_cli.local.supervise import signals_as_events
 
-# Their waits are short: a signal that comes just before a long one is heard only after it.
+# Their waits are short: a signal that comes just before a long one is display only after it.
 UNTIL_STOPPED = """
 import signal, sys, time
 def end(number, frame):
@@ -42,7 +42,7 @@ subprocess.Popen(rank, start_new_session=True)
 
 
 def _when(text: str, *, times: int = 1) -> object:
-    """On each of the first lines with this text, somebody presses Ctrl-C."""
+    """On each of the first lines with this text, Ctrl-C is pressed."""
     left = [None] * times
 
     def press(line: str, events: Events) -> None:

@@ -43,7 +43,7 @@ def test_a_good_job_is_described(tmp_path: Path) -> None:
     assert (result.exit_code, result.stdout, result.stderr) == (0, GOOD, "")
 
 
-def test_every_problem_of_a_bad_job_is_told_with_its_place(tmp_path: Path) -> None:
+def test_every_problem_of_a_bad_job_is_reported_with_its_place(tmp_path: Path) -> None:
     job(tmp_path, ("gpu_type", "gpu_typ"))
     result = finetune("validate", "job.yaml")
     assert (result.exit_code, result.stdout, result.stderr) == (2, BAD, "")

@@ -79,7 +79,7 @@ def test_claims_that_are_missing_are_found_for_programs_too(team: Team, console:
     assert all(set(f) == {"path", "reason", "message", "remedy"} for f in told["findings"])
 
 
-def test_a_job_that_runs_is_hindered_by_nothing(team: Team, console: Console) -> None:
+def test_a_job_that_runs_has_no_findings(team: Team, console: Console) -> None:
     claim(team, "rows")
     team.submit()
     for each in team.until_run("sample-1"):
@@ -90,7 +90,7 @@ def test_a_job_that_runs_is_hindered_by_nothing(team: Team, console: Console) ->
     assert done.out == "finetunejob/sample: no problems found; the job is Starting.\n"
 
 
-def test_what_ones_rights_hide_is_named(team: Team, control_plane: ControlPlane, tmp_path: Path) -> None:
+def test_objects_that_may_not_be_read_are_named(team: Team, control_plane: ControlPlane, tmp_path: Path) -> None:
     team.submit({"suspend": True})
     team.until_phase("Suspended")
     rules = [{"apiGroups": ["finetune.dev"], "resources": ["finetunejobs"], "verbs": ["get", "list"]}]
@@ -109,7 +109,7 @@ def unserved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]
         yield plane
 
 
-def test_a_cluster_where_no_operator_runs_is_found_out(unserved: ControlPlane, tmp_path: Path) -> None:
+def test_a_cluster_without_an_operator_is_a_finding(unserved: ControlPlane, tmp_path: Path) -> None:
     body = resource({"job.data": "/data/rows.jsonl", "output": None})
     body["metadata"]["namespace"] = "default"
     unserved.cluster.api.create(body)
@@ -121,7 +121,9 @@ def test_a_cluster_where_no_operator_runs_is_found_out(unserved: ControlPlane, t
     assert "error: cluster: The PyTorchJob resource is not installed in this cluster. [BackendMissing]" in done.out
 
 
-def test_a_job_that_nobody_judges_is_submitted_and_said_to_wait(unserved: ControlPlane, tmp_path: Path) -> None:
+def test_a_job_that_no_operator_reconciles_is_submitted_with_a_message(
+    unserved: ControlPlane, tmp_path: Path
+) -> None:
     console = Console(unserved.cluster.kubeconfig, "default", tmp_path)
     done = console("submit", console.job(("name: sample", "name: lonely")))
     assert (done.code, done.out) == (0, "finetunejob/lonely created in namespace default\n")

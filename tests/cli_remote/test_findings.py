@@ -1,4 +1,4 @@
-"""Why a job is not running: every finding with its reason and remedy, from what was seen alone."""
+"""Why a job is not running: every finding with its reason and remedy, from a snapshot alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ UNBOUND: Json = {"metadata": {"uid": "c1"}, "status": {"phase": "Pending"}}
 
 
 def job(changes: Json | None = None, *conditions: tuple[str, str, str, str], **more: object) -> Json:
-    """A job that an operator has looked at. conditions: type, status, reason, message."""
+    """A job that an operator has given at. conditions: type, status, reason, message."""
     body = resource(changes)
     body["metadata"] |= {"namespace": "team", "uid": "j1", "generation": 1, "creationTimestamp": LONG_AGO}
     told = [dict(zip(("type", "status", "reason", "message"), each, strict=True)) for each in conditions]
@@ -155,9 +155,9 @@ CASES: dict[str, tuple[Snapshot, str, str, str, str]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_finding_has_place_reason_sentence_and_remedy(case: str) -> None:
-    looked, path, reason, message, remedy = CASES[case]
-    [found] = findings(looked)
+def test_a_finding_has_path_reason_message_and_remedy(case: str) -> None:
+    given, path, reason, message, remedy = CASES[case]
+    [found] = findings(given)
     assert (found.path, found.reason) == (path, reason)
     assert message in found.message
     assert remedy in found.remedy
@@ -183,11 +183,11 @@ FINE = {
 
 
 @pytest.mark.parametrize("case", FINE)
-def test_what_hinders_nobody_is_not_told(case: str) -> None:
+def test_what_is_no_problem_is_not_a_finding(case: str) -> None:
     assert findings(FINE[case]) == []
 
 
-def test_the_deepest_cause_comes_first() -> None:
-    looked = snapshot(UNSEEN, leases=(), claims={"rows": None}, pods=(pod("p"),))
-    assert [each.reason for each in findings(looked)] == ["NoOperator", "NotFound", "NotScheduled"]
-    assert all(isinstance(each, Problem) and each.remedy for each in findings(looked))
+def test_the_root_cause_comes_first() -> None:
+    given = snapshot(UNSEEN, leases=(), claims={"rows": None}, pods=(pod("p"),))
+    assert [each.reason for each in findings(given)] == ["NoOperator", "NotFound", "NotScheduled"]
+    assert all(isinstance(each, Problem) and each.remedy for each in findings(given))

@@ -37,7 +37,7 @@ def _start(team: Team) -> None:
 def test_a_submitted_job_is_created_judged_and_started(team: Team, console: Console) -> None:
     done = console("submit", console.job())
     assert (done.code, done.out) == (0, f"finetunejob/sample created in namespace {team.namespace}\n")
-    assert f"To see how it comes along: finetune watch sample -n {team.namespace}" in done.err
+    assert f"To watch its progress: finetune watch sample -n {team.namespace}" in done.err
     team.until_run("sample-1", pods=1)
     stored = team.api.get(f"{team.jobs}/sample")
     assert stored["spec"]["job"] == {"model": "org/name", "data": "pvc://rows/train.jsonl"}
@@ -148,9 +148,7 @@ def test_a_job_that_is_deleted_ends_the_watching(team: Team, console: Console) -
     assert any(line.endswith("The job was deleted. [Deleted]") for line in watching.lines)
 
 
-def test_a_status_tells_conditions_layout_and_progress_in_words(
-    team: Team, console: Console, kubelet: Kubelet
-) -> None:
+def test_a_status_shows_conditions_layout_and_progress(team: Team, console: Console, kubelet: Kubelet) -> None:
     console("submit", console.job())
     team.until_run("sample-1", pods=1)
     kubelet.run("sample-1-worker-0")
@@ -166,7 +164,7 @@ def test_a_status_tells_conditions_layout_and_progress_in_words(
     assert json.loads(console("status", "sample", "-o", "json").out)["progress"]["step"] == 3
 
 
-def test_suspend_and_resume_are_done_once_and_said_twice(team: Team, console: Console) -> None:
+def test_suspending_or_resuming_twice_is_no_error(team: Team, console: Console) -> None:
     team.submit({"compute.nodes": 1})
     team.until_run("sample-1", pods=1)
     assert console("suspend", "sample").err == "finetunejob/sample suspended: its pods save a checkpoint and exit\n"

@@ -92,7 +92,7 @@ def test_a_server_that_does_not_answer(console: Console, tmp_path: Path, call: s
     )
 
 
-def test_a_server_whose_certificate_nobody_trusts(
+def test_a_server_with_an_untrusted_certificate(
     control_plane: ControlPlane, console: Console, tmp_path: Path
 ) -> None:
     stranger = _kubeconfig(tmp_path, f"https://127.0.0.1:{control_plane.port}", {})
@@ -153,7 +153,7 @@ def test_a_kubeconfig_of_the_environment_that_is_not_there(console: Console, mon
 
 
 SUBMITTED: dict[str, tuple[tuple[str, str] | None, tuple[str, ...], tuple[str, str, str, str]]] = {
-    "a key that nobody knows": (("gpu_type", "gpu_typ"), (),
+    "an unknown key": (("gpu_type", "gpu_typ"), (),
         ("spec.compute.gpu_typ", "UnknownKey", "'gpu_typ' is not a key", "Did you mean spec.compute.gpu_type?")),
     "rows that are not there": (None, ("--dataset", "none.jsonl"),
         ("spec.job.data", "DataRefused", "none.jsonl: there is no such file.", "Correct the path")),
@@ -177,7 +177,7 @@ SUBMITTED: dict[str, tuple[tuple[str, str] | None, tuple[str, ...], tuple[str, s
 
 
 @pytest.mark.parametrize("case", SUBMITTED)
-def test_what_is_wrong_with_a_job_is_told_before_anything_is_sent(case: str, team: Team, console: Console) -> None:
+def test_problems_of_a_job_are_reported_before_anything_is_sent(case: str, team: Team, console: Console) -> None:
     change, more, expected = SUBMITTED[case]
     changes = [change] if change else []
     file = console.job(*changes)
@@ -219,7 +219,9 @@ def test_a_job_that_the_schema_of_the_server_refuses(strict: ControlPlane, tmp_p
     answered(done.err, f"spec.{key}", "FieldValueInvalid", message, f"See `finetune explain {key}`.")
 
 
-def test_a_job_that_only_this_clusters_operator_can_judge_is_left_to_it(team: Team, console: Console) -> None:
+def test_a_verdict_that_depends_on_the_operators_settings_is_left_to_the_operator(
+    team: Team, console: Console
+) -> None:
     done = console("submit", console.job(("gpu_type: CPU", "gpu_type: X9000")))
     assert done.code == 2
     assert "note: 'X9000' is not an accelerator known here. The settings of this cluster may differ." in done.err
@@ -227,7 +229,7 @@ def test_a_job_that_only_this_clusters_operator_can_judge_is_left_to_it(team: Te
     assert team.status()["phase"] == "Failed"
 
 
-def test_a_verb_that_is_switched_by_an_ended_job_says_so(team: Team, console: Console) -> None:
+def test_a_job_that_has_ended_cannot_be_suspended_resumed_or_cancelled(team: Team, console: Console) -> None:
     team.submit({"cancel": True})
     team.until_phase("Cancelled")
     for verb, done_word in (("suspend", "suspended"), ("resume", "resumed"), ("cancel", "cancelled")):

@@ -43,7 +43,7 @@ def test_a_file_gets_its_name_when_all_of_it_is_there(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "volume").iterdir()] == ["rows.jsonl"]
 
 
-def test_half_a_file_has_no_name_and_is_gone_on_with(tmp_path: Path) -> None:
+def test_half_a_file_has_no_name_and_is_resumed(tmp_path: Path) -> None:
     assert receive(tmp_path, TEXT[:1000]).returncode == receiving.SHORT
     assert [p.name for p in (tmp_path / "volume").iterdir()] == [".rows.jsonl.part"]
     done = receive(tmp_path, TEXT[1000:])
@@ -56,7 +56,7 @@ def test_a_damaged_file_is_thrown_away(tmp_path: Path) -> None:
     assert list((tmp_path / "volume").iterdir()) == []
 
 
-def test_a_part_that_is_too_long_is_begun_anew(tmp_path: Path) -> None:
+def test_a_part_that_is_too_long_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "volume").mkdir()
     (tmp_path / "volume" / ".rows.jsonl.part").write_bytes(TEXT * 2)
     done = receive(tmp_path, TEXT)
@@ -93,7 +93,7 @@ def test_a_folder_without_its_marker_is_not_sent(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (sending.MISSING, b"")
 
 
-def test_a_pod_that_nobody_uses_ends_by_itself(tmp_path: Path) -> None:
+def test_an_idle_pod_ends_by_itself(tmp_path: Path) -> None:
     done = subprocess.run(command("idle", tmp_path, "0.2"), capture_output=True, check=False, timeout=30)
     assert (done.returncode, done.stderr) == (0, b"")
 

@@ -25,20 +25,20 @@ def config_maps(team: Team) -> list[Json]:
     return [each for each in found if each["metadata"]["name"] != "kube-root-ca.crt"]
 
 
-def carriers(team: Team) -> list[str]:
-    """Transfer pods that nobody has asked to go."""
+def transfer_pods(team: Team) -> list[str]:
+    """Transfer pods that are not being deleted."""
     selector = "app.kubernetes.io/component=transfer"
     pods = team.api.items(team.pods, labelSelector=selector)
     return [p["metadata"]["name"] for p in pods if "deletionTimestamp" not in p["metadata"]]
 
 
-def until_carrier(team: Team) -> Json:
+def until_transfer_pod(team: Team) -> Json:
     selector = "app.kubernetes.io/component=transfer"
     [pod] = wait_for_all(team.api, team.pods, lambda found: len(found) == 1, labelSelector=selector)
     return pod
 
 
-def test_few_rows_ride_in_a_config_map_that_goes_with_the_job(team: Team, console: Console) -> None:
+def test_few_rows_are_stored_in_a_config_map_that_is_deleted_with_the_job(team: Team, console: Console) -> None:
     done = console("submit", console.job(), "--dataset", console.rows(3, name="my rows.jsonl"))
     assert done.code == 0, done.err
     text = (console.folder / "my rows.jsonl").read_bytes()
@@ -87,7 +87,7 @@ def test_a_config_map_of_a_stranger_is_left_alone_and_no_job_is_left(team: Team,
     assert config_maps(team)[0]["data"] == {"a": "b"}
 
 
-def test_a_call_that_was_killed_before_the_rows_came_is_gone_on_with(team: Team, console: Console) -> None:
+def test_a_call_that_was_killed_before_the_upload_is_resumed(team: Team, console: Console) -> None:
     """The state that SIGKILL leaves between the first write and the second."""
     file, rows = console.job(), console.rows()
     digest = hashlib.sha256((console.folder / rows).read_bytes()).hexdigest()
@@ -126,7 +126,7 @@ def test_many_rows_are_uploaded_to_the_jobs_claim_before_it_starts(
     text = (console.folder / rows).read_bytes()
     assert len(text) > CONFIG_MAP_BYTES
     with console.start("submit", console.job(), "--dataset", rows) as sending:
-        pod = until_carrier(team)
+        pod = until_transfer_pod(team)
         assert team.api.get(f"{team.jobs}/sample")["spec"]["suspend"] is True
         kubelet.run(pod["metadata"]["name"])
         assert sending.ended() == 0, sending.lines
@@ -134,7 +134,7 @@ def test_many_rows_are_uploaded_to_the_jobs_claim_before_it_starts(
     assert (kubelet.claims / "models" / path).read_bytes() == text
     job = team.api.get(f"{team.jobs}/sample")
     assert (job["spec"]["job"]["data"], "suspend" in job["spec"]) == (f"pvc://models/{path}", False)
-    assert carriers(team) == []
+    assert transfer_pods(team) == []
     assert f"uploading rows.jsonl to pvc://models/{path}: {len(text) / 2**20:.1f} MiB" in sending.lines
     team.until_run("sample-1", pods=1)
 
@@ -152,7 +152,7 @@ def test_the_transfer_pod_is_restricted_and_goes_with_the_job(team: Team, consol
         "pods.imagePullSecrets=[key]",
     )
     with console.start("submit", console.job(), *arguments) as sending:
-        pod = until_carrier(team)
+        pod = until_transfer_pod(team)
         uid = team.api.get(f"{team.jobs}/sample")["metadata"]["uid"]
         [container] = pod["spec"]["containers"]
         assert (container["image"], pod["spec"]["imagePullSecrets"]) == ("example.org/trainer:1", [{"name": "key"}])
@@ -167,7 +167,7 @@ def test_an_upload_that_is_interrupted_leaves_neither_pod_nor_job(
     number: signal.Signals, team: Team, console: Console
 ) -> None:
     with console.start("submit", console.job(), "--dataset", console.rows(width=CONFIG_MAP_BYTES)) as sending:
-        until_carrier(team)
+        until_transfer_pod(team)
         sending.interrupt(number)
         assert sending.ended() == 130
     assert sending.lines[-1] == "Interrupted."
@@ -175,7 +175,7 @@ def test_an_upload_that_is_interrupted_leaves_neither_pod_nor_job(
     team.until_gone(team.jobs)
 
 
-def test_a_quota_that_has_no_room_for_the_transfer_pod_is_told_and_leaves_no_job(
+def test_a_quota_without_room_for_the_transfer_pod_is_reported_and_leaves_no_job(
     team: Team, console: Console
 ) -> None:
     quota: Json = {"apiVersion": "v1", "kind": "ResourceQuota", "spec": {"hard": {"pods": "0"}}}
@@ -204,7 +204,7 @@ def test_an_upload_whose_connection_breaks_goes_on_where_it_was(
 
     kubelet.break_after = breaking
     with console.start("submit", console.job(), "--dataset", rows) as sending:
-        kubelet.run(until_carrier(team)["metadata"]["name"])
+        kubelet.run(until_transfer_pod(team)["metadata"]["name"])
         assert sending.ended(60) == 0, sending.lines
     [found] = (kubelet.claims / "models" / "finetune-datasets").rglob("rows.jsonl")
     assert found.read_bytes() == text
@@ -229,7 +229,7 @@ def test_rows_that_are_on_the_claim_already_are_not_sent_again(
     for expected in (True, False):
         sent = 0
         with console.start("submit", console.job(), "--dataset", rows) as sending:
-            kubelet.run(until_carrier(team)["metadata"]["name"])
+            kubelet.run(until_transfer_pod(team)["metadata"]["name"])
             assert sending.ended() == 0, sending.lines
         assert bool(sent) is expected
         for name in _all_carriers(team):

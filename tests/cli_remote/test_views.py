@@ -112,7 +112,7 @@ def test_between_two_statuses_has_happened(case: str) -> None:
     assert [each if isinstance(each, str) else format_record(each) for each in status_diff(before, after)] == told
 
 
-def test_news_are_the_records_that_a_local_run_shows() -> None:
+def test_a_diff_has_the_records_that_a_local_run_shows() -> None:
     found = list(status_diff(job(), job({"progress": {**PROGRESS, "evalLoss": 0.5}})))
     assert [type(each) for each in found] == [ProgressRecord, EvaluationRecord]
 
