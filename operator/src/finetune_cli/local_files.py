@@ -22,7 +22,7 @@ from finetune_plan.facts import Given, first
 
 VALIDATION = ("data.validation_path",)
 OUTPUT = ("output.uri",)
-CLUSTER_ONLY = {Scheme.PVC: "a PersistentVolumeClaim", Scheme.CONFIG_MAP: "a ConfigMap"}
+CLUSTER_ONLY = {Scheme.PVC: "on a PersistentVolumeClaim", Scheme.CONFIG_MAP: "in a ConfigMap"}
 
 
 def data_problems(spec: Mapping[str, Any], data: Data) -> Iterator[Problem]:
