@@ -1,7 +1,7 @@
-"""Finetune a real small model on this machine, and show what changed. `make quickstart` runs it.
+"""Finetunes a small model on this machine, and compares its answers before and after. `make quickstart` runs it.
 
-Four steps that you can do by hand: fetch the model, `finetune run docs/examples/quickstart.yaml`, load the
-adapter with plain PEFT, and ask both models the same questions.
+The same four steps by hand: download the model, `finetune run docs/examples/quickstart.yaml`, load the
+adapter with PEFT, and ask both models the same questions.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 HERE = Path(__file__).parent
 OUTPUT = Path("quickstart-output")
 QUESTIONS = ("factory", "refrigerator", "boat")
-"""Held-out words."""
-LONGEST_ANSWER = 48
+"""Words of the validation rows."""
+MAX_ANSWER_TOKENS = 48
 
 
 def main() -> int:
-    began = time.monotonic()
+    started_at = time.monotonic()
     os.environ.setdefault("TQDM_DISABLE", "1")
     folder = fetch_model.cached_folder()
     if not fetch_model.is_whole(folder):
@@ -41,27 +41,27 @@ def main() -> int:
     show_answers(folder, Path(report["result"]))
     before, after = report["metrics"]["val.loss.initial"], report["metrics"]["val.loss"]
     # Mean negative log likelihood per target token, in nats, on the held-out rows.
-    say(f"\nrows        {rows('train')} to train on, {rows('eval')} held out")
-    say(f"eval loss   {before:.4f} before, {after:.4f} after: x {after / before:.2f}")
-    say(f"adapter     {report['result']}")
-    say(f"time        {time.monotonic() - began:.0f} s")
+    print_line(f"\nrows        {rows('train')} to train on, {rows('eval')} held out")
+    print_line(f"eval loss   {before:.4f} before, {after:.4f} after: x {after / before:.2f}")
+    print_line(f"adapter     {report['result']}")
+    print_line(f"time        {time.monotonic() - started_at:.0f} s")
     return 0
 
 
 def show_answers(base: Path, adapter: Path) -> None:
-    """Ask held-out questions before and after; the adapter is loaded by PEFT alone."""
-    from peft import PeftModel  # noqa: PLC0415 - seconds that a failed run need not spend
+    """Ask questions of the validation rows before and after; only PEFT loads the adapter."""
+    from peft import PeftModel  # noqa: PLC0415 - it takes seconds, which a failed run saves
 
     tokenizer = AutoTokenizer.from_pretrained(adapter)
     model = AutoModelForCausalLM.from_pretrained(base)
-    asked = {f"Define: {word}" for word in QUESTIONS}
-    questions = [messages[:-1] for messages in _held_out() if messages[-2]["content"] in asked]
+    prompts = {f"Define: {word}" for word in QUESTIONS}
+    questions = [messages[:-1] for messages in _held_out() if messages[-2]["content"] in prompts]
     before = [answer(model, tokenizer, q) for q in questions]
     tuned = PeftModel.from_pretrained(model, str(adapter))
     for question, first in zip(questions, before, strict=True):
-        say(f"\nquestion    {question[-1]['content']}")
-        say(f"before      {_indented(first)}")
-        say(f"after       {_indented(answer(tuned, tokenizer, question))}")
+        print_line(f"\nquestion    {question[-1]['content']}")
+        print_line(f"before      {_indented(first)}")
+        print_line(f"after       {_indented(answer(tuned, tokenizer, question))}")
 
 
 def answer(model: Any, tokenizer: Any, question: list[dict[str, str]]) -> str:
@@ -69,7 +69,7 @@ def answer(model: Any, tokenizer: Any, question: list[dict[str, str]]) -> str:
     inputs = tokenizer.apply_chat_template(
         question, add_generation_prompt=True, return_tensors="pt", return_dict=True
     )
-    tokens = model.generate(**inputs, max_new_tokens=LONGEST_ANSWER, do_sample=False)
+    tokens = model.generate(**inputs, max_new_tokens=MAX_ANSWER_TOKENS, do_sample=False)
     text: str = tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return text.strip()
 
@@ -78,7 +78,7 @@ def rows(split: str) -> int:
     return sum(1 for _ in (HERE / "quickstart" / f"{split}.jsonl").open())
 
 
-def say(line: str) -> None:
+def print_line(line: str) -> None:
     sys.stdout.write(line + "\n")
 
 

@@ -12,8 +12,8 @@ from queue import SimpleQueue
 
 from finetune_api.runtime.protocol import CONFIG_ENV
 from finetune_cli.local.launches import Launch
-from finetune_cli.local.processes import Events, Line
-from finetune_cli.local.supervise import Run, started, supervise
+from finetune_cli.local.processes import Events, OutputLine
+from finetune_cli.local.supervise import SupervisedRun, started, supervise
 
 
 def launch(folder: Path, node: int, script: str = "") -> Launch:
@@ -28,7 +28,7 @@ def launch(folder: Path, node: int, script: str = "") -> Launch:
 class Seen:
     """What a supervised run has shown."""
 
-    run: Run
+    run: SupervisedRun
     lines: list[tuple[int, str]] = field(default_factory=list)
     asks: list[int] = field(default_factory=list)
 
@@ -46,11 +46,11 @@ def supervised(
     with started(launches, events, grace) as run:
         seen = Seen(run)
 
-        def hear(line: Line) -> None:
+        def on_line_read(line: OutputLine) -> None:
             seen.lines.append((line.launch.node, line.text))
             on_line(line.text, events)
 
-        supervise(run, events, hear, seen.asks.append)
+        supervise(run, events, on_line_read, seen.asks.append)
     return seen
 
 

@@ -12,15 +12,15 @@ import pytest
 
 from cli.calls import finetune, job
 from finetune_cli import reference, verbs
-from finetune_cli.errors import Refused
+from finetune_cli.errors import InvalidInput
 from finetune_cli.main import VERBS
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_every_verb_is_a_file_and_every_file_a_verb() -> None:
+def test_every_module_of_verbs_is_in_the_table() -> None:
     [folder] = verbs.__path__
-    assert {path.stem for path in Path(folder).glob("[a-z]*.py")} == set(VERBS)
+    assert {path.stem for path in Path(folder).glob("[a-z]*.py")} == {verb.module for verb in VERBS.values()}
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -28,7 +28,7 @@ def test_every_verb_has_help(verb: str) -> None:
     result = finetune(verb, "-h")
     assert result.exit_code == 0
     assert result.stdout.startswith(f"Usage: finetune {verb}")
-    assert VERBS[verb] in finetune("--help").stdout
+    assert VERBS[verb].summary in finetune("--help").stdout
 
 
 def test_asking_for_help_imports_nothing_heavy() -> None:
@@ -61,7 +61,9 @@ def test_the_reference_page_is_what_the_help_says() -> None:
     assert (ROOT / reference.PAGE).read_text(encoding="utf-8") == reference.page()
 
 
-@pytest.mark.parametrize(("verb", "hint"), [("dele", "Did you mean delete?"), ("tune", "There are run, validate,")])
+@pytest.mark.parametrize(
+    ("verb", "hint"), [("dele", "Did you mean delete?"), ("tune", "The commands are run, validate,")]
+)
 def test_an_unknown_verb_is_refused(verb: str, hint: str) -> None:
     result = finetune(verb)
     assert result.exit_code == 2
@@ -111,8 +113,8 @@ def test_a_key_that_does_not_exist_is_answered_with_the_nearest() -> None:
 
 
 def test_a_refusal_is_an_exception_that_click_knows_to_show() -> None:
-    assert issubclass(Refused, click.ClickException)
-    assert Refused([]).exit_code == 2
+    assert issubclass(InvalidInput, click.ClickException)
+    assert InvalidInput([]).exit_code == 2
 
 
 def test_a_terminal_without_unicode_is_no_reason_to_fail(tmp_path: Path) -> None:

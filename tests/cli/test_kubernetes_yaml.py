@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from finetune_cli import kubernetes_yaml
-from finetune_cli.kubernetes_yaml import Malformed
+from finetune_cli.kubernetes_yaml import InvalidYaml
 
 SCALARS: dict[str, Any] = {
     "8e-6": 8e-6, "8E-6": 8e-6, "8.0e-6": 8e-6, "8e6": 8e6, "1e3": 1e3, "-1e-3": -1e-3, "2e2": 200.0,
@@ -40,13 +40,13 @@ def test_what_is_written_is_read_back(text: str) -> None:
 
 
 MALFORMED = {
-    "a key that stands twice": ("a: 1\nb: 2\na: 3\n", "the key 'a' stands twice", 3, 1),
-    "a key twice further in": ("s:\n  t: {a: 1, a: 2}\n", "the key 'a' stands twice", 2, 13),
-    "a number as key": ("s:\n  1: x\n", "the key '1' is not a text; write it in quotes", 2, 3),
-    "a boolean as key": ("on: x\n", "the key 'on' is not a text; write it in quotes", 1, 1),
-    "a tag": ("a: !!binary aGk=\n", "the tag tag:yaml.org,2002:binary has no place in a job", 1, 4),
-    "a tag of its own": ("a: !env HOME\n", "the tag !env has no place in a job", 1, 4),
-    "a tag that lies": ("a: !!int many\n", "'many' is not a whole number", 1, 4),
+    "a key that stands twice": ("a: 1\nb: 2\na: 3\n", "duplicate key 'a'", 3, 1),
+    "a key twice further in": ("s:\n  t: {a: 1, a: 2}\n", "duplicate key 'a'", 2, 13),
+    "a number as key": ("s:\n  1: x\n", "the key '1' is not a string; put it in quotes", 2, 3),
+    "a boolean as key": ("on: x\n", "the key 'on' is not a string; put it in quotes", 1, 1),
+    "a tag": ("a: !!binary aGk=\n", "the tag tag:yaml.org,2002:binary is not supported", 1, 4),
+    "a tag of its own": ("a: !env HOME\n", "the tag !env is not supported", 1, 4),
+    "a tag that lies": ("a: !!int many\n", "'many' is not an integer", 1, 4),
     "a bracket left open": ("a: [1, 2\nb: 3\n", "did not find expected ',' or ']'", 2, 2),
     "a tab as indentation": ("a:\n\tb: 1\n", "found character that cannot start any token", 2, 1),
     "an anchor inside itself": ("a: &a [*a]\n", "found unconstructable recursive node", 1, 4),
@@ -56,7 +56,7 @@ MALFORMED = {
 @pytest.mark.parametrize("case", MALFORMED)
 def test_what_is_refused_is_refused_with_its_place(case: str) -> None:
     text, message, line, column = MALFORMED[case]
-    with pytest.raises(Malformed) as caught:
+    with pytest.raises(InvalidYaml) as caught:
         list(kubernetes_yaml.documents(text))
     assert message in str(caught.value)
     assert (caught.value.line, caught.value.column) == (line, column)
@@ -69,7 +69,7 @@ def test_a_merge_key_fills_in_what_the_map_does_not_say_itself() -> None:
 
 def test_places_are_those_of_the_key_or_of_the_nearest_one_above() -> None:
     [document] = kubernetes_yaml.documents("spec:\n  pods:\n    env:\n      - name: A\n        value: b\n")
-    assert document.place("spec.pods.env[0].value") == (5, 9)
-    assert document.place("spec.pods.env[0].other") == (4, 9)
-    assert document.place("spec.job.model") == (1, 1)
-    assert document.place("nothing") == (1, 1)
+    assert document.location("spec.pods.env[0].value") == (5, 9)
+    assert document.location("spec.pods.env[0].other") == (4, 9)
+    assert document.location("spec.job.model") == (1, 1)
+    assert document.location("nothing") == (1, 1)

@@ -130,7 +130,7 @@ def test_two_nodes_are_stopped_by_ctrl_c_and_continue_with_the_same_command(plac
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=120)
     assert process.returncode == 75, told
-    assert "To continue, run the same command again: finetune run job.yaml --set compute.nodes=2" in told
+    assert "To resume, run the same command again: finetune run job.yaml --set compute.nodes=2" in told
     assert _status(place / "out")["phase"] == "Suspended"
     assert alive(_mark(place)) == []
     done = _run(place, *asked, "--quiet", "-o", "json")
@@ -196,5 +196,5 @@ def test_an_output_that_is_a_file_is_refused(place: Path) -> None:
     (place / "out").write_text("mine")
     done = _run(place, "--output", "out")
     assert done.returncode == 2
-    assert "error: spec.output.uri: The folder out cannot be made: File exists. [OutputRefused]" in done.stderr
+    assert "error: spec.output.uri: The folder out cannot be created: File exists. [OutputRefused]" in done.stderr
     assert (place / "out").read_text() == "mine"

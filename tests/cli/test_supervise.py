@@ -1,4 +1,4 @@
-"""Replicas are heard, stopped and ended, with everything they have started."""
+"""Replicas are read, stopped and killed, with all their processes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from queue import SimpleQueue
 import pytest
 
 from cli.replicas import alive, supervised
-from finetune_cli.local.processes import Asked, Events
+from finetune_cli.local.processes import Events, SignalReceived
 from finetune_cli.local.supervise import signals_as_events
 
-# Their waits are short: a signal that comes just before a long one is heard only after it.
+# Their waits are short: a signal that comes just before a long one is display only after it.
 UNTIL_STOPPED = """
 import signal, sys, time
 def end(number, frame):
@@ -42,13 +42,13 @@ subprocess.Popen(rank, start_new_session=True)
 
 
 def _when(text: str, *, times: int = 1) -> object:
-    """On each of the first lines with this text, somebody presses Ctrl-C."""
+    """On each of the first lines with this text, Ctrl-C is pressed."""
     left = [None] * times
 
     def press(line: str, events: Events) -> None:
         if line == text and left:
             left.pop()
-            events.put(Asked(signal.SIGINT))
+            events.put(SignalReceived(signal.SIGINT))
 
     return press
 
@@ -100,7 +100,7 @@ def test_the_first_ctrl_c_asks_every_replica_to_stop(tmp_path: Path) -> None:
 
 def test_the_second_ctrl_c_kills_and_leaves_nothing_behind(tmp_path: Path) -> None:
     def press(line: str, events: Events) -> None:
-        events.put(Asked(signal.SIGINT))  # at "ready", and again at "asked"
+        events.put(SignalReceived(signal.SIGINT))  # at "ready", and again at "asked"
 
     seen = supervised(tmp_path, WITH_A_RANK + DEAF, on_line=press)
     assert (seen.codes, seen.asks[:2]) == ({0: 137}, [1, 2])
@@ -158,5 +158,5 @@ def test_signals_are_events_only_while_a_run_goes_on(number: signal.Signals) -> 
     before = signal.getsignal(number)
     with signals_as_events(events):
         os.kill(os.getpid(), number)
-        assert events.get(timeout=5) == Asked(number)
+        assert events.get(timeout=5) == SignalReceived(number)
     assert signal.getsignal(number) is before

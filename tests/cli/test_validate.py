@@ -14,7 +14,7 @@ GOOD = """\
 job.yaml: valid
   method: lora on single
   layout: 1 node x 1 = 1 rank
-  accepted, and changing nothing: job.suffix
+  accepted but without effect: job.suffix
 """
 BAD = """\
 error: spec.compute.gpu_typ: 'gpu_typ' is not a key of spec.compute. [UnknownKey]
@@ -42,7 +42,7 @@ def test_a_good_job_is_described(tmp_path: Path) -> None:
     assert (result.exit_code, result.stdout, result.stderr) == (0, GOOD, "")
 
 
-def test_every_problem_of_a_bad_job_is_told_with_its_place(tmp_path: Path) -> None:
+def test_every_problem_of_a_bad_job_is_reported_with_its_place(tmp_path: Path) -> None:
     job(tmp_path, ("gpu_type", "gpu_typ"))
     result = finetune("validate", "job.yaml")
     assert (result.exit_code, result.stdout, result.stderr) == (2, BAD, "")
@@ -128,9 +128,9 @@ REFUSED: dict[str, tuple[tuple[str, ...], tuple[str, str] | None, str | None, tu
     "a broken line in the middle": (DATA, None, ROW + '{"messages": [\n' + ROW,
         ("spec.job.data", "DataRefused", "line 2: not JSON", "Correct the rows")),
     "a model folder that is not there": (("job.yaml", "--model", "./models/none"), None, None,
-        ("spec.job.model", "ModelRefused", "There is no folder ./models/none.", "counts from the current folder")),
+        ("spec.job.model", "ModelRefused", "./models/none does not exist.", "relative to the current folder")),
     "a model folder without a model": (("job.yaml", "--model", "."), None, None,
-        ("spec.job.model", "ModelRefused", ". holds no model", "Name the folder that config.json")),
+        ("spec.job.model", "ModelRefused", "folder . contains no model", "Name the folder that contains")),
 }  # fmt: skip
 """Arguments, what is changed in the job, rows.jsonl, and the problem: path, reason, message, remedy."""
 

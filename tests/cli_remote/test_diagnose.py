@@ -79,7 +79,7 @@ def test_claims_that_are_missing_are_found_for_programs_too(team: Team, console:
     assert all(set(f) == {"path", "reason", "message", "remedy"} for f in told["findings"])
 
 
-def test_a_job_that_runs_is_hindered_by_nothing(team: Team, console: Console) -> None:
+def test_a_job_that_runs_has_no_findings(team: Team, console: Console) -> None:
     claim(team, "rows")
     team.submit()
     for each in team.until_run("sample-1"):
@@ -87,10 +87,10 @@ def test_a_job_that_runs_is_hindered_by_nothing(team: Team, console: Console) ->
     team.until(lambda status: any(c["reason"] == "Running" for c in status["conditions"]))
     done = console("diagnose", "sample")
     assert (done.code, done.err) == (0, ""), done.out
-    assert done.out == "finetunejob/sample: nothing hinders the job; it is Starting.\n"
+    assert done.out == "finetunejob/sample: no problems found; the job is Starting.\n"
 
 
-def test_what_ones_rights_hide_is_named(team: Team, control_plane: ControlPlane, tmp_path: Path) -> None:
+def test_objects_that_may_not_be_read_are_named(team: Team, control_plane: ControlPlane, tmp_path: Path) -> None:
     team.submit({"suspend": True})
     team.until_phase("Suspended")
     rules = [{"apiGroups": ["finetune.dev"], "resources": ["finetunejobs"], "verbs": ["get", "list"]}]
@@ -109,20 +109,22 @@ def unserved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]
         yield plane
 
 
-def test_a_cluster_where_no_operator_runs_is_found_out(unserved: ControlPlane, tmp_path: Path) -> None:
+def test_a_cluster_without_an_operator_is_a_finding(unserved: ControlPlane, tmp_path: Path) -> None:
     body = resource({"job.data": "/data/rows.jsonl", "output": {"ephemeral": True}})
     body["metadata"]["namespace"] = "default"
     unserved.cluster.api.create(body)
     console = Console(unserved.cluster.kubeconfig, "default", tmp_path)
     done = console("diagnose", "sample")
     assert done.code == 1
-    told = "error: operator: No operator has looked at the job yet. None has ever run in this cluster. [NoOperator]"
-    assert done.out.splitlines()[0] == told
-    assert "error: cluster: This cluster does not know PyTorchJobs. [BackendMissing]" in done.out
+    message = "No operator has reconciled the job yet. No operator has ever run in this cluster."
+    assert done.out.splitlines()[0] == f"error: operator: {message} [NoOperator]"
+    assert "error: cluster: The PyTorchJob resource is not installed in this cluster. [BackendMissing]" in done.out
 
 
-def test_a_job_that_nobody_judges_is_submitted_and_said_to_wait(unserved: ControlPlane, tmp_path: Path) -> None:
+def test_a_job_that_no_operator_reconciles_is_submitted_with_a_message(
+    unserved: ControlPlane, tmp_path: Path
+) -> None:
     console = Console(unserved.cluster.kubeconfig, "default", tmp_path)
     done = console("submit", console.job(("name: sample", "name: lonely")))
     assert (done.code, done.out) == (0, "finetunejob/lonely created in namespace default\n")
-    assert "No operator has looked at the job yet; `finetune diagnose lonely` says why." in done.err
+    assert "No operator has reconciled the job yet. `finetune diagnose lonely` shows the cause." in done.err

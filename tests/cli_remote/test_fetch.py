@@ -19,7 +19,7 @@ from testbed.watch import wait_for_all
 TRANSFER = "app.kubernetes.io/component=transfer"
 
 
-def until_carrier(team: Team) -> Json:
+def until_transfer_pod(team: Team) -> Json:
     [pod] = wait_for_all(team.api, team.pods, lambda found: len(found) == 1, labelSelector=TRANSFER)
     return pod
 
@@ -49,7 +49,7 @@ def here(folder: Path) -> dict[str, bytes]:
 
 
 def gone(team: Team) -> bool:
-    """Whether every transfer pod was asked to go."""
+    """Whether every transfer pod is being deleted."""
     pods = team.api.items(team.pods, labelSelector=TRANSFER)
     return all("deletionTimestamp" in pod["metadata"] for pod in pods)
 
@@ -58,14 +58,14 @@ def test_a_result_comes_here_byte_by_byte(team: Team, console: Console, kubelet:
     succeed(team)
     files = result(kubelet)
     with console.start("fetch", "sample", "--to", "my/adapter") as fetching:
-        pod = until_carrier(team)
+        pod = until_transfer_pod(team)
         [volume] = [v["persistentVolumeClaim"] for v in pod["spec"]["volumes"] if "persistentVolumeClaim" in v]
         assert volume == {"claimName": "models", "readOnly": True}
         kubelet.run(pod["metadata"]["name"])
         assert fetching.ended() == 0, fetching.lines
     assert here(console.folder / "my" / "adapter") == files
     assert fetching.lines[-1] == "my/adapter"
-    assert "fetching /mnt/claims/models/out/result to my/adapter: 9.0 MiB" in fetching.lines
+    assert "downloading /mnt/claims/models/out/result to my/adapter: 9.0 MiB" in fetching.lines
     assert [p.name for p in (console.folder / "my").iterdir()] == ["adapter"]
     assert gone(team)
 
@@ -74,9 +74,9 @@ def test_a_result_without_its_marker_is_not_taken(team: Team, console: Console, 
     succeed(team)
     result(kubelet, complete=False)
     with console.start("fetch", "sample") as fetching:
-        kubelet.run(until_carrier(team)["metadata"]["name"])
+        kubelet.run(until_transfer_pod(team)["metadata"]["name"])
         assert fetching.ended() == 1
-    assert "error: transfer: The result is not there, or not complete. [TransferFailed]" in fetching.lines
+    assert "error: transfer: The result is missing or incomplete. [TransferFailed]" in fetching.lines
     assert not (console.folder / "sample-result").exists()
     assert gone(team)
 
@@ -87,19 +87,19 @@ def test_an_interrupted_fetch_leaves_neither_folder_nor_pod(
 ) -> None:
     succeed(team)
     with console.start("fetch", "sample") as fetching:
-        until_carrier(team)
+        until_transfer_pod(team)
         fetching.interrupt(number)
-        assert fetching.ended() == 1
+        assert fetching.ended() == 130
     wait_for_all(team.api, team.pods, lambda found: not found, labelSelector=TRANSFER)
     assert not [path for path in console.folder.iterdir() if "sample" in path.name]
 
 
-def test_a_connection_that_breaks_goes_on_where_it_was(team: Team, console: Console, kubelet: Kubelet) -> None:
+def test_a_download_whose_connection_breaks_is_resumed(team: Team, console: Console, kubelet: Kubelet) -> None:
     succeed(team)
     files = result(kubelet)
     kubelet.break_output_after = 4 << 20
     with console.start("fetch", "sample") as fetching:
-        kubelet.run(until_carrier(team)["metadata"]["name"])
+        kubelet.run(until_transfer_pod(team)["metadata"]["name"])
         assert fetching.ended() == 0, fetching.lines
     assert here(console.folder / "sample-result") == files
     starts = [int(command[-1]) for command in kubelet.commands]
@@ -115,7 +115,7 @@ def test_a_connection_that_brings_nothing_leaves_no_half_result(
     result(kubelet)
     kubelet.break_output_after = 0
     with console.start("fetch", "sample") as fetching:
-        kubelet.run(until_carrier(team)["metadata"]["name"])
+        kubelet.run(until_transfer_pod(team)["metadata"]["name"])
         assert fetching.ended() == 1
     assert len(kubelet.commands) == ATTEMPTS
     assert any("the connection to the pod" in line and line.endswith("[Unreachable]") for line in fetching.lines)
@@ -130,18 +130,18 @@ def test_a_result_that_changes_between_two_connections_is_not_taken(
     result(kubelet)
     kubelet.break_output_after = 4 << 20
     with console.start("fetch", "sample") as fetching:
-        kubelet.run(until_carrier(team)["metadata"]["name"])
-        fetching.until("fetching ")
+        kubelet.run(until_transfer_pod(team)["metadata"]["name"])
+        fetching.until("downloading ")
         (kubelet.claims / "models" / "out" / "result" / "empty").write_bytes(b"no longer")
         assert fetching.ended() == 1
-    assert "error: result: The result was changed meanwhile. [TransferFailed]" in fetching.lines
+    assert "error: result: The result changed during the transfer. [TransferFailed]" in fetching.lines
     assert not (console.folder / "sample-result").exists()
 
 
-def test_a_claim_that_is_not_there_keeps_the_pod_waiting_and_that_is_said(team: Team, console: Console) -> None:
+def test_a_missing_claim_keeps_the_pod_pending_and_is_reported(team: Team, console: Console) -> None:
     succeed(team)
     with console.start("fetch", "sample") as fetching:
-        pod = until_carrier(team)["metadata"]["name"]
+        pod = until_transfer_pod(team)["metadata"]["name"]
         unscheduled = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable",
                        "message": 'persistentvolumeclaim "models" not found'}  # fmt: skip
         team.api.patch(f"{team.pods}/{pod}/status", {"status": {"conditions": [unscheduled]}})

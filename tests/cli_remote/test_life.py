@@ -37,7 +37,7 @@ def _start(team: Team) -> None:
 def test_a_submitted_job_is_created_judged_and_started(team: Team, console: Console) -> None:
     done = console("submit", console.job())
     assert (done.code, done.out) == (0, f"finetunejob/sample created in namespace {team.namespace}\n")
-    assert f"To see how it comes along: finetune watch sample -n {team.namespace}" in done.err
+    assert f"To watch its progress: finetune watch sample -n {team.namespace}" in done.err
     team.until_run("sample-1", pods=1)
     stored = team.api.get(f"{team.jobs}/sample")
     assert stored["spec"]["job"] == {"model": "org/name", "data": "pvc://rows/train.jsonl"}
@@ -73,7 +73,7 @@ def test_a_dry_run_asks_the_server_and_creates_nothing(team: Team, console: Cons
 
 
 def test_jobs_are_listed_by_namespace_label_and_shape(team: Team, console: Console) -> None:
-    assert console("list").err == f"There are no jobs in namespace {team.namespace}.\n"
+    assert console("list").err == f"No jobs found in namespace {team.namespace}.\n"
     labelled = team.submit({"suspend": True}, name="labelled")
     team.api.patch(f"{team.jobs}/labelled", {"metadata": {"labels": {"team": "a"}}})
     team.submit({"suspend": True}, name="plain")
@@ -118,7 +118,7 @@ def test_waiting_for_a_submitted_job_ends_as_the_job_ends(team: Team, console: C
         team.end("sample-1-worker-0", Exit.DATA_REFUSED, "Line 3 is no JSON.")
         assert waiting.ended() == 1
     assert any("Line 3 is no JSON." in line and line.endswith("[DataRefused]") for line in waiting.lines)
-    assert "  remedy: `finetune logs sample` shows what its pods said." in waiting.lines
+    assert "  remedy: `finetune logs sample` shows the logs of its pods." in waiting.lines
 
 
 def test_the_final_status_of_a_watched_job_is_data(team: Team, console: Console) -> None:
@@ -136,7 +136,7 @@ def test_ctrl_c_ends_the_watching_and_not_the_job(team: Team, console: Console) 
         watching.until("PodsReady")
         watching.interrupt(signal.SIGINT)
         assert watching.ended() == 130
-    assert f"The job goes on. To see it again: finetune watch sample -n {team.namespace}" in watching.lines
+    assert f"The job is still running. To watch it: finetune watch sample -n {team.namespace}" in watching.lines
     assert team.status()["phase"] == "Starting"
 
 
@@ -149,9 +149,7 @@ def test_a_job_that_is_deleted_ends_the_watching(team: Team, console: Console) -
     assert any(line.endswith("The job was deleted. [Deleted]") for line in watching.lines)
 
 
-def test_a_status_tells_conditions_layout_and_progress_in_words(
-    team: Team, console: Console, kubelet: Kubelet
-) -> None:
+def test_a_status_shows_conditions_layout_and_progress(team: Team, console: Console, kubelet: Kubelet) -> None:
     console("submit", console.job())
     team.until_run("sample-1", pods=1)
     kubelet.run("sample-1-worker-0")
@@ -167,14 +165,14 @@ def test_a_status_tells_conditions_layout_and_progress_in_words(
     assert json.loads(console("status", "sample", "-o", "json").out)["progress"]["step"] == 3
 
 
-def test_suspend_and_resume_are_done_once_and_said_twice(team: Team, console: Console) -> None:
+def test_suspending_or_resuming_twice_is_no_error(team: Team, console: Console) -> None:
     team.submit({"compute.nodes": 1})
     team.until_run("sample-1", pods=1)
-    assert console("suspend", "sample").err == "finetunejob/sample suspended: its pods save a checkpoint and end\n"
+    assert console("suspend", "sample").err == "finetunejob/sample suspended: its pods save a checkpoint and exit\n"
     team.until_phase("Suspended")
-    assert console("suspend", "sample").err == "finetunejob/sample is suspended already\n"
+    assert console("suspend", "sample").err == "finetunejob/sample is already suspended\n"
     team.until_gone(team.runs)
-    assert console("resume", "sample").err == "finetunejob/sample resumed: it goes on from its last checkpoint\n"
+    assert console("resume", "sample").err == "finetunejob/sample resumed: it continues from its last checkpoint\n"
     team.until_run("sample-2", pods=1)
     assert console("resume", "sample").err == "finetunejob/sample is not suspended\n"
     assert [console(verb, "sample").code for verb in ("suspend", "resume")] == [0, 0]
@@ -188,14 +186,14 @@ def test_cancel_ends_the_job_for_good(team: Team, console: Console) -> None:
     team.until_gone(team.runs)
     again = console("cancel", "sample")
     assert again.code == 2
-    assert "The job is over (Cancelled) and cannot be cancelled any more. [Ended]" in again.err
+    assert "The job has ended (Cancelled) and cannot be cancelled. [Ended]" in again.err
 
 
 def test_delete_waits_until_the_last_pod_is_gone(team: Team, console: Console) -> None:
     team.submit()
     team.until_run("sample-1")
     done = console("delete", "sample", "--wait")
-    assert (done.code, done.err) == (0, "finetunejob/sample deleted; its output stays in pvc://models/out\n")
+    assert (done.code, done.err) == (0, "finetunejob/sample deleted; its output is kept at pvc://models/out\n")
     assert (team.api.items(team.pods), team.api.items(team.runs), team.api.items(team.jobs)) == ([], [], [])
 
 

@@ -44,8 +44,8 @@ def test_logs_come_tagged_and_in_order_of_time(running: Kubelet, console: Consol
 
 def test_what_is_not_there_is_refused_with_what_is(running: Kubelet, console: Console) -> None:
     for arguments, reason, message in (
-        (("--run", "2"), "NoSuchRun", "The pods of run 2 are gone, and their logs with them; the current run is 1."),
-        (("--node", "2"), "NoSuchNode", "Run 1 has no pod for node 2."),
+        (("--run", "2"), "NoSuchRun", "The pods of run 2 were deleted with their logs. The current run is 1."),
+        (("--node", "2"), "NoSuchNode", "Run 1 has no node 2."),
     ):
         done = console("logs", "sample", *arguments)
         assert (done.code, done.out) == (2, "")

@@ -14,7 +14,7 @@ from builders import resource
 from cli.calls import ROW
 from cli_remote.calls import Console
 from finetune_api.codegen.crd import crd
-from finetune_cli.errors import Refused
+from finetune_cli.errors import InvalidInput
 from finetune_cli.remote import fetching
 from operating.team import SMALL, Team
 from testbed.api import ApiError, Json
@@ -42,8 +42,8 @@ def test_a_job_that_is_not_there(team: Team, console: Console, verb: str) -> Non
     team.submit({"suspend": True}, name="sample-2")
     done = console(verb, "sample")
     assert (done.code, done.out) == (2, "")
-    message = f"There is no job sample in namespace {team.namespace}."
-    answered(done.err, "finetunejob sample", "NotFound", message, "Did you mean sample-2? `finetune list` shows")
+    message = f"The job sample does not exist in namespace {team.namespace}."
+    answered(done.err, "finetunejob sample", "NotFound", message, "Did you mean sample-2? `finetune list` lists")
 
 
 @pytest.mark.parametrize("call", EVERY)
@@ -51,7 +51,9 @@ def test_a_namespace_that_is_not_there(team: Team, console: Console, call: str) 
     console.job()
     done = console(*call.split(), "-n", "nowhere", "--kubeconfig", str(console.kubeconfig), anywhere=True)
     assert (done.code, done.out) == (2, "")
-    answered(done.err, "namespace nowhere", "NotFound", "There is no namespace nowhere.", "kubectl get namespaces")
+    answered(
+        done.err, "namespace nowhere", "NotFound", "The namespace nowhere does not exist.", "kubectl get namespaces"
+    )
 
 
 @pytest.mark.parametrize("call", EVERY)
@@ -60,7 +62,13 @@ def test_a_cluster_without_the_operator(bare: ControlPlane, tmp_path: Path, call
     console.job()
     done = console(*call.split())
     assert (done.code, done.out) == (1, "")
-    answered(done.err, "cluster", "NotInstalled", "This cluster does not know FinetuneJobs.", "Install the operator")
+    answered(
+        done.err,
+        "cluster",
+        "NotInstalled",
+        "The FinetuneJob resource is not installed in this cluster.",
+        "Install the operator",
+    )
 
 
 @pytest.mark.parametrize("call", EVERY)
@@ -72,7 +80,7 @@ def test_rights_that_are_missing(team: Team, control_plane: ControlPlane, tmp_pa
     assert (done.code, done.out) == (1, "")
     verb = {"list": "list", "submit job.yaml": "create"}.get(call, "get")
     message = f"system:serviceaccount:{team.namespace}:nobody may not {verb} finetunejobs in namespace"
-    answered(done.err, "cluster", "Forbidden", message, "Ask whoever runs the cluster for that right")
+    answered(done.err, "cluster", "Forbidden", message, "Ask the administrator of the cluster for this permission")
 
 
 @pytest.mark.parametrize("call", EVERY)
@@ -86,7 +94,7 @@ def test_a_server_that_does_not_answer(console: Console, tmp_path: Path, call: s
     )
 
 
-def test_a_server_whose_certificate_nobody_trusts(
+def test_a_server_with_an_untrusted_certificate(
     control_plane: ControlPlane, console: Console, tmp_path: Path
 ) -> None:
     stranger = _kubeconfig(tmp_path, f"https://127.0.0.1:{control_plane.port}", {})
@@ -106,23 +114,23 @@ def test_a_login_that_is_not_known(control_plane: ControlPlane, console: Console
     wrong = _kubeconfig(tmp_path, f"https://127.0.0.1:{control_plane.port}", trust)
     done = console("list", "--kubeconfig", str(wrong), anywhere=True)
     assert done.code == 1
-    answered(done.err, "cluster", "Unauthorized", "does not know who you are", "Log in to the cluster anew")
+    answered(done.err, "cluster", "Unauthorized", "does not accept your credentials", "Log in to the cluster again")
 
 
 LOGINS = {
     "a kubeconfig that is not there": (
-        ("--kubeconfig", "none"), "--kubeconfig none", "there is no file none.", "Give --kubeconfig",
+        ("--kubeconfig", "none"), "--kubeconfig none", "the file none does not exist.", "Give --kubeconfig",
     ),
     "a kubeconfig that is no YAML": (
-        ("--kubeconfig", "rows.jsonl.broken"), "--kubeconfig rows.jsonl.broken", "No cluster can be found",
+        ("--kubeconfig", "rows.jsonl.broken"), "--kubeconfig rows.jsonl.broken", "No cluster is configured",
         "Give --kubeconfig",
     ),
     "an empty kubeconfig": (
-        ("--kubeconfig", "empty"), "--kubeconfig empty", "No cluster can be found", "Give --kubeconfig",
+        ("--kubeconfig", "empty"), "--kubeconfig empty", "No cluster is configured", "Give --kubeconfig",
     ),
     "a context that is not there": (
         ("--kubeconfig", "good", "--context", "prod"), "--context",
-        "The context prod cannot be used: there is none; there are test.", "kubectl config get-contexts",
+        "The context prod cannot be used: it does not exist; the contexts are test.", "kubectl config get-contexts",
     ),
 }  # fmt: skip
 
@@ -142,28 +150,28 @@ def test_a_kubeconfig_of_the_environment_that_is_not_there(console: Console, mon
     monkeypatch.setenv("KUBECONFIG", "/none")
     done = console("list", anywhere=True)
     assert (done.code, done.out) == (2, "")
-    message = "there is no file /none, and this is no pod of a cluster"
+    message = "the file /none does not exist, and this process does not run in a pod"
     answered(done.err, "kubeconfig", "BadKubeconfig", message, "Give --kubeconfig")
 
 
 SUBMITTED: dict[str, tuple[tuple[str, str] | None, tuple[str, ...], tuple[str, str, str, str]]] = {
-    "a key that nobody knows": (("gpu_type", "gpu_typ"), (),
+    "an unknown key": (("gpu_type", "gpu_typ"), (),
         ("spec.compute.gpu_typ", "UnknownKey", "'gpu_typ' is not a key", "Did you mean spec.compute.gpu_type?")),
     "rows that are not there": (None, ("--dataset", "none.jsonl"),
         ("spec.job.data", "DataRefused", "none.jsonl: there is no such file.", "Correct the path")),
     "rows that cannot be trained on": (None, ("--dataset", "bad.jsonl"),
         ("spec.job.data", "DataRefused", "line 2: no trainable token", "Correct the rows")),
     "rows of this machine without --dataset": (("data: pvc://rows/train.jsonl", "data: good.jsonl"), (),
-        ("spec.job.data", "NotOnCluster", "good.jsonl is on this machine", "Give --dataset with this file")),
+        ("spec.job.data", "NotOnCluster", "good.jsonl is a file of this machine", "Give --dataset with this file")),
     "validation rows of this machine": (None, ("--set", "data.validation_path=good.jsonl"),
-        ("spec.data.validation_path", "NotOnCluster", "the pods of a cluster do not have it", "pvc://CLAIM/PATH")),
+        ("spec.data.validation_path", "NotOnCluster", "which pods of a cluster cannot read", "pvc://CLAIM/PATH")),
     "a model folder of this machine": (None, ("--model", "./model"),
-        ("spec.job.model", "NotOnCluster", "./model is on this machine", "put the folder on a claim")),
+        ("spec.job.model", "NotOnCluster", "./model is a file of this machine", "put the folder on a claim")),
     "many rows and no volume": (("{uri: pvc://models/out}", "{ephemeral: true}"),
         ("--dataset", "many.jsonl"),
-        ("spec.job.data", "NoVolume", "too many for a ConfigMap", "Set output.uri to pvc://CLAIM/PATH")),
+        ("spec.job.data", "NoVolume", "too large for a ConfigMap", "Set output.uri to pvc://CLAIM/PATH")),
     "two namespaces": (("name: sample", "name: sample\n  namespace: elsewhere"), (),
-        ("metadata.namespace", "NamespaceContradiction", "The file says namespace elsewhere", "Leave one")),
+        ("metadata.namespace", "NamespaceContradiction", "The namespace is elsewhere in the file", "Remove one")),
     "a file that is not there": (None, ("MISSING",),
         ("none.yaml", "NotReadable", "No such file or directory", "Name a file that can be read")),
 }  # fmt: skip
@@ -171,7 +179,7 @@ SUBMITTED: dict[str, tuple[tuple[str, str] | None, tuple[str, ...], tuple[str, s
 
 
 @pytest.mark.parametrize("case", SUBMITTED)
-def test_what_is_wrong_with_a_job_is_told_before_anything_is_sent(case: str, team: Team, console: Console) -> None:
+def test_problems_of_a_job_are_reported_before_anything_is_sent(case: str, team: Team, console: Console) -> None:
     change, more, expected = SUBMITTED[case]
     changes = [change] if change else []
     file = console.job(*changes)
@@ -192,7 +200,7 @@ def test_a_name_that_is_taken(team: Team, console: Console) -> None:
     for more in ((), ("--dataset", console.rows()), ("--dry-run",)):
         done = console("submit", console.job(), *more)
         assert (done.code, done.out) == (2, "")
-        message = f"There is a job sample in namespace {team.namespace} already; it is Suspended."
+        message = f"The job sample already exists in namespace {team.namespace}; it is Suspended."
         answered(done.err, "finetunejob sample", "AlreadyExists", message, "finetune delete sample")
     assert team.api.get(f"{team.jobs}/sample")["spec"]["job"]["model"] == "Qwen/Qwen3-4B"
 
@@ -210,25 +218,27 @@ def test_a_job_that_the_schema_of_the_server_refuses(strict: ControlPlane, tmp_p
     done = console("submit", console.job(), "--set", "hyperparameters.learning_rate=0.5")
     assert (done.code, done.out) == (2, "")
     key, message = "hyperparameters.learning_rate", "should be less than or equal to 0.1"
-    answered(done.err, f"spec.{key}", "FieldValueInvalid", message, f"`finetune explain {key}` says what fits.")
+    answered(done.err, f"spec.{key}", "FieldValueInvalid", message, f"See `finetune explain {key}`.")
 
 
-def test_a_job_that_only_this_clusters_operator_can_judge_is_left_to_it(team: Team, console: Console) -> None:
+def test_a_verdict_that_depends_on_the_operators_settings_is_left_to_the_operator(
+    team: Team, console: Console
+) -> None:
     done = console("submit", console.job(("gpu_type: CPU", "gpu_type: X9000")))
     assert done.code == 2
-    assert "note: 'X9000' is not an accelerator known here. This cluster may know better." in done.err
+    assert "note: 'X9000' is not an accelerator known here. The settings of this cluster may differ." in done.err
     assert "[UnknownGpuType]\n  remedy: Correct the job: delete it and submit it again" in done.err
     assert team.status()["phase"] == "Failed"
 
 
-def test_a_verb_that_is_switched_by_an_ended_job_says_so(team: Team, console: Console) -> None:
+def test_a_job_that_has_ended_cannot_be_suspended_resumed_or_cancelled(team: Team, console: Console) -> None:
     team.submit({"cancel": True})
     team.until_phase("Cancelled")
     for verb, done_word in (("suspend", "suspended"), ("resume", "resumed"), ("cancel", "cancelled")):
         done = console(verb, "sample")
         assert done.code == 2
-        message = f"The job is over (Cancelled) and cannot be {done_word} any more."
-        answered(done.err, "finetunejob sample", "Ended", message, "Submit it under another name")
+        message = f"The job has ended (Cancelled) and cannot be {done_word}."
+        answered(done.err, "finetunejob sample", "Ended", message, "submit it under another name")
 
 
 def test_a_result_that_was_not_kept(team: Team, console: Console) -> None:
@@ -238,18 +248,18 @@ def test_a_result_that_was_not_kept(team: Team, console: Console) -> None:
     team.until_phase("Succeeded")
     done = console("fetch", "sample")
     assert (done.code, done.out) == (2, "")
-    message, remedy = "The job names no output.uri", "--output pvc://CLAIM/PATH"
+    message, remedy = "The job has no output.uri", "--output pvc://CLAIM/PATH"
     answered(done.err, "finetunejob sample", "OutputNotKept", message, remedy)
 
 
 def test_a_result_in_a_folder_of_a_pod_of_an_older_job() -> None:
     done = {"completionTime": "2026-01-01T00:00:00Z", "conditions": [{"type": "Complete", "status": "True"}]}
-    with pytest.raises(Refused) as error:
-        fetching.place(resource({"output.uri": "/data/out"}) | {"status": done})
+    with pytest.raises(InvalidInput) as error:
+        fetching.result_location(resource({"output.uri": "/data/out"}) | {"status": done})
     [problem] = error.value.problems
     assert (problem.path, problem.reason) == ("finetunejob sample", "NotOnAClaim")
-    assert problem.message.startswith("The result lies at /data/out, ")
-    assert problem.remedy.startswith("Get /data/out/result with ")
+    assert problem.message.startswith("The result is at /data/out")
+    assert problem.remedy.startswith("Download /data/out/result with")
 
 
 def test_a_result_before_the_end_and_onto_what_is_there(team: Team, console: Console) -> None:
@@ -263,7 +273,7 @@ def test_a_result_before_the_end_and_onto_what_is_there(team: Team, console: Con
     (console.folder / "sample-result").mkdir()
     done = console("fetch", "sample")
     assert done.code == 2
-    answered(done.err, "--to sample-result", "Exists", "sample-result exists already.", "Give --to with a folder")
+    answered(done.err, "--to sample-result", "Exists", "sample-result already exists.", "Give --to with a new")
 
 
 @pytest.fixture(scope="module")

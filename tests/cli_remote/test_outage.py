@@ -41,7 +41,7 @@ def test_a_watch_outlives_the_api_server(plane: ControlPlane, tmp_path: Path) ->
     with console.start("watch", "sample") as watching:
         watching.until("step 1/4")
         plane.apiserver.stop()
-        watching.until("no news: ")
+        watching.until("connection lost: ")
         plane.apiserver.start()
         plane.apiserver.wait_ready()
         tell(plane, progress(2))
@@ -50,7 +50,7 @@ def test_a_watch_outlives_the_api_server(plane: ControlPlane, tmp_path: Path) ->
                 "lastTransitionTime": "2026-11-21T12:00:00Z"}  # fmt: skip
         tell(plane, {"phase": "Succeeded", "conditions": [done], "completionTime": "2026-11-21T12:00:00Z"})
         assert watching.ended() == 0
-    assert sum("no news: " in line for line in watching.lines) == 1, "said once"
+    assert sum("connection lost: " in line for line in watching.lines) == 1, "said once"
 
 
 def test_a_request_is_tried_again_while_the_server_comes_up(plane: ControlPlane, tmp_path: Path) -> None:

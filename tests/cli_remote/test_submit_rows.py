@@ -12,8 +12,8 @@ import pytest
 from builders import Json
 from cli_remote.calls import Console
 from cli_remote.rights import editor, person
-from finetune_cli.remote import inpod
-from finetune_cli.remote.dataset import AWAITING, SMALL
+from finetune_cli.remote import pod_programs
+from finetune_cli.remote.dataset_upload import AWAITING, CONFIG_MAP_BYTES
 from operating.team import Team
 from testbed.control_plane import ControlPlane
 from testbed.kubelet import Kubelet
@@ -25,20 +25,20 @@ def config_maps(team: Team) -> list[Json]:
     return [each for each in found if each["metadata"]["name"] != "kube-root-ca.crt"]
 
 
-def carriers(team: Team) -> list[str]:
-    """Transfer pods that nobody has asked to go."""
+def transfer_pods(team: Team) -> list[str]:
+    """Transfer pods that are not being deleted."""
     selector = "app.kubernetes.io/component=transfer"
     pods = team.api.items(team.pods, labelSelector=selector)
     return [p["metadata"]["name"] for p in pods if "deletionTimestamp" not in p["metadata"]]
 
 
-def until_carrier(team: Team) -> Json:
+def until_transfer_pod(team: Team) -> Json:
     selector = "app.kubernetes.io/component=transfer"
     [pod] = wait_for_all(team.api, team.pods, lambda found: len(found) == 1, labelSelector=selector)
     return pod
 
 
-def test_few_rows_ride_in_a_config_map_that_goes_with_the_job(team: Team, console: Console) -> None:
+def test_few_rows_are_stored_in_a_config_map_that_is_deleted_with_the_job(team: Team, console: Console) -> None:
     done = console("submit", console.job(), "--dataset", console.rows(3, name="my rows.jsonl"))
     assert done.code == 0, done.err
     text = (console.folder / "my rows.jsonl").read_bytes()
@@ -82,12 +82,12 @@ def test_a_config_map_of_a_stranger_is_left_alone_and_no_job_is_left(team: Team,
     team.api.create({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"a": "b"}})
     done = console("submit", file, "--dataset", rows)
     assert done.code == 2
-    assert f"A ConfigMap {name} exists and is not this job's. [AlreadyExists]" in done.err
+    assert f"The ConfigMap {name} already exists and does not belong to this job. [AlreadyExists]" in done.err
     team.until_gone(team.jobs)
     assert config_maps(team)[0]["data"] == {"a": "b"}
 
 
-def test_a_call_that_was_killed_before_the_rows_came_is_gone_on_with(team: Team, console: Console) -> None:
+def test_a_call_that_was_killed_before_the_upload_is_resumed(team: Team, console: Console) -> None:
     """The state that SIGKILL leaves between the first write and the second."""
     file, rows = console.job(), console.rows()
     digest = hashlib.sha256((console.folder / rows).read_bytes()).hexdigest()
@@ -99,11 +99,11 @@ def test_a_call_that_was_killed_before_the_rows_came_is_gone_on_with(team: Team,
     team.until_phase("Suspended")
     told = console("diagnose", "sample")
     assert told.code == 1
-    assert "The job waits for its dataset: `finetune submit` was interrupted. [DatasetMissing]" in told.out
+    assert "The job is waiting for its dataset: `finetune submit` was interrupted. [DatasetMissing]" in told.out
     assert console("submit", file, "--dataset", console.rows(4, "other.jsonl")).code == 2
     done = console("submit", file, "--dataset", rows)
     assert done.code == 0, done.err
-    assert "finetunejob/sample waits for its rows since an earlier call; going on with it" in done.err
+    assert "finetunejob/sample exists from an interrupted submit; resuming its upload" in done.err
     job = team.api.get(f"{team.jobs}/sample")
     assert (job["metadata"]["uid"], "suspend" in job["spec"]) == (uid, False)
     team.until_run("sample-1", pods=1)
@@ -122,11 +122,11 @@ def test_many_rows_are_uploaded_to_the_jobs_claim_before_it_starts(
     team: Team, control_plane: ControlPlane, tmp_path: Path, kubelet: Kubelet
 ) -> None:
     console = Console(editor(control_plane, team.namespace), team.namespace, tmp_path)
-    rows = console.rows(width=SMALL)
+    rows = console.rows(width=CONFIG_MAP_BYTES)
     text = (console.folder / rows).read_bytes()
-    assert len(text) > SMALL
+    assert len(text) > CONFIG_MAP_BYTES
     with console.start("submit", console.job(), "--dataset", rows) as sending:
-        pod = until_carrier(team)
+        pod = until_transfer_pod(team)
         assert team.api.get(f"{team.jobs}/sample")["spec"]["suspend"] is True
         kubelet.run(pod["metadata"]["name"])
         assert sending.ended() == 0, sending.lines
@@ -134,7 +134,7 @@ def test_many_rows_are_uploaded_to_the_jobs_claim_before_it_starts(
     assert (kubelet.claims / "models" / path).read_bytes() == text
     job = team.api.get(f"{team.jobs}/sample")
     assert (job["spec"]["job"]["data"], "suspend" in job["spec"]) == (f"pvc://models/{path}", False)
-    assert carriers(team) == []
+    assert transfer_pods(team) == []
     assert f"uploading rows.jsonl to pvc://models/{path}: {len(text) / 2**20:.1f} MiB" in sending.lines
     team.until_run("sample-1", pods=1)
 
@@ -142,7 +142,7 @@ def test_many_rows_are_uploaded_to_the_jobs_claim_before_it_starts(
 def test_the_transfer_pod_is_restricted_and_goes_with_the_job(team: Team, console: Console) -> None:
     level = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
     team.api.patch(f"/api/v1/namespaces/{team.namespace}", level)
-    rows = console.rows(width=SMALL)
+    rows = console.rows(width=CONFIG_MAP_BYTES)
     arguments = (
         "--dataset",
         rows,
@@ -152,37 +152,37 @@ def test_the_transfer_pod_is_restricted_and_goes_with_the_job(team: Team, consol
         "pods.imagePullSecrets=[key]",
     )
     with console.start("submit", console.job(), *arguments) as sending:
-        pod = until_carrier(team)
+        pod = until_transfer_pod(team)
         uid = team.api.get(f"{team.jobs}/sample")["metadata"]["uid"]
         [container] = pod["spec"]["containers"]
         assert (container["image"], pod["spec"]["imagePullSecrets"]) == ("example.org/trainer:1", [{"name": "key"}])
-        assert container["command"] == ["python", "-c", inpod.text("stay"), "120"]
+        assert container["command"] == ["python", "-c", pod_programs.source("idle"), "120"]
         assert [o["uid"] for o in pod["metadata"]["ownerReferences"]] == [uid]
         assert "finetune.dev/job-uid" not in pod["metadata"]["labels"], "the operator would count it"
-        sending.until("the transfer pod waits: No scheduler has looked at the pod.")
+        sending.until("waiting for the transfer pod: The scheduler has not processed the pod yet.")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_upload_that_is_interrupted_leaves_neither_pod_nor_job(
     number: signal.Signals, team: Team, console: Console
 ) -> None:
-    with console.start("submit", console.job(), "--dataset", console.rows(width=SMALL)) as sending:
-        until_carrier(team)
+    with console.start("submit", console.job(), "--dataset", console.rows(width=CONFIG_MAP_BYTES)) as sending:
+        until_transfer_pod(team)
         sending.interrupt(number)
-        assert sending.ended() == 1
-    assert sending.lines[-1] == "Aborted!"
+        assert sending.ended() == 130
+    assert sending.lines[-1] == "Interrupted."
     team.until_gone(team.pods)
     team.until_gone(team.jobs)
 
 
-def test_a_quota_that_has_no_room_for_the_transfer_pod_is_told_and_leaves_no_job(
+def test_a_quota_without_room_for_the_transfer_pod_is_reported_and_leaves_no_job(
     team: Team, console: Console
 ) -> None:
     quota: Json = {"apiVersion": "v1", "kind": "ResourceQuota", "spec": {"hard": {"pods": "0"}}}
     team.api.create(quota | {"metadata": {"name": "none", "namespace": team.namespace}})
     path = f"/api/v1/namespaces/{team.namespace}/resourcequotas/none"
     wait_for(team.api, path, lambda found: found and found.get("status", {}).get("hard"))
-    done = console("submit", console.job(), "--dataset", console.rows(width=SMALL))
+    done = console("submit", console.job(), "--dataset", console.rows(width=CONFIG_MAP_BYTES))
     assert done.code == 1
     assert "exceeded quota: none, requested: pods=1" in done.err
     assert "[QuotaExceeded]\n  remedy: Wait until other pods of the namespace end" in done.err
@@ -204,7 +204,7 @@ def test_an_upload_whose_connection_breaks_goes_on_where_it_was(
 
     kubelet.break_after = breaking
     with console.start("submit", console.job(), "--dataset", rows) as sending:
-        kubelet.run(until_carrier(team)["metadata"]["name"])
+        kubelet.run(until_transfer_pod(team)["metadata"]["name"])
         assert sending.ended(60) == 0, sending.lines
     [found] = (kubelet.claims / "models" / "finetune-datasets").rglob("rows.jsonl")
     assert found.read_bytes() == text
@@ -217,7 +217,7 @@ def test_an_upload_whose_connection_breaks_goes_on_where_it_was(
 def test_rows_that_are_on_the_claim_already_are_not_sent_again(
     team: Team, console: Console, kubelet: Kubelet
 ) -> None:
-    rows = console.rows(width=SMALL)
+    rows = console.rows(width=CONFIG_MAP_BYTES)
     sent = 0
 
     def count(bytes_: int) -> bool:
@@ -229,7 +229,7 @@ def test_rows_that_are_on_the_claim_already_are_not_sent_again(
     for expected in (True, False):
         sent = 0
         with console.start("submit", console.job(), "--dataset", rows) as sending:
-            kubelet.run(until_carrier(team)["metadata"]["name"])
+            kubelet.run(until_transfer_pod(team)["metadata"]["name"])
             assert sending.ended() == 0, sending.lines
         assert bool(sent) is expected
         for name in _all_carriers(team):

@@ -8,12 +8,13 @@ import click
 import pytest
 
 from builders import Json, put, resource
-from cli.test_watch import STEP
+from cli.test_recorder import STEP
 from finetune_api.runtime.report import EvaluationRecord, ProgressRecord
-from finetune_cli.local import words
-from finetune_cli.remote import describe, lines, views
-from finetune_cli.remote.meter import size
-from finetune_cli.remote.news import news
+from finetune_cli.local.format_record import format_record
+from finetune_cli.remote import log_lines, views
+from finetune_cli.remote.describe import describe
+from finetune_cli.remote.progress import format_size
+from finetune_cli.remote.status_diff import status_diff
 
 NOW = datetime(2026, 11, 21, 12, 0, 0, tzinfo=UTC)
 
@@ -72,18 +73,18 @@ def test_an_age_has_its_two_largest_units(time: str, text: str) -> None:
 
 @pytest.mark.parametrize(("count", "text"), [(17, "17 B"), (4096, "4.0 KiB"), (1300 << 20, "1.3 GiB")])
 def test_a_size_has_the_unit_that_fits(count: int, text: str) -> None:
-    assert size(count) == text
+    assert format_size(count) == text
 
 
 def test_a_condition_of_several_lines_stays_readable() -> None:
-    told = describe.described(job({"phase": "Failed"}, Accepted=("False", "one\ntwo")), NOW)
+    told = describe(job({"phase": "Failed"}, Accepted=("False", "one\ntwo")), NOW)
     assert told.splitlines()[-3:] == ["  Accepted no  since 1m00s: Why", "               one", "               two"]
 
 
 def test_managed_fields_are_kept_from_people_and_programs() -> None:
     shown = job()
     put(shown, "metadata.managedFields", [1])
-    assert "managedFields" not in views.lean(shown)["metadata"]
+    assert "managedFields" not in views.without_managed_fields(shown)["metadata"]
     assert "managedFields" in shown["metadata"]
 
 
@@ -94,7 +95,7 @@ NEWS: dict[str, tuple[Json, Json, list[str]]] = {
     "an evaluation": (job({"progress": PROGRESS}), job({"progress": {**PROGRESS, "evalLoss": 0.5}}),
         ["eval at step 40: loss 0.5000"]),
     "a checkpoint": (job({"progress": PROGRESS}), job({"progress": {**PROGRESS, "checkpointStep": 40}}),
-        ["checkpoint of step 40"]),
+        ["checkpoint at step 40 saved"]),
     "an answer that changes": (job(Training=("False", "Not yet.")), job(Training=("True", "Now.")),
         ["Training: Now."]),
     "a sentence that changes": (job(PodsReady=("False", "0 of 2")), job(PodsReady=("False", "1 of 2")),
@@ -108,18 +109,18 @@ NEWS: dict[str, tuple[Json, Json, list[str]]] = {
 @pytest.mark.parametrize("case", NEWS)
 def test_between_two_statuses_has_happened(case: str) -> None:
     before, after, told = NEWS[case]
-    assert [each if isinstance(each, str) else words.line(each) for each in news(before, after)] == told
+    assert [each if isinstance(each, str) else format_record(each) for each in status_diff(before, after)] == told
 
 
-def test_news_are_the_records_that_a_local_run_shows() -> None:
-    found = list(news(job(), job({"progress": {**PROGRESS, "evalLoss": 0.5}})))
+def test_a_diff_has_the_records_that_a_local_run_shows() -> None:
+    found = list(status_diff(job(), job({"progress": {**PROGRESS, "evalLoss": 0.5}})))
     assert [type(each) for each in found] == [ProgressRecord, EvaluationRecord]
 
 
 def test_lines_of_pods_are_merged_by_time_and_tagged() -> None:
     zero = ["2026-11-21T12:00:00.000000001Z a", "2026-11-21T12:00:02.000000001Z " + STEP.line()]
     one = ["2026-11-21T13:00:01.000000001+01:00 b", "no time"]
-    parsed = [[lines.parsed(line, node) for line in log] for node, log in enumerate((zero, one[:1]))]
-    shown = [click.unstyle(lines.shown(line, raw=False)) for line in lines.merged(parsed)]
-    assert shown == ["[node 0] a", "[node 1] b", f"[node 0] {words.line(STEP)}"]
-    assert click.unstyle(lines.shown(lines.parsed(one[1], 1), raw=True)) == "[node 1] no time"
+    parsed = [[log_lines.parse(line, node) for line in log] for node, log in enumerate((zero, one[:1]))]
+    shown = [click.unstyle(log_lines.format_line(line, raw=False)) for line in log_lines.merge(parsed)]
+    assert shown == ["[node 0] a", "[node 1] b", f"[node 0] {format_record(STEP)}"]
+    assert click.unstyle(log_lines.format_line(log_lines.parse(one[1], 1), raw=True)) == "[node 1] no time"

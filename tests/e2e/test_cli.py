@@ -10,7 +10,7 @@ import pytest
 from cli_remote.calls import Console
 from e2e.team import Team
 from e2e.test_two_nodes import SPEC
-from finetune_cli.remote.dataset import SMALL
+from finetune_cli.remote.dataset_upload import CONFIG_MAP_BYTES
 
 ROWS, USED = 12_000, 48
 """Rows that are sent, and those of them that are trained on."""
@@ -39,7 +39,7 @@ def job(folder: Path) -> str:
 
 def test_rows_go_up_lines_come_out_and_the_adapter_comes_down(team: Team, console: Console) -> None:
     rows = console.rows(ROWS)
-    assert (console.folder / rows).stat().st_size > SMALL
+    assert (console.folder / rows).stat().st_size > CONFIG_MAP_BYTES
     with console.start("submit", job(console.folder), "--dataset", rows, "--examples", str(USED)) as sending:
         assert sending.ended(180) == 0, sending.lines
     [sent] = (team.volume / "finetune-datasets").rglob("rows.jsonl")

@@ -1,4 +1,5 @@
-"""`finetune`, also installed as `kubectl finetune`: jobs from the command line.
+"""`finetune`, also installed as `kubectl finetune`: the command line.
 
-One verb a file in verbs/. Nothing here imports torch or kopf; `finetune run` starts the trainer as processes.
+The modules in verbs/ hold the commands. Nothing here imports torch or kopf: `finetune run` starts the trainer as
+processes.
 """

@@ -1,4 +1,4 @@
-"""`python -m finetune_cli`: the same as `finetune`."""
+"""`python -m finetune_cli`: runs `finetune`."""
 
 from .main import main
 

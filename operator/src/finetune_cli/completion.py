@@ -1,7 +1,7 @@
-"""`kubectl_complete-finetune`: what kubectl runs to complete `kubectl finetune ...`.
+"""`kubectl_complete-finetune`: kubectl runs it to complete `kubectl finetune ...`.
 
-kubectl passes the words so far, the last one unfinished, and reads one candidate a line (a tab before its
-description) and at last a colon with a number: 0 lets the shell complete file names, 4 does not.
+kubectl passes the arguments so far, the last one incomplete. It reads one candidate per line, with a tab before the
+description, and a last line with a colon and a directive: 0 lets the shell complete file names, 4 does not.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ FILES, NO_FILES = 0, 4
 
 def main() -> None:
     """The entry point."""
-    *words, unfinished = sys.argv[1:] or [""]
-    found = ShellComplete(cli, {}, "kubectl finetune", "").get_completions(words, unfinished)
+    *arguments, incomplete = sys.argv[1:] or [""]
+    found = ShellComplete(cli, {}, "kubectl finetune", "").get_completions(arguments, incomplete)
     plain = [item for item in found if item.type == "plain"]
     for item in plain:
         click.echo(f"{item.value}\t{item.help}" if item.help else item.value)

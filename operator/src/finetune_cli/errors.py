@@ -1,4 +1,4 @@
-"""The one way a verb ends because of its input: problems, each with a remedy, and exit code 2."""
+"""How a command ends with an error that it expects: problems, each with a remedy, and an exit code."""
 
 from __future__ import annotations
 
@@ -9,32 +9,42 @@ import click
 
 from finetune_api.validation.problem import Problem
 
-INPUT_WRONG = 2
+from . import exit_codes
 
 
-class Refused(click.ClickException):
-    """The input is wrong. Nothing was started and nothing was written."""
+class CommandError(click.ClickException):
+    """A command that ends with problems."""
 
-    exit_code = INPUT_WRONG
-
-    def __init__(self, problems: Sequence[Problem], places: Sequence[str] = ()) -> None:
-        """`places` are file:line:column of each problem, where known."""
+    def __init__(self, problems: Sequence[Problem], locations: Sequence[str] = ()) -> None:
+        """`locations` are file:line:column of each problem, where known."""
         super().__init__("\n".join(str(problem) for problem in problems))
         self.problems = tuple(problems)
-        self.places = tuple(places) or ("",) * len(problems)
+        self.locations = tuple(locations) or ("",) * len(problems)
 
     def show(self, file: IO[Any] | None = None) -> None:
-        for problem, place in zip(self.problems, self.places, strict=True):
-            click.echo(described(problem, place), file=file, err=True)
+        for problem, location in zip(self.problems, self.locations, strict=True):
+            click.echo(format_problem(problem, location), file=file, err=True)
 
 
-def described(problem: Problem, place: str = "") -> str:
-    """A problem as people read it: what is wrong, how to mend it, where it stands."""
+class InvalidInput(CommandError):
+    """The input is wrong. Nothing was started and nothing was written."""
+
+    exit_code = exit_codes.INPUT_WRONG
+
+
+class OperationFailed(CommandError):
+    """The input is right, and the operation failed."""
+
+    exit_code = exit_codes.FAILED
+
+
+def format_problem(problem: Problem, location: str = "") -> str:
+    """A problem for people: what is wrong, the remedy, and the place in the file."""
     head = click.style("error:", fg="red", bold=True)
     path = click.style(problem.path, bold=True)
     lines = [f"{head} {path}: {problem.message} [{problem.reason}]"]
     if problem.remedy:
         lines.append(f"  remedy: {problem.remedy}")
-    if place:
-        lines.append(f"  at {place}")
+    if location:
+        lines.append(f"  at {location}")
     return "\n".join(lines)

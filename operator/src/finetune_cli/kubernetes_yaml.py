@@ -1,11 +1,11 @@
-"""YAML as `kubectl apply` reads it, so that an offline verdict is the cluster's verdict.
+"""YAML as `kubectl apply` reads it, so that local validation agrees with the cluster.
 
-PyYAML follows YAML 1.1: it reads `8e-6` as a text, `1:30` as ninety and `2026-01-01` as a date. Kubernetes
-(sigs.k8s.io/yaml over go-yaml v2, read in version 1.6.0) takes numbers as YAML 1.2 does, dates as texts, and
-yes, no, on, off, y and n still as booleans. The table of implicit types below says the same.
+PyYAML follows YAML 1.1: it reads `8e-6` as a string, `1:30` as ninety and `2026-01-01` as a date. Kubernetes
+(sigs.k8s.io/yaml over go-yaml v2, read in version 1.6.0) reads numbers as YAML 1.2 does, dates as strings, and
+yes, no, on, off, y and n still as booleans. The table of implicit types below does the same.
 
-Stricter than Kubernetes in two places, where it would lose something in silence: a key may not stand twice in
-one map, and keys are texts.
+Stricter than Kubernetes in two cases, in which Kubernetes silently drops a value: keys of a map are unique, and they
+are strings.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 _Loader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""libyaml's reader is several times faster; builds of PyYAML without it exist."""
+"""libyaml's reader is several times faster; some builds of PyYAML lack it."""
 
 _TRUE = {"y", "yes", "true", "on"}
 _OCTAL = re.compile(r"([-+]?)0[oO]?([0-7]+)")
@@ -34,8 +34,8 @@ IMPLICIT = (
 """Type, pattern of plain scalars that have it, and their first characters. The first that matches wins."""
 
 
-class Malformed(ValueError):
-    """The text is not YAML, or says something twice. Lines and columns count from 1."""
+class InvalidYaml(ValueError):
+    """The text is not YAML, or has a duplicate key. Lines and columns count from 1."""
 
     def __init__(self, message: str, line: int, column: int) -> None:
         super().__init__(message)
@@ -44,25 +44,25 @@ class Malformed(ValueError):
 
 @dataclass(frozen=True)
 class Document:
-    """One document: its value as JSON data, and where its parts stand."""
+    """One document: its value as JSON data, and the locations of its parts."""
 
     value: Any
     node: yaml.Node | None = None
 
-    def place(self, path: str) -> tuple[int, int]:
+    def location(self, path: str) -> tuple[int, int]:
         """Line and column of a key such as spec.pods.env[0].name, or of the nearest one above it."""
-        assert self.node is not None, "a document that was not read from YAML has no places"
-        named = node = self.node
+        assert self.node is not None, "a document that was not read from YAML has no locations"
+        key_node = node = self.node
         for part in re.findall(r"[^.\[\]]+", path):
             found = _child(node, part)
             if found is None:
                 break
-            named, node = found
-        return named.start_mark.line + 1, named.start_mark.column + 1
+            key_node, node = found
+        return key_node.start_mark.line + 1, key_node.start_mark.column + 1
 
 
 def documents(text: str) -> Iterator[Document]:
-    """The documents of a stream that are not empty. Raises Malformed."""
+    """The documents of a stream that are not empty. Raises InvalidYaml."""
     try:
         loader = Reader(text)
         try:
@@ -76,12 +76,12 @@ def documents(text: str) -> Iterator[Document]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         message = ", ".join(part for part in (error.context, error.problem) if part)
-        raise Malformed(message, *((mark.line + 1, mark.column + 1) if mark else (1, 1))) from None
+        raise InvalidYaml(message, *((mark.line + 1, mark.column + 1) if mark else (1, 1))) from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise Malformed(f"the character {error.character!r} is not allowed", line, 1) from None
+        raise InvalidYaml(f"the character {error.character!r} is not allowed", line, 1) from None
     except RecursionError:
-        raise Malformed("nested too deeply, or an anchor inside itself", 1, 1) from None
+        raise InvalidYaml("nested too deeply, or an anchor inside itself", 1, 1) from None
 
 
 def dump(data: Any) -> str:
@@ -90,10 +90,10 @@ def dump(data: Any) -> str:
 
 
 def value(text: str) -> Any:
-    """The value of one YAML text such as `8e-6` or `[q_proj, v_proj]`. Raises Malformed."""
+    """The value of one YAML text such as `8e-6` or `[q_proj, v_proj]`. Raises InvalidYaml."""
     found = list(documents(text))
     if len(found) > 1:
-        raise Malformed("more than one document", 1, 1)
+        raise InvalidYaml("more than one document", 1, 1)
     return found[0].value if found else None
 
 
@@ -104,7 +104,7 @@ class Reader(_Loader):  # type: ignore[misc, valid-type] # chosen when the modul
 
 
 class Writer(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
-    """A safe dumper that puts quotes around a text such as 1e3, which is a number for Kubernetes."""
+    """A safe dumper that quotes a string such as 1e3, which Kubernetes would read as a number."""
 
 
 def _bool(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> bool:
@@ -117,7 +117,7 @@ def _int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     try:
         return int(octal[1] + octal[2], 8) if octal else int(digits, 0)
     except ValueError:
-        raise _wrong(node, f"{node.value!r} is not a whole number") from None
+        raise _error(node, f"{node.value!r} is not an integer") from None
 
 
 def _float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
@@ -125,19 +125,19 @@ def _float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
     try:
         return float(digits.replace(".inf", "inf").replace(".nan", "nan"))
     except ValueError:
-        raise _wrong(node, f"{node.value!r} is not a number") from None
+        raise _error(node, f"{node.value!r} is not a number") from None
 
 
 def _map(loader: yaml.SafeLoader, node: yaml.MappingNode) -> Iterator[dict[str, Any]]:
     result: dict[str, Any] = {}
     yield result  # before its content, so that anchors may refer to it
     own = {id(key) for key, _ in node.value}
-    loader.flatten_mapping(node)  # merge keys: their entries come first, and may be said again
+    loader.flatten_mapping(node)  # merge keys: their entries come first, and may be overridden
     seen: set[str] = set()
     for key_node, value_node in node.value:
         key = _key(loader, key_node)
         if id(key_node) in own and key in seen:
-            raise _wrong(key_node, f"the key {key!r} stands twice")
+            raise _error(key_node, f"duplicate key {key!r}")
         seen |= {key} if id(key_node) in own else set()
         result[key] = loader.construct_object(value_node, deep=True)
 
@@ -146,19 +146,19 @@ def _key(loader: yaml.SafeLoader, node: yaml.Node) -> str:
     key = loader.construct_object(node)
     if isinstance(key, str):
         return key
-    raise _wrong(node, f"the key {node.value!r} is not a text; write it in quotes")
+    raise _error(node, f"the key {node.value!r} is not a string; put it in quotes")
 
 
 def _unknown(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
-    raise _wrong(node, f"the tag {node.tag} has no place in a job")
+    raise _error(node, f"the tag {node.tag} is not supported")
 
 
-def _wrong(node: yaml.Node, message: str) -> yaml.constructor.ConstructorError:
+def _error(node: yaml.Node, message: str) -> yaml.constructor.ConstructorError:
     return yaml.constructor.ConstructorError(None, None, message, node.start_mark)
 
 
 def _child(node: yaml.Node, part: str) -> tuple[yaml.Node, yaml.Node] | None:
-    """The node that names a part, and the node that holds it."""
+    """The node of a part's key, and the node of its value."""
     if isinstance(node, yaml.SequenceNode) and part.isdigit() and int(part) < len(node.value):
         return node.value[int(part)], node.value[int(part)]
     if isinstance(node, yaml.MappingNode):

@@ -1,4 +1,4 @@
-"""A file and options in, a judged job out: the road that validate, render and run share."""
+"""From a job file and overrides to a validated job: the path that validate, render, run and submit share."""
 
 from __future__ import annotations
 
@@ -12,55 +12,56 @@ from finetune_plan import resolve
 from finetune_plan.resolve import Resolution, Verdict
 from finetune_plan.settings import PlanSettings
 
-from .changes import Changes, changed
-from .reading import Input
+from . import overrides
+from .job_file import JobFile
+from .overrides import Overrides
 
 SETTINGS = PlanSettings()
-"""Those of a cluster where nobody changed a setting."""
+"""The settings of an operator with default values."""
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A job with the changes of the command line, and what the plan says about it."""
+class ValidatedJob:
+    """A job with overrides, and the verdict of the plan."""
 
-    source: Input
+    file: JobFile
     resource: dict[str, Any]
     verdict: Verdict
 
 
 @dataclass(frozen=True)
-class Planned:
-    """A job that was accepted."""
+class AcceptedJob:
+    """A job without problems."""
 
-    source: Input
+    file: JobFile
     resource: dict[str, Any]
     verdict: Verdict
     resolution: Resolution
 
 
-def judged(source: Input, changes: Changes, *, cluster: bool = True) -> Judged:
-    """Raises Refused only if `changes` cannot be made. A local run does not ask the rules about pods."""
-    resource = changed(source.resource, changes)
-    return Judged(source, resource, resolve.validate(resource, SETTINGS, cluster=cluster))
+def validate(file: JobFile, given: Overrides, *, cluster: bool = True) -> ValidatedJob:
+    """Raises InvalidInput only if an override cannot be applied. A local run skips the rules about pods."""
+    resource = overrides.apply(file.resource, given)
+    return ValidatedJob(file, resource, resolve.validate(resource, SETTINGS, cluster=cluster))
 
 
-def planned(source: Input, changes: Changes, *, cluster: bool = True) -> Planned:
-    """Raises Refused with everything that is wrong."""
-    found = judged(source, changes, cluster=cluster)
+def accept(file: JobFile, given: Overrides, *, cluster: bool = True) -> AcceptedJob:
+    """Raises InvalidInput with all problems."""
+    found = validate(file, given, cluster=cluster)
     if found.verdict.resolution is None or not found.verdict.valid:
-        raise found.source.refused(found.verdict.problems)
-    return Planned(found.source, found.resource, found.verdict, found.verdict.resolution)
+        raise found.file.invalid(found.verdict.problems)
+    return AcceptedJob(found.file, found.resource, found.verdict, found.verdict.resolution)
 
 
-def say_notes(resolution: Resolution) -> None:
-    """What was assumed or ignored, on standard error."""
+def print_notes(resolution: Resolution) -> None:
+    """Assumptions and ignored keys, on standard error."""
     for note in resolution.notes:
         click.echo(f"{click.style('note:', fg='yellow')} {note.sentence} [{note.reason}]", err=True)
     if resolution.job.informational:
         names = ", ".join(path.removeprefix("spec.") for path in resolution.job.informational)
-        click.echo(f"{click.style('note:', fg='yellow')} accepted, and changing nothing: {names}", err=True)
+        click.echo(f"{click.style('note:', fg='yellow')} accepted but without effect: {names}", err=True)
 
 
-def now() -> str:
-    """The time as Kubernetes writes it."""
+def timestamp() -> str:
+    """The current time as Kubernetes writes it."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,6 +1,6 @@
-"""`python -m finetune_cli.reference` writes docs/reference/cli.md from the verbs' own help; run it in the repository.
+"""`python -m finetune_cli.reference` writes docs/reference/cli.md from the help texts; run it in the repository.
 
-With --check it writes nothing and exits 1 if the page is stale.
+With --check it writes nothing and exits with 1 if the page is out of date.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .main import VERBS, cli
 
 PAGE = Path("docs/reference/cli.md")
 WIDTH = 100
-NOTE = "<!-- Generated from the verbs by `python -m finetune_cli.reference`; `make verify` compares. -->\n"
+NOTE = "<!-- Generated from the help texts by `python -m finetune_cli.reference`; `make verify` compares. -->\n"
 
 
 def page() -> str:
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
     if arguments == ["--check"]:
         fresh = PAGE.is_file() and PAGE.read_text(encoding="utf-8") == page()
         if not fresh:
-            sys.stderr.write(f"{PAGE} is stale: run `python -m finetune_cli.reference`\n")
+            sys.stderr.write(f"{PAGE} is out of date: run `python -m finetune_cli.reference`\n")
         return 0 if fresh else 1
     PAGE.write_text(page(), encoding="utf-8")
     return 0

@@ -10,10 +10,8 @@ from finetune_api.resource import defaults, names
 
 from . import workload as w
 from .mounts import CLAIMS, CONFIG_MAPS
+from .security import container_security, pod_security
 from .workload import Workload
-
-USER = 1000
-"""The image's own user; files on volumes belong to its group."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +47,7 @@ def _pod(work: Workload, trainer: TrainerContainer) -> dict[str, Any]:
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": grace,
-        "securityContext": {
-            "runAsNonRoot": True, "runAsUser": USER, "runAsGroup": USER, "fsGroup": USER,
-            "fsGroupChangePolicy": "OnRootMismatch", "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": pod_security(),
         "containers": [_container(work, trainer, mounts)],
         "volumes": volumes,
     }  # fmt: skip
@@ -68,9 +63,7 @@ def _container(work: Workload, trainer: TrainerContainer, mounts: list[dict[str,
         "env": [*({"name": name, "value": value} for name, value in sorted(work.env.items())), *trainer.env],
         "ports": [{"name": trainer.port, "containerPort": w.RENDEZVOUS_PORT}],
         "resources": _resources(work),
-        "securityContext": {
-            "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": container_security(),
         "terminationMessagePath": w.TERMINATION_LOG,
         "terminationMessagePolicy": "File",
         "volumeMounts": mounts,

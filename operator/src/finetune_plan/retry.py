@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from finetune_api.runtime import exits
 from finetune_api.runtime.exits import Exit, Retry
+from finetune_api.runtime.root_cause import precedence
 
 from .model import ObservedPod
 
@@ -29,12 +30,11 @@ def root_cause(pods: tuple[ObservedPod, ...]) -> Failure | None:
     ended = [p for p in pods if p.exit_code not in (None, Exit.OK)]
     if not ended and lost is None:
         return _exited_without_report(pods)
-    causes = sorted((p for p in ended if p.exit_code != Exit.PEER_LOST), key=_failure_time)
-    if causes and not (lost and _was_signalled(causes[0])):
-        return _from_pod(causes[0])
-    if lost:
-        return Failure(Exit.PEER_LOST, f"The cluster removed pod {lost.name}: {lost.disruption}.", free=True)
-    return _from_pod(min(ended, key=_failure_time))
+    first = min(ended, key=_precedence, default=None)
+    if first and not (lost and (first.exit_code == Exit.PEER_LOST or _was_signalled(first))):
+        return _from_pod(first)
+    assert lost is not None, "a pod has failed or was removed"
+    return Failure(Exit.PEER_LOST, f"The cluster removed pod {lost.name}: {lost.disruption}.", free=True)
 
 
 def should_retry(cause: Failure, restarts: int, allowed: int) -> bool:
@@ -58,11 +58,9 @@ def _exited_without_report(pods: tuple[ObservedPod, ...]) -> Failure | None:
     return Failure(Exit.CRASHED, f"Pod {pod.name} {message}", free=False) if pod else None
 
 
-def _failure_time(pod: ObservedPod) -> float:
-    """Seconds; a pod without a report failed before it could write one, so it comes first."""
-    if pod.report is None:
-        return 0.0
-    return pod.report.cause.time if pod.report.cause else pod.report.time
+def _precedence(pod: ObservedPod) -> tuple[bool, float]:
+    assert pod.exit_code is not None, "only pods that have ended are compared"
+    return precedence(pod.exit_code, pod.report)
 
 
 def _was_signalled(pod: ObservedPod) -> bool:

@@ -1,1 +1,1 @@
-"""`finetune run`: the replicas of a planned run as processes of this machine, and what they say."""
+"""`finetune run`: the replicas of a job as local processes, and their output for people."""

@@ -1,4 +1,4 @@
-"""What a person sees while a run is under way: a bar on a terminal, lines in a log, or nothing."""
+"""Progress of a run for people: a bar on a terminal, lines in a log, or nothing."""
 
 from __future__ import annotations
 
@@ -12,55 +12,56 @@ from rich.text import Text
 
 from finetune_api.runtime.report import EvaluationRecord, ProgressRecord, Record
 
-from . import words
+from .format_record import format_number, format_record
 
 
 class Display(Protocol):
     def record(self, record: Record) -> None:
         """A record of rank 0."""
 
-    def text(self, replica: str, text: str) -> None:
+    def line(self, replica: str, text: str) -> None:
         """Any other line of a replica."""
 
-    def say(self, sentence: str) -> None:
-        """A word of our own."""
+    def message(self, text: str) -> None:
+        """A message of the command line itself."""
 
     def close(self) -> None:
-        """The run has ended."""
+        """Called when the run has ended."""
 
 
 def choose(*, quiet: bool) -> Display:
+    """The display that fits standard error."""
     if quiet:
-        return Silent()
+        return Quiet()
     return Bar(Console(stderr=True, highlight=False)) if sys.stderr.isatty() else Lines()
 
 
-class Silent:
+class Quiet:
     def record(self, record: Record) -> None:
         pass
 
-    def text(self, replica: str, text: str) -> None:
+    def line(self, replica: str, text: str) -> None:
         pass
 
-    def say(self, sentence: str) -> None:
-        click.echo(sentence, err=True)
+    def message(self, text: str) -> None:
+        click.echo(text, err=True)
 
     def close(self) -> None:
         pass
 
 
-class Lines(Silent):
-    """One line a record; the job's logging_steps say how many there are."""
+class Lines(Quiet):
+    """One line per record; the job's logging_steps set how many records there are."""
 
     def record(self, record: Record) -> None:
-        click.echo(words.line(record), err=True)
+        click.echo(format_record(record), err=True)
 
-    def text(self, replica: str, text: str) -> None:
+    def line(self, replica: str, text: str) -> None:
         click.echo(f"[{replica}] {text}", err=True)
 
 
 class Bar:
-    """Progress records move a bar; everything else scrolls above it. The console follows NO_COLOR by itself."""
+    """Progress records advance a bar; everything else scrolls above it. rich handles NO_COLOR."""
 
     def __init__(self, console: Console) -> None:
         columns = (
@@ -72,24 +73,24 @@ class Bar:
 
     def record(self, record: Record) -> None:
         if isinstance(record, ProgressRecord):
-            self._move(record)
+            self._advance(record)
             return
         if isinstance(record, EvaluationRecord):
-            self._eval = f"  eval {words.number(record.loss)}"
-        self.say(words.line(record))
+            self._eval = f"  eval {format_number(record.loss)}"
+        self.message(format_record(record))
 
-    def text(self, replica: str, text: str) -> None:
+    def line(self, replica: str, text: str) -> None:
         self._progress.console.print(Text(f"[{replica}] {text}", style="dim"))
 
-    def say(self, sentence: str) -> None:
-        self._progress.console.print(Text(sentence))
+    def message(self, text: str) -> None:
+        self._progress.console.print(Text(text))
 
     def close(self) -> None:
         self._progress.stop()
 
-    def _move(self, record: ProgressRecord) -> None:
+    def _advance(self, record: ProgressRecord) -> None:
         if self._task is None:
             self._progress.start()
             self._task = self._progress.add_task("", total=record.total_steps)
-        rest = words.line(record).partition("  ")[2]  # the step stands left of the bar
+        rest = format_record(record).partition("  ")[2]  # the step is shown left of the bar
         self._progress.update(self._task, completed=record.step, description=f"{rest}{self._eval}")

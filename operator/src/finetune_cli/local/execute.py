@@ -1,4 +1,4 @@
-"""A planned run, from its first process to its last word. Called by `finetune run`."""
+"""Runs a workload from start to end. Called by `finetune run`."""
 
 from __future__ import annotations
 
@@ -12,51 +12,51 @@ from time import monotonic
 
 from finetune_api.resource.status import Status
 from finetune_api.validation.problem import Problem
-from finetune_cli.errors import Refused
+from finetune_cli.errors import InvalidInput
 from finetune_plan.workload import Workload
 
-from . import cause
-from .cause import Ending
+from . import outcome as outcomes
 from .display import Display
 from .launches import Launch, free_port, launches
+from .outcome import Outcome
 from .processes import Events
-from .supervise import Run, signals_as_events, started, supervise
-from .watch import Watch
+from .recorder import RunRecorder
+from .supervise import SupervisedRun, signals_as_events, started, supervise
 
-STOPPING = "stopping: a checkpoint is being saved; press Ctrl-C again to end at once"
-KILLING = "ending at once; the same command continues from the last checkpoint"
+STOPPING = "stopping: saving a checkpoint; press Ctrl-C again to stop immediately"
+KILLING = "stopping immediately; the same command resumes from the last checkpoint"
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How a run ended, for whoever says it to people."""
+class FinishedRun:
+    """A run that has ended, with what the command prints about it."""
 
-    ending: Ending
+    outcome: Outcome
     status: Status
     seconds: float
     log: Path
-    """Of the replica that decided."""
+    """Of the replica that decided the outcome."""
 
 
-def execute(work: Workload, output: Path, status: Status, display: Display) -> Outcome:
-    """Run the replicas of `work` to their end. Raises Refused if the output folder cannot be made."""
-    begun = monotonic()
-    watch = Watch(_made(output), status, display)
-    with tempfile.TemporaryDirectory(prefix="finetune-") as folder, closing(watch), closing(display):
+def execute(work: Workload, output: Path, status: Status, display: Display) -> FinishedRun:
+    """Run the replicas of `work` to their end. Raises InvalidInput if the output folder cannot be made."""
+    started_at = monotonic()
+    recorder = RunRecorder(_make_folder(output), status, display)
+    with tempfile.TemporaryDirectory(prefix="finetune-") as folder, closing(recorder), closing(display):
         replicas = launches(work, Path(folder), free_port(), os.environ)
         _write_configs(replicas, work.config_json)
-        watch.open(replicas)
-        run = _supervised(replicas, watch, display)
-        reports = {each.node: found for each in replicas if (found := cause.read_report(each))}
-    ending = cause.ending(run.ended, reports, stopped=run.asks == 1)
-    watch.end(ending)
-    return Outcome(ending, watch.status, monotonic() - begun, watch.log(ending.replica))
+        recorder.open(replicas)
+        run = _supervise(replicas, recorder, display)
+        reports = {each.node: found for each in replicas if (found := outcomes.read_report(each))}
+    outcome = outcomes.outcome(run.ended, reports, stopped=run.signals == 1)
+    recorder.end(outcome)
+    return FinishedRun(outcome, recorder.status, monotonic() - started_at, recorder.log(outcome.replica))
 
 
-def _supervised(replicas: tuple[Launch, ...], watch: Watch, display: Display) -> Run:
+def _supervise(replicas: tuple[Launch, ...], recorder: RunRecorder, display: Display) -> SupervisedRun:
     events: Events = SimpleQueue()
     with signals_as_events(events), started(replicas, events) as run:
-        supervise(run, events, watch.line, lambda asks: display.say(STOPPING if asks == 1 else KILLING))
+        supervise(run, events, recorder.line, lambda count: display.message(STOPPING if count == 1 else KILLING))
     return run
 
 
@@ -66,11 +66,11 @@ def _write_configs(replicas: tuple[Launch, ...], text: str) -> None:
         launch.config.write_text(text, encoding="utf-8")
 
 
-def _made(output: Path) -> Path:
+def _make_folder(output: Path) -> Path:
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        message = f"The folder {output} cannot be made: {error.strerror}."
+        message = f"The folder {output} cannot be created: {error.strerror}."
         remedy = "Give --output with another folder."
-        raise Refused([Problem("spec.output.uri", "OutputRefused", message, remedy)]) from None
+        raise InvalidInput([Problem("spec.output.uri", "OutputRefused", message, remedy)]) from None
     return output

@@ -1,7 +1,7 @@
-"""From the plan's workload to the processes that stand in for its pods.
+"""From the plan's workload to local processes in place of its pods.
 
-Command and environment are the plan's own. Only what a pod would get from its cluster differs: paths of
-mounted files, the address of rank 0, and which python runs.
+Command and environment are those of the plan. Only what a cluster provides differs: paths of mounted files, the
+address of rank 0, and the python interpreter.
 """
 
 from __future__ import annotations
@@ -19,34 +19,33 @@ from finetune_plan.workload import Workload
 
 LOOPBACK = "127.0.0.1"
 POD_VOLUMES = (w.SCRATCH, w.CACHE, w.CREDENTIALS)
-"""Mounts that are not here. Variables that point into them are left out: the user's own caches and tokens
-serve instead."""
+"""Mounts of pods. Variables that point into them are left out, so that the user's own caches and tokens are used."""
 LAUNCHERS = ("PET_", "FINETUNE_", "TORCHELASTIC_")
 RANKS = {"RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
-"""Variables of some other run that this shell may be part of."""
+"""Variables of another distributed run, in which this command may have been started."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One replica, ready to be started."""
+    """The command and environment of one replica."""
 
     name: str
-    """As the others of its run would find it on a cluster."""
+    """The host name under which the other replicas of the run reach it on a cluster."""
     node: int
     command: tuple[str, ...]
     env: Mapping[str, str]
     config: Path
     report: Path
-    """Where the replica leaves its final report, as a pod leaves its termination message."""
+    """File for the final report: the termination message of a pod."""
 
 
 def launches(work: Workload, folder: Path, port: int, inherited: Mapping[str, str]) -> tuple[Launch, ...]:
-    """The replicas of `work`. `folder` is for their files, `port` a free one, `inherited` this process' env."""
+    """The replicas of `work`. `folder` holds their files, `port` is free, `inherited` is our own environment."""
     return tuple(_launch(work, node, folder, port, inherited) for node in range(work.nodes))
 
 
 def free_port() -> int:
-    """A port of the loopback interface that nobody uses right now."""
+    """A port of the loopback interface that is currently unused."""
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         return int(probe.getsockname()[1])
@@ -55,12 +54,12 @@ def free_port() -> int:
 def _launch(work: Workload, node: int, folder: Path, port: int, inherited: Mapping[str, str]) -> Launch:
     name = BACKEND.host(work.name, node)
     config, report = folder / name / "run.json", folder / name / "report.json"
-    env = {name: value for name, value in inherited.items() if not _of_another_run(name)}
+    env = {name: value for name, value in inherited.items() if not _is_of_another_run(name)}
     env |= {name: value for name, value in work.env.items() if not value.startswith(POD_VOLUMES)}
     env |= w.rendezvous(work, node, LOOPBACK, port)
     env |= {CONFIG_ENV: str(config), REPORT_ENV: str(report)}
-    env["TMPDIR"] = str(config.parent)  # as a pod has a /tmp of its own, which goes when the pod goes
-    env["PYTHONSAFEPATH"] = "1"  # a file torch.py in the user's folder is not the trainer's torch
+    env["TMPDIR"] = str(config.parent)  # a pod has a /tmp of its own, which is removed with the pod
+    env["PYTHONSAFEPATH"] = "1"  # a file torch.py in the current folder must not shadow torch
     return Launch(name, node, _command(work.command), env, config, report)
 
 
@@ -69,5 +68,5 @@ def _command(command: tuple[str, ...]) -> tuple[str, ...]:
     return (sys.executable if program == "python" else program, *arguments)
 
 
-def _of_another_run(name: str) -> bool:
+def _is_of_another_run(name: str) -> bool:
     return name.startswith(LAUNCHERS) or name in RANKS

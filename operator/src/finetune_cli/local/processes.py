@@ -1,4 +1,4 @@
-"""Replicas as processes: started in a session of their own, heard line by line, ended with all they started."""
+"""Replicas as processes: each in its own session, its output read line by line, killed with all its children."""
 
 from __future__ import annotations
 
@@ -18,67 +18,67 @@ from finetune_api.runtime.protocol import CONFIG_ENV
 
 from .launches import Launch
 
-SWEEP_SECONDS = 0.05
-"""Between two looks for ranks: one that is being started shows no environment yet."""
+ORPHAN_POLL_SECONDS = 0.05
+"""Interval of the search for ranks: one that is just starting shows no environment yet."""
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 _PRCTL: Any = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
 
 @dataclass(frozen=True)
-class Line:
-    """A line that a replica has written, without its end."""
+class OutputLine:
+    """A line that a replica has written, without its newline."""
 
     launch: Launch
     text: str
-    out: bool
-    """Standard output, where records are; else standard error."""
+    is_stdout: bool
+    """Whether it came from standard output, where records are, or from standard error."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """A replica is gone, and everything that it had started."""
+    """A replica and all processes that it started have ended."""
 
     launch: Launch
     code: int
-    """As a shell counts: 128 + n for signal n."""
+    """As a shell shows it: 128 + n for signal n."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Somebody wants the run to stop."""
+class SignalReceived:
+    """This process received a signal that asks it to stop."""
 
     signal: signal.Signals
 
 
-Event = Line | Ended | Asked
+Event = OutputLine | Ended | SignalReceived
 Events = SimpleQueue[Event]
-"""SimpleQueue, because a signal handler puts into it while the main thread may be taking out."""
+"""A SimpleQueue is reentrant: a signal handler may put while the main thread gets."""
 
 
 class Replica:
-    """A started launch. What it does arrives as events: lines first, then one Ended."""
+    """A started launch. Its events are its lines, then one Ended."""
 
     def __init__(self, launch: Launch, events: Events) -> None:
         self.launch = launch
         self._process = subprocess.Popen(
             launch.command, env=dict(launch.env), stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            start_new_session=True,  # the terminal's Ctrl-C is for us; replicas get SIGTERM, as pods do
-            preexec_fn=_end_with_parent if _PRCTL else None,  # noqa: PLW1509 - one call of C, resolved before
+            start_new_session=True,  # so that Ctrl-C reaches only us; replicas get SIGTERM, as pods do
+            preexec_fn=_end_with_parent if _PRCTL else None,  # noqa: PLW1509 - one C call, resolved beforehand
         )  # fmt: skip
         self._watcher = Thread(target=self._watch, args=(events,), daemon=True)
         self._watcher.start()
 
     def stop(self) -> None:
-        """Ask the launcher, which passes it on, to save a checkpoint and end."""
+        """Send SIGTERM: the launcher forwards it, and the ranks save a checkpoint and exit."""
         self._process.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End the launcher at once; its ranks follow before Ended arrives."""
+        """Kill the launcher; its ranks are killed before Ended is sent."""
         self._process.kill()
 
     def end(self) -> None:
-        """Return when nothing of the replica is left."""
+        """Kill the replica; return when none of its processes is left."""
         self._process.kill()
         self._watcher.join()
 
@@ -91,31 +91,31 @@ class Replica:
             reader.start()
         code = self._process.wait()
         while any(reader.is_alive() for reader in readers):
-            _sweep(self.launch)  # ranks that outlived their launcher keep the pipes open
-            readers[0].join(SWEEP_SECONDS)
-            readers[1].join(SWEEP_SECONDS)
+            _kill_orphans(self.launch)  # ranks that outlive their launcher keep the pipes open
+            readers[0].join(ORPHAN_POLL_SECONDS)
+            readers[1].join(ORPHAN_POLL_SECONDS)
         events.put(Ended(self.launch, code if code >= 0 else 128 - code))
 
-    def _read(self, pipe: IO[bytes], out: bool, events: Events) -> None:
+    def _read(self, pipe: IO[bytes], is_stdout: bool, events: Events) -> None:
         with pipe:
             for raw in pipe:
                 text = raw.decode("utf-8", "replace").rstrip("\r\n")
-                events.put(Line(self.launch, text.rpartition("\r")[2], out))
+                events.put(OutputLine(self.launch, text.rpartition("\r")[2], is_stdout))
 
 
 def _end_with_parent() -> None:
-    """If we are killed, the replica saves a checkpoint and ends, instead of training on unseen."""
+    """If we are killed, the replica saves a checkpoint and exits instead of training on in the background."""
     _PRCTL(_DEATH_SIGNAL, signal.SIGTERM)
 
 
-def _sweep(launch: Launch) -> None:
+def _kill_orphans(launch: Launch) -> None:
     """Kill, by id, each process that carries the launch's own configuration path in its environment.
 
-    Ranks run in sessions of their own and lose their parent when a launcher is killed; this path is theirs
-    alone. Systems without /proc have no such list: there ranks end by themselves when their peers are gone.
+    Ranks run in their own sessions and lose their parent when the launcher is killed; no other process has this
+    path. Without /proc the ranks end by themselves when their peers are lost.
     """
     mark = f"{CONFIG_ENV}={launch.config}".encode()
     for environ in Path("/proc").glob("[0-9]*/environ"):
-        with suppress(OSError):  # gone meanwhile, or somebody else's
+        with suppress(OSError):  # it has exited, or belongs to another user
             if mark in environ.read_bytes().split(b"\0"):
                 os.kill(int(environ.parent.name), signal.SIGKILL)

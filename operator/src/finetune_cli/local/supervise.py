@@ -1,6 +1,6 @@
-"""From started replicas to their end: who is asked to stop, who is killed, and when.
+"""Supervises replicas until all have ended: which are stopped, which are killed, and when.
 
-One thread takes all events, in the order in which they came.
+One thread handles all events, in the order in which they arrive.
 """
 
 from __future__ import annotations
@@ -16,56 +16,56 @@ from types import FrameType
 from finetune_api.runtime.exits import Exit
 
 from .launches import Launch
-from .processes import Asked, Ended, Event, Events, Line, Replica
+from .processes import Ended, Event, Events, OutputLine, Replica, SignalReceived
 
 GRACE_SECONDS = 20.0
-"""How long replicas have after one of them failed. They lost a peer and cannot save: this is for their reports."""
+"""Time that replicas have to write their reports after another one failed. Without that peer they cannot save."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass
-class Run:
-    """Replicas under way, and what has happened to them."""
+class SupervisedRun:
+    """The replicas of a run, and what has happened to them."""
 
     replicas: list[Replica] = field(default_factory=list)
     ended: list[Ended] = field(default_factory=list)
     """In the order of ending."""
-    asks: int = 0
-    """Signals that this process got."""
+    signals: int = 0
+    """Number of signals that this process has received."""
     grace: float = GRACE_SECONDS
     deadline: float | None = None
 
     @property
     def running(self) -> list[Replica]:
-        gone = {each.launch.node for each in self.ended}
-        return [replica for replica in self.replicas if replica.launch.node not in gone]
+        ended = {each.launch.node for each in self.ended}
+        return [replica for replica in self.replicas if replica.launch.node not in ended]
 
 
 def supervise(
-    run: Run, events: Events, on_line: Callable[[Line], None], on_ask: Callable[[int], None]
+    run: SupervisedRun, events: Events, on_line: Callable[[OutputLine], None], on_signal: Callable[[int], None]
 ) -> None:  # fmt: skip
-    """Return when every replica has ended. `on_ask` hears the number of each signal: 1, 2, ..."""
+    """Return when every replica has ended. `on_signal` is called with the number of signals so far: 1, 2, ..."""
     while run.running:
         event = _next(events, run.deadline)
-        if isinstance(event, Line):
+        if isinstance(event, OutputLine):
             on_line(event)
         elif isinstance(event, Ended):
             run.ended.append(event)
             if event.code not in (Exit.OK, Exit.STOPPED) and run.deadline is None:
                 run.deadline = monotonic() + run.grace
                 _stop(run)
-        elif isinstance(event, Asked):
-            run.asks += 1
-            on_ask(run.asks)
-            (_stop if run.asks == 1 else _kill)(run)
+        elif isinstance(event, SignalReceived):
+            run.signals += 1
+            on_signal(run.signals)
+            (_stop if run.signals == 1 else _kill)(run)
         else:
             _kill(run)
 
 
 @contextmanager
-def started(launches: Sequence[Launch], events: Events, grace: float = GRACE_SECONDS) -> Iterator[Run]:
-    """The launches as a run. When the context ends, for whatever reason, so has every process of it."""
-    run = Run(grace=grace)
+def started(launches: Sequence[Launch], events: Events, grace: float = GRACE_SECONDS) -> Iterator[SupervisedRun]:
+    """The launches as a run. Every process of it has ended when the context exits, for whatever reason."""
+    run = SupervisedRun(grace=grace)
     try:
         for launch in launches:
             run.replicas.append(Replica(launch, events))
@@ -77,12 +77,12 @@ def started(launches: Sequence[Launch], events: Events, grace: float = GRACE_SEC
 
 @contextmanager
 def signals_as_events(events: Events) -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP arrive as events; afterwards they do again what they did before."""
+    """Turn SIGINT, SIGTERM and SIGHUP into events; restore the previous handlers at exit."""
 
-    def note(number: int, frame: FrameType | None) -> None:
-        events.put(Asked(signal.Signals(number)))
+    def handle(number: int, frame: FrameType | None) -> None:
+        events.put(SignalReceived(signal.Signals(number)))
 
-    before = {number: signal.signal(number, note) for number in SIGNALS}
+    before = {number: signal.signal(number, handle) for number in SIGNALS}
     try:
         yield
     finally:
@@ -98,12 +98,12 @@ def _next(events: Events, deadline: float | None) -> Event | None:
         return None
 
 
-def _stop(run: Run) -> None:
+def _stop(run: SupervisedRun) -> None:
     for replica in run.running:
         replica.stop()
 
 
-def _kill(run: Run) -> None:
+def _kill(run: SupervisedRun) -> None:
     for replica in run.running:
         replica.kill()
     run.deadline = None

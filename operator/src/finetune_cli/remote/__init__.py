@@ -1,1 +1,1 @@
-"""The verbs that talk to a cluster: access to it, what is shown of it, and files on their way there and back."""
+"""The commands that talk to a cluster: requests, views of jobs, and transfers of files."""

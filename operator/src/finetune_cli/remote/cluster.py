@@ -1,4 +1,4 @@
-"""The cluster as the verbs use it: jobs, their pods and what surrounds them, in one namespace."""
+"""The cluster as the commands use it: jobs, their pods and related objects of one namespace."""
 
 from __future__ import annotations
 
@@ -9,151 +9,156 @@ from typing import Any
 
 from finetune_api.resource import names
 from finetune_api.resource.names import API_VERSION, PLURAL
+from finetune_kube.failures import FailureKind
+from finetune_kube.pages import first_page, next_page
+from finetune_kube.paths import path
 from finetune_plan.backends import DEFAULT as BACKEND
 
-from .errors import ApiError, NotFound, invalid, refused, told
-from .server import AGENT, MERGE, Json, Login, Server, connect
-from .watching import states
+from .api_client import AGENT, MERGE, ApiClient, ClusterOptions, Json, connect
+from .errors import ApiError, NotFound, explain, invalid, invalid_manifest
+from .list_watch import list_and_watch
 
-PAGE = "500"
+PAGE = 500
+"""Objects of one page of a list."""
 LEASES = "coordination.k8s.io/v1"
 
 
-class Cluster:
-    """Objects of one namespace, or of all where `everywhere` is asked for."""
+def _ignore(why: str) -> None:
+    pass
 
-    def __init__(self, server: Server, namespace: str, *, asked: bool = False) -> None:
-        self.server, self.namespace = server, namespace
-        self.asked = asked
-        """Whether the namespace was given as an option."""
+
+class Cluster:
+    """Objects of one namespace; of all namespaces where `all_namespaces` is set."""
+
+    def __init__(self, client: ApiClient, namespace: str, *, namespace_given: bool = False) -> None:
+        self.client, self.namespace = client, namespace
+        self.namespace_given = namespace_given
+        """Whether -n was given."""
 
     @classmethod
-    def of(cls, login: Login, **settings: Any) -> Cluster:
-        """Where the options and the kubeconfig lead. Raises Refused."""
-        return cls(*connect(login, **settings), asked=login.namespace is not None)
+    def connect(cls, options: ClusterOptions, **settings: Any) -> Cluster:
+        """The cluster and namespace of the options and the kubeconfig. Raises InvalidInput."""
+        return cls(*connect(options, **settings), namespace_given=options.namespace is not None)
 
-    def path(self, version: str, plural: str, name: str = "", *, everywhere: bool = False) -> str:
-        """Path of an object, or of a collection where no name is given."""
-        root = f"/apis/{version}" if "/" in version else f"/api/{version}"
-        where = "" if everywhere else f"/namespaces/{self.namespace}"
-        return f"{root}{where}/{plural}{f'/{name}' if name else ''}"
+    def path(self, version: str, plural: str, name: str = "", *, all_namespaces: bool = False) -> str:
+        """Path of an object, or of a collection without a name."""
+        return path(version, plural, "" if all_namespaces else self.namespace, name)
 
     def job(self, name: str) -> Json:
-        """A FinetuneJob. Raises Refused where there is none."""
+        """A FinetuneJob. Raises InvalidInput if it does not exist."""
         try:
-            return self.server.request("GET", self.path(API_VERSION, PLURAL, name))
+            return self.client.request("GET", self.path(API_VERSION, PLURAL, name))
         except NotFound:
             raise self._no_job(name) from None
 
-    def jobs(self, selector: str = "", *, everywhere: bool = False) -> list[Json]:
-        """FinetuneJobs by name. Raises Refused where the namespace is not there."""
+    def jobs(self, selector: str = "", *, all_namespaces: bool = False) -> list[Json]:
+        """FinetuneJobs, sorted by name. Raises InvalidInput if the namespace does not exist."""
         query = {"labelSelector": selector} if selector else {}
-        found = list(self.items(API_VERSION, PLURAL, query, everywhere=everywhere))
-        if not found and not everywhere:
+        found = list(self.items(API_VERSION, PLURAL, query, all_namespaces=all_namespaces))
+        if not found and not all_namespaces:
             self.check_namespace()
         return sorted(found, key=lambda job: (job["metadata"]["namespace"], job["metadata"]["name"]))
 
     def items(
-        self, version: str, plural: str, query: Mapping[str, str] | None = None, *, everywhere: bool = False
+        self, version: str, plural: str, query: Mapping[str, str] | None = None, *, all_namespaces: bool = False
     ) -> Iterator[Json]:
-        """The items of a collection, page by page."""
-        path, token = self.path(version, plural, everywhere=everywhere), ""
-        while True:
-            more = {"limit": PAGE} | ({"continue": token} if token else {})
-            answer = self.server.request("GET", path, query={**(query or {}), **more})
+        """The items of a collection, fetched page by page."""
+        collection = self.path(version, plural, all_namespaces=all_namespaces)
+        page: dict[str, str] | None = first_page(query or {}, PAGE)
+        while page is not None:
+            answer = self.client.request("GET", collection, query=page)
             yield from answer["items"]
-            token = answer["metadata"].get("continue", "")
-            if not token:
-                return
+            page = next_page(page, answer)
 
     def find(self, version: str, plural: str, name: str) -> Json | None:
-        """An object, or None where there is none."""
+        """An object, or None if it does not exist."""
         try:
-            return self.server.request("GET", self.path(version, plural, name))
+            return self.client.request("GET", self.path(version, plural, name))
         except NotFound:
             return None
 
     def create(self, version: str, plural: str, manifest: Json, *, dry_run: bool = False) -> Json:
-        """A new object as the server took it."""
+        """Create an object; return it as the server stores it."""
         query = {"fieldManager": AGENT, "fieldValidation": "Strict"}
         query |= {"dryRun": "All"} if dry_run else {}
-        return self.server.request("POST", self.path(version, plural), query=query, body=manifest)
+        return self.client.request("POST", self.path(version, plural), query=query, body=manifest)
 
     def create_job(self, manifest: Json, *, dry_run: bool = False) -> Json:
-        """A new FinetuneJob. Raises Refused with the server's own words, and ApiError where the name is taken."""
+        """Create a FinetuneJob. Raises InvalidInput if the server refuses it, ApiError if the name is taken."""
         try:
             return self.create(API_VERSION, PLURAL, manifest, dry_run=dry_run)
         except NotFound:
             self.check_namespace()
             raise
         except ApiError as error:
-            if error.status in (400, 422):
-                raise invalid(error, manifest["metadata"]["name"]) from None
+            if error.kind is FailureKind.INVALID:
+                raise invalid_manifest(error, manifest["metadata"]["name"]) from None
             raise
 
-    def patch_job(self, name: str, change: Json) -> Json:
-        """Merge into a FinetuneJob. Raises Refused."""
-        path = self.path(API_VERSION, PLURAL, name)
+    def patch_job(self, name: str, patch: Json) -> Json:
+        """Merge a patch into a FinetuneJob. Raises InvalidInput."""
         try:
-            return self.server.request("PATCH", path, body=change, content_type=MERGE)
+            job = self.path(API_VERSION, PLURAL, name)
+            return self.client.request("PATCH", job, body=patch, content_type=MERGE)
         except NotFound:
             raise self._no_job(name) from None
         except ApiError as error:
-            if error.status == 422:
-                raise invalid(error, name) from None
+            if error.kind is FailureKind.INVALID:
+                raise invalid_manifest(error, name) from None
             raise
 
     def delete(self, version: str, plural: str, name: str, *, policy: str = "Background") -> bool:
-        """Delete an object; False where there is none."""
+        """Delete an object; False if it does not exist."""
         try:
-            self.server.request("DELETE", self.path(version, plural, name), body={"propagationPolicy": policy})
+            self.client.request("DELETE", self.path(version, plural, name), body={"propagationPolicy": policy})
         except NotFound:
             return False
         return True
 
     def delete_job(self, name: str, *, policy: str) -> None:
-        """Delete a FinetuneJob. Raises Refused where there is none."""
+        """Delete a FinetuneJob. Raises InvalidInput if it does not exist."""
         if not self.delete(API_VERSION, PLURAL, name, policy=policy):
             raise self._no_job(name)
 
     def pods(self, job: Json) -> list[Json]:
-        """The training pods of a job, those of earlier runs included where they still exist."""
-        return list(self.items("v1", "pods", {"labelSelector": f"{names.JOB_UID_LABEL}={job['metadata']['uid']}"}))
+        """The training pods of a job, including those of earlier runs that still exist."""
+        return list(self.items("v1", "pods", _pods_of(job)))
 
-    def pods_over_time(self, job: Json, lost: Callable[[str], None]) -> Iterator[list[Json]]:
-        query = {"labelSelector": f"{names.JOB_UID_LABEL}={job['metadata']['uid']}"}
-        return states(self.server, self.path("v1", "pods"), query, lost=lost)
+    def watch_pods(self, job: Json, on_lost: Callable[[str], None]) -> Iterator[list[Json]]:
+        """The training pods of a job, now and after every change."""
+        return list_and_watch(self.client, self.path("v1", "pods"), _pods_of(job), on_lost=on_lost)
 
-    def job_over_time(
-        self, name: str, *, seconds: float | None = None, lost: Callable[[str], None] = lambda _: None
+    def watch_job(
+        self, name: str, *, seconds: float | None = None, on_lost: Callable[[str], None] = _ignore
     ) -> Iterator[Json | None]:
-        """A FinetuneJob, now and after every change; None while there is none."""
-        return self.object_over_time(API_VERSION, PLURAL, name, seconds=seconds, lost=lost)
+        """A FinetuneJob, now and after every change; None while it does not exist."""
+        return self.watch(API_VERSION, PLURAL, name, seconds=seconds, on_lost=on_lost)
 
-    def object_over_time(
+    def watch(
         self, version: str, plural: str, name: str, *, seconds: float | None = None,
-        lost: Callable[[str], None] = lambda _: None,
+        on_lost: Callable[[str], None] = _ignore,
     ) -> Iterator[Json | None]:  # fmt: skip
-        query = {"fieldSelector": f"metadata.name={name}"}
-        for items in states(self.server, self.path(version, plural), query, seconds=seconds, lost=lost):
+        """An object, now and after every change; None while it does not exist."""
+        query, collection = {"fieldSelector": f"metadata.name={name}"}, self.path(version, plural)
+        for items in list_and_watch(self.client, collection, query, seconds=seconds, on_lost=on_lost):
             yield items[0] if items else None
 
     def log(self, pod: str, **query: str) -> AbstractContextManager[Iterator[str]]:
         """Lines of a training pod's log."""
-        path = f"{self.path('v1', 'pods', pod)}/log"
-        return self.server.lines(path, {"container": BACKEND.container, **query}, silence=None)
+        log = f"{self.path('v1', 'pods', pod)}/log"
+        return self.client.stream(log, {"container": BACKEND.container, **query}, read_seconds=None)
 
     def check_namespace(self) -> None:
-        """Raises Refused if the namespace is not there. Who may not look is not told so."""
+        """Raises InvalidInput if the namespace does not exist; passes if we may not read namespaces."""
         try:
-            self.server.request("GET", f"/api/v1/namespaces/{self.namespace}")
+            self.client.request("GET", f"/api/v1/namespaces/{self.namespace}")
         except NotFound:
-            message = f"There is no namespace {self.namespace}."
-            remedy = "Give -n with one that exists; `kubectl get namespaces` lists them."
-            raise refused(f"namespace {self.namespace}", "NotFound", message, remedy) from None
+            message = f"The namespace {self.namespace} does not exist."
+            remedy = "Give -n with an existing namespace; `kubectl get namespaces` lists them."
+            raise invalid(f"namespace {self.namespace}", "NotFound", message, remedy) from None
         except ApiError as error:
-            if error.status != 403:
-                raise told(error, self.namespace) from None
+            if error.kind is not FailureKind.FORBIDDEN:
+                raise explain(error, self.namespace) from None
 
     def _no_job(self, name: str) -> Exception:
         try:
@@ -162,5 +167,9 @@ class Cluster:
             known = []
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"Did you mean {near[0]}? " if near else ""
-        message = f"There is no job {name} in namespace {self.namespace}."
-        return refused(f"finetunejob {name}", "NotFound", message, f"{hint}`finetune list` shows what there is.")
+        message = f"The job {name} does not exist in namespace {self.namespace}."
+        return invalid(f"finetunejob {name}", "NotFound", message, f"{hint}`finetune list` lists the jobs.")
+
+
+def _pods_of(job: Json) -> dict[str, str]:
+    return {"labelSelector": f"{names.JOB_UID_LABEL}={job['metadata']['uid']}"}

@@ -1,4 +1,4 @@
-"""`finetune status`: one job in words. Pure."""
+"""One job as text, for `finetune status`. Pure."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ from datetime import datetime
 import click
 
 from finetune_api.validation.predicates import find
-from finetune_cli.local import words
+from finetune_cli.local.format_record import format_duration, format_number
 
-from .server import Json
+from .api_client import Json
 from .views import COLOURS, age, model, phase
 
 ANSWERS = {"True": "yes", "False": "no", "Unknown": "unknown"}
 WIDTH = 9
 
 
-def described(job: Json, now: datetime) -> str:
-    """Everything that the status says, most important first."""
-    word = phase(job)
-    head = f"{job['metadata']['name']}: {click.style(word, fg=COLOURS.get(word), bold=True)}"
+def describe(job: Json, now: datetime) -> str:
+    """The status, most important facts first."""
+    head = f"{job['metadata']['name']}: {click.style(phase(job), fg=COLOURS.get(phase(job)), bold=True)}"
     lines = [head, *(f"  {label + ':':{WIDTH}} {text}" for label, text in _facts(job, now))]
     conditions = list(_conditions(job, now))
     return "\n".join([*lines, *(["", "Conditions", *conditions] if conditions else [])])
@@ -65,13 +64,13 @@ def _progress(status: Json) -> Iterator[tuple[str, str]]:
     progress = status.get("progress") or {}
     if progress.get("step") is not None:
         yield "step", f"{progress['step']}/{progress['totalSteps']} ({progress['percent']} %)"
-        yield "loss", words.number(progress.get("loss"))
+        yield "loss", format_number(progress.get("loss"))
     if progress.get("evalLoss") is not None:
-        yield "eval", words.number(progress["evalLoss"])
+        yield "eval", format_number(progress["evalLoss"])
     if progress.get("tokensPerSecond") is not None:
         yield "speed", f"{progress['tokensPerSecond']:,.0f} tokens/s"
     if progress.get("etaSeconds") and "completionTime" not in status:
-        yield "left", words.duration(progress["etaSeconds"])
+        yield "left", format_duration(progress["etaSeconds"])
     if progress.get("checkpointStep") is not None:
         yield "saved", f"checkpoint of step {progress['checkpointStep']}"
 
@@ -79,18 +78,18 @@ def _progress(status: Json) -> Iterator[tuple[str, str]]:
 def _result(status: Json) -> Iterator[tuple[str, str]]:
     result = status.get("result")
     if result:
-        metrics = ", ".join(f"{name} {words.number(value)}" for name, value in (result.get("metrics") or {}).items())
+        metrics = ", ".join(f"{name} {format_number(value)}" for name, value in (result.get("metrics") or {}).items())
         yield "result", f"{result.get('uri') or 'none'}{f' ({metrics})' if metrics else ''}"
 
 
 def _time(job: Json, now: datetime) -> str:
     status = job.get("status") or {}
-    told = f"created {age(job['metadata']['creationTimestamp'], now)} ago"
+    text = f"created {age(job['metadata']['creationTimestamp'], now)} ago"
     if status.get("startTime"):
-        told += f", started {age(status['startTime'], now)} ago"
+        text += f", started {age(status['startTime'], now)} ago"
     if status.get("completionTime"):
-        told += f", ended {age(status['completionTime'], now)} ago"
-    return told
+        text += f", ended {age(status['completionTime'], now)} ago"
+    return text
 
 
 def _conditions(job: Json, now: datetime) -> Iterator[str]:

@@ -1,20 +1,21 @@
-"""What can go wrong with a cluster, and the sentences in which people hear of it.
+"""Errors of a cluster, and their messages.
 
-The API server's answers are ApiError; whoever asked turns them into Refused (exit code 2: what was asked for is
-wrong) or Hindered (exit code 1: it was right and could not be done).
+ApiError and Unreachable are what requests raise. A command turns them into InvalidInput (exit code 2: the input is
+wrong) or OperationFailed (exit code 1: the input is right, and the operation failed).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from finetune_api.validation.problem import Problem
-from finetune_cli.errors import Refused
+from finetune_cli.errors import CommandError, InvalidInput, OperationFailed
+from finetune_kube import failures
+from finetune_kube.failures import FailureKind, RequestFailure
 
-FAILED = 1
-INSTALL = "Install the operator with its chart, helm/finetune-operator (docs/install.md says how)"
+INSTALL = "Install the operator with its chart, helm/finetune-operator (see docs/install.md)"
 _FORBIDDEN = re.compile(r'User "(?P<user>[^"]+)" cannot (?P<verb>\w+) resource "(?P<resource>[^"]+)"')
 _DENIED = re.compile(
     r"ValidatingAdmissionPolicy '(?P<policy>[^']+)' with binding '[^']+' denied request: (?P<why>.*)", re.DOTALL
@@ -22,19 +23,19 @@ _DENIED = re.compile(
 
 
 class ApiError(Exception):
-    """The API server said no; `status` is the HTTP code."""
+    """The API server did not carry out a request."""
 
-    def __init__(self, status: int, reason: str, message: str, causes: Sequence[dict[str, Any]] = ()) -> None:
-        super().__init__(f"{status} {reason}: {message}")
-        self.status, self.reason, self.message, self.causes = status, reason, message, tuple(causes)
+    def __init__(self, failure: RequestFailure) -> None:
+        super().__init__(f"{failure.code} {failure.reason}: {failure.message}")
+        self.failure, self.kind, self.message = failure, failure.kind, failure.message
 
 
 class NotFound(ApiError):
-    """There is no such object."""
+    """The object does not exist."""
 
 
 class UnknownResource(ApiError):
-    """The cluster does not know this kind of object at all."""
+    """The cluster does not serve this kind of object at all."""
 
 
 class Unreachable(Exception):
@@ -45,67 +46,71 @@ class Unreachable(Exception):
         self.server, self.why = server, why
 
 
-class Hindered(Refused):
-    """What was asked for is right, and could not be done."""
-
-    exit_code = FAILED
-
-
-def hindered(path: str, reason: str, message: str, remedy: str) -> Hindered:
-    return Hindered([Problem(path, reason, message, remedy)])
+def api_error(code: int, body: bytes) -> ApiError:
+    """The error for the answer of a request that failed."""
+    found = failures.request_failure(code, body)
+    return _ERRORS.get(found.kind, ApiError)(found)
 
 
-def refused(path: str, reason: str, message: str, remedy: str) -> Refused:
-    return Refused([Problem(path, reason, message, remedy)])
+_ERRORS = {FailureKind.NOT_FOUND: NotFound, FailureKind.UNKNOWN_RESOURCE: UnknownResource}
 
 
-def told(error: ApiError | Unreachable, namespace: str) -> Refused:
-    """One sentence and a remedy for an error that nobody has explained better."""
+def failed(path: str, reason: str, message: str, remedy: str) -> OperationFailed:
+    return OperationFailed([Problem(path, reason, message, remedy)])
+
+
+def invalid(path: str, reason: str, message: str, remedy: str) -> InvalidInput:
+    return InvalidInput([Problem(path, reason, message, remedy)])
+
+
+def explain(error: ApiError | Unreachable, namespace: str) -> CommandError:
+    """Message and remedy of an error that the command itself does not handle."""
     if isinstance(error, Unreachable):
         message = f"The API server {error.server} does not answer: {error.why}."
         remedy = "Check the network and `kubectl config current-context`, or give --context or --kubeconfig."
-        return hindered("cluster", "Unreachable", message, remedy)
-    if error.status == 401:
-        return hindered("cluster", "Unauthorized", "The API server does not know who you are.",
-                        "Log in to the cluster anew, or give --context.")  # fmt: skip
-    if isinstance(error, UnknownResource):
-        return hindered("cluster", "NotInstalled", "This cluster does not know FinetuneJobs.", INSTALL + ".")
-    if error.status == 403:
+        return failed("cluster", "Unreachable", message, remedy)
+    if error.kind is FailureKind.UNAUTHORIZED:
+        return failed("cluster", "Unauthorized", "The API server does not accept your credentials.",
+                      "Log in to the cluster again, or give --context.")  # fmt: skip
+    if error.kind is FailureKind.UNKNOWN_RESOURCE:
+        message = "The FinetuneJob resource is not installed in this cluster."
+        return failed("cluster", "NotInstalled", message, f"{INSTALL}.")
+    if error.kind is FailureKind.FORBIDDEN:
         return _forbidden(error, namespace)
-    remedy = "Try again; if it stays so, show this to whoever runs the cluster."
-    return hindered("cluster", error.reason or "Error", f"The API server answers: {error.message}", remedy)
+    remedy = "Try again. If the error persists, show it to the administrator of the cluster."
+    return failed("cluster", error.failure.reason or "Error", f"The API server answers: {error.message}", remedy)
 
 
-def _forbidden(error: ApiError, namespace: str) -> Refused:
+def _forbidden(error: ApiError, namespace: str) -> CommandError:
     found = _FORBIDDEN.search(error.message)
     if found:
         where = f"namespace {namespace}" if namespace else "all namespaces"
         message = f"{found['user']} may not {found['verb']} {found['resource']} in {where}."
-        remedy = "Ask whoever runs the cluster for that right, or give -n or --context."
-        return hindered("cluster", "Forbidden", message, remedy)
+        remedy = "Ask the administrator of the cluster for this permission, or give -n or --context."
+        return failed("cluster", "Forbidden", message, remedy)
     denied = _DENIED.search(error.message)
     if denied:
-        return policy_denial(denied["policy"], denied["why"])
-    return hindered("cluster", "Forbidden", error.message, "Ask whoever runs the cluster.")
+        return _denied(denied["policy"], denied["why"])
+    return failed("cluster", "Forbidden", error.message, "Ask the administrator of the cluster.")
 
 
-def policy_denial(policy: str, why: str) -> Refused:
-    remedy = "Change the job so that the policy lets it pass, or ask whoever made the policy."
-    return refused(f"policy {policy}", "Denied", f"The cluster's policy says: {why.strip()}", remedy)
+def _denied(policy: str, why: str) -> InvalidInput:
+    remedy = "Change the job to comply with the policy, or ask the administrator of the cluster."
+    return invalid(f"policy {policy}", "Denied", f"A policy of the cluster denies the job: {why.strip()}", remedy)
 
 
-def invalid(error: ApiError, file_name: str) -> Refused:
-    """A job that the server does not take (422): every cause with its path."""
+def invalid_manifest(error: ApiError, name: str) -> InvalidInput:
+    """A job that the server refuses as invalid: every cause with its path."""
     denied = _DENIED.search(error.message)
     if denied:
-        return policy_denial(denied["policy"], denied["why"])
-    causes = [c for c in error.causes if c.get("field") and c["field"] != "<nil>"]
+        return _denied(denied["policy"], denied["why"])
+    causes = [c for c in error.failure.causes if c.get("field") and c["field"] != "<nil>"]
     if not causes:
-        return refused(file_name, error.reason, error.message, "Correct the job.")
-    return Refused([_problem(cause) for cause in causes])
+        return invalid(name, error.failure.reason, error.message, "Correct the job.")
+    return InvalidInput([_problem(cause) for cause in causes])
 
 
-def _problem(cause: dict[str, Any]) -> Problem:
+def _problem(cause: Mapping[str, Any]) -> Problem:
     key = cause["field"].removeprefix("spec.")
-    remedy = f"`finetune explain {key}` says what fits." if cause["field"].startswith("spec.") else "Correct it."
+    remedy = f"See `finetune explain {key}`." if cause["field"].startswith("spec.") else "Correct it."
     return Problem(cause["field"], cause.get("reason") or "Invalid", f"{cause['message']}", remedy)

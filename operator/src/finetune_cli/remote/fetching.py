@@ -1,4 +1,4 @@
-"""The result of a job from its claim to a folder here. Called by `finetune fetch`."""
+"""Downloads the result of a job from its claim. Called by `finetune fetch`."""
 
 from __future__ import annotations
 
@@ -14,46 +14,45 @@ from finetune_api.validation.uris import Scheme
 from finetune_plan import mounts
 
 from . import transfer
-from .carrier import carrier
+from .api_client import Json
 from .cluster import Cluster
-from .errors import refused
-from .following import succeeded
-from .meter import Moved, meter
-from .places import OUTPUT
-from .server import Json
+from .errors import invalid
+from .following import has_succeeded
+from .progress import OnProgress, progress
+from .transfer_pod import transfer_pod
 from .views import phase
+from .volume_refs import OUTPUT
 
 
 def fetch(cluster: Cluster, name: str, target: Path, *, image: str | None, quiet: bool) -> None:
-    """Raises Refused where there is nothing to fetch, or no place for it; the folder appears when it is whole."""
+    """Raises InvalidInput if there is no result, or if `target` exists. The folder appears when it is complete."""
     job = cluster.job(name)
-    claim, folder = place(job)
+    claim, folder = result_location(job)
     if target.exists():
-        message = f"{target} exists already."
-        raise refused(f"--to {target}", "Exists", message, "Give --to with a folder that is not there yet.")
-    say = (lambda _: None) if quiet else lambda text: click.echo(text, err=True)
-    with carrier(cluster, job, claim, image=image, read_only=True, say=say) as pod, ExitStack() as stack:
+        raise invalid(f"--to {target}", "Exists", f"{target} already exists.", "Give --to with a new folder.")
+    message = (lambda _: None) if quiet else lambda text: click.echo(text, err=True)
+    with transfer_pod(cluster, job, claim, image=image, read_only=True, message=message) as pod, ExitStack() as stack:
 
-        def begin(total: int) -> Moved:
-            return stack.enter_context(meter(f"fetching {folder} to {target}", total, quiet=quiet))
+        def on_start(total: int) -> OnProgress:
+            return stack.enter_context(progress(f"downloading {folder} to {target}", total, quiet=quiet))
 
-        transfer.download(cluster.server, cluster.path("v1", "pods", pod), folder, target, begin)
+        transfer.download_folder(cluster.client, cluster.path("v1", "pods", pod), folder, target, on_start)
 
 
-def place(job: Json) -> tuple[str, str]:
-    """Claim and folder, as a pod sees it, of a job's result. Raises Refused."""
+def result_location(job: Json) -> tuple[str, str]:
+    """Claim of a job's result, and its folder inside a pod. Raises InvalidInput."""
     name = job["metadata"]["name"]
     path = f"finetunejob {name}"
-    if not succeeded(job):
+    if not has_succeeded(job):
         message = f"The job has no result: it is {phase(job)}."
-        raise refused(path, "NotSucceeded", message, f"`finetune watch {name}` shows how it comes along.")
+        raise invalid(path, "NotSucceeded", message, f"`finetune watch {name}` shows its progress.")
     uri = find(job, f"spec.{OUTPUT}")
     if uri is None:
-        message = "The job names no output.uri: its result ended with its pods."
-        raise refused(path, "OutputNotKept", message, "Submit it with --output pvc://CLAIM/PATH.")
+        message = "The job has no output.uri: its result was deleted with its pods."
+        raise invalid(path, "OutputNotKept", message, "Submit it with --output pvc://CLAIM/PATH.")
     source = uris.OUTPUT.parse(uri)
     if source.scheme is not Scheme.PVC:
-        message = f"The result lies at {uri}, and only results on a claim (pvc://CLAIM/PATH) can be fetched."
-        raise refused(path, "NotOnAClaim", message, f"Get {uri.rstrip('/')}/{RESULT} with that place's own tools.")
+        message = f"The result is at {uri}. Only results on a claim (pvc://CLAIM/PATH) can be fetched."
+        raise invalid(path, "NotOnAClaim", message, f"Download {uri.rstrip('/')}/{RESULT} with another tool.")
     written = find(job, "status.result.uri") or f"{uri.rstrip('/')}/{RESULT}"
     return source.name, mounts.mount(written, uris.OUTPUT).path

@@ -1,6 +1,6 @@
-"""Why a job does not run: an ordered list of small checks over what was seen. Pure; the list is the specification.
+"""Why a job does not run: an ordered list of small checks of a snapshot. Pure; the list is the specification.
 
-Each finding is a Problem: where (the object that said so), a reason, what is the matter, and the way out.
+Each finding is a Problem: the object that reports it, a reason, a message and a remedy.
 """
 
 from __future__ import annotations
@@ -12,131 +12,142 @@ from finetune_api.validation.predicates import find
 from finetune_api.validation.problem import Problem
 from finetune_plan.backends import DEFAULT as BACKEND
 
-from .dataset import AWAITING
+from .api_client import Json
+from .dataset_upload import AWAITING
 from .errors import INSTALL
-from .pod_findings import SPOKEN_FOR, missing, run_path, waiting
-from .seen import Seen
-from .server import Json
-from .views import condition, ended, moment
+from .pod_findings import POD_REASONS, missing, run_path, waiting
+from .snapshot import Snapshot
+from .views import condition, has_ended, parse_time
 from .volume_findings import claims, config_maps
 
-QUIET_SECONDS = 15.0
-"""How long operators may take to notice something."""
-BEAT_SECONDS = 120.0
-"""Oldest heartbeat of an operator that lives: it writes one every 30 s."""
-SILENT_SECONDS = 600.0
-"""How long pods may run before the first step without a word from us: models are large."""
+REACTION_SECONDS = 15.0
+"""How long an operator may take to react."""
+HEARTBEAT_SECONDS = 120.0
+"""Oldest heartbeat of a live operator: it writes one every 30 s."""
+FIRST_STEP_SECONDS = 600.0
+"""How long pods may run before the first step: large models take minutes to load."""
 
 
-def findings(seen: Seen) -> list[Problem]:
-    """What hinders the job, the deepest cause first; empty if nothing does."""
+def findings(snapshot: Snapshot) -> list[Problem]:
+    """What prevents the job from running, the root cause first; empty if nothing does."""
     found: dict[Problem, None] = {}
     for check in CHECKS:
-        found |= dict.fromkeys(check(seen))
+        found |= dict.fromkeys(check(snapshot))
     return list(found)
 
 
-def no_operator(seen: Seen) -> Iterator[Problem]:
-    """Nobody has looked at the job as it is now."""
-    metadata, status = seen.job["metadata"], seen.job.get("status") or {}
-    if status.get("observedGeneration") == metadata["generation"] or ended(seen.job):
+def no_operator(snapshot: Snapshot) -> Iterator[Problem]:
+    """No operator has reconciled the current generation of the job."""
+    metadata, status = snapshot.job["metadata"], snapshot.job.get("status") or {}
+    if status.get("observedGeneration") == metadata["generation"] or has_ended(snapshot.job):
         return
-    waiting = (seen.now - moment(metadata["creationTimestamp"])).total_seconds()
-    beats = None if seen.leases is None else sorted(_beat(lease, seen) for lease in seen.leases)
-    if beats and beats[0] < BEAT_SECONDS and waiting < QUIET_SECONDS:
+    age = (snapshot.now - parse_time(metadata["creationTimestamp"])).total_seconds()
+    ages = None if snapshot.leases is None else sorted(_heartbeat_age(lease, snapshot) for lease in snapshot.leases)
+    if ages and ages[0] < HEARTBEAT_SECONDS and age < REACTION_SECONDS:
         return
-    remedy = f"{INSTALL}, or see how it is: kubectl get pods -A -l app.kubernetes.io/name=finetune-operator"
-    yield Problem("operator", "NoOperator", f"No operator has looked at the job yet. {_heartbeat(beats)}", remedy)
+    remedy = f"{INSTALL}, or check its pods: kubectl get pods -A -l app.kubernetes.io/name=finetune-operator"
+    message = f"No operator has reconciled the job yet. {_heartbeat(ages)}"
+    yield Problem("operator", "NoOperator", message, remedy)
 
 
-def refused(seen: Seen) -> Iterator[Problem]:
-    accepted = condition(seen.job, c.ACCEPTED)
-    if accepted and accepted["status"] == "False" and not ended(seen.job):
+def refused(snapshot: Snapshot) -> Iterator[Problem]:
+    """The operator refuses the job."""
+    accepted = condition(snapshot.job, c.ACCEPTED)
+    if accepted and accepted["status"] == "False" and not has_ended(snapshot.job):
         remedy = "Correct it: `kubectl apply` the corrected file, or delete the job and submit it again."
-        yield Problem(_name(seen), accepted["reason"], f"The job is refused: {accepted['message']}", remedy)
+        yield Problem(_name(snapshot), accepted["reason"], f"The job is refused: {accepted['message']}", remedy)
 
 
-def over(seen: Seen) -> Iterator[Problem]:
-    failed = condition(seen.job, c.FAILED)
-    if failed and failed["status"] == "True":
-        name = seen.job["metadata"]["name"]
-        remedy = f"`finetune logs {name}` shows the last lines of its pods."
-        yield Problem(_name(seen), failed["reason"], failed["message"], remedy)
+def failed(snapshot: Snapshot) -> Iterator[Problem]:
+    """The job has failed."""
+    found = condition(snapshot.job, c.FAILED)
+    if found and found["status"] == "True":
+        name = snapshot.job["metadata"]["name"]
+        remedy = f"`finetune logs {name}` shows the logs of its pods."
+        yield Problem(_name(snapshot), found["reason"], found["message"], remedy)
 
 
-def suspended(seen: Seen) -> Iterator[Problem]:
-    name, annotations = seen.job["metadata"]["name"], seen.job["metadata"].get("annotations") or {}
-    if find(seen.job, "spec.suspend") is not True or ended(seen.job):
+def suspended(snapshot: Snapshot) -> Iterator[Problem]:
+    """The job is suspended, by its user or by an interrupted `finetune submit`."""
+    name, annotations = snapshot.job["metadata"]["name"], snapshot.job["metadata"].get("annotations") or {}
+    if find(snapshot.job, "spec.suspend") is not True or has_ended(snapshot.job):
         return
     if AWAITING in annotations:
-        message = "The job waits for its dataset: `finetune submit` was interrupted."
-        remedy = "Run the same `finetune submit` again; it goes on where it stopped."
-        yield Problem(_name(seen), "DatasetMissing", message, remedy)
+        message = "The job is waiting for its dataset: `finetune submit` was interrupted."
+        remedy = "Run the same `finetune submit` again; it resumes the upload."
+        yield Problem(_name(snapshot), "DatasetMissing", message, remedy)
     else:
-        yield Problem(_name(seen), "Suspended", "The job is suspended.", f"`finetune resume {name}` lets it go on.")
+        remedy = f"`finetune resume {name}` continues it."
+        yield Problem(_name(snapshot), "Suspended", "The job is suspended.", remedy)
 
 
-def no_backend(seen: Seen) -> Iterator[Problem]:
-    if not seen.backend:
-        remedy = f"{BACKEND.install}; the job then starts by itself."
-        yield Problem("cluster", "BackendMissing", f"This cluster does not know {BACKEND.kind}s.", remedy)
+def no_backend(snapshot: Snapshot) -> Iterator[Problem]:
+    """The backend's resource is not installed."""
+    if not snapshot.backend:
+        message = f"The {BACKEND.kind} resource is not installed in this cluster."
+        remedy = f"{BACKEND.install}; the job then starts automatically."
+        yield Problem("cluster", "BackendMissing", message, remedy)
 
 
-def not_created(seen: Seen) -> Iterator[Problem]:
-    """What the operator says about the run: the queue holds it back, the server refuses it, settings hinder it."""
-    ready = condition(seen.job, c.PODS_READY)
-    usual = {*SPOKEN_FOR, "Creating", "BackendMissing", "Suspended", "Restarting"}
-    if ready and ready["status"] == "False" and ready["reason"] not in usual and not ended(seen.job):
-        remedy = _CREATE.get(ready["reason"], "Change what the message names; the job is tried again by itself.")
-        yield Problem(_name(seen), ready["reason"], ready["message"], remedy)
-
-
-def idle_backend(seen: Seen) -> Iterator[Problem]:
-    """The object of the run is there, and nobody makes pods of it."""
-    if seen.run is None or seen.pods or BACKEND.observe(seen.run).suspended or BACKEND.is_noticed(seen.run):
+def not_created(snapshot: Snapshot) -> Iterator[Problem]:
+    """The operator cannot create the run: a queue, the API server or a setting prevents it."""
+    ready = condition(snapshot.job, c.PODS_READY)
+    reported_elsewhere = {*POD_REASONS, "Creating", "BackendMissing", "Suspended", "Restarting"}
+    if not ready or ready["status"] != "False" or has_ended(snapshot.job):
         return
-    if (seen.now - moment(seen.run["metadata"]["creationTimestamp"])).total_seconds() > QUIET_SECONDS:
-        message = f"The {BACKEND.kind} exists and nobody takes notice: the {BACKEND.controller} does not run."
-        remedy = f"See how it is: {BACKEND.inspect}"
-        yield Problem(run_path(seen.run), "BackendSilent", message, remedy)
+    if ready["reason"] not in reported_elsewhere:
+        remedy = _CREATE.get(ready["reason"], "Resolve what the message names; the operator then tries again.")
+        yield Problem(_name(snapshot), ready["reason"], ready["message"], remedy)
 
 
-def silent(seen: Seen) -> Iterator[Problem]:
-    """All pods run and no step was made for long."""
-    ready, training = condition(seen.job, c.PODS_READY), condition(seen.job, c.TRAINING)
+def idle_backend(snapshot: Snapshot) -> Iterator[Problem]:
+    """The object of the run exists, and its controller creates no pods."""
+    run = snapshot.run
+    if run is None or snapshot.pods or BACKEND.observe(run).suspended or BACKEND.is_noticed(run):
+        return
+    created = parse_time(run["metadata"]["creationTimestamp"])
+    if (snapshot.now - created).total_seconds() > REACTION_SECONDS:
+        message = f"The {BACKEND.kind} exists, but the {BACKEND.controller} has not reconciled it."
+        remedy = f"Check its pods: {BACKEND.inspect}"
+        yield Problem(run_path(run), "BackendSilent", message, remedy)
+
+
+def no_step(snapshot: Snapshot) -> Iterator[Problem]:
+    """All pods run, and training has not made a step for a long time."""
+    ready, training = condition(snapshot.job, c.PODS_READY), condition(snapshot.job, c.TRAINING)
     if not ready or ready["status"] != "True" or (training and training["status"] == "True"):
         return
-    since = (seen.now - moment(ready["lastTransitionTime"])).total_seconds()
-    if since > SILENT_SECONDS and not find(seen.job, "status.progress.step"):
-        name = seen.job["metadata"]["name"]
-        message = f"All pods run for {since / 60:.0f} minutes and no step was made."
-        remedy = f"`finetune logs {name}` shows what they do: loading a large model takes its time."
-        yield Problem(_name(seen), "NoStepYet", message, remedy)
+    since = (snapshot.now - parse_time(ready["lastTransitionTime"])).total_seconds()
+    if since > FIRST_STEP_SECONDS and not find(snapshot.job, "status.progress.step"):
+        name = snapshot.job["metadata"]["name"]
+        message = f"All pods have been running for {since / 60:.0f} minutes without a training step."
+        remedy = f"`finetune logs {name}` shows what they are doing: a large model takes a while to load."
+        yield Problem(_name(snapshot), "NoStepYet", message, remedy)
 
 
-CHECKS: tuple[Callable[[Seen], Iterator[Problem]], ...] = (
-    no_operator, refused, over, suspended, no_backend, not_created, idle_backend,
-    claims, config_maps, missing, waiting, silent,
+CHECKS: tuple[Callable[[Snapshot], Iterator[Problem]], ...] = (
+    no_operator, refused, failed, suspended, no_backend, not_created, idle_backend,
+    claims, config_maps, missing, waiting, no_step,
 )  # fmt: skip
 _CREATE = {
-    "Queued": "Wait until the queue has room, or choose another: queue.name.",
-    "CreateRefused": "Ask whoever runs the cluster, or change the job so that it fits; it is tried again by itself.",
+    "Queued": "Wait until the queue has capacity, or choose another one: queue.name.",
+    "CreateRefused": "Ask the administrator of the cluster, or change the job; the operator then tries again.",
 }
 
 
-def _beat(lease: Json, seen: Seen) -> float:
-    """Seconds since the operator's last heartbeat."""
+def _heartbeat_age(lease: Json, snapshot: Snapshot) -> float:
+    """Seconds since an operator's last heartbeat."""
     time = find(lease, "spec.renewTime")
-    return (seen.now - moment(time)).total_seconds() if time else float("inf")
+    return (snapshot.now - parse_time(time)).total_seconds() if time else float("inf")
 
 
-def _heartbeat(beats: list[float] | None) -> str:
-    if beats is None:
-        return "Whether one runs cannot be seen with your rights."
-    if not beats:
-        return "None has ever run in this cluster."
-    return f"The last heartbeat of one is {beats[0]:.0f} s old."
+def _heartbeat(ages: list[float] | None) -> str:
+    if ages is None:
+        return "You may not read its leases, so it is unknown whether one is running."
+    if not ages:
+        return "No operator has ever run in this cluster."
+    return f"Its last heartbeat was {ages[0]:.0f} s ago."
 
 
-def _name(seen: Seen) -> str:
-    return f"finetunejob {seen.job['metadata']['name']}"
+def _name(snapshot: Snapshot) -> str:
+    return f"finetunejob {snapshot.job['metadata']['name']}"

@@ -1,4 +1,4 @@
-"""A job followed to its end: what `finetune watch` and `submit --wait` do."""
+"""Follows a job to its end, for `finetune watch` and `submit --wait`."""
 
 from __future__ import annotations
 
@@ -10,90 +10,87 @@ import click
 from finetune_api.resource import conditions as c
 from finetune_api.runtime.exits import Exit
 from finetune_api.runtime.report import FinalReport, Record
-from finetune_cli.errors import Refused
+from finetune_cli import exit_codes
+from finetune_cli.errors import CommandError
 from finetune_cli.local import display, summary
-from finetune_cli.local.cause import Ending
 from finetune_cli.local.display import Display
+from finetune_cli.local.outcome import Outcome
 
+from .api_client import Json
 from .cluster import Cluster
-from .errors import hindered, refused
-from .news import news
-from .server import Json
-from .views import condition, ended, is_true, moment
-
-INTERRUPTED = 130
+from .errors import failed, invalid
+from .status_diff import status_diff
+from .views import condition, condition_is_true, has_ended, parse_time
 
 
 def follow(cluster: Cluster, name: str, *, quiet: bool = False) -> Json:
-    """Show how the job comes along; return it when it has succeeded. Raises Refused and Hindered if it has not."""
-    job, seen = cluster.job(name), list[Record]()
+    """Show the progress of a job; return the job when it has succeeded. Raises CommandError if it has not."""
+    job, records = cluster.job(name), list[Record]()
     try:
         with closing(display.choose(quiet=quiet)) as shown:
-            job = _to_its_end(cluster, job, shown, seen)
+            job = _to_end(cluster, job, shown, records)
     except KeyboardInterrupt:
-        click.echo(f"The job goes on. To see it again: finetune watch {name} -n {cluster.namespace}", err=True)
-        sys.exit(INTERRUPTED)
-    if problem := failure(job):
-        raise problem
+        click.echo(f"The job is still running. To watch it: finetune watch {name} -n {cluster.namespace}", err=True)
+        sys.exit(exit_codes.INTERRUPTED)
+    if error := failure(job):
+        raise error
     if not quiet:
-        click.echo(summary.succeeded(_ending(job), seen, _seconds(job)))
+        click.echo(summary.succeeded(_outcome(job), records, _seconds(job)))
     return job
 
 
-def failure(job: Json) -> Refused | None:
-    """Why a job that is over did not succeed, or why one is refused; None if neither is so."""
+def failure(job: Json) -> CommandError | None:
+    """Why a job failed or is refused; None if neither is the case."""
     path = f"finetunejob {job['metadata']['name']}"
-    failed = condition(job, c.FAILED)
-    if ended(job) and failed and failed["status"] == "True":
-        remedy = f"`finetune logs {job['metadata']['name']}` shows what its pods said."
-        return hindered(path, failed["reason"], failed["message"], remedy)
+    found = condition(job, c.FAILED)
+    if has_ended(job) and found and found["status"] == "True":
+        remedy = f"`finetune logs {job['metadata']['name']}` shows the logs of its pods."
+        return failed(path, found["reason"], found["message"], remedy)
     accepted = condition(job, c.ACCEPTED)
-    if not ended(job) and accepted and accepted["status"] == "False" and _is_current(job):
+    if not has_ended(job) and accepted and accepted["status"] == "False" and _is_current(job):
         remedy = "Correct the job: delete it and submit it again, or `kubectl apply` the corrected file."
-        return refused(path, accepted["reason"], accepted["message"], remedy)
+        return invalid(path, accepted["reason"], accepted["message"], remedy)
     return None
 
 
-def _to_its_end(cluster: Cluster, before: Json, shown: Display, seen: list[Record]) -> Json:
-    uid, last = before["metadata"]["uid"], Json()
-    lost = lambda why: shown.say(f"no news: {why}; trying again")  # noqa: E731
-    for job in cluster.job_over_time(before["metadata"]["name"], lost=lost):
-        if job is None or job["metadata"]["uid"] != uid:
-            raise hindered(f"finetunejob {before['metadata']['name']}", "Deleted", "The job was deleted.",
-                           "`finetune list` shows what there is.")  # fmt: skip
-        for each in news(last, job):
+def has_succeeded(job: Json) -> bool:
+    return has_ended(job) and condition_is_true(job, c.COMPLETE)
+
+
+def _to_end(cluster: Cluster, job: Json, shown: Display, records: list[Record]) -> Json:
+    name, uid, last = job["metadata"]["name"], job["metadata"]["uid"], Json()
+    for found in cluster.watch_job(name, on_lost=lambda why: shown.message(f"connection lost: {why}; retrying")):
+        if found is None or found["metadata"]["uid"] != uid:
+            raise failed(f"finetunejob {name}", "Deleted", "The job was deleted.", "`finetune list` lists the jobs.")
+        for each in status_diff(last, found):
             if isinstance(each, str):
-                shown.say(each)
+                shown.message(each)
             else:
                 shown.record(each)
-                seen.append(each)
-        if ended(job) or failure(job):
-            return job
-        last = job
-    raise AssertionError("a watch without an end has none")
+                records.append(each)
+        if has_ended(found) or failure(found):
+            return found
+        last = found
+    raise AssertionError("a watch without a time limit does not end")
 
 
 def _is_current(job: Json) -> bool:
-    """Whether the status is about the job as it is now."""
-    seen: int | None = job["status"].get("observedGeneration")
-    return seen is None or seen == job["metadata"]["generation"]
+    """Whether the status belongs to the current generation."""
+    observed: int | None = job["status"].get("observedGeneration")
+    return observed is None or observed == job["metadata"]["generation"]
 
 
-def _ending(job: Json) -> Ending:
-    """How a job succeeded, in the shape of a local run's end."""
+def _outcome(job: Json) -> Outcome:
+    """The outcome of a job that has succeeded, as of a local run."""
     result, complete = job["status"].get("result") or {}, condition(job, c.COMPLETE)
-    assert complete is not None, "a job that is over and did not fail is complete"
+    assert complete is not None, "a job that has ended and has not failed is complete"
     report = FinalReport(time=0, exit_code=Exit.OK, reason=complete["reason"], message=complete["message"], step=0,
                          result=result.get("uri") or "", metrics=result.get("metrics") or {},
                          best_step=result.get("best"))  # fmt: skip
-    return Ending(job["metadata"]["name"], Exit.OK, report)
+    return Outcome(job["metadata"]["name"], Exit.OK, report)
 
 
 def _seconds(job: Json) -> float:
     """From the first start to the end."""
-    begun = job["status"].get("startTime") or job["metadata"]["creationTimestamp"]
-    return (moment(job["status"]["completionTime"]) - moment(begun)).total_seconds()
-
-
-def succeeded(job: Json) -> bool:
-    return ended(job) and is_true(job, c.COMPLETE)
+    started = job["status"].get("startTime") or job["metadata"]["creationTimestamp"]
+    return (parse_time(job["status"]["completionTime"]) - parse_time(started)).total_seconds()

@@ -1,7 +1,7 @@
-"""Why pods are not there, or do not run: what the API server, the scheduler and the kubelet say, with remedies. Pure.
+"""Why pods are missing, or do not run, as the API server, the scheduler and the kubelet report it. Pure.
 
 Reasons are those that the operator writes into the job's conditions (finetune_plan/pod_reasons.py). Here every
-problem of every pod is listed, and each part of the scheduler's sentence has a remedy of its own.
+problem of every pod is listed, and each part of the scheduler's message has a remedy of its own.
 """
 
 from __future__ import annotations
@@ -13,38 +13,38 @@ from finetune_api.validation.problem import Problem
 from finetune_plan.backends import DEFAULT as BACKEND
 from finetune_plan.pod_reasons import REFUSED, WAITING, match_reason
 
-from .seen import Seen
-from .server import Json
+from .api_client import Json
+from .snapshot import Snapshot
 
 GPUS = "Insufficient nvidia.com/gpu"
 SCHEDULING = (
-    (GPUS, "No node has as many GPUs free as a pod takes: wait, or set more compute.nodes."),
+    (GPUS, "No node has enough free GPUs for a pod: wait, or raise compute.nodes to use fewer GPUs per pod."),
     ("Insufficient cpu", "Lower pods.cpu, or wait for other jobs."),
     ("Insufficient memory", "Lower pods.memory (and pods.sharedMemory), or wait for other jobs."),
     ("untolerated taint", "Add the taint to pods.tolerations, if the job may run on those nodes."),
-    ("node affinity/selector", "Check compute.gpu_type (nodes: nvidia.com/gpu.product) and pods.nodeSelector."),
-    ("volume node affinity conflict", "The volume lies in another zone: use storage that all nodes can reach."),
-    ("no nodes available", "The cluster has no nodes that are ready."),
+    ("node affinity/selector", "Check compute.gpu_type (node label nvidia.com/gpu.product) and pods.nodeSelector."),
+    ("volume node affinity conflict", "The volume is in another zone: use storage that all nodes can reach."),
+    ("no nodes available", "The cluster has no ready nodes."),
 )
-"""Part of the scheduler's message, the way out. All that apply are told."""
+"""Part of the scheduler's message, remedy. All that match are reported."""
 STARTING = ("PodInitializing", "ContainerCreating")
 MOUNTS = ("FailedMount", "FailedAttachVolume", "FailedBinding", "FailedCreatePodSandBox")
-SPOKEN_FOR = {found.name for _, found in (*REFUSED, *WAITING)}
-"""Reasons of PodsReady that repeat what pods and their events say, which is told here in full."""
+POD_REASONS = {found.name for _, found in (*REFUSED, *WAITING)}
+"""Reasons of PodsReady that summarise pods and their events, which are reported here in full."""
 
-Trouble = tuple[str, str, str]
+PendingReason = tuple[str, str, str]
 """Reason, message, remedy."""
 
 
-def missing(seen: Seen) -> Iterator[Problem]:
-    """Pods that could not be created: the run's own events say why."""
-    wanted = find(seen.job, "status.layout.nodes") or 1
-    if seen.run is None or len(_current(seen)) >= wanted:
+def missing(snapshot: Snapshot) -> Iterator[Problem]:
+    """Pods that could not be created: the events of the run name the cause."""
+    wanted = find(snapshot.job, "status.layout.nodes") or 1
+    if snapshot.run is None or len(_current(snapshot)) >= wanted:
         return
-    uid = seen.run["metadata"]["uid"]
-    for text in dict.fromkeys(e["message"] for e in seen.events if _tells_failure(e, uid)):
+    uid = snapshot.run["metadata"]["uid"]
+    for text in dict.fromkeys(e["message"] for e in snapshot.events if _is_creation_failure(e, uid)):
         known = match_reason(REFUSED, text)
-        yield Problem(run_path(seen.run), known.name, f"A pod cannot be created: {text}", known.remedy)
+        yield Problem(run_path(snapshot.run), known.name, f"A pod cannot be created: {text}", known.remedy)
 
 
 def run_path(run: Json) -> str:
@@ -52,18 +52,18 @@ def run_path(run: Json) -> str:
     return f"{BACKEND.kind.lower()} {run['metadata']['name']}"
 
 
-def waiting(seen: Seen) -> Iterator[Problem]:
-    """Pods that are there and do not run. Those with the same trouble are told together."""
-    told: dict[Trouble, list[str]] = {}
-    for pod in seen.pods:
+def waiting(snapshot: Snapshot) -> Iterator[Problem]:
+    """Pods that exist and do not run. Pods with the same reason are reported together."""
+    pods: dict[PendingReason, list[str]] = {}
+    for pod in snapshot.pods:
         if find(pod, "status.phase") == "Pending":
-            for trouble in troubles(pod, seen.events):
-                told.setdefault(trouble, []).append(pod["metadata"]["name"])
-    for (reason, message, remedy), names in told.items():
-        yield Problem(_pods(names), reason, message, remedy)
+            for found in pending_reasons(pod, snapshot.events):
+                pods.setdefault(found, []).append(pod["metadata"]["name"])
+    for (reason, message, remedy), names in pods.items():
+        yield Problem(_path(names), reason, message, remedy)
 
 
-def troubles(pod: Json, events: Iterable[Json]) -> Iterator[Trouble]:
+def pending_reasons(pod: Json, events: Iterable[Json]) -> Iterator[PendingReason]:
     """Why a pending pod does not run."""
     status = pod.get("status") or {}
     scheduled = next((c for c in status.get("conditions") or () if c["type"] == "PodScheduled"), None)
@@ -71,47 +71,50 @@ def troubles(pod: Json, events: Iterable[Json]) -> Iterator[Trouble]:
         yield _unscheduled(scheduled)
         return
     if scheduled is None and not find(pod, "spec.nodeName"):
-        yield "NotScheduled", "No scheduler has looked at the pod.", "Check that the cluster's scheduler runs."
+        message = "The scheduler has not processed the pod yet."
+        yield "NotScheduled", message, "Check that the scheduler of the cluster is running."
         return
     containers = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
     states = [(each.get("state") or {}).get("waiting") or {} for each in containers]
     stuck = [state for state in states if state.get("reason") not in (None, *STARTING)]
-    yield from map(_waits, stuck)
+    yield from map(_container_waiting, stuck)
     if not stuck:
-        yield from _mounts(pod, events)
+        yield from _mount_failures(pod, events)
 
 
-def _unscheduled(condition: Json) -> Trouble:
+def _unscheduled(condition: Json) -> PendingReason:
     text = condition.get("message") or ""
     known = match_reason(WAITING, f"{text} {condition.get('reason')}")
     remedies = " ".join(remedy for part, remedy in SCHEDULING if part in text)
-    return known.name, f"No node takes the pod: {text}", remedies or known.remedy
+    return known.name, f"The pod cannot be scheduled: {text}", remedies or known.remedy
 
 
-def _waits(state: Json) -> Trouble:
-    text = f"{state['reason']}: {state.get('message') or 'the kubelet does not say why'}"
+def _container_waiting(state: Json) -> PendingReason:
+    text = f"{state['reason']}: {state.get('message') or 'the kubelet gives no details'}"
     known = match_reason(WAITING, text)
     reason = state["reason"] if known.name == "Waiting" else known.name
-    return reason, text, known.remedy or "The message says what the node lacks."
+    return reason, text, known.remedy or "Resolve what the message names."
 
 
-def _mounts(pod: Json, events: Iterable[Json]) -> Iterator[Trouble]:
-    own = [e for e in events if e["involvedObject"].get("uid") == pod["metadata"]["uid"] and e["reason"] in MOUNTS]
+def _mount_failures(pod: Json, events: Iterable[Json]) -> Iterator[PendingReason]:
+    uid = pod["metadata"]["uid"]
+    own = [e for e in events if e["involvedObject"].get("uid") == uid and e["reason"] in MOUNTS]
     if own:
-        yield own[-1]["reason"], own[-1]["message"], "Create or mend the volume that is named; the node tries again."
+        remedy = "Create or repair the volume that the message names; the node then tries again."
+        yield own[-1]["reason"], own[-1]["message"], remedy
 
 
-def _current(seen: Seen) -> list[Json]:
+def _current(snapshot: Snapshot) -> list[Json]:
     """Pods of the current run."""
-    assert seen.run is not None
-    uid = seen.run["metadata"]["uid"]
-    return [p for p in seen.pods if any(o["uid"] == uid for o in p["metadata"].get("ownerReferences") or ())]
+    assert snapshot.run is not None
+    uid = snapshot.run["metadata"]["uid"]
+    return [p for p in snapshot.pods if any(o["uid"] == uid for o in p["metadata"].get("ownerReferences") or ())]
 
 
-def _tells_failure(event: Json, uid: str) -> bool:
-    about = event["involvedObject"].get("uid") == uid
-    return about and event.get("reason") == BACKEND.refusal_reason
+def _is_creation_failure(event: Json, uid: str) -> bool:
+    is_ours = event["involvedObject"].get("uid") == uid
+    return is_ours and event.get("reason") == BACKEND.refusal_reason
 
 
-def _pods(names: list[str]) -> str:
+def _path(names: list[str]) -> str:
     return f"pod {names[0]}" if len(names) == 1 else f"pods {', '.join(sorted(names))}"

@@ -1,4 +1,4 @@
-"""Files to and from a claim, through a command in the transfer pod. The programs at its other end: inpod/."""
+"""Files to and from a claim, through a command in the transfer pod. Its other end: pod_programs/."""
 
 from __future__ import annotations
 
@@ -11,167 +11,172 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from finetune_api.runtime.protocol import MARKER
+from finetune_kube.failures import FailureKind
 
-from . import exec as execution
-from . import inpod
-from .carrier import CONTAINER
-from .errors import ApiError, Unreachable, hindered
-from .exec import Command
-from .inpod import receive as receiving
-from .inpod import send as sending
-from .meter import Moved
-from .server import Server
+from . import pod_exec, pod_programs
+from .api_client import ApiClient
+from .errors import ApiError, Unreachable, failed
+from .pod_exec import Command
+from .pod_programs import receive as receiving
+from .pod_programs import send as sending
+from .progress import OnProgress
+from .transfer_pod import CONTAINER
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 CHUNK = 1 << 17
 WINDOW = 4 * receiving.REPORT
-"""Bytes that may be under way without an answer."""
+"""Bytes that may be sent before the other side confirms them."""
 ATTEMPTS, PAUSE_SECONDS = 5, 2.0
-"""Broken connections in a row that bring nothing, and the pause after each."""
+"""Consecutive connections that break without progress, and the pause after each."""
 
 PROBLEMS = {
-    receiving.BUSY: ("another transfer is writing the same file", "Wait until it is done, then try again."),
-    receiving.SHORT: ("the connection ended before the last byte", "Try again: the transfer goes on where it was."),
-    receiving.DAMAGED: ("the bytes that arrived are not those that were sent", "Try again."),
-    receiving.UNWRITABLE: ("the volume cannot be written", "Free space on it, or check its permissions."),
-    sending.MISSING: ("the result is not there, or not complete", "Check the job's output: was it removed?"),
-    sending.UNREADABLE: ("the result cannot be read", "Check the permissions of the volume."),
-}  # fmt: skip
-"""Exit code of a program in the pod -> what it means, and the way out."""
+    receiving.BUSY: ("Another transfer is writing the same file", "Wait until it has ended, then try again."),
+    receiving.SHORT: ("The connection ended before the last byte", "Try again: the transfer continues."),
+    receiving.DAMAGED: ("The uploaded file differs from the local one", "Try again."),
+    receiving.UNWRITABLE: ("The volume is not writable", "Free space on it, or check its permissions."),
+    sending.MISSING: ("The result is missing or incomplete", "Check whether the job's output was deleted."),
+    sending.UNREADABLE: ("The result cannot be read", "Check the permissions of the volume."),
+}
+"""Exit code of a program in the pod -> message and remedy."""
 
 
-def upload(server: Server, pod_path: str, file: Path, destination: str, digest: str, moved: Moved) -> None:
-    """Bring a file to a path of the pod, whole or not at all; a broken connection goes on where it was."""
+def upload_file(
+    client: ApiClient, pod_path: str, file: Path, destination: str, digest: str, on_progress: OnProgress
+) -> None:  # fmt: skip
+    """Upload a file to a path of the pod, whole or not at all. Resumes after a broken connection."""
     size = file.stat().st_size
-    command = ["python", "-c", inpod.text("receive"), destination, str(size), digest]
-    arrived = -1
+    command = ["python", "-c", pod_programs.source("receive"), destination, str(size), digest]
+    received = -1
 
     def attempt() -> None:
-        nonlocal arrived
-        with execution.run(server, pod_path, CONTAINER, command) as running:
-            for arrived in _sent(running, file, size):
-                moved(arrived)
+        nonlocal received
+        with pod_exec.run(client, pod_path, CONTAINER, command) as running:
+            for received in _send(running, file, size):
+                on_progress(received)
         _check(running)
 
-    _until_done(attempt, lambda: arrived)
-    moved(size)
+    _retry(attempt, lambda: received)
+    on_progress(size)
 
 
-def download(server: Server, pod_path: str, folder: str, target: Path, begin: Callable[[int], Moved]) -> None:
-    """Bring a finished folder of the pod to `target`, which must not exist and appears when all of it is here.
+def download_folder(
+    client: ApiClient, pod_path: str, folder: str, target: Path, on_start: Callable[[int], OnProgress]
+) -> None:  # fmt: skip
+    """Download a complete folder of the pod to `target`, which must not exist; it appears when it is complete.
 
-    A broken connection goes on where it was.
+    Resumes after a broken connection. `on_start` is called with the total number of bytes.
     """
     part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    arriving = _Arriving(part, begin)
+    download = _Download(part, on_start)
 
     def attempt() -> None:
-        command = ["python", "-c", inpod.text("send"), folder, MARKER, str(arriving.at)]
-        with execution.run(server, pod_path, CONTAINER, command) as running:
-            arriving.take(io.BufferedReader(_Output(running.output()), CHUNK))
+        command = ["python", "-c", pod_programs.source("send"), folder, MARKER, str(download.received)]
+        with pod_exec.run(client, pod_path, CONTAINER, command) as running:
+            download.receive(io.BufferedReader(_StdoutReader(running.stdout()), CHUNK))
         _check(running)
 
     try:
-        _until_done(attempt, lambda: arriving.at)
+        _retry(attempt, lambda: download.received)
         part.rename(target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _until_done(attempt: Callable[[], None], at: Callable[[], int]) -> None:
-    """Repeat an attempt whose connection broke, unless that brings nothing any more. `at`: bytes that are there."""
+def _retry(attempt: Callable[[], None], received: Callable[[], int]) -> None:
+    """Repeat an attempt while its connection breaks, until ATTEMPTS in a row make no progress."""
     failures = 0
     while True:
-        before = at()
+        before = received()
         try:
             return attempt()
         except (Unreachable, ApiError) as error:
-            failures = 1 if at() > before else failures + 1
-            if failures == ATTEMPTS or (isinstance(error, ApiError) and error.status < 500):
+            failures = 1 if received() > before else failures + 1
+            if failures == ATTEMPTS or (isinstance(error, ApiError) and error.kind is not FailureKind.UNAVAILABLE):
                 raise
             time.sleep(PAUSE_SECONDS)
 
 
-def _sent(running: Command, file: Path, size: int) -> Iterator[int]:
-    """Send what the other side lacks; yields how much it says that it has."""
-    answers = _words(running.output())
+def _send(running: Command, file: Path, size: int) -> Iterator[int]:
+    """Send the bytes that the other side lacks; yields the number that it has confirmed."""
+    answers = _split_lines(running.stdout())
     with file.open("rb") as source:
-        at = sent = -1
+        confirmed = sent = -1
         while True:
-            word, _, number = next(answers, "").partition(" ")
-            if not word or word == "done":
+            answer, _, number = next(answers, "").partition(" ")
+            if not answer or answer == "done":
                 break
-            if word == "at":
-                at = int(number)
-                yield at
-                sent = source.seek(at) if sent < 0 else sent
-            while 0 <= sent < min(size, at + WINDOW):
+            if answer == "at":
+                confirmed = int(number)
+                yield confirmed
+                sent = source.seek(confirmed) if sent < 0 else sent
+            while 0 <= sent < min(size, confirmed + WINDOW):
                 running.write(chunk := source.read(min(CHUNK, size - sent)))
                 sent += len(chunk)
-    for _ in answers:  # to the ending
+    for _ in answers:  # to the exit code, which comes last
         pass
 
 
-def _words(output: Iterator[bytes]) -> Iterator[str]:
+def _split_lines(output: Iterator[bytes]) -> Iterator[str]:
     rest = b""
     for data in output:
         *whole, rest = (rest + data).split(b"\n")
         yield from (line.decode(errors="replace") for line in whole)
 
 
-class _Arriving:
-    """A folder on its way here, whatever becomes of the connections."""
+class _Download:
+    """A folder that is being downloaded, possibly over several connections."""
 
-    def __init__(self, folder: Path, begin: Callable[[int], Moved]) -> None:
-        self.at = 0
-        """Bytes of all files together that are here."""
-        self._folder, self._begin = folder, begin
-        self._moved: Moved = lambda _: None
+    def __init__(self, folder: Path, on_start: Callable[[int], OnProgress]) -> None:
+        self.received = 0
+        """Bytes of all files together."""
+        self._folder, self._on_start = folder, on_start
+        self._on_progress: OnProgress = lambda _: None
         self._files: list[list[Any]] = []
 
-    def take(self, stream: io.BufferedReader) -> None:
-        """What the other side sends, beginning with the list of its files."""
+    def receive(self, stream: io.BufferedReader) -> None:
+        """Receive what the other side sends, starting with the list of its files."""
         head = stream.readline()
         if not head:
             return
-        self._agree(json.loads(head))
+        self._start(json.loads(head))
         end = 0
         for name, size in self._files:
             end += size
-            path = self._folder / _inside(name)
+            path = self._folder / _checked(name)
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("ab") as file:
-                while self.at < end:
-                    self._append(file, stream.read(min(CHUNK, end - self.at)))
-        stream.read()  # the ending comes after the last byte
+                while self.received < end:
+                    self._append(file, stream.read(min(CHUNK, end - self.received)))
+        stream.read()  # the exit code comes after the last byte
 
-    def _agree(self, files: list[list[Any]]) -> None:
+    def _start(self, files: list[list[Any]]) -> None:
         if not self._files:
-            self._files, self._moved = files, self._begin(sum(size for _, size in files))
+            self._files, self._on_progress = files, self._on_start(sum(size for _, size in files))
         elif files != self._files:
-            raise hindered("result", "TransferFailed", "The result was changed meanwhile.", "Try again.")
+            raise failed("result", "TransferFailed", "The result changed during the transfer.", "Try again.")
 
     def _append(self, file: BinaryIO, chunk: bytes) -> None:
         if not chunk:
-            message = f"The result ended early: {self.at} bytes of it have arrived."
-            raise hindered("result", "TransferFailed", message, "Try again.")
-        self.at += file.write(chunk)
-        self._moved(self.at)
+            message = f"The result ended early, after {self.received} bytes."
+            raise failed("result", "TransferFailed", message, "Try again.")
+        self.received += file.write(chunk)
+        self._on_progress(self.received)
 
 
-def _inside(name: str) -> str:
-    """The name, if it does not lead out of the folder."""
+def _checked(name: str) -> str:
+    """The name of a file, if it stays inside the folder."""
     parts = PurePosixPath(name).parts
     if not parts or ".." in parts or name.startswith("/"):
-        raise hindered(name, "TransferFailed", "A name in the result leads out of its folder.", "Do not trust it.")
+        message = "The result contains a file name that points outside its folder."
+        raise failed(name, "TransferFailed", message, "Do not use this result: something else has changed it.")
     return name
 
 
-class _Output(io.RawIOBase):
+class _StdoutReader(io.RawIOBase):
     """Standard output of a command as a file."""
 
     def __init__(self, output: Iterator[bytes]) -> None:
@@ -190,10 +195,10 @@ class _Output(io.RawIOBase):
 
 
 def _check(running: Command) -> None:
-    """Raises Hindered unless the program ended well."""
+    """Raises OperationFailed unless the program exited with 0."""
     if running.code == 0:
         return
-    known = PROBLEMS.get(running.code if running.code is not None else -1)
-    why, remedy = known or (f"the program in the pod ended with exit code {running.code}", "Try again.")
-    detail = f" ({running.complaint.strip()})" if running.complaint.strip() else ""
-    raise hindered("transfer", "TransferFailed", f"{why[0].upper()}{why[1:]}{detail}.", remedy)
+    unknown = (f"The program in the pod exited with code {running.code}", "Try again.")
+    message, remedy = PROBLEMS.get(running.code if running.code is not None else -1, unknown)
+    detail = f" ({running.stderr.strip()})" if running.stderr.strip() else ""
+    raise failed("transfer", "TransferFailed", f"{message}{detail}.", remedy)

@@ -1,4 +1,4 @@
-"""What a FinetuneJob, as the server tells it, says to people. Pure; all verbs that show jobs read from here."""
+"""Views of FinetuneJobs as the server returns them, for people. Pure."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import click
 
 from finetune_api.resource.aliases import MODEL
 from finetune_api.validation.predicates import find
-from finetune_cli.local import words
+from finetune_cli.local.format_record import format_duration, format_number
 
-from .server import Json
+from .api_client import Json
 
 COLOURS = {"Succeeded": "green", "Training": "cyan", "Failed": "red", "Cancelled": "red",
            "Suspended": "yellow"}  # fmt: skip
@@ -20,17 +20,17 @@ COLUMNS = ("NAME", "PHASE", "MODEL", "METHOD", "GPUS", "STEP", "LOSS", "ETA", "A
 NONE = "-"
 
 
-def table(jobs: Iterable[Json], now: datetime, *, namespaces: bool = False) -> str:
-    """Jobs as lines under a heading."""
-    rows = [tuple(COLUMNS), *(_row(job, now) for job in jobs)]
+def table(jobs: Iterable[Json], at: datetime, *, namespaces: bool = False) -> str:
+    """Jobs as lines below a heading."""
+    rows = [tuple(COLUMNS), *(_row(job, at) for job in jobs)]
     if namespaces:
         first = ["NAMESPACE", *(job["metadata"]["namespace"] for job in jobs)]
-        rows = [(place, *row) for place, row in zip(first, rows, strict=True)]
+        rows = [(namespace, *row) for namespace, row in zip(first, rows, strict=True)]
     return "\n".join(columns(rows, COLOURS))
 
 
 def columns(rows: Sequence[Sequence[str]], colours: dict[str, str]) -> list[str]:
-    """Rows with cells as wide as their column; a cell whose text has a colour gets it."""
+    """Rows as aligned lines; cells whose text is in `colours` are coloured."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
     for row in rows:
@@ -40,7 +40,7 @@ def columns(rows: Sequence[Sequence[str]], colours: dict[str, str]) -> list[str]
     return lines
 
 
-def _row(job: Json, now: datetime) -> tuple[str, ...]:
+def _row(job: Json, at: datetime) -> tuple[str, ...]:
     status = job.get("status") or {}
     progress, done = status.get("progress") or {}, "completionTime" in status
     step, total, eta = progress.get("step"), progress.get("totalSteps"), progress.get("etaSeconds")
@@ -51,34 +51,34 @@ def _row(job: Json, now: datetime) -> tuple[str, ...]:
         find(status, "resolved.method") or NONE,
         str(find(status, "layout.worldSize") or NONE),
         NONE if step is None else f"{step}/{total}",
-        NONE if progress.get("loss") is None else words.number(progress["loss"]),
-        NONE if eta is None or done or phase(job) == "Suspended" else words.duration(eta),
-        age(job["metadata"]["creationTimestamp"], now),
+        NONE if progress.get("loss") is None else format_number(progress["loss"]),
+        NONE if eta is None or done or phase(job) == "Suspended" else format_duration(eta),
+        age(job["metadata"]["creationTimestamp"], at),
     )
 
 
 def phase(job: Json) -> str:
-    """The operator's summary; Pending while no operator has looked at the job."""
-    word: str = find(job, "status.phase") or "Pending"
-    return word
+    """The phase; Pending until an operator has reconciled the job."""
+    return str(find(job, "status.phase") or "Pending")
 
 
 def model(job: Json) -> str:
+    """The base model, under whichever key it is named."""
     return str(next((v for key in MODEL if (v := find(job.get("spec") or {}, key))), NONE))
 
 
-def age(time: str, now: datetime) -> str:
-    """Time since then in its two largest units: 3d4h, 1h02m, 4m10s, 7s."""
-    seconds = max(0.0, (now - moment(time)).total_seconds())
+def age(time: str, at: datetime) -> str:
+    """Time from `time` to `at` in its two largest units: 3d4h, 1h02m, 4m10s, 7s."""
+    seconds = max(0.0, (at - parse_time(time)).total_seconds())
     days, rest = divmod(round(seconds), 86400)
-    return f"{days}d{rest // 3600}h" if days else words.duration(rest)
+    return f"{days}d{rest // 3600}h" if days else format_duration(rest)
 
 
-def moment(time: str) -> datetime:
+def parse_time(time: str) -> datetime:
     return datetime.fromisoformat(time)
 
 
-def present() -> datetime:
+def now() -> datetime:
     return datetime.now(UTC)
 
 
@@ -87,18 +87,18 @@ def condition(job: Json, kind: str) -> Json | None:
     return next((c for c in conditions if c["type"] == kind), None)
 
 
-def is_true(job: Json, kind: str) -> bool:
+def condition_is_true(job: Json, kind: str) -> bool:
     found = condition(job, kind)
     return found is not None and found["status"] == "True"
 
 
-def ended(job: Json) -> bool:
-    """Whether the job is over: it has succeeded, failed or was cancelled. A refused job may still be mended."""
+def has_ended(job: Json) -> bool:
+    """Whether the job has succeeded, failed or been cancelled. A refused job can still be corrected."""
     return "completionTime" in (job.get("status") or {})
 
 
-def lean(data: Any) -> Any:
-    """A copy of an object, or of a list of them, without the bookkeeping of field managers."""
+def without_managed_fields(data: Any) -> Any:
+    """A copy of an object, or of a list of objects, without metadata.managedFields."""
     if isinstance(data, list):
-        return [lean(each) for each in data]
+        return [without_managed_fields(each) for each in data]
     return {**data, "metadata": {k: v for k, v in data["metadata"].items() if k != "managedFields"}}

@@ -1,1 +1,1 @@
-"""One verb a file. Each has a click command named `command`; main.VERBS lists them."""
+"""The commands. main.VERBS names the module and attribute of each click command."""

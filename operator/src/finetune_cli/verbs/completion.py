@@ -1,4 +1,4 @@
-"""`finetune completion`: what a shell needs to complete verbs, options and file names."""
+"""`finetune completion`: a script that completes commands, options and file names in a shell."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from finetune_cli.main import cli
 def command(shell: str) -> None:
     """Print a completion script for SHELL.
 
-    Read it at the start of your shell, for example with: source <(finetune completion bash)
+    Source it when your shell starts: source <(finetune completion bash)
     """
     kind = get_completion_class(shell)
     assert kind is not None

@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from finetune_cli import printing
-from finetune_cli.errors import described
+from finetune_cli import exit_codes, printing
+from finetune_cli.errors import format_problem
 from finetune_cli.remote.options import job_name, on_cluster
 
 if TYPE_CHECKING:
     from finetune_cli.remote.cluster import Cluster
-
-HINDERED = 1
 
 
 @click.command()
@@ -23,24 +21,24 @@ HINDERED = 1
 @printing.option(help="Print {name, phase, findings, hidden} for programs.")
 @on_cluster
 def command(cluster: Cluster, name: str, form: str | None) -> None:
-    """Say why the job NAME is not running, and what can be done about it.
+    """Explain why the job NAME is not running, and how to resolve it.
 
-    Looks at the job's conditions, its run, pods, events, claims and ConfigMaps, and at the operator's
-    heartbeat, as far as your rights go. Exit code 1 if something hinders the job.
+    Checks the job's conditions, its run, pods, events, claims and ConfigMaps, and the operator's heartbeat, as far
+    as your permissions allow. Exit code 1 if there are findings.
     """
-    from finetune_cli.remote import findings, seen, views  # noqa: PLC0415
+    from finetune_cli.remote import findings, snapshot, views  # noqa: PLC0415
 
-    found = seen.look(cluster, name)
+    found = snapshot.take(cluster, name)
     problems = findings.findings(found)
     if form:
         answer = {"name": name, "phase": views.phase(found.job), "findings": [asdict(p) for p in problems]}
         printing.document(answer | {"hidden": list(found.hidden)}, form)
     else:
         for problem in problems:
-            click.echo(described(problem))
+            click.echo(format_problem(problem))
         if not problems:
-            click.echo(f"finetunejob/{name}: nothing hinders the job; it is {views.phase(found.job)}.")
+            click.echo(f"finetunejob/{name}: no problems found; the job is {views.phase(found.job)}.")
         if found.hidden:
-            click.echo(f"note: with your rights these cannot be seen: {', '.join(found.hidden)}", err=True)
+            click.echo(f"note: you may not read: {', '.join(found.hidden)}", err=True)
     if problems:
-        sys.exit(HINDERED)
+        sys.exit(exit_codes.FAILED)

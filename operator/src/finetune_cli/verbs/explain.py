@@ -1,4 +1,4 @@
-"""`finetune explain`: what a key means, what fits, what becomes of it, and which rules read it."""
+"""`finetune explain`: the meaning of a key, its valid values, its effect, and the rules that involve it."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ from finetune_api.codegen import reference
 from finetune_api.codegen.reference import Entry, NoSuchKeyError
 from finetune_api.validation.problem import Problem
 from finetune_cli import printing
-from finetune_cli.errors import Refused
+from finetune_cli.errors import InvalidInput
 
 
 @click.command()
 @click.argument("key", default="")
 @printing.option()
 def command(key: str, form: str | None) -> None:
-    """Say what KEY means, for example hyperparameters.learning_rate; without KEY, list the sections."""
+    """Document KEY, for example hyperparameters.learning_rate. Without KEY, list the sections."""
     try:
         if form:
             printing.document(_data(reference.find(key)) if key else [*reference.entries()], form)
         else:
             click.echo(reference.explain(key))
     except NoSuchKeyError as error:
-        raise Refused([Problem(key, "UnknownKey", str(error), "`finetune explain` lists the sections.")]) from None
+        raise InvalidInput(
+            [Problem(key, "UnknownKey", str(error), "`finetune explain` lists the sections.")]
+        ) from None
 
 
 def _data(entry: Entry) -> dict[str, Any]:

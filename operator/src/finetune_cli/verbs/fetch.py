@@ -1,4 +1,4 @@
-"""`finetune fetch`: the result of a job, to here."""
+"""`finetune fetch`: downloads the result of a job."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 @click.command()
 @job_name
-@click.option("--to", "target", metavar="FOLDER", help=f"Folder to be made; NAME-{RESULT} if absent.")
-@click.option("--transfer-image", metavar="IMAGE", help="Image, with python, of the pod that reads the claim.")
-@click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
+@click.option("--to", "target", metavar="FOLDER", help=f"New folder for the result; default: NAME-{RESULT}.")
+@click.option("--transfer-image", metavar="IMAGE", help="Image with python for the pod that reads the claim.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @on_cluster
 def command(cluster: Cluster, name: str, target: str | None, transfer_image: str | None, quiet: bool) -> None:
-    """Bring the result of the job NAME, an adapter or a model, from its claim to a folder here.
+    """Download the result of the job NAME, an adapter or a model, from its claim to a local folder.
 
-    A short-lived pod reads the claim; it is removed afterwards. The folder appears when all of it has arrived.
+    A short-lived pod reads the claim and is deleted afterwards. The folder appears when the download is complete.
     """
     from finetune_cli.remote.fetching import fetch  # noqa: PLC0415
 

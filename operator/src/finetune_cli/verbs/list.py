@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("-A", "--all-namespaces", "everywhere", is_flag=True, help="Jobs of all namespaces.")
+@click.option("-A", "--all-namespaces", is_flag=True, help="List the jobs of all namespaces.")
 @click.option("-l", "--selector", default="", metavar="LABELS", help="Only jobs with these labels: team=a,tier!=b.")
 @printing.option(help="Print the jobs for programs.")
 @on_cluster
-def command(cluster: Cluster, everywhere: bool, selector: str, form: str | None) -> None:
+def command(cluster: Cluster, all_namespaces: bool, selector: str, form: str | None) -> None:
     """List jobs: phase, model, method, GPUs, step, loss, time left, age."""
     from finetune_cli.remote import views  # noqa: PLC0415
 
-    jobs = cluster.jobs(selector, everywhere=everywhere)
+    jobs = cluster.jobs(selector, all_namespaces=all_namespaces)
     if form:
-        printing.document(views.lean(jobs), form)
+        printing.document(views.without_managed_fields(jobs), form)
     elif jobs:
-        click.echo(views.table(jobs, views.present(), namespaces=everywhere))
+        click.echo(views.table(jobs, views.now(), namespaces=all_namespaces))
     else:
-        where = "" if everywhere else f" in namespace {cluster.namespace}"
-        click.echo(f"There are no jobs{where}{' with these labels' if selector else ''}.", err=True)
+        where = "" if all_namespaces else f" in namespace {cluster.namespace}"
+        click.echo(f"No jobs found{where}{' with these labels' if selector else ''}.", err=True)

@@ -1,4 +1,4 @@
-"""`finetune render`: the manifest, run configuration and status that a cluster would have, without one."""
+"""`finetune render`: the manifest, run configuration and status that a cluster would have, without a cluster."""
 
 from __future__ import annotations
 
@@ -7,41 +7,43 @@ from typing import Any
 
 import click
 
-from finetune_cli import changes, planning, printing, reading
-from finetune_cli.changes import Changes
-from finetune_cli.planning import Planned
+from finetune_cli import job_file, overrides, planning, printing
+from finetune_cli.overrides import Overrides
+from finetune_cli.planning import AcceptedJob
 from finetune_plan import statuses
 from finetune_plan.backends import DEFAULT as BACKEND
 from finetune_plan.workload import workload
 
 MANIFEST = BACKEND.kind.lower()
-WHAT = (MANIFEST, "run", "status", "all")
+PARTS = (MANIFEST, "run", "status", "all")
 
 
 @click.command()
 @click.argument("file")
-@changes.options
+@overrides.options
 @click.option(
     "--what",
-    type=click.Choice(WHAT),
+    type=click.Choice(PARTS),
     default=MANIFEST,
     show_default=True,
-    help="The manifest, the trainer's run configuration, the first status, or the three in one map.",
+    help="The manifest, the trainer's run configuration, the first status, or all three in one map.",
 )
 @printing.option(default="yaml", show_default=True, help="Format.")  # fmt: skip
 def command(file: str, what: str, form: str, **options: Any) -> None:
     """Print what a cluster would run for the job in FILE ("-" is standard input)."""
-    found = planning.planned(reading.read(file), Changes(**options))
-    planning.say_notes(found.resolution)
-    printing.document(rendered(found, what), form)
+    source = job_file.read(file)
+    job = planning.accept(source, Overrides(**options), cluster=source.is_resource)
+    planning.print_notes(job.resolution)
+    printing.document(render(job, what), form)
 
 
-def rendered(found: Planned, what: str) -> dict[str, Any]:
-    """The plan of a job, or the asked part of it."""
-    work = workload(found.resolution, planning.SETTINGS)
-    whole: dict[str, Any] = {
-        MANIFEST: BACKEND.render(work, found.resource["metadata"].get("namespace")),
+def render(job: AcceptedJob, part: str) -> dict[str, Any]:
+    """The plan of a job, or one part of it."""
+    work = workload(job.resolution, planning.SETTINGS)
+    status = statuses.admission(job.verdict, now=planning.timestamp())
+    plan: dict[str, Any] = {
+        MANIFEST: BACKEND.render(work, job.resource["metadata"].get("namespace")),
         "run": json.loads(work.config_json),
-        "status": statuses.admission(found.verdict, now=planning.now()).model_dump(mode="json", exclude_none=True),
+        "status": status.model_dump(mode="json", exclude_none=True),
     }
-    return whole if what == "all" else whole[what]
+    return plan if part == "all" else plan[part]

@@ -1,4 +1,4 @@
-"""`finetune run`: the plan of a cluster, carried out by processes of this machine."""
+"""`finetune run`: the plan of a cluster, executed by local processes."""
 
 from __future__ import annotations
 
@@ -11,86 +11,88 @@ import click
 
 from finetune_api.runtime.exits import MEANINGS, Exit
 from finetune_api.validation.problem import Problem
-from finetune_cli import changes, files, planning, printing, reading
-from finetune_cli.changes import Changes
-from finetune_cli.errors import INPUT_WRONG, described
+from finetune_cli import exit_codes, job_file, local_files, overrides, planning, printing
+from finetune_cli.errors import format_problem
+from finetune_cli.job_file import JobFile
 from finetune_cli.local import display, summary
-from finetune_cli.local.execute import Outcome, execute
-from finetune_cli.local.watch import previous_run
-from finetune_cli.planning import Planned
-from finetune_cli.reading import Input
-from finetune_cli.verbs.render import MANIFEST, rendered
+from finetune_cli.local.execute import FinishedRun, execute
+from finetune_cli.local.recorder import previous_run
+from finetune_cli.overrides import Overrides
+from finetune_cli.planning import AcceptedJob
+from finetune_cli.verbs.render import MANIFEST, render
 from finetune_plan import statuses
 from finetune_plan.runconfig import run_config
 from finetune_plan.workload import workload
 
-RUN_FAILED = 1
-
 
 @click.command()
 @click.argument("file")
-@changes.options
-@click.option("--dry-run", is_flag=True, help="Print the manifest that a cluster would run, and do nothing.")
-@click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
+@overrides.options
+@click.option("--dry-run", is_flag=True, help="Print the manifest that a cluster would run, and do nothing else.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @printing.option(help="Print the final status for programs.")
 def command(file: str, dry_run: bool, quiet: bool, form: str | None, **options: Any) -> None:
-    """Finetune on this machine what the job in FILE ("-" is standard input) says.
+    """Finetune on this machine, as the job in FILE ("-" is standard input) describes.
 
-    Each node of the job is a process that starts its own ranks, with the command and environment that its pod
-    would have on a cluster. The result, checkpoints, logs and status go to --output, or to output.uri of the
-    job, or to <name>-output. Ctrl-C saves a checkpoint and ends with exit code 75; the same command then
-    continues. Exit code 1 if the run failed, 2 if the input is wrong.
+    Each node of the job is a process that starts its own ranks, with the command and environment of its pod on a
+    cluster. The result, checkpoints, logs and status are written to --output, else to the job's output.uri, else to
+    <name>-output. Ctrl-C saves a checkpoint and exits with 75; the same command then resumes. Exit code 1 if the run
+    failed, 2 if the input is wrong.
     """
-    source, asked = reading.read(file), Changes(**options)
+    source, given = job_file.read(file), Overrides(**options)
     if dry_run:
-        printing.document(rendered(planning.planned(source, asked, cluster=False), MANIFEST), form or "yaml")
+        printing.document(render(planning.accept(source, given, cluster=False), MANIFEST), form or "yaml")
         return
-    found = _prepared(source, asked)
+    job = _accept(source, given)
     if not quiet:
-        planning.say_notes(found.resolution)
-    outcome = _run(found, quiet=quiet)
+        planning.print_notes(job.resolution)
+    finished = _run(job, quiet=quiet)
     if form:
-        printing.document(outcome.status.model_dump(mode="json", exclude_none=True), form)
-    sys.exit(_told(outcome, found, quiet=quiet or bool(form)))
+        printing.document(finished.status.model_dump(mode="json", exclude_none=True), form)
+    sys.exit(_summarise(finished, job, quiet=quiet or bool(form)))
 
 
-def _prepared(source: Input, asked: Changes) -> Planned:
-    """The planned job with an output folder of this machine. Raises Refused; nothing is written."""
-    found = planning.planned(source, asked, cluster=False)
-    if not found.resolution.job.output.value:
-        asked = changes.with_output(asked, f"{found.resolution.job.name}-output")
-        found = planning.planned(source, asked, cluster=False)
-    job, data = found.resolution.job, found.resolution.run_config.data
-    problems = [*files.elsewhere(job), *files.data_problems(job, data), *files.model_problems(job)]
+def _accept(source: JobFile, given: Overrides) -> AcceptedJob:
+    """The job with a local output folder, its files checked. Raises InvalidInput; nothing is written."""
+    accepted = planning.accept(source, given, cluster=False)
+    if not accepted.resolution.job.output.value:
+        given = overrides.with_output(given, f"{accepted.resolution.job.name}-output")
+        accepted = planning.accept(source, given, cluster=False)
+    job, data = accepted.resolution.job, accepted.resolution.run_config.data
+    problems = [
+        *local_files.cluster_only_problems(job),
+        *local_files.data_problems(job, data),
+        *local_files.model_problems(job),
+    ]
     if problems:
-        raise source.refused(problems)
-    return found
+        raise source.invalid(problems)
+    return accepted
 
 
-def _run(found: Planned, *, quiet: bool) -> Outcome:
-    output = Path(run_config(found.resolution).output)
-    work = workload(found.resolution, planning.SETTINGS, previous_run(output) + 1)
-    now = planning.now()
-    first = statuses.started(statuses.admission(found.verdict, now=now), work, now=now)
+def _run(job: AcceptedJob, *, quiet: bool) -> FinishedRun:
+    output = Path(job.resolution.run_config.output)
+    work = workload(job.resolution, planning.SETTINGS, previous_run(output) + 1)
+    now = planning.timestamp()
+    first = statuses.started(statuses.admission(job.verdict, now=now), work, now=now)
     try:
         return execute(work, output, first, display.choose(quiet=quiet))
-    except OSError as error:  # a full disk, most likely: logs and status could not be written
+    except OSError as error:  # logs and status could not be written: most likely the disk is full
         meaning = MEANINGS[Exit.STORAGE_FAILED]
         message = f"{meaning.sentence} ({error.strerror})"
-        click.echo(described(Problem("spec.output.uri", meaning.reason, message, meaning.remedy)), err=True)
-        sys.exit(RUN_FAILED)
+        click.echo(format_problem(Problem("spec.output.uri", meaning.reason, message, meaning.remedy)), err=True)
+        sys.exit(exit_codes.FAILED)
 
 
-def _told(outcome: Outcome, found: Planned, *, quiet: bool) -> int:
-    """Say how it ended; return the exit code."""
-    ending = outcome.ending
-    if ending.code == Exit.OK:
+def _summarise(finished: FinishedRun, job: AcceptedJob, *, quiet: bool) -> int:
+    """Print the summary; return the exit code."""
+    outcome = finished.outcome
+    if outcome.code == Exit.OK:
         if not quiet:
-            output = Path(run_config(found.resolution).output)
-            click.echo(summary.succeeded(ending, summary.records(output), outcome.seconds))
-        return Exit.OK
-    if ending.code == Exit.STOPPED:
-        click.echo(summary.stopped(ending, shlex.join(["finetune", *sys.argv[1:]])), err=True)
-        return Exit.STOPPED
-    click.echo(summary.failed(ending, outcome.log), err=True)
-    return INPUT_WRONG if ending.code in summary.WRONG_INPUT else RUN_FAILED
+            output = Path(run_config(job.resolution).output)
+            click.echo(summary.succeeded(outcome, summary.records(output), finished.seconds))
+        return exit_codes.OK
+    if outcome.code == Exit.STOPPED:
+        click.echo(summary.stopped(outcome, shlex.join(["finetune", *sys.argv[1:]])), err=True)
+        return exit_codes.STOPPED
+    click.echo(summary.failed(outcome, finished.log), err=True)
+    return exit_codes.INPUT_WRONG if outcome.code in summary.WRONG_INPUT else exit_codes.FAILED

@@ -1,4 +1,4 @@
-"""`finetune status`: one job in words."""
+"""`finetune status`: the status of one job."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 @printing.option(help="Print the status for programs.")
 @on_cluster
 def command(cluster: Cluster, name: str, form: str | None) -> None:
-    """Say how the job NAME is: method, layout, progress, result, and its conditions in words."""
-    from finetune_cli.remote import describe, views  # noqa: PLC0415
+    """Show the status of the job NAME: method, layout, progress, result and conditions."""
+    from finetune_cli.remote import views  # noqa: PLC0415
+    from finetune_cli.remote.describe import describe  # noqa: PLC0415
 
     job = cluster.job(name)
     if form:
         printing.document(job.get("status") or {}, form)
     else:
-        click.echo(describe.described(job, views.present()))
+        click.echo(describe(job, views.now()))

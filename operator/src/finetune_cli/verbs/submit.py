@@ -1,4 +1,4 @@
-"""`finetune submit`: a job onto a cluster, with rows of this machine if wished."""
+"""`finetune submit`: creates a job on a cluster, and uploads local rows."""
 
 from __future__ import annotations
 
@@ -6,57 +6,57 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from finetune_cli import changes, printing, reading
-from finetune_cli.changes import Changes
+from finetune_cli import job_file, overrides, printing
+from finetune_cli.overrides import Overrides
 from finetune_cli.remote.options import on_cluster
 
 if TYPE_CHECKING:
+    from finetune_cli.remote.api_client import Json
     from finetune_cli.remote.cluster import Cluster
-    from finetune_cli.remote.server import Json
 
 
 @click.command()
 @click.argument("file")
-@changes.options
-@click.option("--wait", is_flag=True, help="Show how the job comes along, and end as it ends.")
-@click.option("--dry-run", is_flag=True, help="Ask the cluster whether it takes the job, print it, create nothing.")
-@click.option("--transfer-image", metavar="IMAGE", help="Image, with python, of the pod that takes an upload.")
+@overrides.options
+@click.option("--wait", is_flag=True, help="Show the progress of the job until it ends.")
+@click.option("--dry-run", is_flag=True, help="Let the cluster validate the job, and print it; create nothing.")
+@click.option("--transfer-image", metavar="IMAGE", help="Image with python for the pod that receives an upload.")
 @printing.option(help="Print the job for programs.")
 @on_cluster
 def command(cluster: Cluster, file: str, wait: bool, dry_run: bool, form: str | None, **options: Any) -> None:
     """Start the job in FILE ("-" is standard input) on a cluster.
 
-    What `finetune validate` finds wrong is told first, with exit code 2. The file of --dataset is sent along: up to
-    900 KiB of it in a ConfigMap that the job owns, more of it to the job's volume. If that fails, no job is left.
-    With --wait the exit code is that of `finetune watch`.
+    The job is validated locally first, as `finetune validate` does, with exit code 2 on problems. The file of
+    --dataset is uploaded: up to 900 KiB into a ConfigMap that the job owns, a larger file to the job's volume. If
+    the upload fails, the job is deleted. With --wait the exit code is that of `finetune watch`.
     """
     from finetune_cli.remote import submitting, views  # noqa: PLC0415
-    from finetune_cli.remote.preparing import prepared  # noqa: PLC0415
+    from finetune_cli.remote.preparing import prepare  # noqa: PLC0415
 
     image = options.pop("transfer_image")
-    asked = prepared(reading.read(file), Changes(**options), cluster)
+    prepared = prepare(job_file.read(file), Overrides(**options), cluster)
     if dry_run:
-        printing.document(views.lean(submitting.ask(cluster, asked)), form or "yaml")
+        printing.document(views.without_managed_fields(submitting.dry_run(cluster, prepared)), form or "yaml")
         return
-    job = submitting.submit(cluster, asked, image=image)
-    name = job["metadata"]["name"]
+    job = submitting.submit(cluster, prepared, image=image)
     if not form:
-        click.echo(f"finetunejob/{name} created in namespace {cluster.namespace}")
-    job = _seen_through(cluster, job, wait=wait, quiet=bool(form))
+        click.echo(f"finetunejob/{job['metadata']['name']} created in namespace {cluster.namespace}")
+    job = _wait(cluster, job, until_end=wait, quiet=bool(form))
     if form:
-        printing.document(views.lean(job), form)
+        printing.document(views.without_managed_fields(job), form)
 
 
-def _seen_through(cluster: Cluster, job: Json, *, wait: bool, quiet: bool) -> Json:
-    """The job as it is after the operator's verdict, or after its end."""
+def _wait(cluster: Cluster, job: Json, *, until_end: bool, quiet: bool) -> Json:
+    """The job after the operator's verdict, or after its end."""
     from finetune_cli.remote import following, submitting  # noqa: PLC0415
 
     name = job["metadata"]["name"]
-    if wait:
+    if until_end:
         return following.follow(cluster, name, quiet=quiet)
-    judged = submitting.verdict(cluster, name)
-    if judged is None:
-        click.echo(f"No operator has looked at the job yet; `finetune diagnose {name}` says why.", err=True)
+    accepted = submitting.verdict(cluster, name)
+    if accepted is None:
+        message = f"No operator has reconciled the job yet. `finetune diagnose {name}` shows the cause."
+        click.echo(message, err=True)
     elif not quiet:
-        click.echo(f"To see how it comes along: finetune watch {name} -n {cluster.namespace}", err=True)
-    return judged or job
+        click.echo(f"To watch its progress: finetune watch {name} -n {cluster.namespace}", err=True)
+    return accepted or job

@@ -1,4 +1,4 @@
-"""`finetune validate`: everything that is wrong with jobs, at once, without a cluster."""
+"""`finetune validate`: all problems of jobs, without a cluster."""
 
 from __future__ import annotations
 
@@ -10,61 +10,76 @@ from typing import Any
 import click
 
 from finetune_api.validation.problem import Problem
-from finetune_cli import changes, planning, printing, reading
-from finetune_cli.changes import Changes
-from finetune_cli.errors import INPUT_WRONG, Refused, described
-from finetune_cli.planning import Judged
+from finetune_cli import exit_codes, job_file, overrides, planning, printing
+from finetune_cli.errors import InvalidInput, format_problem
+from finetune_cli.overrides import Overrides
+from finetune_cli.planning import ValidatedJob
 from finetune_plan.resolve import Verdict
 
 
 @click.command()
 @click.argument("file", nargs=-1, required=True)
-@changes.options
-@click.option("--check-data", is_flag=True, help="Read the rows that the job names, where they are plain paths.")
-@printing.option(help="Print {valid, errors, informational, notes, method, engine, layout}; of several files a list.")
+@overrides.options
+@click.option("--check-data", is_flag=True, help="Also read the rows that the job names by a local path.")
+@printing.option(help="Print {valid, errors, informational, notes, method, engine, layout}, or a list of them.")
 def command(file: tuple[str, ...], check_data: bool, form: str | None, **options: Any) -> None:
-    """Say everything that is wrong with the jobs in FILE ("-" is standard input).
+    """Check the jobs in FILE ("-" is standard input), and report every problem.
 
-    The answer is that of a cluster with default settings. With --dataset the rows are read as well, and with
-    --model a folder is looked for. Exit code 2 if anything is wrong.
+    The verdict is that of a cluster with default settings; a TOML file, which a cluster cannot take as it is, gets
+    notes about what `finetune submit` needs besides. --dataset also checks the rows, --model also checks the
+    folder. Exit code 2 if there are problems.
     """
-    answers = [_answer(each, Changes(**options), check_data=check_data) for each in file]
+    answers = [answer(each, Overrides(**options), check_data=check_data) for each in file]
     if form:
         printing.document(answers[0] if len(answers) == 1 else answers, form)
     else:
-        click.echo("\n".join(_sentences(answer) for answer in answers))
+        click.echo("\n".join(_format(answer) for answer in answers))
     if not all(answer["valid"] for answer in answers):
-        sys.exit(INPUT_WRONG)
+        sys.exit(exit_codes.INPUT_WRONG)
 
 
-def _answer(file: str, asked: Changes, *, check_data: bool) -> dict[str, Any]:
-    """One file's answer, in the shape that -o json prints."""
+def answer(file: str, given: Overrides, *, check_data: bool) -> dict[str, Any]:
+    """The answer for one file, as -o json prints it."""
     try:
-        found = planning.judged(reading.read(file), asked)
-    except Refused as refused:
-        return _verdict(file, refused.problems, refused.places, None)
-    problems = [*found.verdict.problems, *_files(found, asked, check_data=check_data)]
-    spelt, places = found.source.refused(problems).problems, [found.source.place(p.path) for p in problems]
-    return _verdict(found.source.file, spelt, places, found.verdict)
+        job = job_file.read(file)
+        found = planning.validate(job, given, cluster=job.is_resource)
+    except InvalidInput as error:
+        return _verdict(file, error.problems, error.locations, None)
+    problems = [*found.verdict.problems, *_files(found, given, check_data=check_data)]
+    shown = found.file.invalid(problems)
+    verdict = _verdict(found.file.file, shown.problems, shown.locations, found.verdict)
+    return verdict if job.is_resource else verdict | {"notes": [*verdict["notes"], *_cluster_notes(found, given)]}
 
 
-def _files(found: Judged, asked: Changes, *, check_data: bool) -> list[Problem]:
-    if found.verdict.resolution is None or not (check_data or asked.dataset or asked.model):
+def _cluster_notes(found: ValidatedJob, given: Overrides) -> list[dict[str, str]]:
+    """What only a cluster refuses. A file in a dialect has no keys for it: options of `finetune submit` say it."""
+    strict = planning.validate(found.file, given).verdict.problems
+    return [
+        {"reason": problem.reason, "sentence": found.file.rephrase(f"{problem.message} {problem.remedy}")}
+        for problem in strict
+        if problem not in found.verdict.problems
+    ]
+
+
+def _files(found: ValidatedJob, given: Overrides, *, check_data: bool) -> list[Problem]:
+    if found.verdict.resolution is None or not (check_data or given.dataset or given.model):
         return []
-    # With all that reads rows, and the models of the run configuration: most calls do without.
-    from finetune_cli import files  # noqa: PLC0415
+    # These import the readers of rows and the run configuration, which most calls do not need.
+    from finetune_cli import local_files  # noqa: PLC0415
 
     resolution = found.verdict.resolution
-    rows = files.data_problems(resolution.job, resolution.run_config.data) if check_data or asked.dataset else ()
-    model = files.model_problems(resolution.job) if asked.model else ()
+    rows = (
+        local_files.data_problems(resolution.job, resolution.run_config.data) if check_data or given.dataset else ()
+    )
+    model = local_files.model_problems(resolution.job) if given.model else ()
     return [*rows, *model]
 
 
 def _verdict(
-    file: str, problems: Sequence[Problem], places: Sequence[str], verdict: Verdict | None
+    file: str, problems: Sequence[Problem], locations: Sequence[str], verdict: Verdict | None
 ) -> dict[str, Any]:  # fmt: skip
-    pairs = zip(problems, places, strict=True)
-    errors = [asdict(problem) | ({"place": place} if place else {}) for problem, place in pairs]
+    pairs = zip(problems, locations, strict=True)
+    errors = [asdict(problem) | ({"place": location} if location else {}) for problem, location in pairs]
     return {"file": file, "valid": not errors, "errors": errors, **_decided(verdict)}
 
 
@@ -90,12 +105,12 @@ def _decided(verdict: Verdict | None) -> dict[str, Any]:
     }
 
 
-def _sentences(answer: dict[str, Any]) -> str:
+def _format(answer: dict[str, Any]) -> str:
     """The answer for people."""
     lines = []
     for error in answer["errors"]:
-        place = error.pop("place", "")
-        lines.append(described(Problem(**error), place))
+        location = error.pop("place", "")
+        lines.append(format_problem(Problem(**error), location))
     if answer["valid"]:
         lines += [f"{answer['file']}: {click.style('valid', fg='green')}", *_facts(answer)]
     else:
@@ -112,5 +127,5 @@ def _facts(answer: dict[str, Any]) -> list[str]:
         f"  method: {answer['method']} on {answer['engine']}",
         f"  layout: {nodes} = {ranks}",
         *(f"  note: {note['sentence']} [{note['reason']}]" for note in answer["notes"]),
-        *(f"  accepted, and changing nothing: {path.removeprefix('spec.')}" for path in answer["informational"]),
+        *(f"  accepted but without effect: {path.removeprefix('spec.')}" for path in answer["informational"]),
     ]

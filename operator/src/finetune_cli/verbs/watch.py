@@ -1,4 +1,4 @@
-"""`finetune watch`: a job's progress, live."""
+"""`finetune watch`: the progress of a job until it ends."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 @click.command()
 @job_name
-@click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @printing.option(help="Print the final status for programs.")
 @on_cluster
 def command(cluster: Cluster, name: str, quiet: bool, form: str | None) -> None:
-    """Show how the job NAME comes along, until it is over.
+    """Show the progress of the job NAME until it ends, as `finetune run` does.
 
-    The display is that of `finetune run`. Exit code 0 if the job succeeds, 1 if it fails, is cancelled or deleted,
-    2 if it is refused. Ctrl-C ends the watching, not the job.
+    Exit code 0 if the job succeeds, 1 if it fails, is cancelled or deleted, 2 if it is refused. Ctrl-C stops
+    watching; the job continues.
     """
     from finetune_cli.remote.following import follow  # noqa: PLC0415
 

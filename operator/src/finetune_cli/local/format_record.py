@@ -1,0 +1,77 @@
+"""The trainer's records as one line of text each."""
+
+from __future__ import annotations
+
+from functools import singledispatch
+
+from finetune_api.runtime.report import (
+    CheckpointRecord,
+    DatasetRecord,
+    EvaluationRecord,
+    FinalReport,
+    ProgressRecord,
+    Record,
+    ResumeRecord,
+)
+
+
+@singledispatch
+def format_record(record: Record) -> str:
+    """The record as one line."""
+    raise TypeError(f"unknown record: {record!r}")
+
+
+@format_record.register
+def _(record: DatasetRecord) -> str:
+    truncated = f", {record.truncated:,} truncated" if record.truncated else ""
+    refused = f", {record.refused:,} refused" if record.refused else ""
+    rows = f"{record.split}: {record.used:,} of {record.rows:,} rows{refused}{truncated}"
+    return f"{rows}; {record.tokens:,} tokens, {record.target_tokens:,} with loss"
+
+
+@format_record.register
+def _(record: ProgressRecord) -> str:
+    parts = [
+        f"step {record.step}/{record.total_steps}",
+        f"loss {format_number(record.loss)}",
+        f"lr {record.learning_rate:.3g}",
+    ]
+    if record.tokens_per_second is not None:
+        parts.append(f"{record.tokens_per_second:,.0f} tokens/s")
+    if record.eta_seconds is not None:
+        parts.append(f"{format_duration(record.eta_seconds)} left")
+    return "  ".join(parts)
+
+
+@format_record.register
+def _(record: EvaluationRecord) -> str:
+    return f"eval at step {record.step}: loss {format_number(record.loss)}{' (best so far)' * record.best}"
+
+
+@format_record.register
+def _(record: CheckpointRecord) -> str:
+    return f"checkpoint at step {record.step} saved in {record.seconds:.1f} s"
+
+
+@format_record.register
+def _(record: ResumeRecord) -> str:
+    return f"resuming from the checkpoint of step {record.step}"
+
+
+@format_record.register
+def _(record: FinalReport) -> str:
+    return f"{record.reason}: {record.message}"
+
+
+def format_number(value: float | None) -> str:
+    """Four decimals; "nan" for a value that was NaN or infinite, which records write as null."""
+    return "nan" if value is None else f"{value:.4f}"
+
+
+def format_duration(seconds: float) -> str:
+    """1h02m, 4m10s or 7s."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"

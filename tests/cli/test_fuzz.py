@@ -1,0 +1,71 @@
+"""No job file, however odd, ends `validate` or `render` in anything but exit code 0 or 2."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from cli.calls import finetune, job
+from cli.odd_jobs import UNREADABLE, odd_job
+from finetune_cli import job_file, planning, printing
+from finetune_cli.errors import InvalidInput
+from finetune_cli.overrides import Overrides
+from finetune_cli.verbs import render, validate
+
+JOBS, PROCESSES = 5000, 12
+
+
+def test_every_odd_job_is_accepted_or_refused_by_both_verbs(tmp_path: Path) -> None:
+    counts = Counter(_accepted(_written(tmp_path, seed), seed) for seed in range(JOBS))
+    assert counts[True] > JOBS // 10, "too few jobs reach the plan for this test to mean anything"
+    assert counts[False] > JOBS // 10
+
+
+@pytest.mark.parametrize("verb", ["validate", "render"])
+def test_a_process_shows_no_traceback(verb: str, tmp_path: Path) -> None:
+    for seed in range(PROCESSES):
+        command = [sys.executable, "-m", "finetune_cli", verb, str(_written(tmp_path, seed))]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode in (0, 2), (seed, done.stderr)
+        assert "Traceback" not in done.stderr, seed
+
+
+@pytest.mark.parametrize("uri", UNREADABLE)
+def test_a_uri_that_nothing_can_read_is_refused(uri: str, tmp_path: Path) -> None:
+    assert finetune("validate", "--check-data", job(tmp_path, ("data: train.jsonl", f"data: {uri}"))).exit_code == 2
+    assert finetune("render", job(tmp_path, ("data: train.jsonl", f"data: {uri}"))).exit_code == 2
+
+
+def _written(folder: Path, seed: int) -> Path:
+    suffix, text = odd_job(seed)
+    file = folder / f"{seed}{suffix}"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def _accepted(file: Path, seed: int) -> bool:
+    """What both verbs answer, which has to be the same. Everything that they print is printed."""
+    try:
+        answer = validate.answer(str(file), Overrides(), check_data=seed % 2 == 0)
+        printing.text(answer, "json")
+        rendered = _rendered(file)
+    except Exception as error:
+        raise AssertionError(f"seed {seed}") from error
+    if seed % 2:
+        assert answer["valid"] == rendered, seed
+    return rendered
+
+
+def _rendered(file: Path) -> bool:
+    try:
+        source = job_file.read(str(file))
+        found = planning.accept(source, Overrides(), cluster=source.is_resource)
+    except InvalidInput:
+        return False
+    for form in printing.FORMATS:
+        printing.text(render.render(found, "all"), form)
+    return True
