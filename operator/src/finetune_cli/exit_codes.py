@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
 import click
 
@@ -25,11 +22,11 @@ BROKEN_PIPE = 141
 """128 + SIGPIPE: whoever read our output has closed it."""
 
 
-@dataclass
 class Session:
     """The options in front of the verb, for code that runs after click has returned."""
 
-    debug: bool = False
+    def __init__(self, *, debug: bool = False) -> None:
+        self.debug = debug
 
 
 def run(command: Callable[[], object], session: Session) -> int:
@@ -42,7 +39,7 @@ def run(command: Callable[[], object], session: Session) -> int:
                 stream.flush()
     except OSError as error:  # the output cannot be written
         # The interpreter flushes both streams again at exit.
-        sys.stdout = sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+        sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - without pathlib
         return BROKEN_PIPE if isinstance(error, BrokenPipeError) else code or FAILED
     return code
 
@@ -72,9 +69,10 @@ def _exit_code(command: Callable[[], object], session: Session) -> int:
 
 
 def _report(message: str, remedy: str, error: Exception, session: Session) -> None:
-    if session.debug:
-        import traceback  # noqa: PLC0415 - only an error that no verb expects needs it
+    import shlex  # noqa: PLC0415 - only an error that no verb expects needs these
+    import traceback  # noqa: PLC0415
 
+    if session.debug:
         traceback.print_exception(error)
     again = "" if session.debug else f" For the traceback, run: {shlex.join(['finetune', '--debug', *sys.argv[1:]])}"
     click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True)
