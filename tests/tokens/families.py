@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from finetune_data import Dataset
 from finetune_data.formats import parse
+from finetune_tokens import ChatTokenizer, TokenizedDataset
 
 TEMPLATES = Path(__file__).parent / "templates"
 CORPUS = [
@@ -140,7 +142,18 @@ def save(folder: Path, family: Family, template: str | None = None) -> Path:
     return folder
 
 
+def trained_texts(tokenized: TokenizedDataset, tokenizer: ChatTokenizer) -> list[str]:
+    """The text of each uninterrupted run of trained tokens, in order."""
+    texts = []
+    for tokens, targets in (tokenized.sequence(i) for i in range(len(tokenized))):
+        edges = np.flatnonzero(np.diff(targets)) + 1
+        runs = zip(np.split(tokens, edges), np.split(targets, edges), strict=True)
+        texts += [tokenizer.decode(part) for part, flags in runs if flags[0]]
+    return texts
+
+
 def dataset(*records: dict[str, Any]) -> Dataset:
-    """These records as rows of a file, one a line."""
-    rows = tuple(parse(line, record, Counter()) for line, record in enumerate(records, start=1))
-    return Dataset("rows.jsonl", rows, len(rows), (), 0, {})
+    """These records as rows of a file, one per line."""
+    ignored: Counter[str] = Counter()
+    rows = tuple(parse(line, record, ignored) for line, record in enumerate(records, start=1))
+    return Dataset("rows.jsonl", rows, len(rows), (), 0, ignored)

@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from finetune_trainer import checkpoint
-from finetune_trainer.agreement import rank, world_size
+from finetune_trainer.collectives import rank, world_size
 from finetune_trainer.files import DISK, Files
 from trainer.failpoints import Failing, Full, die
 

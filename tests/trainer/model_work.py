@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from finetune_api.run import RunConfig
 from finetune_trainer import adapters, engines, environment, model
-from finetune_trainer.environment import Place
+from finetune_trainer.environment import RankInfo
 
 
 def built(folders: list[Path], config: RunConfig) -> dict[str, Tensor]:
@@ -22,7 +22,7 @@ def built(folders: list[Path], config: RunConfig) -> dict[str, Tensor]:
     found: nn.Module = model.load(folders[rank], config)
     if config.lora is not None:
         found = adapters.attach(found, config.lora)  # type: ignore[arg-type]
-    engine = engines.build(found, config, Place(rank, world, rank, torch.device("cpu")))
+    engine = engines.build(found, config, RankInfo(rank, world, rank, torch.device("cpu")))
     whole = {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in engine.model.named_parameters()}
     return {name: tensor.detach().clone() for name, tensor in (whole | dict(engine.model.named_buffers())).items()}
 

@@ -14,16 +14,16 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 
 from finetune_api.choices import Method
 from finetune_trainer import export, result
-from finetune_trainer.agreement import world_size
+from finetune_trainer.collectives import world_size
 from finetune_trainer.files import DISK, Files
 from trainer.failpoints import Failing, die
 
 TOKENS = torch.arange(24).reshape(2, 12)
 
 
-def card(method: Method, base: Path, *, step: int = 20) -> export.Card:
+def card(method: Method, base: Path, *, step: int = 20) -> export.ModelCard:
     metrics = {"val.loss": 1.25, "train.loss": None}
-    return export.Card(str(base), method, "/data/rows.jsonl", "sha256:aa", step, metrics)
+    return export.ModelCard(str(base), method, "/data/rows.jsonl", "sha256:aa", step, metrics)
 
 
 def logits(model: torch.nn.Module) -> Tensor:

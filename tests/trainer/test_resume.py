@@ -1,4 +1,4 @@
-"""Stopped, killed, started again: the run goes on as if nothing had happened, or says why it does not.
+"""Stopped, killed, restarted: the run resumes with identical results, or is refused with the reason.
 
 What is stopped, continued and refused is the command `python -m finetune_trainer`, as a pod starts it. The runs
 it is compared with, and the walk over the points at which a save can be killed, fork from one process: the
@@ -29,7 +29,7 @@ from trainer.ranks import run_ranks, values
 
 STEPS = 24
 TWO_RANKS = {"nodes": 1, "processes_per_node": 2, "data_parallel": 2, "tensor_parallel": 1, "pipeline_parallel": 1}
-SPREAD: dict[str, dict[str, Any]] = {
+LAYOUTS: dict[str, dict[str, Any]] = {
     "ddp": {"engine": "ddp", "mesh": TWO_RANKS, "batch": {"per_device": 1, "accumulation": 2}},
     "fsdp2": {"engine": "fsdp2", "mesh": TWO_RANKS, "batch": {"per_device": 1, "accumulation": 2}},
     "single": {"engine": "single", "batch": {"per_device": 2, "accumulation": 2}},
@@ -61,7 +61,7 @@ def config(inputs: Path, output: Path, engine: str, **changes: Any) -> RunConfig
         "method": "lora", "lora": lora(dropout=0.1), "checkpointing": {"every_steps": 10, "keep": 2},
         "schedule": {"name": "cosine", "warmup_ratio": 0.1, "epochs": 4, "max_steps": None},
     }  # fmt: skip
-    return run_config(inputs / "model", inputs / "rows.jsonl", output, **(common | SPREAD[engine] | changes))
+    return run_config(inputs / "model", inputs / "rows.jsonl", output, **(common | LAYOUTS[engine] | changes))
 
 
 @contextmanager
@@ -106,8 +106,8 @@ def losses(lines: list[str]) -> dict[int, float | None]:
 
 
 @dataclass(frozen=True)
-class Whole:
-    """A run that nobody interrupted."""
+class Uninterrupted:
+    """An uninterrupted run."""
 
     engine: str
     output: Path
@@ -115,14 +115,14 @@ class Whole:
 
 
 @pytest.fixture(scope="module", params=["ddp", "fsdp2"])
-def whole(request: pytest.FixtureRequest, inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+def whole(request: pytest.FixtureRequest, inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Uninterrupted:
     folder = tmp_path_factory.mktemp(request.param)
     values(run_ranks(1, work.run_whole, config(inputs, folder / "out", request.param), folder))
-    return Whole(request.param, folder / "out", losses(recorded(folder / "out")))
+    return Uninterrupted(request.param, folder / "out", losses(recorded(folder / "out")))
 
 
 def test_stopped_and_started_again_losses_and_weights_are_those_of_the_whole_run(
-    tmp_path: Path, inputs: Path, whole: Whole
+    tmp_path: Path, inputs: Path, whole: Uninterrupted
 ) -> None:
     settings = config(inputs, tmp_path / "out", whole.engine)
     first = run(settings, tmp_path, stop_after=3)
@@ -142,19 +142,19 @@ def test_stopped_and_started_again_losses_and_weights_are_those_of_the_whole_run
 
 @pytest.mark.parametrize("whole", ["fsdp2"], indirect=True)
 def test_another_learning_rate_in_the_same_output_is_refused_by_its_name(
-    tmp_path: Path, inputs: Path, whole: Whole
+    tmp_path: Path, inputs: Path, whole: Uninterrupted
 ) -> None:
     shutil.copytree(whole.output, tmp_path / "out")
     before = snapshot(tmp_path / "out")
     ended = run(config(inputs, tmp_path / "out", "single", optimizer__learning_rate=5e-4), tmp_path)
     assert ended.code == Exit.OUTPUT_REFUSED
-    assert "hyperparameters.learning_rate is 0.001 there and 0.0005 here" in ended.errors
+    assert "hyperparameters.learning_rate was 0.001 and is 0.0005 now" in ended.errors
     assert snapshot(tmp_path / "out") == before, "nothing of the other run was touched"
 
 
 @pytest.mark.parametrize("whole", ["fsdp2"], indirect=True)
 def test_a_finished_run_started_again_succeeds_without_a_step_on_any_layout(
-    tmp_path: Path, inputs: Path, whole: Whole
+    tmp_path: Path, inputs: Path, whole: Uninterrupted
 ) -> None:
     shutil.copytree(whole.output, tmp_path / "out")
     before = recorded(tmp_path / "out")

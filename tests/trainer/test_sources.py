@@ -20,9 +20,13 @@ def test_a_folder_with_a_model_is_taken_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "reason"),
     [
-        pytest.param([], "the folder has no config.json; give the folder that save_pretrained wrote", id="empty"),
         pytest.param(
-            ["config.json", "pytorch_model.bin"], "has no *.safetensors; other formats can run", id="pickled"
+            [], "config.json not found in the folder; use the folder that save_pretrained wrote", id="empty"
+        ),
+        pytest.param(
+            ["config.json", "pytorch_model.bin"],
+            "no *.safetensors found in the folder; other formats can run",
+            id="pickled",
         ),
     ],
 )
@@ -36,7 +40,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path, files: list[str], r
 
 
 def test_a_folder_that_is_not_there_is_refused_with_its_name(tmp_path: Path) -> None:
-    with pytest.raises(ModelRefused, match="nowhere: there is no such folder; give the folder"):
+    with pytest.raises(ModelRefused, match="nowhere: folder not found; use the folder"):
         sources.model_folder(str(tmp_path / "nowhere"))
 
 
@@ -60,13 +64,13 @@ def test_weights_are_downloaded_only_where_they_are_read(
 @pytest.mark.parametrize("uri", ["s3://models/llama", "pvc://models/llama", "oci://registry/llama"])
 def test_schemes_of_models_that_are_not_read_are_named(uri: str) -> None:
     scheme = uri.partition("://")[0]
-    with pytest.raises(ModelRefused, match=f"does not read {scheme}:// itself; give a plain path or org/name"):
+    with pytest.raises(ModelRefused, match=f"does not read {scheme}://; use a plain path or org/name"):
         sources.model_folder(uri)
 
 
 @pytest.mark.parametrize("uri", ["s3://rows/train.jsonl", "hf://org/rows"])
 def test_schemes_of_data_that_are_not_read_are_named(uri: str) -> None:
-    with pytest.raises(DataRefused, match="itself; give a plain path to a JSONL file"):
+    with pytest.raises(DataRefused, match="; use a plain path to a JSONL file"):
         sources.data_file(uri)
 
 
@@ -91,8 +95,8 @@ def test_sequence_length(asked: int | None, config: dict[str, object], length: i
     assert preparation.sequence_length(asked, config) == length
 
 
-def test_a_longer_sequence_than_the_model_takes_is_refused() -> None:
+def test_a_longer_sequence_than_the_model_supports_is_refused() -> None:
     with pytest.raises(
-        ConfigRefused, match="sequence_length is 4096, but the model takes at most 512 tokens; set 512"
+        ConfigRefused, match="sequence_length is 4096, but the model supports at most 512 tokens; set 512"
     ):
         preparation.sequence_length(4096, {"max_position_embeddings": 512})

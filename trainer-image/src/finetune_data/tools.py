@@ -1,13 +1,13 @@
-"""Tool declarations and tool calls, both spellings of each. Called by the format files.
+"""Tool declarations and tool calls, in both common notations. Called by the formats.
 
-Declared tools may stand flat ({"name", "parameters"}) or nested ({"type": "function", "function": {...}});
-chat templates expect them nested, so that is what comes out.
+Declared tools may be flat ({"name", "parameters"}) or nested ({"type": "function", "function": {...}}); chat
+templates expect them nested, so the result is nested.
 """
 
 from __future__ import annotations
 
-from .fields import filled, mapped, optional_text, within
-from .jsonl import kind
+from .fields import as_object, nested_json, optional_text, required_text
+from .jsonl import json_type
 from .problems import BadRow
 from .rows import Json, ToolCall
 
@@ -18,20 +18,20 @@ def declarations(value: list[Json]) -> tuple[dict[str, Json], ...]:
     names = [tool["function"]["name"] for tool in found]
     for i, name in enumerate(names):
         if name in names[:i]:
-            raise BadRow(f"tools[{i}] declares {name!r} a second time; keep one")
+            raise BadRow(f"tools[{i}] declares {name!r} again; keep one")
     return found
 
 
 def _declaration(value: Json, where: str) -> dict[str, Json]:
-    tool = mapped(value, where)
+    tool = as_object(value, where)
     _check_type(tool, where)
     nested = "function" in tool
-    function = mapped(tool["function"], f"{where}.function") if nested else _flat(tool)
+    function = as_object(tool["function"], f"{where}.function") if nested else _flat(tool)
     inside = f"{where}.function" if nested else where
-    filled(function.get("name"), f"{inside}.name")
+    required_text(function.get("name"), f"{inside}.name")
     optional_text(function.get("description"), f"{inside}.description")
     if function.get("parameters") is not None:
-        mapped(function["parameters"], f"{inside}.parameters")
+        as_object(function["parameters"], f"{inside}.parameters")
     return {**tool, "type": "function"} if nested else {"type": "function", "function": function}
 
 
@@ -50,21 +50,21 @@ def calls(value: list[Json], where: str) -> tuple[ToolCall, ...]:
 
 
 def _call(value: Json, where: str) -> ToolCall:
-    call = mapped(value, where)
+    call = as_object(value, where)
     _check_type(call, where)
     nested = "function" in call
-    function = mapped(call["function"], f"{where}.function") if nested else call
+    function = as_object(call["function"], f"{where}.function") if nested else call
     inside = f"{where}.function" if nested else where
-    name = filled(function.get("name"), f"{inside}.name")
+    name = required_text(function.get("name"), f"{inside}.name")
     arguments = _arguments(function.get("arguments"), f"{inside}.arguments")
     return ToolCall(name, arguments, optional_text(call.get("id"), f"{where}.id"))
 
 
 def _arguments(value: Json, where: str) -> dict[str, Json]:
-    """An object, also when it is written into a string: templates print it themselves."""
+    """An object, also if it is in a string: templates serialise it themselves."""
     if value is None:
-        raise BadRow(f"{where} is missing; write {{}} if there are none")
-    found = within(value, where) if isinstance(value, str) else value
+        raise BadRow(f"{where} is missing; write {{}} for a call without arguments")
+    found = nested_json(value, where) if isinstance(value, str) else value
     if not isinstance(found, dict):
-        raise BadRow(f"{where} is {kind(found)}, not an object; write {{...}}")
+        raise BadRow(f"{where} is {json_type(found)}, not an object; write {{...}}")
     return found
