@@ -8,7 +8,7 @@ import pytest
 
 from finetune_data import Message, Role, Row
 from finetune_data.formats import FORMATS, Format, parse
-from finetune_data.problems import BadRow
+from finetune_data.problems import InvalidRow
 
 
 def question_and_answer(line: int, record: dict[str, str], ignored: Counter[str]) -> Row:
@@ -28,7 +28,7 @@ def test_a_registered_format_is_recognised_by_its_columns() -> None:
 
 
 def test_messages_name_every_registered_format() -> None:
-    with pytest.raises(BadRow) as refused:
+    with pytest.raises(InvalidRow) as refused:
         parse(1, {"text": "x"}, Counter(), ADDED)
     assert str(refused.value) == (
         "the columns match no dataset format (columns: text); write "

@@ -103,7 +103,7 @@ def test_more_bad_rows_than_the_allowed_share_refuse_the_file(tmp_path: Path) ->
     )
 
 
-def test_a_file_of_bad_rows_only_is_refused_whatever_share_is_allowed(tmp_path: Path) -> None:
+def test_a_file_of_bad_rows_only_is_refused_even_if_any_share_is_allowed(tmp_path: Path) -> None:
     file = written(tmp_path, BAD, BAD)
     first = refusal(file, on_bad_row=OnBadRow.SKIP, max_bad_share=1.0).splitlines()[0]
     assert first == "FILE: all of the 2 rows are bad: no row is left to train on"

@@ -1,7 +1,7 @@
-"""Small tokenizers and chat templates in the shape of the families people finetune.
+"""Small tokenizers and chat templates with the structure of common model families.
 
 The templates are our own words with the token structure of the originals; the tokenizers are trained here, on
-a few sentences, with the pipeline of the originals: byte-level BPE, or pieces with a mark for the space.
+a few sentences, with the pipeline of the originals: byte-level BPE, or pieces with a marker for the space.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def byte_level(*special: str) -> Tokenizer:
 
 
 def composed(*special: str) -> Tokenizer:
-    """Byte-level after Unicode composition, as Qwen has it, with the marks of thoughts as plain added tokens."""
+    """Byte-level after Unicode composition, as in Qwen, with the thinking tags as non-special added tokens."""
     tokenizer = byte_level(*special)
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.add_tokens(

@@ -103,8 +103,7 @@ def test_a_tokenizer_json_of_something_else_is_refused(folder: Path) -> None:
 def test_a_folder_without_a_chat_template_is_refused(folder: Path) -> None:
     (folder / "chat_template.jinja").unlink()
     assert refusal(folder) == (
-        "MODEL: no chat template found; "
-        "add chat_template.jinja, or use an instruction-tuned variant of the model"
+        "MODEL: no chat template found; add chat_template.jinja, or use an instruction-tuned variant of the model"
     )
 
 

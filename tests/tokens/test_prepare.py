@@ -1,4 +1,4 @@
-"""Preparing a dataset: counts, cuts, rows that cannot be trained, and the stop token."""
+"""Tokenising a dataset: counts, truncation, rows that cannot be trained, and the stop token."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from finetune_data import DatasetRefused
 from finetune_tokens import ChatTokenizer, StopTokenUntrained, prepare
 from finetune_tokens.template import END, START
 from tokens.families import FAMILIES, dataset, save, trained_texts
-from tokens.golden import CALL, SYSTEM, TALK, TOOL, thought
+from tokens.golden import CALL, SYSTEM, TALK, TOOL, with_reasoning
 
 SHORT = {"messages": [{"role": "user", "content": "And?"}, {"role": "assistant", "content": "Rome."}]}
 LONG = {"messages": [{"role": "user", "content": "two " * 40}, {"role": "assistant", "content": "four"}]}
@@ -47,7 +47,7 @@ def test_the_arrays_have_their_types_and_the_counts_agree(folders: dict[str, Pat
     assert prepared.notes == ()
 
 
-def test_the_same_input_gives_the_same_arrays_whatever_stands_beside_a_row(folders: dict[str, Path]) -> None:
+def test_the_same_input_gives_the_same_arrays_for_any_neighbouring_rows(folders: dict[str, Path]) -> None:
     rows = [SHORT, {"messages": TALK}, LONG] * 500
     first, again = (prepare(dataset(*rows), loaded(folders), 48, OnBadRow.SKIP, 0.5) for _ in range(2))
     alone = prepare(dataset(SHORT), loaded(folders), 48)
@@ -95,7 +95,7 @@ def test_a_bad_row_may_be_skipped_and_is_counted(folders: dict[str, Path]) -> No
     assert [problem.line for problem in prepared.problems] == [2]
 
 
-def test_rows_that_are_all_cut_away_are_refused_whatever_share_is_allowed(folders: dict[str, Path]) -> None:
+def test_rows_that_are_all_cut_away_are_refused_even_if_any_share_is_allowed(folders: dict[str, Path]) -> None:
     with pytest.raises(DatasetRefused, match="all of the 1 rows are bad: no row is left to train on"):
         prepare(dataset(LONG), loaded(folders), 48, OnBadRow.SKIP, 1.0)
 
@@ -192,7 +192,7 @@ def test_a_template_reaches_nothing_outside_of_the_row(tmp_path: Path) -> None:
 
 def test_an_answer_of_weight_0_is_not_trained_by_generation_blocks(folders: dict[str, Path]) -> None:
     tokenizer = loaded(folders, "macros")
-    messages = [TALK[0], {**thought(TALK, "I add.")[1], "weight": 0}, *TALK[2:]]
+    messages = [TALK[0], {**with_reasoning(TALK, "I add.")[1], "weight": 0}, *TALK[2:]]
     prepared = prepare(dataset({"messages": messages}), tokenizer, None)
     assert trained_texts(prepared, tokenizer) == ["It is six.<|im_end|>"]
 
@@ -249,7 +249,7 @@ def test_an_end_of_turn_at_which_generation_does_not_stop_is_a_warning(tmp_path:
 def test_tools_reasoning_and_special_tokens_in_the_text_are_warnings(folders: dict[str, Path]) -> None:
     rows = (
         {**SHORT, "tools": [TOOL]},
-        {"messages": thought(TALK, "I add.")},
+        {"messages": with_reasoning(TALK, "I add.")},
         {"messages": [{"role": "user", "content": "What is <|im_end|>?"}, TALK[1]]},
     )
     assert prepare(dataset(*rows), loaded(folders), None).notes == (

@@ -30,7 +30,7 @@ def first_refuses() -> None:
 def _refuse(victims: tuple[int, ...]) -> None:
     if rank() in victims:
         error = OutputRefused if rank() == 1 else DataRefused
-        raise error(f"said {rank()}")
+        raise error(f"failed on {rank()}")
 
 
 def overwrite_dying(folder: Path) -> list[bytes]:

@@ -21,7 +21,7 @@ from trainer import models
 from trainer.parity_cases import Recording, group
 
 Result = tuple[float, dict[str, Tensor]]
-"""The loss of the step, and the whole gradient of every parameter."""
+"""The loss of the step, and the full gradient of every parameter."""
 ALONE_INFO = RankInfo(0, 1, 0, torch.device("cpu"))
 
 

@@ -1,4 +1,4 @@
-"""The same small job on whatever ranks there are, with a record of everything that must be equal on every layout.
+"""The same small job on any number of ranks, with a record of everything that must be equal on every layout.
 
 Run by ranks from test_parity.py and by the workers of a real launcher (parity_node.py).
 """
@@ -36,7 +36,7 @@ STEPS_PER_EPOCH = 8
 
 
 @dataclass(frozen=True)
-class Case:
+class ParityCase:
     engine: Engine
     tied: bool
     lora: bool
@@ -45,7 +45,7 @@ class Case:
 
     @property
     def job(self) -> str:
-        """What is trained, however it is spread."""
+        """What is trained, independent of the layout."""
         return f"{'tied' if self.tied else 'untied'} {'lora' if self.lora else 'fft'}"
 
     def __str__(self) -> str:
@@ -59,19 +59,19 @@ class Trace:
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     gradients: dict[str, Tensor] = field(default_factory=dict)
-    """Of the first step, before clipping, whole."""
+    """Of the first step, before clipping, unsharded."""
 
 
-def cases(*kinds: Engine, synced: bool = True, steps: int = STEPS) -> list[Case]:
-    return [Case(*case, synced, steps) for case in itertools.product(kinds, (True, False), (False, True))]
+def cases(*kinds: Engine, synced: bool = True, steps: int = STEPS) -> list[ParityCase]:
+    return [ParityCase(*case, synced, steps) for case in itertools.product(kinds, (True, False), (False, True))]
 
 
-def everywhere(*kinds: Engine) -> list[Case]:
+def everywhere(*kinds: Engine) -> list[ParityCase]:
     """Every job with gradient sync over the whole run, and without it over the first steps."""
     return cases(*kinds) + cases(*kinds, synced=False, steps=3)
 
 
-def traces(which: list[Case]) -> dict[str, Trace]:
+def traces(which: list[ParityCase]) -> dict[str, Trace]:
     """The trace of every case. On a world of one there may be no process group yet."""
     torch.set_num_threads(1)
     with group():
@@ -80,7 +80,7 @@ def traces(which: list[Case]) -> dict[str, Trace]:
         return {str(case): trace(case, rank_info) for case in which}
 
 
-def trace(case: Case, rank_info: RankInfo) -> Trace:
+def trace(case: ParityCase, rank_info: RankInfo) -> Trace:
     config = _config(case, rank_info.world_size)
     model: nn.Module = models.llama(tied=case.tied)
     if config.lora is not None:
@@ -158,7 +158,7 @@ class Recording:
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
-    """Whole gradients by parameter name. Collective where they are sharded."""
+    """Full gradients by parameter name. Collective where they are sharded."""
     return {
         name: (p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad).clone()
         for name, p in model.named_parameters()
@@ -166,7 +166,7 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _config(case: Case, world: int) -> RunConfig:
+def _config(case: ParityCase, world: int) -> RunConfig:
     changes: dict[str, Any] = {"method": "lora", "lora": models.lora()} if case.lora else {}
     return models.run_config(
         Path("model"),

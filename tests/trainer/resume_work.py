@@ -1,4 +1,4 @@
-"""A whole run in a process that dies at a chosen operation of its saves, and the run that continues it."""
+"""A complete run in a process that is killed at a chosen operation of its saves, and the run that resumes it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from finetune_trainer.trainer import Trainer
 from trainer.failpoints import Failing, die
 
 
-def run_whole(config: RunConfig, folder: Path) -> None:
+def run_uninterrupted(config: RunConfig, folder: Path) -> None:
     """Run `config` to its end, on as many ranks as it asks for, each a fork of this process."""
     prepare(config, folder)
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -84,7 +84,7 @@ def run_rank(config: RunConfig, folder: Path, variables: dict[str, str], files: 
 
 
 def _own(rank: int, store: int | None = None) -> dict[str, str]:
-    """Variables of one rank; those of a rank that is alone, but for what the run says otherwise."""
+    """Variables of one rank; by default those of a single rank."""
     own = {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": "0",

@@ -321,7 +321,7 @@ def test_a_save_of_two_ranks_one_killed(tmp_path: Path, victim: int, stride: int
         output = shutil.copytree(start, tmp_path / str(at))
         ended = run_ranks(2, work.save_dying, output, 30, victim, at, False)
         assert ended[victim].code == -signal.SIGKILL
-        assert ended[1 - victim].error is not None, "the other one does not go on alone"
+        assert ended[1 - victim].error is not None, "the other rank fails too"
         work.after_the_crash(output)
 
 

@@ -19,9 +19,9 @@ def test_every_rank_gets_all_results(world: int) -> None:
 @pytest.mark.parametrize(
     ("world", "victims", "error", "message"),
     [
-        pytest.param(3, (1,), OutputRefused, "rank 1: said 1", id="one fails"),
-        pytest.param(3, (1, 2), OutputRefused, "rank 1: said 1", id="two fail: the error of the lowest rank"),
-        pytest.param(1, (0,), DataRefused, "said 0", id="a single rank has no number"),
+        pytest.param(3, (1,), OutputRefused, "rank 1: failed on 1", id="one fails"),
+        pytest.param(3, (1, 2), OutputRefused, "rank 1: failed on 1", id="two fail: the error of the lowest rank"),
+        pytest.param(1, (0,), DataRefused, "failed on 0", id="a single rank has no number"),
     ],
 )
 def test_every_rank_raises_what_one_raised(
@@ -33,4 +33,4 @@ def test_every_rank_raises_what_one_raised(
 
 def test_what_the_first_rank_raises_reaches_all() -> None:
     for ended in run_ranks(2, work.first_refuses):
-        assert (type(ended.error), str(ended.error)) == (DataRefused, "said 0")
+        assert (type(ended.error), str(ended.error)) == (DataRefused, "failed on 0")

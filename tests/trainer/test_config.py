@@ -52,7 +52,7 @@ def test_accepted(changes: dict[str, Any]) -> None:
         pytest.param(
             {"engine": "zero3", "method": "qlora"},
             "ZeRO-3 with QLoRA cannot work: ZeRO-3 does not shard a quantised base",
-            id="what will never be says why",
+            id="an impossible combination has its reason",
         ),
         pytest.param(
             {"engine": "zero2", "mesh__pipeline_parallel": 2},

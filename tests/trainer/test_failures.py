@@ -68,7 +68,7 @@ def broken(code: int = Exit.DATA_REFUSED, message: str = "no rows") -> FinalRepo
 @pytest.mark.parametrize(
     "message",
     [
-        pytest.param("x" * 9000, id="plain letters"),
+        pytest.param("x" * 9000, id="ASCII letters"),
         pytest.param('"\n' * 4000, id="letters that JSON writes as two"),
         pytest.param("\N{SNOWMAN}" * 4000, id="letters of three bytes"),
     ],

@@ -53,19 +53,19 @@ def trainer(inputs: Path, folder: Path, data: str = "train.jsonl", **changes: An
 
 
 @dataclass(frozen=True)
-class Ended:
+class TrainerExit:
     code: int
     out: list[str]
     err: str
     report: FinalReport
 
 
-def ended(process: subprocess.Popen[str], folder: Path) -> Ended:
+def ended(process: subprocess.Popen[str], folder: Path) -> TrainerExit:
     out, err = process.communicate()
     report = parse((folder / "report").read_text())
     assert isinstance(report, FinalReport)
     assert report.exit_code == process.returncode
-    return Ended(process.returncode, out.splitlines(), err, report)
+    return TrainerExit(process.returncode, out.splitlines(), err, report)
 
 
 def stdout(process: subprocess.Popen[str]) -> IO[str]:

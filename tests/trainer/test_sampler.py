@@ -1,4 +1,4 @@
-"""Which rows a micro batch has."""
+"""Which rows are in a micro batch."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     assert all(a != b for a, b in itertools.combinations(orders, 2))
 
 
-def test_a_step_is_the_same_whoever_asks_and_whenever() -> None:
+def test_a_step_is_deterministic() -> None:
     assert sampler().step_rows(4).tolist() == sampler().step_rows(4).tolist()
 
 

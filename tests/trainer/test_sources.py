@@ -64,13 +64,13 @@ def test_weights_are_downloaded_only_where_they_are_read(
 @pytest.mark.parametrize("uri", ["s3://models/llama", "pvc://models/llama", "oci://registry/llama"])
 def test_schemes_of_models_that_are_not_read_are_named(uri: str) -> None:
     scheme = uri.partition("://")[0]
-    with pytest.raises(ModelRefused, match=f"does not read {scheme}://; use a plain path or org/name"):
+    with pytest.raises(ModelRefused, match=f"does not read {scheme}://; use a path or org/name"):
         sources.model_folder(uri)
 
 
 @pytest.mark.parametrize("uri", ["s3://rows/train.jsonl", "hf://org/rows"])
 def test_schemes_of_data_that_are_not_read_are_named(uri: str) -> None:
-    with pytest.raises(DataRefused, match="; use a plain path to a JSONL file"):
+    with pytest.raises(DataRefused, match="; use a path to a JSONL file"):
         sources.data_file(uri)
 
 
@@ -84,9 +84,9 @@ def test_an_unknown_scheme_is_refused_with_those_that_are_known() -> None:
     [
         pytest.param(None, {"max_position_embeddings": 512}, 512, id="what the model takes"),
         pytest.param(None, {"max_position_embeddings": 131072}, 2048, id="but no more than the default"),
-        pytest.param(None, {}, 2048, id="the default where the model says nothing"),
-        pytest.param(4096, {"max_position_embeddings": 131072}, 4096, id="what was asked for"),
-        pytest.param(4096, {}, 4096, id="what was asked for where the model says nothing"),
+        pytest.param(None, {}, 2048, id="the default if the model has no limit"),
+        pytest.param(4096, {"max_position_embeddings": 131072}, 4096, id="the requested length"),
+        pytest.param(4096, {}, 4096, id="the requested length if the model has no limit"),
         pytest.param(512, {"n_positions": 1024}, 512, id="models with other names for it"),
         pytest.param(512, {"text_config": {"max_position_embeddings": 600}}, 512, id="models with a text part"),
     ],

@@ -76,14 +76,14 @@ def test_without_keep_best_the_result_is_the_last_step(tmp_path: Path, inputs: P
 
 
 def test_an_evaluation_interrupted_by_a_stop_is_repeated(tmp_path: Path, inputs: Path) -> None:
-    settings = config(inputs, tmp_path / "whole", batch__per_device=4, batch__accumulation=1)
-    whole = run(settings, tmp_path / "handoff")
+    settings = config(inputs, tmp_path / "uninterrupted", batch__per_device=4, batch__accumulation=1)
+    uninterrupted = run(settings, tmp_path / "handoff")
     again = settings.model_copy(update={"output": str(tmp_path / "out")})
     stopped = values(run_ranks(1, work.run_stopped_everywhere, again, tmp_path / "handoff-again"))[0]
-    assert (stopped.metrics, stopped.best_step) == (whole.metrics, whole.best_step)
+    assert (stopped.metrics, stopped.best_step) == (uninterrupted.metrics, uninterrupted.best_step)
     evaluations = [
         [r.model_copy(update={"time": 0.0}) for r in work.records(tmp_path / name) if isinstance(r, EvaluationRecord)]
-        for name in ("whole", "out")
+        for name in ("uninterrupted", "out")
     ]
     assert evaluations[0] == evaluations[1]
 

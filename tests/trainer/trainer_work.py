@@ -1,4 +1,4 @@
-"""Whole runs of one process, without a launcher, and the losses that other libraries compute from their results."""
+"""Complete runs in one process, without a launcher, and the losses that other libraries compute for them."""
 
 from __future__ import annotations
 

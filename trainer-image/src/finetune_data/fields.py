@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from .jsonl import json_type, value_of
-from .problems import BadRow
+from .problems import InvalidRow
 from .rows import Json
 
 
 def as_text(value: Json, where: str) -> str:
     """`value`, which must be a string."""
     if not isinstance(value, str):
-        raise BadRow(f"{where} is {json_type(value)}, not a string; write it in quotes")
+        raise InvalidRow(f"{where} is {json_type(value)}, not a string; write it in quotes")
     return value
 
 
@@ -21,9 +21,9 @@ def optional_text(value: Json, where: str) -> str | None:
 def required_text(value: Json, where: str) -> str:
     """`value`, which must be a non-blank string."""
     if value is None:
-        raise BadRow(f"{where} is missing; write it as a string")
+        raise InvalidRow(f"{where} is missing; write it as a string")
     if not as_text(value, where).strip():
-        raise BadRow(f"{where} is empty; write it as a string")
+        raise InvalidRow(f"{where} is empty; write it as a string")
     return str(value)
 
 
@@ -37,14 +37,14 @@ def as_list(value: Json, where: str) -> list[Json]:
     if isinstance(value, str):
         value = nested_json(value, where)
     if not isinstance(value, list):
-        raise BadRow(f"{where} is {json_type(value)}, not a list; write [...]")
+        raise InvalidRow(f"{where} is {json_type(value)}, not a list; write [...]")
     return value
 
 
 def as_object(value: Json, where: str) -> dict[str, Json]:
     """`value`, which must be an object."""
     if not isinstance(value, dict):
-        raise BadRow(f"{where} is {json_type(value)}, not an object; write {{...}}")
+        raise InvalidRow(f"{where} is {json_type(value)}, not an object; write {{...}}")
     return value
 
 
@@ -52,6 +52,8 @@ def nested_json(value: str, where: str) -> Json:
     """The JSON value in the string at `where`."""
     try:
         return value_of(value)
-    except BadRow as problem:
+    except InvalidRow as problem:
         reason = str(problem).split("; ")[0].removeprefix("invalid JSON: ")
-        raise BadRow(f"{where} is a string with invalid JSON ({reason}); write valid JSON in the string") from None
+        raise InvalidRow(
+            f"{where} is a string with invalid JSON ({reason}); write valid JSON in the string"
+        ) from None

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 from . import messages, prompt_response
 from .jsonl import Record
-from .problems import BadRow
+from .problems import InvalidRow
 from .rows import Row
 
 Ignored = Counter[str]
 """Columns that a format does not use, counted."""
 Parse = Callable[[int, Record, Ignored], Row]
-"""(line, record, ignored) -> Row. Raises BadRow; adds the columns that it does not use to `ignored`."""
+"""(line, record, ignored) -> Row. Raises InvalidRow; adds the columns that it does not use to `ignored`."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ FORMATS = (
 
 
 def parse(line: int, record: Record, ignored: Ignored, formats: Sequence[Format] = FORMATS) -> Row:
-    """Parse `record` in the first format whose columns it has. Raises BadRow."""
+    """Parse `record` in the first format whose columns it has. Raises InvalidRow."""
     present = {key for key, value in record.items() if value is not None}
     for candidate in formats:
         if candidate.columns <= present:
             return candidate.parse(line, record, ignored)
     columns = ", ".join(sorted(present)) or "none"
-    raise BadRow(f"the columns match no dataset format (columns: {columns}); write {examples(formats)}")
+    raise InvalidRow(f"the columns match no dataset format (columns: {columns}); write {examples(formats)}")
 
 
 def examples(formats: Sequence[Format] = FORMATS) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from .problems import BadRow
+from .problems import InvalidRow
 from .rows import Json
 
 Record = dict[str, Json]
@@ -23,7 +23,7 @@ _BOM = b"\xef\xbb\xbf"
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def records(path: Path) -> Iterator[tuple[int, Record | BadRow]]:
+def records(path: Path) -> Iterator[tuple[int, Record | InvalidRow]]:
     """Each non-blank line with its number from 1: its object, or the problem.
 
     Raises OSError if the file cannot be read.
@@ -35,10 +35,10 @@ def records(path: Path) -> Iterator[tuple[int, Record | BadRow]]:
                 yield number, _parsed(line.rstrip(b"\r\n"))
 
 
-def _parsed(line: bytes) -> Record | BadRow:
+def _parsed(line: bytes) -> Record | InvalidRow:
     try:
         return loads(_text(line))
-    except BadRow as problem:
+    except InvalidRow as problem:
         return problem
 
 
@@ -47,31 +47,31 @@ def _text(line: bytes) -> str:
         return line.decode("utf-8")
     except UnicodeDecodeError as error:
         wrong = f"byte {line[error.start]:#04x} at position {error.start + 1} is not UTF-8"
-        raise BadRow(f"{wrong}; save the file as UTF-8 text, {ONE_PER_LINE}") from None
+        raise InvalidRow(f"{wrong}; save the file as UTF-8 text, {ONE_PER_LINE}") from None
 
 
 def loads(text: str) -> Record:
-    """The JSON object in `text`. Raises BadRow."""
+    """The JSON object in `text`. Raises InvalidRow."""
     value = value_of(text)
     if not isinstance(value, dict):
-        raise BadRow(f"the line is {json_type(value)}, not an object; {ONE_PER_LINE}")
+        raise InvalidRow(f"the line is {json_type(value)}, not an object; {ONE_PER_LINE}")
     return value
 
 
 def value_of(text: str) -> Json:
-    """The JSON value in `text`, as strict as for a line. Raises BadRow."""
+    """The JSON value in `text`, as strict as for a line. Raises InvalidRow."""
     try:
         value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
-        raise BadRow(
+        raise InvalidRow(
             f"invalid JSON: {error.msg.removesuffix(' at')} at column {error.colno}; {ONE_PER_LINE}"
         ) from None
     except RecursionError:
-        raise BadRow("the JSON is nested too deeply; flatten the row") from None
-    except BadRow:
+        raise InvalidRow("the JSON is nested too deeply; flatten the row") from None
+    except InvalidRow:
         raise
     except ValueError:
-        raise BadRow("a number has too many digits; write it as a string") from None
+        raise InvalidRow("a number has too many digits; write it as a string") from None
     if _SURROGATE.search(text):
         _refuse_lone_surrogates(value)
     return value
@@ -82,7 +82,7 @@ def _refuse_lone_surrogates(value: Json) -> None:
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
         lone = r"a \ud800-\udfff escape is a lone surrogate, which is not a character"
-        raise BadRow(f"{lone}; write the surrogate pair or the character itself") from None
+        raise InvalidRow(f"{lone}; write the surrogate pair or the character itself") from None
 
 
 def _object(pairs: list[tuple[str, Json]]) -> Record:
@@ -90,18 +90,18 @@ def _object(pairs: list[tuple[str, Json]]) -> Record:
     if len(result) != len(pairs):
         keys = [key for key, _ in pairs]
         duplicate = next(key for key in keys if keys.count(key) > 1)
-        raise BadRow(f"duplicate key {duplicate!r} in one object; keep one")
+        raise InvalidRow(f"duplicate key {duplicate!r} in one object; keep one")
     return result
 
 
 def _constant(name: str) -> NoReturn:
-    raise BadRow(f"{name} is not a JSON value; write null or remove the key")
+    raise InvalidRow(f"{name} is not a JSON value; write null or remove the key")
 
 
 def _float(digits: str) -> float:
     value = float(digits)
     if not math.isfinite(value):
-        raise BadRow(f"the number {digits} is too large; write it as a string")
+        raise InvalidRow(f"the number {digits} is too large; write it as a string")
     return value
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from . import tools, turns
 from .fields import as_list
 from .jsonl import Record, json_type
-from .problems import BadRow
+from .problems import InvalidRow
 from .rows import Json, Message, Row
 
 COLUMNS = frozenset({"messages"})
@@ -18,17 +18,17 @@ IMAGES = ("images", "image", "image_url")
 
 
 def parse(line: int, record: Record, ignored: Counter[str]) -> Row:
-    """The row of one record. Raises BadRow."""
+    """The row of one record. Raises InvalidRow."""
     check_columns(record, USED, ignored)
     conversation = turns.conversation(record["messages"], ignored)
     return row(line, conversation, record.get("tools"))
 
 
 def row(line: int, conversation: Sequence[Message], declared: Json) -> Row:
-    """The row with these messages and tools. Raises BadRow if no message is trained."""
+    """The row with these messages and tools. Raises InvalidRow if no message is trained."""
     if not any(message.trainable for message in conversation):
         reason = "no trainable token: the row has no trained assistant message"
-        raise BadRow(f"{reason}; add an assistant message, or remove the row")
+        raise InvalidRow(f"{reason}; add an assistant message, or remove the row")
     return Row(line, tuple(conversation), tools.declarations(as_list(declared, "tools")))
 
 
@@ -36,9 +36,9 @@ def check_columns(record: Record, used: frozenset[str], ignored: Counter[str]) -
     """Refuse columns with unsupported content, and count unused columns."""
     for key in IMAGES:
         if record.get(key):
-            raise BadRow(f"{key}: {turns.NO_IMAGES}")
+            raise InvalidRow(f"{key}: {turns.NO_IMAGES}")
     if record.get("functions"):
-        raise BadRow("functions is deprecated; write tools")
+        raise InvalidRow("functions is deprecated; write tools")
     if not isinstance(record.get("metadata") or {}, dict):
-        raise BadRow(f"metadata is {json_type(record['metadata'])}, not an object; write {{...}}")
+        raise InvalidRow(f"metadata is {json_type(record['metadata'])}, not an object; write {{...}}")
     ignored.update(key for key, value in record.items() if key not in used and value is not None)

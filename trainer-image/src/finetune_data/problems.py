@@ -13,7 +13,7 @@ SHOWN = 20
 """Bad rows listed in a message; the rest are counted."""
 
 
-class BadRow(ValueError):
+class InvalidRow(ValueError):
     """One row cannot be used. Names the path in the row, the reason and the remedy, without the line number."""
 
 
@@ -52,7 +52,7 @@ class Problems:
     shown: tuple[RowProblem, ...] = ()
     count: int = 0
 
-    def add(self, line: int, reason: BadRow) -> None:
+    def add(self, line: int, reason: InvalidRow) -> None:
         self.count += 1
         if len(self.shown) < SHOWN:
             self.shown += (RowProblem(line, str(reason)),)

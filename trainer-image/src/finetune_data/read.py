@@ -12,7 +12,7 @@ from pathlib import Path
 from finetune_api.choices import OnBadRow
 
 from . import formats, jsonl
-from .problems import BadRow, DatasetRefused, Problems
+from .problems import DatasetRefused, InvalidRow, Problems
 from .rows import Dataset, Row
 
 
@@ -46,16 +46,16 @@ def read(
 
 def _add_row(
     line: int,
-    record: jsonl.Record | BadRow,
+    record: jsonl.Record | InvalidRow,
     rows: list[Row],
     problems: Problems,
     ignored: Counter[str],
 ) -> None:
     try:
-        if isinstance(record, BadRow):
+        if isinstance(record, InvalidRow):
             raise record
         rows.append(formats.parse(line, record, ignored))
-    except BadRow as problem:
+    except InvalidRow as problem:
         problems.add(line, problem)
 
 

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from .fields import as_object, nested_json, optional_text, required_text
 from .jsonl import json_type
-from .problems import BadRow
+from .problems import InvalidRow
 from .rows import Json, ToolCall
 
 
 def declarations(value: list[Json]) -> tuple[dict[str, Json], ...]:
-    """The declared tools, nested. Raises BadRow."""
+    """The declared tools, nested. Raises InvalidRow."""
     found = tuple(_declaration(tool, f"tools[{i}]") for i, tool in enumerate(value))
     names = [tool["function"]["name"] for tool in found]
     for i, name in enumerate(names):
         if name in names[:i]:
-            raise BadRow(f"tools[{i}] declares {name!r} again; keep one")
+            raise InvalidRow(f"tools[{i}] declares {name!r} again; keep one")
     return found
 
 
@@ -41,11 +41,11 @@ def _flat(tool: dict[str, Json]) -> dict[str, Json]:
 
 def _check_type(value: dict[str, Json], where: str) -> None:
     if value.get("type", "function") != "function":
-        raise BadRow(f"{where}.type is {value['type']!r}; only functions are supported: write 'function'")
+        raise InvalidRow(f"{where}.type is {value['type']!r}; only functions are supported: write 'function'")
 
 
 def calls(value: list[Json], where: str) -> tuple[ToolCall, ...]:
-    """The calls of one assistant message. Raises BadRow."""
+    """The calls of one assistant message. Raises InvalidRow."""
     return tuple(_call(call, f"{where}[{i}]") for i, call in enumerate(value))
 
 
@@ -63,8 +63,8 @@ def _call(value: Json, where: str) -> ToolCall:
 def _arguments(value: Json, where: str) -> dict[str, Json]:
     """An object, also if it is in a string: templates serialise it themselves."""
     if value is None:
-        raise BadRow(f"{where} is missing; write {{}} for a call without arguments")
+        raise InvalidRow(f"{where} is missing; write {{}} for a call without arguments")
     found = nested_json(value, where) if isinstance(value, str) else value
     if not isinstance(found, dict):
-        raise BadRow(f"{where} is {json_type(found)}, not an object; write {{...}}")
+        raise InvalidRow(f"{where} is {json_type(found)}, not an object; write {{...}}")
     return found

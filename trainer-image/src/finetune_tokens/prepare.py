@@ -10,7 +10,7 @@ from tokenizers import Encoding
 
 from finetune_api.choices import OnBadRow
 from finetune_data import Dataset, Row
-from finetune_data.problems import BadRow, Problems
+from finetune_data.problems import InvalidRow, Problems
 
 from . import mask, notes, spans
 from .chat import ChatTokenizer
@@ -100,7 +100,7 @@ def _render_rows(
     for row in rows:
         try:
             found.append((row, spans.sequences(row, tokenizer.template_for(row), turn_ends)))
-        except BadRow as problem:
+        except InvalidRow as problem:
             problems.add(row.line, problem)
     return found
 
@@ -114,13 +114,13 @@ def _mask_sequence(encoding: Encoding, sequence: spans.Rendered, limit: int | No
     return tokens[:limit], targets[:limit], truncated
 
 
-def _no_target(limit: int | None) -> BadRow:
+def _no_target(limit: int | None) -> InvalidRow:
     if limit is None:
-        return BadRow(
+        return InvalidRow(
             "no trainable token: every token of the answer also covers template text; separate the answer from it"
         )
     reason = f"no trainable token: the answer starts beyond the sequence length of {limit} tokens"
-    return BadRow(f"{reason}; shorten the row or raise sequence_length")
+    return InvalidRow(f"{reason}; shorten the row or raise sequence_length")
 
 
 def _trained_stops(dataset: Dataset, tokenizer: ChatTokenizer, accumulated: _Accumulator) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from finetune_data import Message, Role, Row
-from finetune_data.problems import BadRow
+from finetune_data.problems import InvalidRow
 
 from .conversation import template_messages
 from .template import ChatTemplate, TemplateError
@@ -34,7 +34,7 @@ class Rendered:
 
 
 def sequences(row: Row, template: ChatTemplate, turn_ends: Collection[str]) -> list[Rendered]:
-    """The texts that train every trainable message of `row` exactly once. Raises BadRow.
+    """The texts that train every trainable message of `row` exactly once. Raises InvalidRow.
 
     `turn_ends` are the texts of tokens that may end a message. White space after one of them is not trained.
     """
@@ -115,7 +115,7 @@ class _Conversation:
         ends = [len(prompt) for prompt in prompts if text.startswith(prompt)]
         if not ends or not self._starts_with_content(i, text[max(ends) :]):
             reason = f"messages[{i}] does not start with the generation prompt of the chat template"
-            raise BadRow(f"{reason}; enclose the assistant's text in the template in {{% generation %}}")
+            raise InvalidRow(f"{reason}; enclose the assistant's text in the template in {{% generation %}}")
         return max(ends)
 
     def _starts_with_content(self, i: int, turn: str) -> bool:
@@ -145,12 +145,12 @@ class _Conversation:
                 raise _not_rendered(i, f"content (role {message.role.value})")
 
 
-def _render_failure(where: str, error: TemplateError) -> BadRow:
-    return BadRow(f"the chat template fails on {where}: {error}; write the row as the template expects")
+def _render_failure(where: str, error: TemplateError) -> InvalidRow:
+    return InvalidRow(f"the chat template fails on {where}: {error}; write the row as the template expects")
 
 
-def _not_rendered(i: int, what: str) -> BadRow:
-    return BadRow(f"the chat template omits messages[{i}].{what}; write the row as the template expects")
+def _not_rendered(i: int, what: str) -> InvalidRow:
+    return InvalidRow(f"the chat template omits messages[{i}].{what}; write the row as the template expects")
 
 
 def _visible(message: Message) -> str:

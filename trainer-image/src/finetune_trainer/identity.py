@@ -61,7 +61,7 @@ def digest(identity: Mapping[str, Any]) -> str:
 def fingerprints(model_folder: Path, data_path: Path) -> dict[str, str]:
     """Digests of the content of job.model and job.data, for `claim`.
 
-    Data is read whole. Of a model the small files are read whole, and of each weight file its size, its
+    Data is read completely. Of a model, the small files are read completely, and of each weight file its size, its
     header and 16 evenly spread blocks of 64 KiB: enough to distinguish two models of the same shape without
     reading 30 GB. Raises ModelRefused and DataRefused for files that cannot be read.
     """

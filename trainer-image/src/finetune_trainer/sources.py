@@ -31,7 +31,7 @@ def model_folder(uri: str, *, weights: bool = True) -> Path:
     elif source.scheme is Scheme.PATH:
         folder, weights = Path(source.path), True  # a bad folder is refused on every node
     else:
-        raise ModelRefused(_unsupported_scheme("model", uri, "a plain path or org/name on the Hugging Face Hub"))
+        raise ModelRefused(_unsupported_scheme("model", uri, "a path or org/name on the Hugging Face Hub"))
     _require_model(folder, weights)
     return folder
 
@@ -40,7 +40,7 @@ def data_file(uri: str) -> Path:
     """The file with the rows. Raises DataRefused for a scheme that this version cannot read."""
     source = _parse(uri, model=False, refusal=DataRefused)
     if source.scheme is not Scheme.PATH:
-        raise DataRefused(_unsupported_scheme("data", uri, "a plain path to a JSONL file"))
+        raise DataRefused(_unsupported_scheme("data", uri, "a path to a JSONL file"))
     return Path(source.path)
 
 
