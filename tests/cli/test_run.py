@@ -179,7 +179,7 @@ def test_the_output_of_another_job_is_refused_and_keeps_its_status(place: Path, 
     before = (place / "sample-output" / "status.yaml").read_bytes()
     other = _run(place, "--set", "hyperparameters.learning_rate=2e-3")
     assert other.returncode == 2
-    assert "hyperparameters.learning_rate is 0.001 there and 0.002 here" in other.stderr
+    assert "hyperparameters.learning_rate was 0.001 and is 0.002 now" in other.stderr
     assert "[OutputRefused]" in other.stderr
     assert (place / "sample-output" / "status.yaml").read_bytes() == before
 

@@ -1,4 +1,4 @@
-"""Every way a row can be bad, with the exact sentence its author reads."""
+"""Every reason for a bad row, with its exact message."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from finetune_data import DatasetRefused, read
 
 USER = '{"role": "user", "content": "hi"}'
 YES = '{"role": "assistant", "content": "yes"}'
-ONE_A_LINE = 'write one JSON object a line, as in {"messages": [...]}'
-NO_IMAGES = "images are not trained: only text models are supported today; take out the image or the row"
+ONE_PER_LINE = "write one JSON object per line"
+EXAMPLES = '{"messages": [...]} or {"messages": [...], "response": "..."}'
+NO_IMAGES = "images are not supported, only text models are; remove the image or the row"
 ROLES = "system, developer, user, assistant, tool"
 
 
@@ -26,23 +27,23 @@ def call(function: str) -> str:
 LINES = {
     "a broken line": (
         '{"messages": [',
-        f"not JSON: Expecting value at column 15; {ONE_A_LINE}",
+        f"invalid JSON: Expecting value at column 15; {ONE_PER_LINE}",
     ),
     "a line cut inside a string": (
         '{"messages": "ab',
-        f"not JSON: Unterminated string starting at column 14; {ONE_A_LINE}",
+        f"invalid JSON: Unterminated string starting at column 14; {ONE_PER_LINE}",
     ),
-    "a file that is one JSON list": ("[1, 2]", f"the line is a list, not an object; {ONE_A_LINE}"),
-    "a line that is a number": ("7", f"the line is a number, not an object; {ONE_A_LINE}"),
-    "a line that is null": ("null", f"the line is null, not an object; {ONE_A_LINE}"),
+    "a file that is one JSON list": ("[1, 2]", f"the line is a list, not an object; {ONE_PER_LINE}"),
+    "a line that is a number": ("7", f"the line is a number, not an object; {ONE_PER_LINE}"),
+    "a line that is null": ("null", f"the line is null, not an object; {ONE_PER_LINE}"),
     "a key that stands twice": (
         talk('{"role": "user", "role": "assistant", "content": "x"}'),
-        "the key 'role' stands twice in one object; keep one",
+        "duplicate key 'role' in one object; keep one",
     ),
-    "NaN": (talk(YES, rest=', "score": NaN'), "NaN is not a JSON value; write null or leave the key out"),
+    "NaN": (talk(YES, rest=', "score": NaN'), "NaN is not a JSON value; write null or remove the key"),
     "minus infinity": (
         talk(YES, rest=', "score": -Infinity'),
-        "-Infinity is not a JSON value; write null or leave the key out",
+        "-Infinity is not a JSON value; write null or remove the key",
     ),
     "a number that overflows": (
         talk(YES, rest=', "score": 1e999'),
@@ -50,36 +51,36 @@ LINES = {
     ),
     "a number of five thousand digits": (
         talk(YES, rest=f', "id": {"1" * 5000}'),
-        "a number has too many digits to read; write it as a string",
+        "a number has too many digits; write it as a string",
     ),
     "half a surrogate pair": (
         talk(r'{"role": "assistant", "content": "\ud83d"}'),
         (
-            r"a \ud800-\udfff escape stands alone, which is half a character; "
-            "write the whole pair or the character itself"
+            r"a \ud800-\udfff escape is a lone surrogate, which is not a character; "
+            "write the surrogate pair or the character itself"
         ),
     ),
-    "lists nested beyond reason": ("[" * 100_000, "nested too deeply to read; flatten the row"),
+    "lists that are nested too deeply": ("[" * 100_000, "the JSON is nested too deeply; flatten the row"),
 }
 
 COLUMNS = {
     "a row without messages": (
         '{"prompt": "a", "completion": "b"}',
-        'messages is missing (columns here: completion, prompt); write {"messages": [...]}',
+        f"the columns match no dataset format (columns: completion, prompt); write {EXAMPLES}",
     ),
-    "an empty object": ("{}", 'messages is missing (columns here: none); write {"messages": [...]}'),
+    "an empty object": ("{}", f"the columns match no dataset format (columns: none); write {EXAMPLES}"),
     "messages that are null": (
         '{"messages": null}',
-        'messages is missing (columns here: none); write {"messages": [...]}',
+        f"the columns match no dataset format (columns: none); write {EXAMPLES}",
     ),
-    "an empty list of messages": (talk(), "messages is empty; write the conversation, or take the row out"),
+    "an empty list of messages": (talk(), "messages is empty; write the conversation, or remove the row"),
     "messages that are an object": (
         '{"messages": {}}',
         "messages is an object, not a list; write [...]",
     ),
     "messages in a string that is not JSON": (
         '{"messages": "hello"}',
-        "messages is a string of broken JSON (Expecting value at column 1); write valid JSON in it",
+        "messages is a string with invalid JSON (Expecting value at column 1); write valid JSON in the string",
     ),
     "messages in a string that is an object": (
         '{"messages": "{}"}',
@@ -89,7 +90,7 @@ COLUMNS = {
     "an image beside the messages": (talk(YES, rest=', "image_url": "a.png"'), f"image_url: {NO_IMAGES}"),
     "retired functions": (
         talk(YES, rest=', "functions": [{}]'),
-        "functions is the retired form; write tools",
+        "functions is deprecated; write tools",
     ),
     "metadata that is no object": (
         talk(YES, rest=', "metadata": "x"'),
@@ -97,25 +98,19 @@ COLUMNS = {
     ),
     "no assistant at all": (
         talk(USER),
-        (
-            "no trainable token: the row has no assistant message that is trained; "
-            "add the answer to learn, or take the row out"
-        ),
+        ("no trainable token: the row has no trained assistant message; add an assistant message, or remove the row"),
     ),
     "only assistants of weight 0": (
         talk(USER, '{"role": "assistant", "content": "x", "weight": 0}'),
-        (
-            "no trainable token: the row has no assistant message that is trained; "
-            "add the answer to learn, or take the row out"
-        ),
+        ("no trainable token: the row has no trained assistant message; add an assistant message, or remove the row"),
     ),
     "an answer in two places": (
         talk(USER, YES, rest=', "response": "no"'),
-        "messages ends with an assistant message and there is a response as well; keep one of them as the answer",
+        "messages ends with an assistant message, but the row also has a response; keep one of them",
     ),
     "an empty response": (
         talk(USER, rest=', "response": " "'),
-        "response is empty; write the answer to learn, or take the row out",
+        "response is empty; write the answer, or remove the row",
     ),
     "a response that is a number": (
         talk(USER, rest=', "response": 4'),
@@ -138,7 +133,7 @@ MESSAGES = {
         '{"role": "User", "content": "x"}',
         "messages[0].role 'User' is unknown; did you mean 'user'?",
     ),
-    "a role like no other": (
+    "an unknown role": (
         '{"role": "banana", "content": "x"}',
         f"messages[0].role 'banana' is unknown; write one of {ROLES}",
     ),
@@ -148,7 +143,7 @@ MESSAGES = {
     ),
     "the retired role function": (
         '{"role": "function", "content": "x"}',
-        "messages[0].role 'function' is the retired form; write 'tool'",
+        "messages[0].role 'function' is deprecated; write 'tool'",
     ),
     "a user without content": (
         '{"role": "user"}',
@@ -166,26 +161,17 @@ MESSAGES = {
         '{"role": "user", "content": true}',
         "messages[0].content is a boolean; write a string or a list of text parts",
     ),
-    "an assistant that says nothing": (
+    "an assistant without text": (
         '{"role": "assistant", "content": null}',
-        (
-            "messages[0] is an assistant message without text or tool_calls; "
-            "write the answer to learn, or set its weight to 0"
-        ),
+        ("messages[0] is an assistant message without text or tool_calls; write its text, or set its weight to 0"),
     ),
-    "an assistant that says white space": (
+    "an assistant with white space only": (
         r'{"role": "assistant", "content": " \n"}',
-        (
-            "messages[0] is an assistant message without text or tool_calls; "
-            "write the answer to learn, or set its weight to 0"
-        ),
+        ("messages[0] is an assistant message without text or tool_calls; write its text, or set its weight to 0"),
     ),
-    "an assistant that only thinks": (
+    "an assistant with reasoning only": (
         '{"role": "assistant", "content": "", "reasoning": "hm"}',
-        (
-            "messages[0] is an assistant message without text or tool_calls; "
-            "write the answer to learn, or set its weight to 0"
-        ),
+        ("messages[0] is an assistant message without text or tool_calls; write its text, or set its weight to 0"),
     ),
     "an image part": (
         '{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {}}]}',
@@ -201,11 +187,11 @@ MESSAGES = {
     ),
     "a part of another kind": (
         '{"role": "user", "content": [{"type": "input_audio"}]}',
-        ('messages[0].content[0].type is \'input_audio\'; only {"type": "text", "text": ...} parts are trained'),
+        ('messages[0].content[0].type is \'input_audio\'; only {"type": "text", "text": ...} parts are supported'),
     ),
     "a part without a type": (
         '{"role": "user", "content": {"city": "Rome"}}',
-        'messages[0].content.type is missing; only {"type": "text", "text": ...} parts are trained',
+        'messages[0].content.type is missing; only {"type": "text", "text": ...} parts are supported',
     ),
     "a part that is a string": (
         '{"role": "user", "content": ["a"]}',
@@ -217,11 +203,11 @@ MESSAGES = {
     ),
     "a weight of a half": (
         '{"role": "assistant", "content": "x", "weight": 0.5}',
-        "messages[0].weight is 0.5; write 1 to train the message or 0 to leave it out",
+        "messages[0].weight is 0.5; write 1 to train the message or 0 to exclude it",
     ),
     "a weight of true": (
         '{"role": "assistant", "content": "x", "weight": true}',
-        "messages[0].weight is True; write 1 to train the message or 0 to leave it out",
+        "messages[0].weight is True; write 1 to train the message or 0 to exclude it",
     ),
     "train as a string": (
         '{"role": "assistant", "content": "x", "train": "no"}',
@@ -231,9 +217,9 @@ MESSAGES = {
         '{"role": "assistant", "content": "x", "train": true, "weight": 0}',
         "messages[0].weight and messages[0].train contradict each other; keep one",
     ),
-    "a user to be trained": (
+    "a trained user message": (
         '{"role": "user", "content": "x", "weight": 1}',
-        "messages[0] asks to train user text; only an assistant's is trained: set it to 0",
+        "messages[0]: only assistant messages are trained, not user; remove its weight and train",
     ),
     "two different reasonings": (
         '{"role": "assistant", "content": "x", "reasoning": "a", "reasoning_content": "b"}',
@@ -257,11 +243,11 @@ MESSAGES = {
     ),
     "a retired function_call": (
         '{"role": "assistant", "content": null, "function_call": {"name": "f"}}',
-        "messages[0].function_call is the retired form; write tool_calls",
+        "messages[0].function_call is deprecated; write tool_calls",
     ),
     "a user that calls tools": (
         '{"role": "user", "content": "x", "tool_calls": [{"name": "f", "arguments": {}}]}',
-        "messages[0].tool_calls belongs to an assistant, not to user; correct the role",
+        "messages[0].tool_calls is allowed for the role assistant only, not user; correct the role",
     ),
     "tool calls that are an object": (
         '{"role": "assistant", "content": "x", "tool_calls": {}}',
@@ -277,13 +263,13 @@ MESSAGES = {
     ),
     "a tool call without arguments": (
         call('{"name": "f"}'),
-        "messages[0].tool_calls[0].arguments is missing; write {} if there are none",
+        "messages[0].tool_calls[0].arguments is missing; write {} for a call without arguments",
     ),
     "arguments of broken JSON": (
         call(r'{"function": {"name": "f", "arguments": "{\"a\": "}}'),
         (
-            "messages[0].tool_calls[0].function.arguments is a string of broken JSON "
-            "(Expecting value at column 7); write valid JSON in it"
+            "messages[0].tool_calls[0].function.arguments is a string with invalid JSON "
+            "(Expecting value at column 7); write valid JSON in the string"
         ),
     ),
     "arguments of a JSON list": (
@@ -293,8 +279,8 @@ MESSAGES = {
     "arguments with a key twice": (
         call(r'{"name": "f", "arguments": "{\"a\": 1, \"a\": 2}"}'),
         (
-            "messages[0].tool_calls[0].arguments is a string of broken JSON "
-            "(the key 'a' stands twice in one object); write valid JSON in it"
+            "messages[0].tool_calls[0].arguments is a string with invalid JSON "
+            "(duplicate key 'a' in one object); write valid JSON in the string"
         ),
     ),
     "a tool call that is no function": (
@@ -328,7 +314,7 @@ TOOLS = {
     ),
     "a tool that is declared twice": (
         '{"name": "f"}, {"type": "function", "function": {"name": "f"}}',
-        "tools[1] declares 'f' a second time; keep one",
+        "tools[1] declares 'f' again; keep one",
     ),
 }
 
@@ -355,5 +341,5 @@ def test_bytes_that_are_not_utf8_are_named_by_position(tmp_path: Path) -> None:
     file.write_bytes(b'{"messages": []}\n'.replace(b"[", b"\xe9["))
     with pytest.raises(DatasetRefused) as refused:
         read(file)
-    wrong = f"byte 0xe9 at position 14 is not UTF-8; save the file as UTF-8 text, {ONE_A_LINE}"
+    wrong = f"byte 0xe9 at position 14 is not UTF-8; save the file as UTF-8 text, {ONE_PER_LINE}"
     assert [str(problem) for problem in refused.value.problems] == [f"line 1: {wrong}"]

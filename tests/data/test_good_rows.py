@@ -16,13 +16,13 @@ FLAT = {"name": "f", "description": "does f", "parameters": {"type": "object"}}
 NESTED = {"type": "function", "function": FLAT}
 
 
-def said(role: Role, content: str | None, **more: Any) -> Message:
+def message(role: Role, content: str | None, **more: Any) -> Message:
     return Message(role, content, more.pop("trainable", role is Role.ASSISTANT), **more)
 
 
-USER = said(Role.USER, "hi")
-ANSWER = said(Role.ASSISTANT, "yes")
-CALLS = said(Role.ASSISTANT, None, tool_calls=(ToolCall("f", {"a": [1, 2.5, None]}, "c1"),))
+USER = message(Role.USER, "hi")
+ANSWER = message(Role.ASSISTANT, "yes")
+CALLS = message(Role.ASSISTANT, None, tool_calls=(ToolCall("f", {"a": [1, 2.5, None]}, "c1"),))
 
 
 def read_one(folder: Path, *rows: dict[str, Any]) -> Dataset:
@@ -35,7 +35,7 @@ MESSAGES: dict[str, tuple[list[Any], tuple[Message, ...]]] = {
     "a question and its answer": ([HI, YES], (USER, ANSWER)),
     "a system and a developer message": (
         [{"role": "system", "content": ""}, {"role": "developer", "content": "d"}, YES],
-        (said(Role.SYSTEM, ""), said(Role.DEVELOPER, "d"), ANSWER),
+        (message(Role.SYSTEM, ""), message(Role.DEVELOPER, "d"), ANSWER),
     ),
     "content as text parts": (
         [{"role": "user", "content": [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]}, YES],
@@ -48,23 +48,23 @@ MESSAGES: dict[str, tuple[list[Any], tuple[Message, ...]]] = {
     "a turn after the last answer": ([HI, YES, HI], (USER, ANSWER, USER)),
     "an answer of weight 0 before one that is trained": (
         [{**YES, "weight": 0}, HI, {**YES, "weight": 1}],
-        (said(Role.ASSISTANT, "yes", trainable=False), USER, ANSWER),
+        (message(Role.ASSISTANT, "yes", trainable=False), USER, ANSWER),
     ),
     "an answer with train: false": (
         [{**YES, "train": False}, {**YES, "train": True}],
-        (said(Role.ASSISTANT, "yes", trainable=False), ANSWER),
+        (message(Role.ASSISTANT, "yes", trainable=False), ANSWER),
     ),
     "an empty answer of weight 0": (
         [{"role": "assistant", "content": "", "weight": 0.0}, YES],
-        (said(Role.ASSISTANT, "", trainable=False), ANSWER),
+        (message(Role.ASSISTANT, "", trainable=False), ANSWER),
     ),
     "a user of weight 0": ([{**HI, "weight": 0}, YES], (USER, ANSWER)),
-    "reasoning": ([HI, {**YES, "reasoning": "hm"}], (USER, said(Role.ASSISTANT, "yes", reasoning="hm"))),
+    "reasoning": ([HI, {**YES, "reasoning": "hm"}], (USER, message(Role.ASSISTANT, "yes", reasoning="hm"))),
     "reasoning under two names": (
         [{**YES, "reasoning_content": "hm", "thinking": "hm"}],
-        (said(Role.ASSISTANT, "yes", reasoning="hm"),),
+        (message(Role.ASSISTANT, "yes", reasoning="hm"),),
     ),
-    "a name": ([{**HI, "name": "Ann"}, YES], (said(Role.USER, "hi", name="Ann"), ANSWER)),
+    "a name": ([{**HI, "name": "Ann"}, YES], (message(Role.USER, "hi", name="Ann"), ANSWER)),
     "keys that are null": (
         [{**HI, "tool_calls": None, "weight": None, "images": None}, YES],
         (USER, ANSWER),
@@ -91,7 +91,7 @@ MESSAGES: dict[str, tuple[list[Any], tuple[Message, ...]]] = {
     ),
     "the result of a tool call, its id a number": (
         [{"role": "tool", "content": "12", "tool_call_id": 7}, YES],
-        (said(Role.TOOL, "12", tool_call_id="7"), ANSWER),
+        (message(Role.TOOL, "12", tool_call_id="7"), ANSWER),
     ),
 }
 

@@ -13,7 +13,7 @@ from finetune_data import DatasetRefused, read
 
 GOOD = '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]}'
 BAD = '{"messages": []}'
-EMPTY = "messages is empty; write the conversation, or take the row out"
+EMPTY = "messages is empty; write the conversation, or remove the row"
 
 
 def written(folder: Path, *lines: str) -> Path:
@@ -45,21 +45,24 @@ def test_a_line_separator_inside_a_string_does_not_end_the_line(tmp_path: Path) 
     assert len(dataset.rows) == 2
 
 
-@pytest.mark.parametrize("content", [b"", b"\n \n\r\n", b"\xef\xbb\xbf"], ids=["nothing", "blank lines", "a mark"])
-def test_a_file_without_rows_is_refused_by_its_own_sentence(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    "content", [b"", b"\n \n\r\n", b"\xef\xbb\xbf"], ids=["nothing", "blank lines", "a byte order mark"]
+)
+def test_a_file_without_rows_has_its_own_message(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_bytes(content)
     assert refusal(file) == (
-        'FILE: the file contains no rows\nTo train on it, write one JSON object a line, as in {"messages": [...]}.'
+        "FILE: the file contains no rows\nWrite one JSON object per line: "
+        '{"messages": [...]} or {"messages": [...], "response": "..."}.'
     )
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    assert refusal(tmp_path / "no.jsonl") == ("FILE: there is no such file\nCorrect the path of the dataset.")
+    assert refusal(tmp_path / "no.jsonl") == ("FILE: file not found\nCorrect the path of the dataset.")
 
 
 def test_a_folder_is_named(tmp_path: Path) -> None:
-    assert refusal(tmp_path) == "FILE: this is a folder, not a file\nName the JSON Lines file in it."
+    assert refusal(tmp_path) == "FILE: this is a folder, not a file\nUse the path of the JSON Lines file in it."
 
 
 def test_a_path_through_a_file_is_refused(tmp_path: Path) -> None:
@@ -70,7 +73,7 @@ def test_a_path_through_a_file_is_refused(tmp_path: Path) -> None:
 def test_a_bad_row_refuses_the_file_by_default(tmp_path: Path) -> None:
     assert refusal(written(tmp_path, GOOD, BAD, GOOD)) == (
         f"FILE: 1 of 3 rows is bad\n  line 2: {EMPTY}\n"
-        "Correct the rows, or set data.on_bad_row: skip to train without them."
+        "Fix the rows, or set data.on_bad_row: skip to train without them."
     )
 
 
@@ -80,7 +83,7 @@ def test_at_most_twenty_bad_rows_are_shown_and_all_are_counted(tmp_path: Path) -
     assert lines[1:21] == [f"  line {n}: {EMPTY}" for n in range(2, 22)]
     assert lines[21:] == [
         "  and 5 more",
-        "Correct the rows, or set data.on_bad_row: skip to train without them.",
+        "Fix the rows, or set data.on_bad_row: skip to train without them.",
     ]
 
 
@@ -96,14 +99,14 @@ def test_more_bad_rows_than_the_allowed_share_refuse_the_file(tmp_path: Path) ->
     file = written(tmp_path, GOOD, BAD, GOOD, GOOD)
     assert refusal(file, on_bad_row=OnBadRow.SKIP, max_bad_share=0.2) == (
         f"FILE: 1 of 4 rows is bad, more than data.max_bad_share: 0.2 allows\n  line 2: {EMPTY}\n"
-        "Correct the rows, or raise data.max_bad_share."
+        "Fix the rows, or raise data.max_bad_share."
     )
 
 
-def test_a_file_of_bad_rows_only_is_refused_whatever_share_is_allowed(tmp_path: Path) -> None:
+def test_a_file_of_bad_rows_only_is_refused_even_if_any_share_is_allowed(tmp_path: Path) -> None:
     file = written(tmp_path, BAD, BAD)
     first = refusal(file, on_bad_row=OnBadRow.SKIP, max_bad_share=1.0).splitlines()[0]
-    assert first == "FILE: every one of 2 rows is bad: nothing is left to train on"
+    assert first == "FILE: all of the 2 rows are bad: no row is left to train on"
 
 
 def test_only_the_first_examples_are_read(tmp_path: Path) -> None:

@@ -6,31 +6,31 @@ import pytest
 
 from finetune_api.runtime.exits import Exit
 from finetune_api.runtime.report import FinalReport
-from finetune_plan.model import PodSeen
-from finetune_plan.retry import failure
+from finetune_plan.model import ObservedPod
+from finetune_plan.retry import root_cause
 
 SIGKILL = 137
 
 
-def pod(node: int, code: int | None = None, *, time: float | None = None, lost: str = "") -> PodSeen:
+def pod(node: int, code: int | None = None, *, time: float | None = None, lost: str = "") -> ObservedPod:
     report = None if time is None or code is None else _report(code, time)
-    return PodSeen(f"p{node}", f"u{node}", 1, node, "Failed", exit_code=code, report=report, lost=lost)
+    return ObservedPod(f"p{node}", f"u{node}", 1, node, "Failed", exit_code=code, report=report, disruption=lost)
 
 
 def _report(code: int, time: float) -> FinalReport:
     return FinalReport(time=time, exit_code=code, reason="", message="own words", step=1)
 
 
-CASES: dict[str, tuple[tuple[PodSeen, ...], tuple[int, str, bool]]] = {
+CASES: dict[str, tuple[tuple[ObservedPod, ...], tuple[int, str, bool]]] = {
     "a lost peer is the loss of the pod that was taken away": (
         (pod(0, Exit.PEER_LOST, time=1.0), pod(1, lost="Preempted")),
-        (Exit.PEER_LOST, "Pod p1 was taken away: Preempted.", True)),
+        (Exit.PEER_LOST, "The cluster removed pod p1: Preempted.", True)),
     "so is a signal": (
-        (pod(0, SIGKILL), pod(1, lost="Evicted")), (Exit.PEER_LOST, "Pod p1 was taken away: Evicted.", True)),
+        (pod(0, SIGKILL), pod(1, lost="Evicted")), (Exit.PEER_LOST, "The cluster removed pod p1: Evicted.", True)),
     "a failure of its own is the cause, whatever else was lost": (
         (pod(0, Exit.NON_FINITE, time=2.0), pod(1, lost="Evicted")), (Exit.NON_FINITE, "Pod p0: own words", False)),
     "a pod that was taken away before any other failed": (
-        (pod(1, lost="NodeLost"),), (Exit.PEER_LOST, "Pod p1 was taken away: NodeLost.", True)),
+        (pod(1, lost="NodeLost"),), (Exit.PEER_LOST, "The cluster removed pod p1: NodeLost.", True)),
     "if all have lost a peer, the first of them": (
         (pod(0, Exit.PEER_LOST, time=2.0), pod(1, Exit.PEER_LOST, time=1.0)),
         (Exit.PEER_LOST, "Pod p1: own words", False)),
@@ -41,10 +41,10 @@ CASES: dict[str, tuple[tuple[PodSeen, ...], tuple[int, str, bool]]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_the_cause_of_a_failed_run(case: str) -> None:
     pods, expected = CASES[case]
-    found = failure(pods)
+    found = root_cause(pods)
     assert found is not None
     assert (found.exit_code, found.message, found.free) == expected
 
 
 def test_a_run_whose_pods_have_not_failed_has_no_cause() -> None:
-    assert failure((pod(1, Exit.OK), pod(0))) is None
+    assert root_cause((pod(1, Exit.OK), pod(0))) is None

@@ -1,7 +1,7 @@
-"""Small tokenizers and chat templates in the shape of the families people finetune.
+"""Small tokenizers and chat templates with the structure of common model families.
 
 The templates are our own words with the token structure of the originals; the tokenizers are trained here, on
-a few sentences, with the pipeline of the originals: byte-level BPE, or pieces with a mark for the space.
+a few sentences, with the pipeline of the originals: byte-level BPE, or pieces with a marker for the space.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from finetune_data import Dataset
 from finetune_data.formats import parse
+from finetune_tokens import ChatTokenizer, TokenizedDataset
 
 TEMPLATES = Path(__file__).parent / "templates"
 CORPUS = [
@@ -44,7 +46,7 @@ def byte_level(*special: str) -> Tokenizer:
 
 
 def composed(*special: str) -> Tokenizer:
-    """Byte-level after Unicode composition, as Qwen has it, with the marks of thoughts as plain added tokens."""
+    """Byte-level after Unicode composition, as in Qwen, with the thinking tags as non-special added tokens."""
     tokenizer = byte_level(*special)
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.add_tokens(
@@ -140,7 +142,18 @@ def save(folder: Path, family: Family, template: str | None = None) -> Path:
     return folder
 
 
+def trained_texts(tokenized: TokenizedDataset, tokenizer: ChatTokenizer) -> list[str]:
+    """The text of each uninterrupted run of trained tokens, in order."""
+    texts = []
+    for tokens, targets in (tokenized.sequence(i) for i in range(len(tokenized))):
+        edges = np.flatnonzero(np.diff(targets)) + 1
+        runs = zip(np.split(tokens, edges), np.split(targets, edges), strict=True)
+        texts += [tokenizer.decode(part) for part, flags in runs if flags[0]]
+    return texts
+
+
 def dataset(*records: dict[str, Any]) -> Dataset:
-    """These records as rows of a file, one a line."""
-    rows = tuple(parse(line, record, Counter()) for line, record in enumerate(records, start=1))
-    return Dataset("rows.jsonl", rows, len(rows), (), 0, {})
+    """These records as rows of a file, one per line."""
+    ignored: Counter[str] = Counter()
+    rows = tuple(parse(line, record, ignored) for line, record in enumerate(records, start=1))
+    return Dataset("rows.jsonl", rows, len(rows), (), 0, ignored)

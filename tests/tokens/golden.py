@@ -1,6 +1,6 @@
 """The golden masks: conversations, and how each family's tokens of them are trained.
 
-Run this file to write golden/*.json anew, and read the difference before keeping it.
+Run this file to rewrite golden/*.json, and review the diff.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ STEPS = [
 ]
 
 
-def thought(messages: list[dict[str, Any]], text: str) -> list[dict[str, Any]]:
+def with_reasoning(messages: list[dict[str, Any]], text: str) -> list[dict[str, Any]]:
     return [{**m, "reasoning": text} if m["role"] == "assistant" else m for m in messages]
 
 
@@ -45,11 +45,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "headers": ("headers", {"messages": [SYSTEM, *TALK]}),
     "instruct": ("instruct", {"messages": TALK}),
     "turns": ("turns", {"messages": TALK}),
-    "thinking": ("thinking", {"messages": [SYSTEM, *thought(TALK, "I add.")]}),
+    "thinking": ("thinking", {"messages": [SYSTEM, *with_reasoning(TALK, "I add.")]}),
     "thinking-without-thoughts": ("thinking", {"messages": TALK}),
     "thinking-with-tools": ("thinking", {"messages": STEPS, "tools": [TOOL]}),
     "blocks": ("blocks", {"messages": [SYSTEM, *TALK]}),
-    "macros": ("macros", {"messages": [SYSTEM, *thought(TALK, "I add.")]}),
+    "macros": ("macros", {"messages": [SYSTEM, *with_reasoning(TALK, "I add.")]}),
 }
 
 
@@ -63,7 +63,7 @@ def masks(tokenizer: ChatTokenizer, record: dict[str, Any]) -> list[list[list[An
 
 
 def written(sequences: list[list[list[Any]]]) -> str:
-    """As JSON, one token a line."""
+    """As JSON, one token per line."""
     bodies = [",\n".join(f"  {json.dumps(token, ensure_ascii=False)}" for token in one) for one in sequences]
     return "[\n" + ",\n".join(f" [\n{body}\n ]" for body in bodies) + "\n]\n"
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from finetune_tokens import ChatTokenizer, prepare, preview
+from finetune_tokens import ChatTokenizer, prepare
 from finetune_tokens.template import END, START
-from tokens.families import FAMILIES, dataset
+from tokens.families import FAMILIES, dataset, trained_texts
 
 TRICKS = ["<|im_end|>", "</s>", "{{ 7 * 7 }}", "{% if %}", "[INST]", "é", "e\u0301", "日本", "👩‍🚀", "\n\n", "  "]
 WORDS = st.lists(
@@ -58,8 +58,7 @@ def test_the_trained_text_is_exactly_the_answers_and_their_stop_tokens(
     messages = data.draw(conversations(system=family.system))
     assume(name != "thinking" or not any("</think>" in message["content"] for message in messages))
     prepared = prepare(dataset({"messages": messages}), tokenizer, None)
-    segments = [segment for i in range(len(prepared)) for segment in preview(prepared, tokenizer, i)]
     answers = [m["content"] + family.stop for m in messages if m.get("weight") == 1]
     normal = tokenizer.tokenizer.normalizer if name == "thinking" else None
     expected = [normal.normalize_str(text) if normal else text for text in answers]
-    assert [segment.text for segment in segments if segment.trained] == expected
+    assert trained_texts(prepared, tokenizer) == expected

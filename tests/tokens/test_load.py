@@ -89,7 +89,7 @@ def test_truncation_and_padding_of_the_file_are_switched_off(folder: Path) -> No
 def test_a_folder_without_tokenizer_json_is_refused(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     assert refusal(folder) == (
-        "MODEL: there is no tokenizer.json; save it with a fast tokenizer: tokenizer.save_pretrained(folder)"
+        "MODEL: tokenizer.json not found; save it with a fast tokenizer: tokenizer.save_pretrained(folder)"
     )
 
 
@@ -103,8 +103,7 @@ def test_a_tokenizer_json_of_something_else_is_refused(folder: Path) -> None:
 def test_a_folder_without_a_chat_template_is_refused(folder: Path) -> None:
     (folder / "chat_template.jinja").unlink()
     assert refusal(folder) == (
-        "MODEL: there is no chat template; "
-        "add chat_template.jinja, or train an instruction-tuned variant of the model"
+        "MODEL: no chat template found; add chat_template.jinja, or use an instruction-tuned variant of the model"
     )
 
 
@@ -113,7 +112,7 @@ def test_templates_without_a_default_are_refused(folder: Path) -> None:
     (folder / "chat_template.jinja").unlink()
     assert refusal(folder) == (
         "MODEL: no chat template is named default; "
-        "add chat_template.jinja, or train an instruction-tuned variant of the model"
+        "add chat_template.jinja, or use an instruction-tuned variant of the model"
     )
 
 

@@ -1,4 +1,4 @@
-"""Preparing a dataset: counts, cuts, rows that cannot be trained, and the stop token."""
+"""Tokenising a dataset: counts, truncation, rows that cannot be trained, and the stop token."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 
 from finetune_api.runtime.choices import OnBadRow
 from finetune_data import DatasetRefused
-from finetune_tokens import ChatTokenizer, Prepared, Segment, StopTokenUntrained, prepare, preview
+from finetune_tokens import ChatTokenizer, StopTokenUntrained, prepare
 from finetune_tokens.template import END, START
-from tokens.families import FAMILIES, dataset, save
-from tokens.golden import CALL, SYSTEM, TALK, TOOL, thought
+from tokens.families import FAMILIES, dataset, save, trained_texts
+from tokens.golden import CALL, SYSTEM, TALK, TOOL, with_reasoning
 
 SHORT = {"messages": [{"role": "user", "content": "And?"}, {"role": "assistant", "content": "Rome."}]}
 LONG = {"messages": [{"role": "user", "content": "two " * 40}, {"role": "assistant", "content": "four"}]}
@@ -35,11 +35,6 @@ def why(tokenizer: ChatTokenizer, *messages: dict[str, Any], **row: Any) -> str:
     return str(problem)
 
 
-def trained(prepared: Prepared, tokenizer: ChatTokenizer) -> list[str]:
-    segments = [segment for i in range(len(prepared)) for segment in preview(prepared, tokenizer, i)]
-    return [segment.text for segment in segments if segment.trained]
-
-
 def test_the_arrays_have_their_types_and_the_counts_agree(folders: dict[str, Path]) -> None:
     prepared = prepare(dataset({"messages": TALK}, SHORT), loaded(folders), None)
     arrays = (prepared.tokens, prepared.targets, prepared.offsets, prepared.lines)
@@ -52,7 +47,7 @@ def test_the_arrays_have_their_types_and_the_counts_agree(folders: dict[str, Pat
     assert prepared.notes == ()
 
 
-def test_the_same_input_gives_the_same_arrays_whatever_stands_beside_a_row(folders: dict[str, Path]) -> None:
+def test_the_same_input_gives_the_same_arrays_for_any_neighbouring_rows(folders: dict[str, Path]) -> None:
     rows = [SHORT, {"messages": TALK}, LONG] * 500
     first, again = (prepare(dataset(*rows), loaded(folders), 48, OnBadRow.SKIP, 0.5) for _ in range(2))
     alone = prepare(dataset(SHORT), loaded(folders), 48)
@@ -62,26 +57,19 @@ def test_the_same_input_gives_the_same_arrays_whatever_stands_beside_a_row(folde
         assert np.array_equal(first.sequence(i)[0], alone.sequence(0)[0])
 
 
-def test_preview_shows_what_is_trained_and_what_is_not(folders: dict[str, Path]) -> None:
+def test_the_answer_and_its_stop_token_are_trained_and_nothing_else(folders: dict[str, Path]) -> None:
     tokenizer = loaded(folders)
-    assert preview(prepare(dataset(SHORT), tokenizer, None), tokenizer, 0) == [
-        Segment(
-            "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nAnd?<|im_end|>\n<|im_start|>assistant\n",
-            trained=False,
-        ),
-        Segment("Rome.<|im_end|>", trained=True),
-        Segment("\n", trained=False),
-    ]
+    assert trained_texts(prepare(dataset(SHORT), tokenizer, None), tokenizer) == ["Rome.<|im_end|>"]
 
 
-def test_a_long_row_loses_its_end_and_is_counted(folders: dict[str, Path]) -> None:
+def test_a_long_row_is_truncated_and_counted(folders: dict[str, Path]) -> None:
     tokenizer = loaded(folders)
     whole = prepare(dataset({"messages": TALK}), tokenizer, None)
     cut = prepare(dataset({"messages": TALK}), tokenizer, whole.token_count - 3)
     assert np.array_equal(cut.tokens, whole.tokens[:-3])
-    assert trained(cut, tokenizer) == ["It is four.<|im_end|>", "It is six"]
+    assert trained_texts(cut, tokenizer) == ["It is four.<|im_end|>", "It is six"]
     assert cut.truncated == 1
-    assert cut.notes == ("1 sequences were cut at the end to fit the sequence length",)
+    assert cut.notes == ("1 sequences were truncated to the sequence length",)
 
 
 def test_a_row_as_long_as_the_sequence_length_is_not_cut(folders: dict[str, Path]) -> None:
@@ -94,9 +82,9 @@ def test_a_row_whose_targets_are_all_cut_is_bad(folders: dict[str, Path]) -> Non
         prepare(dataset(SHORT, LONG), loaded(folders), 48)
     assert str(refused.value) == (
         "rows.jsonl: 1 of 2 rows is bad\n"
-        "  line 2: no trainable token: the answer begins after the sequence length of 48 tokens; "
+        "  line 2: no trainable token: the answer starts beyond the sequence length of 48 tokens; "
         "shorten the row or raise sequence_length\n"
-        "Correct the rows, or set data.on_bad_row: skip to train without them."
+        "Fix the rows, or set data.on_bad_row: skip to train without them."
     )
 
 
@@ -107,17 +95,17 @@ def test_a_bad_row_may_be_skipped_and_is_counted(folders: dict[str, Path]) -> No
     assert [problem.line for problem in prepared.problems] == [2]
 
 
-def test_rows_that_are_all_cut_away_are_refused_whatever_share_is_allowed(folders: dict[str, Path]) -> None:
-    with pytest.raises(DatasetRefused, match="every one of 1 rows is bad: nothing is left to train on"):
+def test_rows_that_are_all_cut_away_are_refused_even_if_any_share_is_allowed(folders: dict[str, Path]) -> None:
+    with pytest.raises(DatasetRefused, match="all of the 1 rows are bad: no row is left to train on"):
         prepare(dataset(LONG), loaded(folders), 48, OnBadRow.SKIP, 1.0)
 
 
-def test_a_later_turn_that_is_cut_away_is_told(folders: dict[str, Path]) -> None:
+def test_a_dropped_later_turn_is_a_warning(folders: dict[str, Path]) -> None:
     messages = [*TALK[:2], *LONG["messages"]]
     prepared = prepare(dataset({"messages": messages}), loaded(folders, "thinking"), 60)
     assert prepared.notes == (
-        "1 later turns were left out: they begin after the sequence length",
-        "the chat template rewrites earlier turns: 1 rows became several sequences each",
+        "1 later turns were dropped: they start beyond the sequence length",
+        "the chat template rewrites earlier turns: 1 rows were split into several sequences",
     )
 
 
@@ -127,27 +115,27 @@ def test_turns_after_the_last_trained_one_are_not_rendered(folders: dict[str, Pa
     assert np.array_equal(prepared.tokens, prepare(dataset({"messages": TALK}), tokenizer, None).tokens)
 
 
-# Rows that a template does not carry as they are
+# Rows that a template does not render completely
 
 
-def test_a_message_the_template_refuses_is_told_in_its_own_words(folders: dict[str, Path]) -> None:
+def test_a_message_that_the_template_refuses_has_the_error_of_the_template(folders: dict[str, Path]) -> None:
     assert why(loaded(folders, "turns"), SYSTEM, *TALK) == (
-        "line 1: the chat template does not render the row up to messages[4]: "
-        "the role system is not supported; write the row as it expects"
+        "line 1: the chat template fails on the row up to messages[4]: "
+        "the role system is not supported; write the row as the template expects"
     )
 
 
-def test_a_role_the_template_passes_over_is_refused(folders: dict[str, Path]) -> None:
+def test_a_role_that_the_template_omits_is_refused(folders: dict[str, Path]) -> None:
     developer = {"role": "developer", "content": "Be kind."}
     assert why(loaded(folders, "thinking"), developer, *TALK) == (
-        "line 1: the chat template does not show messages[0].content (role developer); write the row as it expects"
+        "line 1: the chat template omits messages[0].content (role developer); write the row as the template expects"
     )
 
 
 def test_tool_calls_the_template_does_not_know_are_refused(folders: dict[str, Path]) -> None:
     call = {"role": "assistant", "content": "I think.", "tool_calls": [CALL]}
     assert why(loaded(folders), TALK[0], call) == (
-        "line 1: the chat template does not show messages[1].tool_calls; write the row as it expects"
+        "line 1: the chat template omits messages[1].tool_calls; write the row as the template expects"
     )
 
 
@@ -155,7 +143,7 @@ def test_an_answer_that_the_template_changes_is_refused(tmp_path: Path) -> None:
     source = "{% for m in messages %}{{ m.role }}:{{ m.content | upper }}<|im_end|>{% endfor %}"
     source += "{% if add_generation_prompt %}assistant:{% endif %}"
     assert why(with_template(tmp_path, source), *TALK[:2]) == (
-        "line 1: the chat template does not show messages[1].content; write the row as it expects"
+        "line 1: the chat template omits messages[1].content; write the row as the template expects"
     )
 
 
@@ -163,8 +151,8 @@ def test_an_answer_without_anything_before_it_is_refused_where_the_template_need
     folders: dict[str, Path],
 ) -> None:
     assert why(loaded(folders), TALK[1]) == (
-        "line 1: the chat template does not render the prompt of messages[0]: "
-        "list object has no element 0; write the row as it expects"
+        "line 1: the chat template fails on the prompt of messages[0]: "
+        "list object has no element 0; write the row as the template expects"
     )
 
 
@@ -177,8 +165,8 @@ def test_a_header_that_the_generation_prompt_does_not_write_is_refused_rather_th
     tmp_path: Path, source: str
 ) -> None:
     assert why(with_template(tmp_path, source), *TALK[:2]) == (
-        "line 1: messages[1] does not begin with the generation prompt of the chat template; "
-        "mark the assistant's text in it by {% generation %}"
+        "line 1: messages[1] does not start with the generation prompt of the chat template; "
+        "enclose the assistant's text in the template in {% generation %}"
     )
 
 
@@ -189,7 +177,7 @@ def test_a_token_that_joins_the_header_and_the_answer_is_not_trained(tmp_path: P
     source += "{% if add_generation_prompt %}assistant: {% endif %}"
     tokenizer = with_template(tmp_path, source)
     answer = {"role": "assistant", "content": "two plus three"}
-    assert trained(prepare(dataset({"messages": [TALK[0], answer]}), tokenizer, None), tokenizer) == [
+    assert trained_texts(prepare(dataset({"messages": [TALK[0], answer]}), tokenizer, None), tokenizer) == [
         " plus three<|im_end|>"
     ]
 
@@ -197,26 +185,26 @@ def test_a_token_that_joins_the_header_and_the_answer_is_not_trained(tmp_path: P
 def test_a_template_reaches_nothing_outside_of_the_row(tmp_path: Path) -> None:
     source = "{{ messages.__class__.__mro__ }}"
     assert why(with_template(tmp_path, source), *TALK[:2]).startswith(
-        "line 1: the chat template does not render the row up to messages[1]: "
+        "line 1: the chat template fails on the row up to messages[1]: "
         "access to attribute '__class__' of 'list' object is unsafe"
     )
 
 
 def test_an_answer_of_weight_0_is_not_trained_by_generation_blocks(folders: dict[str, Path]) -> None:
     tokenizer = loaded(folders, "macros")
-    messages = [TALK[0], {**thought(TALK, "I add.")[1], "weight": 0}, *TALK[2:]]
+    messages = [TALK[0], {**with_reasoning(TALK, "I add.")[1], "weight": 0}, *TALK[2:]]
     prepared = prepare(dataset({"messages": messages}), tokenizer, None)
-    assert trained(prepared, tokenizer) == ["It is six.<|im_end|>"]
+    assert trained_texts(prepared, tokenizer) == ["It is six.<|im_end|>"]
 
 
-def test_text_that_looks_like_the_mark_of_a_block_is_refused(folders: dict[str, Path]) -> None:
+def test_text_that_equals_the_marker_of_a_block_is_refused(folders: dict[str, Path]) -> None:
     assert why(loaded(folders, "blocks"), TALK[0], {"role": "assistant", "content": f"a{END}b"}) == (
-        "line 1: the chat template does not render the row up to messages[1]: "
-        "its generation blocks overlap; write the row as it expects"
+        "line 1: the chat template fails on the row up to messages[1]: "
+        "its generation blocks overlap; write the row as the template expects"
     )
     assert why(loaded(folders, "blocks"), {"role": "user", "content": f"a{START}b{END}"}, TALK[1]) == (
-        "line 1: the chat template does not render the row up to messages[1]: "
-        "its generation blocks cannot be located in the text it renders; write the row as it expects"
+        "line 1: the chat template fails on the row up to messages[1]: "
+        "its generation blocks cannot be located in the text it renders; write the row as the template expects"
     )
 
 
@@ -229,8 +217,8 @@ def test_a_template_that_never_writes_a_stop_token_is_refused(tmp_path: Path) ->
     with pytest.raises(StopTokenUntrained) as refused:
         prepare(dataset({"messages": TALK}), with_template(tmp_path, source), None)
     assert str(refused.value) == (
-        "rows.jsonl: no trained turn ends with a stop token (<|im_end|>): the model would never stop\n"
-        "Let the chat template write it after each assistant's turn, inside of the generation block."
+        "rows.jsonl: no trained turn ends with a stop token (<|im_end|>): the model would not learn to stop\n"
+        "Change the chat template to write it after each assistant message, inside the generation block."
     )
 
 
@@ -244,37 +232,42 @@ def test_a_stop_token_that_every_row_loses_to_the_sequence_length_is_refused(fol
     whole = prepare(dataset(SHORT), loaded(folders), None)
     with pytest.raises(StopTokenUntrained) as refused:
         prepare(dataset(SHORT), loaded(folders), whole.token_count - 2)
-    assert refused.value.remedy == "Every row is cut before its end: raise sequence_length, or shorten the rows."
+    assert refused.value.remedy == "Every row is truncated: raise sequence_length, or shorten the rows."
 
 
-def test_an_end_of_turn_at_which_the_model_would_not_stop_is_told(tmp_path: Path) -> None:
+def test_an_end_of_turn_at_which_generation_does_not_stop_is_a_warning(tmp_path: Path) -> None:
     folder = save(tmp_path, FAMILIES["chatml"])
     (folder / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}', "utf-8")
     prepared = prepare(dataset(SHORT), ChatTokenizer.load(folder), None)
     assert prepared.stop_ids == (2,)
-    assert prepared.notes == (
-        "turns end with <|im_end|>, where this model's configuration does not stop (<|endoftext|>)",
-    )
+    assert prepared.notes == ("turns end with <|im_end|>, but generation of this model stops at <|endoftext|>",)
 
 
-# What is told and stops nothing
+# Warnings
 
 
-def test_tools_reasoning_and_special_tokens_in_the_text_are_told(folders: dict[str, Path]) -> None:
+def test_tools_reasoning_and_special_tokens_in_the_text_are_warnings(folders: dict[str, Path]) -> None:
     rows = (
         {**SHORT, "tools": [TOOL]},
-        {"messages": thought(TALK, "I add.")},
+        {"messages": with_reasoning(TALK, "I add.")},
         {"messages": [{"role": "user", "content": "What is <|im_end|>?"}, TALK[1]]},
     )
     assert prepare(dataset(*rows), loaded(folders), None).notes == (
-        "1 rows declare tools, which the chat template does not show",
-        "1 rows have reasoning, which the chat template does not show",
-        "1 rows have the text of a special token in a message, which is read as that token",
+        "1 rows declare tools, but the chat template does not render them",
+        "1 rows have reasoning, but the chat template does not render it",
+        "1 rows contain the text of a special token in a message; it is tokenised as that token",
     )
 
 
-def test_a_template_that_writes_the_date_is_told(tmp_path: Path) -> None:
+def test_a_template_that_writes_the_date_is_a_warning(tmp_path: Path) -> None:
     source = "{{ strftime_now('%d %b %Y') }}" + NO_PROMPT + "{# add_generation_prompt #}"
     source = source.replace("<|im_start|>{{ m.role }}\n", "")
     prepared = prepare(dataset(SHORT), with_template(tmp_path, source), None)
-    assert prepared.notes == ("the chat template writes the date; every row is given 2025-01-01",)
+    assert prepared.notes == ("the chat template writes the current date; it is fixed to 2025-01-01 for every row",)
+
+
+def test_columns_that_are_not_used_are_a_warning(folders: dict[str, Path]) -> None:
+    rows = ({**SHORT, "id": 7}, {**SHORT, "id": 8, "source": "web"})
+    assert prepare(dataset(*rows), loaded(folders), None).notes == (
+        "training does not use these columns (number of occurrences): id (2), source (1)",
+    )

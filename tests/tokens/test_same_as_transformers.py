@@ -9,7 +9,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from finetune_tokens import ChatTokenizer
-from finetune_tokens.conversation import plain
+from finetune_tokens.conversation import template_messages
 from finetune_tokens.template import NOW, ChatTemplate
 from tokens.families import FAMILIES, dataset, save
 from tokens.golden import CALL, CASES, STEPS, SYSTEM, TALK, TOOL, masks
@@ -44,7 +44,7 @@ def test_text_and_tokens_are_those_of_apply_chat_template(
 ) -> None:
     ours, theirs = ChatTokenizer.load(folders[family]), oracle(folders[family])
     row = dataset(record).rows[0]
-    text = ours.template_for(row).render(plain(row), row.tools, prompt=prompt)
+    text = ours.template_for(row).render(template_messages(row), row.tools, prompt=prompt)
     asked = {"tools": record.get("tools"), "add_generation_prompt": prompt}
     assert text == theirs.apply_chat_template(record["messages"], tokenize=False, **asked)
     tokens = theirs.apply_chat_template(record["messages"], return_dict=False, **asked)
@@ -77,7 +77,7 @@ TEMPLATES = {
 def test_the_language_of_templates_is_that_of_transformers(tmp_path: Path, template: str) -> None:
     folder = save(tmp_path, FAMILIES["headers"], template)
     row = dataset({"messages": UNUSUAL}).rows[0]
-    ours = ChatTokenizer.load(folder).template_for(row).render(plain(row), row.tools)
+    ours = ChatTokenizer.load(folder).template_for(row).render(template_messages(row), row.tools)
     assert ours == oracle(folder).apply_chat_template(UNUSUAL, tokenize=False)
 
 

@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from finetune_trainer import checkpoint
-from finetune_trainer.agreement import rank, world_size
+from finetune_trainer.collectives import rank, world_size
 from finetune_trainer.files import DISK, Files
 from trainer.failpoints import Failing, Full, die
 
@@ -114,12 +114,12 @@ def save_apart(folder: Path, step: int) -> None:
 
 
 def load(output: Path, step: int) -> dict[str, Any]:
-    """Load into zeros; return the whole state."""
+    """Load into zeros; return the full, unsharded state."""
     state = tensors(0)
     state = sharded(state) if world_size() > 1 else state
     extra = checkpoint.load(output, step, state)
     assert extra == {"step": step}
-    return whole(state)
+    return unsharded(state)
 
 
 def sharded(state: dict[str, Any]) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def sharded(state: dict[str, Any]) -> dict[str, Any]:
     return _map(state, lambda t: distribute_tensor(t, mesh, [Shard(0)]) if t.dim() == 2 else t)
 
 
-def whole(state: dict[str, Any]) -> dict[str, Any]:
+def unsharded(state: dict[str, Any]) -> dict[str, Any]:
     return _map(state, lambda t: t.full_tensor() if isinstance(t, DTensor) else t)
 
 

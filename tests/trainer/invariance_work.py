@@ -10,19 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from finetune_trainer import loop
-from finetune_trainer.batches import Layout
-from finetune_trainer.collate import Batch
-from finetune_trainer.engines import Engine, build
-from finetune_trainer.environment import Place
-from finetune_trainer.job import order
-from finetune_trainer.loop import Run
+from finetune_trainer.collate import TokenBatch
+from finetune_trainer.engines import TrainingEngine, build
+from finetune_trainer.environment import RankInfo
+from finetune_trainer.loop import TrainState
 from finetune_trainer.rows import Rows
+from finetune_trainer.sampler import BatchSharding
+from finetune_trainer.trainer import sampler
 from trainer import models
 from trainer.parity_cases import Recording, group
 
 Result = tuple[float, dict[str, Tensor]]
-"""The loss of the step, and the whole gradient of every parameter."""
-PLACE = Place(0, 1, 0, torch.device("cpu"))
+"""The loss of the step, and the full gradient of every parameter."""
+ALONE_INFO = RankInfo(0, 1, 0, torch.device("cpu"))
 
 
 def rows() -> Rows:
@@ -41,11 +41,11 @@ def rows() -> Rows:
 class MeanOfMeans(Recording):
     """The wrong way: each micro batch is averaged over its own targets, and the averages are averaged."""
 
-    def __init__(self, engine: Engine, micro_batches: int) -> None:
+    def __init__(self, engine: TrainingEngine, micro_batches: int) -> None:
         super().__init__(engine)
         self._micro_batches = micro_batches
 
-    def accumulate(self, batch: Batch, scale: float, *, last: bool) -> Tensor:
+    def accumulate(self, batch: TokenBatch, scale: float, *, last: bool) -> Tensor:
         own = 1 / (max(len(batch.labels), 1) * self._micro_batches)
         return super().accumulate(batch, own, last=last)
 
@@ -65,14 +65,16 @@ def _in(dtype: torch.dtype) -> nn.Module:
     return model.to(dtype)
 
 
-def _step(per_device: int, dtype: torch.dtype, wrong: Callable[[Engine, int], Recording] | None) -> Result:
+def _step(per_device: int, dtype: torch.dtype, wrong: Callable[[TrainingEngine, int], Recording] | None) -> Result:
     accumulation = 8 // per_device
     config = models.run_config(
         Path("model"), Path("data"), Path("output"), data__shuffle=False,
         batch={"per_device": per_device, "accumulation": accumulation},
     )  # fmt: skip
-    engine = build(_in(dtype), config, PLACE)
+    engine = build(_in(dtype), config, ALONE_INFO)
     recording = wrong(engine, accumulation) if wrong else Recording(engine)
     data = rows()
-    run = Run(config, PLACE, recording, data, order(config, len(data)), Layout(per_device, 1))
-    return loop.train_step(run, 0).loss, recording.first
+    train_state = TrainState(
+        config, ALONE_INFO, recording, data, sampler(config, len(data)), BatchSharding(per_device, 1)
+    )
+    return loop.train_step(train_state, 0).loss, recording.first

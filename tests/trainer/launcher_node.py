@@ -1,6 +1,6 @@
-"""A node whose ranks do as they are told: `python -m trainer.launcher_node PARTS GRACE FOLDER`.
+"""A node with scripted ranks: `python -m trainer.launcher_node ROLES GRACE FOLDER`.
 
-PARTS is JSON: the part of each rank, one of those below. The launcher is the product's own; it prints the report.
+ROLES is JSON: the role of each rank, one of those below. The launcher is the real one; it prints the report.
 """
 
 from __future__ import annotations
@@ -16,53 +16,53 @@ from typing import NoReturn
 from finetune_api.runtime.exits import Exit
 from finetune_api.runtime.report import Cause, FinalReport
 from finetune_api.runtime.run_config import Mesh
-from finetune_trainer import launch, verdict
-from finetune_trainer.config import Node
-from finetune_trainer.handoff import FOLDER_ENV, STORE_ENV, write_ending
+from finetune_trainer import launch, outcome
+from finetune_trainer.config import NodeInfo
+from finetune_trainer.handoff import FOLDER_ENV, STORE_ENV, write_rank_report
 
 COMMAND = (sys.executable, "-m", "trainer.launcher_node")
 
 
 def main() -> int:
-    parts, grace, folder = sys.argv[1:]
+    roles, grace, folder = sys.argv[1:]
     mesh = Mesh(
         nodes=1,
-        processes_per_node=len(json.loads(parts)),
-        data_parallel=len(json.loads(parts)),
+        processes_per_node=len(json.loads(roles)),
+        data_parallel=len(json.loads(roles)),
         tensor_parallel=1,
         pipeline_parallel=1,
     )
-    report = launch.launch(mesh, Node(0, 1), Path(folder), (*COMMAND, parts), float(grace))
+    report = launch.launch(mesh, NodeInfo(0, 1), Path(folder), (*COMMAND, roles), float(grace))
     sys.stdout.write(report.line() + "\n")
     return report.exit_code
 
 
-def play(part: str) -> NoReturn:
-    name, _, code = part.partition(" ")
+def play(role: str) -> NoReturn:
+    name, _, code = role.partition(" ")
     {
         "exit": lambda: sys.exit(int(code)),
         "fail": lambda: end(failed(int(code))),
         "die": lambda: os.kill(os.getpid(), signal.SIGKILL),
         "hang": hang,
         "stop": stop,
-        "tell": tell,
+        "environment": report_environment,
     }[name]()
-    raise AssertionError(part)
+    raise AssertionError(role)
 
 
 def failed(code: int) -> FinalReport:
     rank = int(os.environ["RANK"])
-    message = f"rank {rank} says so"
-    return verdict.failure(code, message, Cause(rank=rank, node=0, time=time.time(), error=message))
+    message = f"rank {rank} failed"
+    return outcome.failure(code, message, Cause(rank=rank, node=0, time=time.time(), error=message))
 
 
 def end(report: FinalReport) -> NoReturn:
-    write_ending(Path(os.environ[FOLDER_ENV]), int(os.environ["RANK"]), report)
+    write_rank_report(Path(os.environ[FOLDER_ENV]), int(os.environ["RANK"]), report)
     sys.exit(report.exit_code)
 
 
 def hang() -> None:
-    """Like a rank in a collective with a lost peer: it answers nothing."""
+    """Like a rank in a collective with a lost peer: it does not respond."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.stdout.write("ready\n")
     sys.stdout.flush()
@@ -71,7 +71,7 @@ def hang() -> None:
 
 
 def stop() -> None:
-    """Like a rank that is asked to stop, and does after its step."""
+    """Like a rank that stops after its step when asked to."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     sys.stdout.write("ready\n")
     sys.stdout.flush()
@@ -79,11 +79,11 @@ def stop() -> None:
     end(FinalReport(time=time.time(), exit_code=Exit.STOPPED, reason="Stopped", message="after 3 steps", step=3))
 
 
-def tell() -> None:
-    """Leave what a rank is told as the message of its report."""
+def report_environment() -> None:
+    """Report the environment of the rank as the message."""
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "OMP_NUM_THREADS")
-    told = {name: os.environ[name] for name in names} | {"store": os.environ.get(STORE_ENV, "")}
-    end(FinalReport(time=time.time(), exit_code=0, reason="Succeeded", message=json.dumps(told), step=0))
+    variables = {name: os.environ[name] for name in names} | {"store": os.environ.get(STORE_ENV, "")}
+    end(FinalReport(time=time.time(), exit_code=0, reason="Succeeded", message=json.dumps(variables), step=0))
 
 
 if __name__ == "__main__":

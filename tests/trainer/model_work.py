@@ -12,19 +12,19 @@ from torch.distributed.tensor import DTensor
 
 from finetune_api.runtime.run_config import RunConfig
 from finetune_trainer import adapters, engines, environment, model
-from finetune_trainer.environment import Place
+from finetune_trainer.environment import RankInfo
 
 
 def built(folders: list[Path], config: RunConfig) -> dict[str, Tensor]:
-    """Whole parameters and buffers of this rank, which loads the base from a folder of its own."""
+    """Full parameters and buffers of this rank, which loads the base from a folder of its own."""
     rank, world = dist.get_rank(), dist.get_world_size()
     environment.seed(config.seed, rank)
     found: nn.Module = model.load(folders[rank], config)
     if config.lora is not None:
         found = adapters.attach(found, config.lora)  # type: ignore[arg-type]
-    engine = engines.build(found, config, Place(rank, world, rank, torch.device("cpu")))
-    whole = {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in engine.model.named_parameters()}
-    return {name: tensor.detach().clone() for name, tensor in (whole | dict(engine.model.named_buffers())).items()}
+    engine = engines.build(found, config, RankInfo(rank, world, rank, torch.device("cpu")))
+    full = {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in engine.model.named_parameters()}
+    return {name: tensor.detach().clone() for name, tensor in (full | dict(engine.model.named_buffers())).items()}
 
 
 def bytes_to_load(small: list[Path], large: list[Path], config: RunConfig) -> int:

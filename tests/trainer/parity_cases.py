@@ -1,4 +1,4 @@
-"""The same small job on whatever ranks there are, with everything recorded that has to agree between layouts.
+"""The same small job on any number of ranks, with a record of everything that must be equal on every layout.
 
 Run by ranks from test_parity.py and by the workers of a real launcher (parity_node.py).
 """
@@ -21,12 +21,12 @@ from torch.distributed.tensor import DTensor
 from finetune_api.runtime.choices import Engine
 from finetune_api.runtime.run_config import Lora, RunConfig
 from finetune_trainer import adapters, engines, environment, loop
-from finetune_trainer.batches import Layout
-from finetune_trainer.collate import Batch
-from finetune_trainer.environment import Place
-from finetune_trainer.job import order
-from finetune_trainer.loop import Done, Run
+from finetune_trainer.collate import TokenBatch
+from finetune_trainer.environment import RankInfo
+from finetune_trainer.loop import StepResult, TrainState
 from finetune_trainer.rows import Rows
+from finetune_trainer.sampler import BatchSharding
+from finetune_trainer.trainer import sampler
 from trainer import models, unsynced
 
 STEPS = 20
@@ -36,7 +36,7 @@ STEPS_PER_EPOCH = 8
 
 
 @dataclass(frozen=True)
-class Case:
+class ParityCase:
     engine: Engine
     tied: bool
     lora: bool
@@ -45,7 +45,7 @@ class Case:
 
     @property
     def job(self) -> str:
-        """What is trained, however it is spread."""
+        """What is trained, independent of the layout."""
         return f"{'tied' if self.tied else 'untied'} {'lora' if self.lora else 'fft'}"
 
     def __str__(self) -> str:
@@ -59,45 +59,50 @@ class Trace:
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     gradients: dict[str, Tensor] = field(default_factory=dict)
-    """Of the first step, before clipping, whole."""
+    """Of the first step, before clipping, unsharded."""
 
 
-def cases(*kinds: Engine, synced: bool = True, steps: int = STEPS) -> list[Case]:
-    return [Case(*case, synced, steps) for case in itertools.product(kinds, (True, False), (False, True))]
+def cases(*kinds: Engine, synced: bool = True, steps: int = STEPS) -> list[ParityCase]:
+    return [ParityCase(*case, synced, steps) for case in itertools.product(kinds, (True, False), (False, True))]
 
 
-def everywhere(*kinds: Engine) -> list[Case]:
+def everywhere(*kinds: Engine) -> list[ParityCase]:
     """Every job with gradient sync over the whole run, and without it over the first steps."""
     return cases(*kinds) + cases(*kinds, synced=False, steps=3)
 
 
-def traces(which: list[Case]) -> dict[str, Trace]:
+def traces(which: list[ParityCase]) -> dict[str, Trace]:
     """The trace of every case. On a world of one there may be no process group yet."""
     torch.set_num_threads(1)
     with group():
         rank, world = dist.get_rank(), dist.get_world_size()
-        place = Place(rank, world, rank, torch.device("cpu"))
-        return {str(case): trace(case, place) for case in which}
+        rank_info = RankInfo(rank, world, rank, torch.device("cpu"))
+        return {str(case): trace(case, rank_info) for case in which}
 
 
-def trace(case: Case, place: Place) -> Trace:
-    config = _config(case, place.world_size)
+def trace(case: ParityCase, rank_info: RankInfo) -> Trace:
+    config = _config(case, rank_info.world_size)
     model: nn.Module = models.llama(tied=case.tied)
     if config.lora is not None:
         model = with_random_b(models.llama(tied=case.tied), config.lora)
     build = engines.build if case.synced else unsynced.build
-    recording = Recording(build(model, config, place))
+    recording = Recording(build(model, config, rank_info))
     data = rows(ROWS)
-    run = Run(
-        config, place, recording, data, order(config, len(data)), Layout(config.batch.per_device, place.world_size)
+    train_state = TrainState(
+        config,
+        rank_info,
+        recording,
+        data,
+        sampler(config, len(data)),
+        BatchSharding(config.batch.per_device, rank_info.world_size),
     )
     found = Trace(gradients=recording.first)
 
-    def note(done: Done) -> None:
-        found.losses.append(done.loss)
-        found.norms.append(done.grad_norm)
+    def record(result: StepResult) -> None:
+        found.losses.append(result.loss)
+        found.norms.append(result.grad_norm)
 
-    loop.fit(run, 0, [note])
+    loop.fit(train_state, 0, [record])
     return found
 
 
@@ -126,21 +131,21 @@ def with_random_b(model: Any, lora: Lora) -> nn.Module:
 class Recording:
     """An engine that keeps the gradients of its first step."""
 
-    def __init__(self, engine: engines.Engine) -> None:
+    def __init__(self, engine: engines.TrainingEngine) -> None:
         self._engine = engine
         self.model = engine.model
         self.first: dict[str, Tensor] = {}
 
-    def accumulate(self, batch: Batch, scale: float, *, last: bool) -> Tensor:
+    def accumulate(self, batch: TokenBatch, scale: float, *, last: bool) -> Tensor:
         return self._engine.accumulate(batch, scale, last=last)
 
-    def evaluate(self, batch: Batch) -> Tensor:
+    def evaluate(self, batch: TokenBatch) -> Tensor:
         return self._engine.evaluate(batch)
 
-    def clip(self, largest: float) -> float:
+    def clip(self, max_norm: float) -> float:
         if not self.first:
             self.first.update(gradients(self.model))
-        return self._engine.clip(largest)
+        return self._engine.clip(max_norm)
 
     def step(self, learning_rate: float) -> None:
         self._engine.step(learning_rate)
@@ -153,7 +158,7 @@ class Recording:
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
-    """Whole gradients by parameter name. Collective where they are sharded."""
+    """Full gradients by parameter name. Collective where they are sharded."""
     return {
         name: (p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad).clone()
         for name, p in model.named_parameters()
@@ -161,7 +166,7 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _config(case: Case, world: int) -> RunConfig:
+def _config(case: ParityCase, world: int) -> RunConfig:
     changes: dict[str, Any] = {"method": "lora", "lora": models.lora()} if case.lora else {}
     return models.run_config(
         Path("model"),

@@ -1,6 +1,6 @@
 """One node of a job of two: `python -m trainer.parity_node` is its launcher, and what that launcher starts.
 
-The launcher, the meeting of the ranks and the environment are the product's own; only the work is the test's.
+The launcher, the rendezvous of the ranks and the environment are the product's own; only the work is the test's.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from finetune_api.runtime.choices import Device, Engine
 from finetune_api.runtime.exits import Exit
 from finetune_api.runtime.report import FinalReport
 from finetune_trainer import config, launch
-from finetune_trainer.handoff import FOLDER_ENV, write_ending
+from finetune_trainer.handoff import FOLDER_ENV, write_rank_report
 from trainer import models
 
 COMMAND = (sys.executable, "-m", "trainer.parity_node")
@@ -34,12 +34,12 @@ def as_rank(folder: Path) -> None:
     from finetune_trainer import environment  # noqa: PLC0415
     from trainer import parity_cases  # noqa: PLC0415
 
-    with environment.joined(os.environ, Device.CPU) as place:
+    with environment.process_group(os.environ, Device.CPU) as rank_info:
         found = parity_cases.traces(parity_cases.everywhere(Engine.DDP, Engine.FSDP2))
-        if place.rank == 0:
+        if rank_info.rank == 0:
             torch.save({name: vars(trace) for name, trace in found.items()}, folder / TRACES)
         report = FinalReport(time=time.time(), exit_code=Exit.OK, reason="Succeeded", message="", step=0)
-        write_ending(folder, place.rank, report)
+        write_rank_report(folder, rank_info.rank, report)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ _context.set_forkserver_preload([
 
 
 @dataclass(frozen=True)
-class Ended:
+class RankResult:
     """How one rank ended: its exit code (negative: a signal), and what the function returned or raised."""
 
     code: int | None
@@ -36,7 +36,7 @@ class Ended:
     error: Exception | None = None
 
 
-def run_ranks(world: int, work: Callable[..., Any], *args: Any) -> list[Ended]:
+def run_ranks(world: int, work: Callable[..., Any], *args: Any) -> list[RankResult]:
     """Run `work(*args)` on `world` ranks at once; a world of 1 has no process group. Leaves no process behind.
 
     Only the time limit of the test ends ranks that hang.
@@ -55,7 +55,7 @@ def run_ranks(world: int, work: Callable[..., Any], *args: Any) -> list[Ended]:
             received = [_receive(receiver) for receiver, _ in pipes]
             for child in children:
                 child.join()
-            return [Ended(child.exitcode, *outcome) for child, outcome in zip(children, received, strict=True)]
+            return [RankResult(child.exitcode, *outcome) for child, outcome in zip(children, received, strict=True)]
         finally:
             for child in children:
                 child.kill()
@@ -63,7 +63,7 @@ def run_ranks(world: int, work: Callable[..., Any], *args: Any) -> list[Ended]:
                 child.close()
 
 
-def values(ended: list[Ended]) -> list[Any]:
+def values(ended: list[RankResult]) -> list[Any]:
     """What every rank returned; fails with the first rank's error if one raised."""
     for rank, one in enumerate(ended):
         assert one.error is None, f"rank {rank}: {one.error!r}"
@@ -89,7 +89,7 @@ def _rank(
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     try:
         sender.send_bytes(pickle.dumps((work(*args), None)))
-    except Exception as error:  # noqa: BLE001 - whatever it is belongs to the test, not to this process
+    except Exception as error:  # noqa: BLE001 - the test decides about every error
         traceback.print_exc()
         sent = error if isinstance(error, RunError) else RuntimeError(repr(error))  # others may not unpickle
         sender.send_bytes(pickle.dumps((None, sent)))

@@ -14,16 +14,16 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 
 from finetune_api.runtime.choices import Method
 from finetune_trainer import export, result
-from finetune_trainer.agreement import world_size
+from finetune_trainer.collectives import world_size
 from finetune_trainer.files import DISK, Files
 from trainer.failpoints import Failing, die
 
 TOKENS = torch.arange(24).reshape(2, 12)
 
 
-def card(method: Method, base: Path, *, step: int = 20) -> export.Card:
+def card(method: Method, base: Path, *, step: int = 20) -> export.ModelCard:
     metrics = {"val.loss": 1.25, "train.loss": None}
-    return export.Card(str(base), method, "/data/rows.jsonl", "sha256:aa", step, metrics)
+    return export.ModelCard(str(base), method, "/data/rows.jsonl", "sha256:aa", step, metrics)
 
 
 def logits(model: torch.nn.Module) -> Tensor:
@@ -34,7 +34,7 @@ def logits(model: torch.nn.Module) -> Tensor:
 
 
 def disturb(model: torch.nn.Module) -> None:
-    """Stand in for training: every trained parameter becomes another one."""
+    """Stands in for training: changes every trained parameter."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -58,7 +58,7 @@ def publish_sharded(base: Path, output: Path) -> list[str]:
 def die_everywhere(folder: Path) -> list[bool]:
     """Publish, killed before each operation in turn; whether there was a result then.
 
-    Checks that the next publication goes through, whatever was left.
+    Checks that the next publication succeeds.
     """
     model = LlamaForCausalLM(
         LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
@@ -85,7 +85,7 @@ def die_everywhere(folder: Path) -> list[bool]:
 
 
 def publish_with_little_space(output: Path, base: Path) -> None:
-    """No file of this process may grow beyond 64 KiB: what a full volume looks like to a library in C or Rust."""
+    """No file of this process may grow beyond 64 KiB: like a full volume, for libraries in C or Rust."""
     model = AutoModelForCausalLM.from_pretrained(base)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
     result.publish(output, model, export.gather(model.named_parameters()), base, card(Method.FFT, base))

@@ -1,4 +1,4 @@
-"""A whole run in a process that dies at a chosen operation of its saves, and the run that continues it."""
+"""A complete run in a process that is killed at a chosen operation of its saves, and the run that resumes it."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from finetune_api.runtime.run_config import RunConfig
 from finetune_trainer import checkpoint, environment, preparation
 from finetune_trainer.files import DISK, Files
 from finetune_trainer.handoff import STORE_ENV, Handoff
-from finetune_trainer.job import Job
 from finetune_trainer.stop import Stop
+from finetune_trainer.trainer import Trainer
 from trainer.failpoints import Failing, die
 
 
-def run_whole(config: RunConfig, folder: Path) -> None:
+def run_uninterrupted(config: RunConfig, folder: Path) -> None:
     """Run `config` to its end, on as many ranks as it asks for, each a fork of this process."""
     prepare(config, folder)
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        meeting = {
+        rendezvous = {
             "WORLD_SIZE": str(config.mesh.world_size),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(listening.getsockname()[1]),
         }
         children = [
-            fork(partial(run_rank, config, folder, own | meeting, DISK))
+            fork(partial(run_rank, config, folder, own | rendezvous, DISK))
             for own in (_own(rank, listening.fileno()) for rank in range(config.mesh.world_size))
         ]
         for child in children:
@@ -43,7 +43,7 @@ def die_at_many_points(config: RunConfig, folder: Path, stride: int) -> list[int
     """Run `config` in outputs of its own, killed at every `stride`-th operation of its saves and its result,
     and continue each. Returns the steps they continued from (None: from the start).
 
-    Checks that each ends with the weights of the run that nobody killed.
+    Checks that each ends with the weights of the uninterrupted run.
     """
     prepare(config, folder)
     wait(fork(partial(count_operations, config, folder)))
@@ -78,13 +78,13 @@ def run_rank(config: RunConfig, folder: Path, variables: dict[str, str], files: 
     """One rank of the run, as worker.py has it."""
     torch.set_num_threads(1)
     handoff = Handoff.read(folder / "handoff").model_copy(update={"config": config})
-    with environment.joined(variables, Device.CPU) as place, Stop() as stop:
-        report = Job(handoff, folder / "handoff", place, stop, files).run()
+    with environment.process_group(variables, Device.CPU) as rank_info, Stop() as stop:
+        report = Trainer(handoff, folder / "handoff", rank_info, stop, files).run()
     assert report.exit_code == 0
 
 
 def _own(rank: int, store: int | None = None) -> dict[str, str]:
-    """Variables of one rank; those of a rank that is alone, but for what the run says otherwise."""
+    """Variables of one rank; by default those of a single rank."""
     own = {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": "0",

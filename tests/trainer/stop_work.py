@@ -7,7 +7,7 @@ import signal
 
 import torch
 
-from finetune_trainer.agreement import rank
+from finetune_trainer.collectives import rank
 from finetune_trainer.stop import Stop
 
 CPU = torch.device("cpu")
@@ -19,7 +19,7 @@ def steps_until_stop(victim: int, at: int, number: signal.Signals) -> int:
         for step in range(1, 10):
             if step == at and rank() == victim:
                 os.kill(os.getpid(), number)
-            if stop.agreed(CPU):
+            if stop.requested_on_any_rank(CPU):
                 return step
     return 0
 
@@ -27,13 +27,13 @@ def steps_until_stop(victim: int, at: int, number: signal.Signals) -> int:
 def signal_twice(number: signal.Signals) -> bool:
     with Stop() as stop:
         os.kill(os.getpid(), number)
-        assert stop.agreed(CPU)
+        assert stop.requested_on_any_rank(CPU)
         os.kill(os.getpid(), number)
-        return stop.agreed(CPU)
+        return stop.requested_on_any_rank(CPU)
 
 
 def interrupt_then_terminate() -> bool:
     with Stop() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)
-        return stop.agreed(CPU)
+        return stop.requested_on_any_rank(CPU)

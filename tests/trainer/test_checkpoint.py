@@ -1,4 +1,4 @@
-"""Checkpoints: what comes back, what counts, what is refused, and what a crash at any point leaves."""
+"""Checkpoints: round trips, validity, refusals, and crashes at every point."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 
 from finetune_trainer import checkpoint
 from finetune_trainer.errors import OutputRefused, StorageFailed
-from finetune_trainer.marker import read_marker, stamp
+from finetune_trainer.marker import digest_of, read_marker
 from trainer import checkpoint_fixture as fixture
 from trainer import checkpoint_work as work
 from trainer.failpoints import Full
@@ -32,7 +32,7 @@ def steps(output: Path) -> list[str]:
     return sorted(path.name for path in (output / "checkpoints").iterdir())
 
 
-def test_state_extra_and_random_numbers_come_back_bit_by_bit(tmp_path: Path) -> None:
+def test_state_extra_and_random_numbers_are_restored_bit_by_bit(tmp_path: Path) -> None:
     drawn = work.save_and_draw(tmp_path, 20)
     assert checkpoint.latest(tmp_path) == 20
     assert work.same(work.load(tmp_path, 20), work.tensors(20))
@@ -61,7 +61,7 @@ def test_pruning(tmp_path: Path, keep: int, protect: set[int], stay: list[int]) 
     assert steps(tmp_path) == [f"step-{step:08d}" for step in stay]
 
 
-def test_pruning_removes_the_marker_before_anything_it_vouches_for(tmp_path: Path) -> None:
+def test_pruning_removes_the_marker_before_the_files_it_lists(tmp_path: Path) -> None:
     work.save(tmp_path, 1)
     removed = [path.name for kind, path in work.operations(tmp_path, 2) if kind == "remove"]
     assert len(removed) == 6
@@ -111,7 +111,7 @@ def test_a_flipped_bit_is_found_and_the_next_start_uses_the_checkpoint_before(tm
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
     state = work.tensors(0)
-    with pytest.raises(StorageFailed, match=r"step-00000020/shard-00000\.bin is not what was written.*one before"):
+    with pytest.raises(StorageFailed, match=r"step-00000020/shard-00000\.bin is corrupt .*one before"):
         checkpoint.load(tmp_path, 20, state)
     assert work.same(state, work.tensors(0)), "nothing was loaded"
     assert checkpoint.latest(tmp_path) == 10
@@ -127,10 +127,17 @@ def without(state: dict[str, Any], name: str) -> dict[str, Any]:
         pytest.param(work.tensors(0) | {"step": torch.zeros(2)}, "Size mismatch", id="another shape"),
         pytest.param(
             work.tensors(0) | {"step": torch.zeros((), dtype=torch.int64)},
-            "step is torch.float32 there and torch.int64 here", id="another number format",
+            "step has dtype torch.float32 in the checkpoint and torch.int64 in this run",
+            id="another dtype",
         ),
-        pytest.param(work.tensors(0) | {"new": torch.zeros(1)}, "Missing key.*new", id="a tensor it has not"),
-        pytest.param(without(work.tensors(0), "step"), "it holds step and 0 more", id="a tensor the run has not"),
+        pytest.param(
+            work.tensors(0) | {"new": torch.zeros(1)}, "Missing key.*new",
+            id="a tensor that is not in the checkpoint",
+        ),
+        pytest.param(
+            without(work.tensors(0), "step"), "it has tensors that this run does not have: step;",
+            id="a tensor that is not in the run",
+        ),
     ],
 )  # fmt: skip
 def test_a_checkpoint_of_another_state_is_refused(tmp_path: Path, state: dict[str, Any], sentence: str) -> None:
@@ -163,7 +170,7 @@ def test_a_checkpoint_with_a_pickled_index_is_refused(tmp_path: Path) -> None:
     work.save(tmp_path, 20)
     of = folder(tmp_path, 20)
     (of / "index.json").rename(of / ".metadata")
-    restamp(of, ".metadata", instead_of="index.json")
+    update_digest(of, ".metadata", instead_of="index.json")
     with pytest.raises(OutputRefused, match=r"its index \(\.metadata\) is a pickle, which .*another output"):
         checkpoint.load(tmp_path, 20, work.tensors(0))
 
@@ -181,7 +188,7 @@ class Code:
 def test_code_in_the_index_does_not_run(tmp_path: Path) -> None:
     work.save(tmp_path, 20)
     (folder(tmp_path, 20) / "index.json").write_bytes(pickle.dumps(Code(tmp_path / "ran")))
-    restamp(folder(tmp_path, 20), "index.json")
+    update_digest(folder(tmp_path, 20), "index.json")
     with pytest.raises(OutputRefused, match=r"cannot resume from checkpoint .*step-00000020: .*Invalid JSON"):
         checkpoint.load(tmp_path, 20, work.tensors(0))
     assert not (tmp_path / "ran").exists()
@@ -202,30 +209,36 @@ def changed_index(**changes: Any) -> Any:
     ("change", "sentence"),
     [
         pytest.param(lambda tensors: tensors["step"].pop("dtype"), "dtype.*Field required", id="a field is missing"),
-        pytest.param(changed_index(dtype="save"), "has no number format save", id="an unknown number format"),
+        pytest.param(changed_index(dtype="save"), "has no dtype save", id="an unknown dtype"),
         pytest.param(changed_index(file="../x.bin"), "String should match", id="a file outside the folder"),
         pytest.param(changed_index(chunks=[]), "chunks do not cover", id="a chunk is missing"),
-        pytest.param(changed_index(sizes=[1]), "another number of dimensions", id="a chunk with more dimensions"),
-        pytest.param(changed_index(position=1 << 40), "has not the 4 bytes", id="bytes behind the end of the file"),
-        pytest.param(changed_index(length=1 << 40), "has not the 4 bytes", id="more bytes than the tensor takes"),
+        pytest.param(
+            changed_index(sizes=[1]), "differ in the number of dimensions", id="a chunk with more dimensions"
+        ),
+        pytest.param(
+            changed_index(position=1 << 40), "does not have the 4 bytes", id="bytes behind the end of the file"
+        ),
+        pytest.param(
+            changed_index(length=1 << 40), "does not have the 4 bytes", id="more bytes than the tensor takes"
+        ),
     ],
 )
-def test_an_index_that_cannot_be_true_is_refused(tmp_path: Path, change: Any, sentence: str) -> None:
+def test_an_invalid_index_is_refused(tmp_path: Path, change: Any, sentence: str) -> None:
     work.save(tmp_path, 20)
     path = folder(tmp_path, 20) / "index.json"
     index = json.loads(path.read_bytes())
     change(index["tensors"])
     path.write_text(json.dumps(index))
-    restamp(folder(tmp_path, 20), "index.json")
+    update_digest(folder(tmp_path, 20), "index.json")
     with pytest.raises(OutputRefused, match=f"(?s)cannot resume from checkpoint .*step-00000020: .*{sentence}"):
         checkpoint.load(tmp_path, 20, work.tensors(0))
 
 
-def restamp(of: Path, name: str, instead_of: str = "") -> None:
-    """Make the marker vouch for a file as it is, as somebody who can write the volume can."""
+def update_digest(of: Path, name: str, instead_of: str = "") -> None:
+    """Update the digest in the marker, as anyone with write access to the volume can."""
     marker = json.loads((of / "COMPLETE").read_bytes())
     marker["files"].pop(instead_of, None)
-    marker["files"][name] = stamp(of / name).model_dump()
+    marker["files"][name] = digest_of(of / name).model_dump()
     (of / "COMPLETE").write_text(json.dumps(marker))
 
 
@@ -267,7 +280,7 @@ def test_ranks_that_are_new_get_random_numbers_of_their_own_and_the_log_says_so(
     assert values(run_ranks(3, work.load_and_draw, tmp_path, 20)) == three, "the same every time"
     with caplog.at_level(logging.WARNING):
         work.load(tmp_path, 20)
-    assert "written by 2 ranks and is continued by 1" in caplog.text
+    assert "written by 2 ranks and is resumed by 1" in caplog.text
 
 
 @pytest.mark.parametrize("pattern", ["shard-*", "rank-*"])
@@ -280,7 +293,7 @@ def test_if_one_rank_cannot_write_every_rank_fails_and_nothing_is_published(tmp_
     assert not folder(tmp_path, 20).exists()
 
 
-def test_nodes_without_shared_storage_are_told_so(tmp_path: Path) -> None:
+def test_nodes_without_shared_storage_are_refused(tmp_path: Path) -> None:
     for ended in run_ranks(2, work.save_apart, tmp_path, 20):
         assert isinstance(ended.error, StorageFailed)
         assert "ReadWriteMany" in str(ended.error)
@@ -308,7 +321,7 @@ def test_a_save_of_two_ranks_one_killed(tmp_path: Path, victim: int, stride: int
         output = shutil.copytree(start, tmp_path / str(at))
         ended = run_ranks(2, work.save_dying, output, 30, victim, at, False)
         assert ended[victim].code == -signal.SIGKILL
-        assert ended[1 - victim].error is not None, "the other one does not go on alone"
+        assert ended[1 - victim].error is not None, "the other rank fails too"
         work.after_the_crash(output)
 
 
@@ -318,4 +331,4 @@ def test_the_marker_lists_every_file(tmp_path: Path) -> None:
     assert marker is not None
     names = {path.name for path in folder(tmp_path, 20).iterdir()}
     assert set(marker.files) == names - {"COMPLETE"}
-    assert all(stamp(folder(tmp_path, 20) / name) == expected for name, expected in marker.files.items())
+    assert all(digest_of(folder(tmp_path, 20) / name) == expected for name, expected in marker.files.items())

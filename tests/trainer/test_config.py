@@ -10,7 +10,7 @@ import pytest
 from finetune_api.runtime.protocol import CONFIG_ENV
 from finetune_api.runtime.run_config import RunConfig
 from finetune_trainer import config
-from finetune_trainer.config import Node
+from finetune_trainer.config import NodeInfo
 from finetune_trainer.errors import ConfigRefused, Unsupported
 from trainer import models
 
@@ -53,7 +53,7 @@ def test_accepted(changes: dict[str, Any]) -> None:
         pytest.param(
             {"engine": "zero3", "method": "qlora"},
             "ZeRO-3 with QLoRA cannot work: ZeRO-3 does not shard a quantised base",
-            id="what will never be says why",
+            id="an impossible combination has its reason",
         ),
         pytest.param(
             {"engine": "zero2", "mesh__pipeline_parallel": 2},
@@ -89,7 +89,7 @@ def test_unsupported_says_what_is_supported(changes: dict[str, Any], reason: str
         pytest.param(LORA, "method fft and lora", id="LoRA settings without LoRA"),
         pytest.param(
             {"validation": {"every_steps": 0, "keep_best": False, "metric": "val.loss", "greater_is_better": False}},
-            "validation is set and data.validation is not; name the rows",
+            "validation is set but data.validation is not; set",
             id="validation of no rows",
         ),
     ],
@@ -118,9 +118,9 @@ PET = {"PET_NNODES": "2", "PET_NODE_RANK": "1", "PET_MASTER_ADDR": "job-worker-0
 NODES = {"engine": "ddp", "mesh__nodes": 2, "mesh__data_parallel": 2}
 
 
-def test_the_place_among_nodes() -> None:
-    assert config.node({}, fine()) == Node(0, 1)
-    assert config.node(PET, fine(**NODES)) == Node(1, 2, "job-worker-0", 23456)
+def test_the_rank_of_the_node() -> None:
+    assert config.node({}, fine()) == NodeInfo(0, 1)
+    assert config.node(PET, fine(**NODES)) == NodeInfo(1, 2, "job-worker-0", 23456)
 
 
 @pytest.mark.parametrize(
@@ -129,8 +129,14 @@ def test_the_place_among_nodes() -> None:
         pytest.param({}, "mesh.nodes is 2, but PET_NNODES is 1", id="no variables at all"),
         pytest.param(PET | {"PET_NNODES": "3"}, "mesh.nodes is 2, but PET_NNODES is 3", id="another number of nodes"),
         pytest.param(PET | {"PET_NODE_RANK": "2"}, "PET_NODE_RANK is 2, but there are 2 nodes", id="a rank too high"),
-        pytest.param(PET | {"PET_NODE_RANK": "one"}, "PET_NODE_RANK is 'one'; it has to be", id="a rank in words"),
-        pytest.param(PET | {"PET_MASTER_ADDR": ""}, "need PET_MASTER_ADDR and PET_MASTER_PORT", id="nowhere to meet"),
+        pytest.param(
+            PET | {"PET_NODE_RANK": "one"},
+            "PET_NODE_RANK is 'one'; it must be an integer",
+            id="a rank that is no number",
+        ),
+        pytest.param(
+            PET | {"PET_MASTER_ADDR": ""}, "need PET_MASTER_ADDR and PET_MASTER_PORT", id="no address of rank 0"
+        ),
     ],
 )
 def test_nodes_that_do_not_fit_the_mesh_are_refused(variables: dict[str, str], reason: str) -> None:

@@ -1,4 +1,4 @@
-"""Every failure gets its name, and its report gets where it belongs."""
+"""Exit codes of failures, and where their reports are published."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from finetune_data import DatasetRefused
 from finetune_tokens import TokenizerRefused
 from finetune_trainer import failures
 from finetune_trainer.errors import DataRefused, StorageFailed
-from finetune_trainer.publish import publish, shortened
-from finetune_trainer.verdict import failure
+from finetune_trainer.outcome import failure
+from finetune_trainer.publish import publish, truncated_report
 
 GLOO = "[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.0.0.7]:4711"
 
@@ -23,7 +23,7 @@ GLOO = "[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed b
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
-        pytest.param(DataRefused("no rows"), 3, "no rows", id="our own errors say everything"),
+        pytest.param(DataRefused("no rows"), 3, "no rows", id="our own errors are complete"),
         pytest.param(StorageFailed("disk full"), 10, "disk full", id="storage"),
         pytest.param(
             DatasetRefused("a.jsonl", "it is empty", "Add rows."), 3, "a.jsonl: it is empty\nAdd rows.", id="rows"
@@ -50,10 +50,10 @@ GLOO = "[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed b
             id="the store",
         ),
         pytest.param(dist.DistBackendError("NCCL error"), 9, "Another rank exited or became unreachable.", id="NCCL"),
-        pytest.param(KeyError("x"), 1, "KeyError: 'x'", id="what has no name is a crash"),
+        pytest.param(KeyError("x"), 1, "KeyError: 'x'", id="an unknown error is a crash"),
     ],
 )
-def test_names_of_failures(error: Exception, code: int, message: str) -> None:
+def test_exit_codes_of_failures(error: Exception, code: int, message: str) -> None:
     report = failures.report(error, rank=2, node=1, step=7)
     assert (report.exit_code, report.step) == (code, 7)
     assert message in report.message
@@ -61,7 +61,7 @@ def test_names_of_failures(error: Exception, code: int, message: str) -> None:
     assert (report.cause.rank, report.cause.node, report.cause.error) == (2, 1, report.message)
 
 
-def test_only_what_has_no_name_shows_its_traceback() -> None:
+def test_only_an_unknown_error_has_a_traceback() -> None:
     assert failures.trace(DataRefused("no rows")) == ""
     assert "KeyError" in failures.trace(KeyError("x"))
 
@@ -73,13 +73,13 @@ def broken(code: int = Exit.DATA_REFUSED, message: str = "no rows") -> FinalRepo
 @pytest.mark.parametrize(
     "message",
     [
-        pytest.param("x" * 9000, id="plain letters"),
+        pytest.param("x" * 9000, id="ASCII letters"),
         pytest.param('"\n' * 4000, id="letters that JSON writes as two"),
         pytest.param("\N{SNOWMAN}" * 4000, id="letters of three bytes"),
     ],
 )
-def test_a_long_report_is_cut_to_what_a_pod_can_say(message: str) -> None:
-    report = shortened(broken(message=message))
+def test_a_long_report_is_truncated_to_the_size_of_a_termination_message(message: str) -> None:
+    report = truncated_report(broken(message=message))
     assert len(report.line().encode()) <= 4096
     assert len(report.message) > 600
     assert report.cause is not None
@@ -88,7 +88,7 @@ def test_a_long_report_is_cut_to_what_a_pod_can_say(message: str) -> None:
 
 def test_a_short_report_stays_as_it_is() -> None:
     report = broken()
-    assert shortened(report) == report
+    assert truncated_report(report) == report
 
 
 def test_a_report_goes_to_the_output_the_pod_and_the_reader(

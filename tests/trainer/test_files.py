@@ -1,4 +1,4 @@
-"""Durable files: old or new at every moment, and errors that name the way out."""
+"""Durable files: the old or the new content at every moment, and errors with a remedy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from finetune_trainer.errors import StorageFailed
 from finetune_trainer.files import DISK, fsync_tree, remove_tree, storage_errors, write_durable
-from trainer import agreement_work as work
+from trainer import collectives_work as work
 from trainer.failpoints import Failing
 from trainer.ranks import run_ranks, values
 
@@ -51,12 +51,12 @@ def test_removing_a_tree_does_not_follow_links(tmp_path: Path) -> None:
     [
         (errno.ENOSPC, "No space left on device; free space on the output volume, or lower"),
         (errno.EDQUOT, "Disk quota exceeded; free space"),
-        (errno.EACCES, "Permission denied; let the user that the trainer runs as write there"),
-        (errno.EROFS, "Read-only file system; mount the output volume for writing"),
+        (errno.EACCES, "Permission denied; grant write access to the user that the trainer runs as"),
+        (errno.EROFS, "Read-only file system; mount the output volume read-write"),
         (errno.EIO, "Input/output error; check that the output volume is mounted"),
     ],
 )
-def test_what_went_wrong_is_said_with_the_path_and_the_way_out(number: int, sentence: str) -> None:
+def test_an_error_names_the_path_the_reason_and_the_remedy(number: int, sentence: str) -> None:
     with pytest.raises(StorageFailed) as caught, storage_errors(Path("/out/file")):
         raise OSError(number, os.strerror(number))
     assert str(caught.value).startswith(f"cannot write /out/file: {sentence}")

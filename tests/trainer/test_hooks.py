@@ -1,44 +1,44 @@
-"""When things happen beside training, and what the run remembers of them."""
+"""When hooks are due, and the history of a run."""
 
 from __future__ import annotations
 
 import pytest
 
-from finetune_trainer.batches import Order
 from finetune_trainer.history import History
 from finetune_trainer.hooks import due
+from finetune_trainer.sampler import Sampler
 
-ORDER = Order(rows=10, rows_per_step=4, epochs=3, max_steps=8, shuffle=True, seed=0)
+SAMPLER = Sampler(rows=10, rows_per_step=4, epochs=3, max_steps=8, shuffle=True, seed=0)
 
 
 @pytest.mark.parametrize(
     ("every", "steps"),
     [
         pytest.param(0, [3, 6, 8], id="0 means at the end of every epoch, and at the last step"),
-        pytest.param(5, [5, 8], id="every so many steps, and at the last one"),
+        pytest.param(5, [5, 8], id="every 5 steps, and at the last step"),
         pytest.param(4, [4, 8], id="the last step once, if it is one of them"),
         pytest.param(100, [8], id="never before the last step"),
     ],
 )
 def test_due(every: int, steps: list[int]) -> None:
-    assert [step for step in range(1, 9) if due(step, every, ORDER)] == steps
+    assert [step for step in range(1, 9) if due(step, every, SAMPLER)] == steps
 
 
 def test_the_lowest_validation_loss_is_the_best_and_the_first_of_equals_stays() -> None:
     history = History()
-    assert [history.evaluated(s, loss) for s, loss in [(2, 2.0), (4, 1.5), (6, 1.5), (8, 1.7)]] == [
+    assert [history.record_evaluation(s, loss) for s, loss in [(2, 2.0), (4, 1.5), (6, 1.5), (8, 1.7)]] == [
         True, True, False, False,
     ]  # fmt: skip
     assert (history.best_step, history.best, history.latest) == (4, 1.5, 1.7)
 
 
-def test_the_untrained_model_does_not_compete() -> None:
+def test_the_untrained_model_is_never_the_best() -> None:
     history = History()
-    assert not history.evaluated(0, 1.0)
-    assert history.evaluated(2, 1.2)
+    assert not history.record_evaluation(0, 1.0)
+    assert history.record_evaluation(2, 1.2)
     assert (history.initial, history.best_step) == (1.0, 2)
 
 
-def test_what_a_run_remembers_survives_a_checkpoint() -> None:
+def test_the_history_survives_a_checkpoint() -> None:
     history = History(train_loss=1.0, initial=3.0, latest=1.2, best=1.1, best_step=4)
     assert History.model_validate(history.model_dump()) == history

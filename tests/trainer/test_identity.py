@@ -1,4 +1,4 @@
-"""Whose output folder it is: the same job continues, any other is refused and told which keys differ."""
+"""Ownership of the output folder: the same job resumes, any other is refused with the keys that differ."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ def test_the_first_run_owns_the_folder_and_the_same_run_owns_it_again(tmp_path: 
     assert json.loads((output / "run.json").read_bytes())["digest"] == digest
 
 
-SPREAD = {
+NOT_IDENTITY = {
     "engine": "fsdp2", "activation_checkpointing": True, "log_every_steps": 9, "name": "other",
     "batch__per_device": 1, "batch__accumulation": 4, "checkpointing__keep": 5, "data__max_bad_share": 0.5,
     "mesh": {"nodes": 2, "processes_per_node": 1, "data_parallel": 2, "tensor_parallel": 1, "pipeline_parallel": 1},
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("key", SPREAD)
-def test_how_the_work_is_spread_and_watched_is_not_what_it_is(tmp_path: Path, key: str) -> None:
-    assert claim(tmp_path) == claim(tmp_path, config(**{key: SPREAD[key]}))
+@pytest.mark.parametrize("key", NOT_IDENTITY)
+def test_parallelism_and_logging_are_not_part_of_the_identity(tmp_path: Path, key: str) -> None:
+    assert claim(tmp_path) == claim(tmp_path, config(**{key: NOT_IDENTITY[key]}))
 
 
 @pytest.mark.parametrize(
@@ -55,18 +55,18 @@ def test_how_the_work_is_spread_and_watched_is_not_what_it_is(tmp_path: Path, ke
     [
         pytest.param(
             {"optimizer__learning_rate": 5e-4},
-            "hyperparameters.learning_rate is 0.001 there and 0.0005 here. Choose another output, "
+            "hyperparameters.learning_rate was 0.001 and is 0.0005 now. Choose another output, "
             "or set hyperparameters.learning_rate back to 0.001",
             id="learning rate",
         ),
         pytest.param(
             {"schedule__epochs": 3, "seed": 8},
-            "hyperparameters.n_epochs is 2 there and 3 here; training.seed is 7 there and 8 here",
+            "hyperparameters.n_epochs was 2 and is 3 now; training.seed was 7 and is 8 now",
             id="two keys at once",
         ),
-        pytest.param({"data__examples": 10}, "data.examples is null there and 10 here", id="row limit"),
-        pytest.param({"lora": lora(), "method": "lora"}, "training.lora.r is absent there and 4 here", id="adapters"),
-        pytest.param({"optimizer__beta2": 0.95}, "optimizer.beta2 is 0.999 there and 0.95 here", id="no spec key"),
+        pytest.param({"data__examples": 10}, "data.examples was null and is 10 now", id="row limit"),
+        pytest.param({"lora": lora(), "method": "lora"}, "training.lora.r was absent and is 4 now", id="adapters"),
+        pytest.param({"optimizer__beta2": 0.95}, "optimizer.beta2 was 0.999 and is 0.95 now", id="no spec key"),
     ],
 )
 def test_another_value_is_another_run(tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:
@@ -74,20 +74,20 @@ def test_another_value_is_another_run(tmp_path: Path, changes: dict[str, Any], s
     before = (tmp_path / "run.json").read_bytes()
     with pytest.raises(OutputRefused) as caught:
         claim(tmp_path, config(**changes))
-    assert str(caught.value).startswith(f"output {tmp_path} holds the work of another job: ")
+    assert str(caught.value).startswith(f"output {tmp_path} belongs to another job: ")
     assert sentence in str(caught.value)
     assert (tmp_path / "run.json").read_bytes() == before
 
 
 def test_other_rows_per_step_are_another_run(tmp_path: Path) -> None:
     claim(tmp_path, rows=4)
-    with pytest.raises(OutputRefused, match=r"hyperparameters\.global_batch is 4 there and 8 here"):
+    with pytest.raises(OutputRefused, match=r"hyperparameters\.global_batch was 4 and is 8 now"):
         claim(tmp_path, rows=8)
 
 
 def test_other_content_under_the_same_name_is_another_run(tmp_path: Path) -> None:
     claim(tmp_path)
-    with pytest.raises(OutputRefused, match=r'the content of job\.data is "sha256:bb" there and "sha256:cc" here'):
+    with pytest.raises(OutputRefused, match=r'the content of job\.data was "sha256:bb" and is "sha256:cc" now'):
         claim(tmp_path, data="sha256:cc")
 
 
@@ -110,13 +110,17 @@ def put_list(output: Path) -> None:
 @pytest.mark.parametrize(
     ("put", "sentence"),
     [
-        pytest.param(put_checkpoints, "holds checkpoints but no run.json that says whose", id="checkpoints"),
-        pytest.param(put_result, "holds result but no run.json that says whose", id="a result"),
+        pytest.param(
+            put_checkpoints, "contains checkpoints but no run.json, so their owner is unknown", id="checkpoints"
+        ),
+        pytest.param(put_result, "contains result but no run.json, so their owner is unknown", id="a result"),
         pytest.param(put_garbage, "run.json is not the identity of a run", id="a broken run.json"),
         pytest.param(put_list, "run.json is not the identity of a run", id="a run.json of something else"),
     ],
 )
-def test_a_folder_of_nobody_known_is_refused(tmp_path: Path, put: Callable[[Path], None], sentence: str) -> None:
+def test_a_folder_with_an_unknown_owner_is_refused(
+    tmp_path: Path, put: Callable[[Path], None], sentence: str
+) -> None:
     put(tmp_path)
     with pytest.raises(OutputRefused, match=sentence):
         claim(tmp_path)
@@ -143,7 +147,7 @@ def model(folder: Path) -> Path:
     (folder / "config.json").write_text("{}")
     weights = {"weight": torch.arange(400_000, dtype=torch.float32)}
     safetensors.torch.save_file(weights, folder / "model.safetensors")
-    (folder / "README.md").write_text("words")
+    (folder / "README.md").write_text("text")
     return folder
 
 
@@ -166,7 +170,7 @@ def rename_tensor(folder: Path) -> None:
 
 
 def change_readme(folder: Path) -> None:
-    (folder / "README.md").write_text("other words")
+    (folder / "README.md").write_text("other text")
 
 
 @pytest.mark.parametrize(
@@ -179,7 +183,7 @@ def change_readme(folder: Path) -> None:
         pytest.param(change_readme, True, id="readme"),
     ],
 )
-def test_what_tells_two_models_apart(tmp_path: Path, change: Callable[[Path], None], same: bool) -> None:
+def test_what_distinguishes_two_models(tmp_path: Path, change: Callable[[Path], None], same: bool) -> None:
     folder = model(tmp_path / "model")
     rows = tmp_path / "rows.jsonl"
     rows.write_text("{}\n")
@@ -209,5 +213,7 @@ def test_what_cannot_be_read_is_refused_by_name(tmp_path: Path, unreadable: str,
     (tmp_path / "rows.jsonl").touch()
     (tmp_path / unreadable).unlink(missing_ok=True)
     (tmp_path / unreadable).mkdir()  # root may read every file, but no folder as one
-    with pytest.raises(refusal, match=f"{unreadable}: Is a directory; let the user that the trainer runs as read it"):
+    with pytest.raises(
+        refusal, match=f"{unreadable}: Is a directory; grant read access to the user that the trainer runs as"
+    ):
         identity.fingerprints(tmp_path / "model", tmp_path / "rows.jsonl")

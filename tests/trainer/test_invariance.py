@@ -38,8 +38,8 @@ def test_every_gradient_is_that_of_batch_8_in_one_pass(per_device: int, steps: S
 def test_loss_and_gradient_are_those_of_batch_8_in_the_format_of_training(per_device: int, steps: Steps) -> None:
     (loss, gradients), (other_loss, others) = steps[torch.float32][8], steps[torch.float32][per_device]
     assert abs(loss - other_loss) <= RELATIVE * loss
-    whole, other = (torch.cat([g[name].flatten() for name in gradients]) for g in (gradients, others))
-    error = float((whole - other).norm() / whole.norm())
+    expected, other = (torch.cat([g[name].flatten() for name in gradients]) for g in (gradients, others))
+    error = float((expected - other).norm() / expected.norm())
     assert error <= RELATIVE
 
 

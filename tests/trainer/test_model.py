@@ -26,9 +26,9 @@ METHODS: dict[str, dict[str, Any]] = {
 
 def _folders(tmp_path: Path, *, tied: bool = True, **size: int) -> list[Path]:
     """The model, and a folder that has everything of it but the weights."""
-    whole = models.model_folder(tmp_path / "model", tied=tied, **size)
-    shutil.copytree(whole, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
-    return [whole, tmp_path / "bare"]
+    full = models.model_folder(tmp_path / "model", tied=tied, **size)
+    shutil.copytree(full, tmp_path / "without-weights", ignore=shutil.ignore_patterns("*.safetensors"))
+    return [full, tmp_path / "without-weights"]
 
 
 def _config(tmp_path: Path, **changes: Any) -> RunConfig:
@@ -49,9 +49,9 @@ def test_a_rank_that_has_no_weights_gets_those_of_rank_0(
     assert first.keys() == second.keys()
     for name, tensor in first.items():
         assert (tensor.dtype, tensor.tolist()) == (second[name].dtype, second[name].tolist()), name
-    plain = dict(AutoModelForCausalLM.from_pretrained(folders[0]).named_parameters())
+    loaded = dict(AutoModelForCausalLM.from_pretrained(folders[0]).named_parameters())
     found = {name.removeprefix("base_model.model.").replace(".base_layer", ""): t for name, t in first.items()}
-    for name, tensor in plain.items():
+    for name, tensor in loaded.items():
         assert torch.equal(found[name], tensor.to(found[name].dtype)), name
 
 
@@ -65,7 +65,7 @@ def test_a_rank_without_weights_spends_no_memory_on_them(tmp_path: Path) -> None
 
 
 def test_weights_that_are_not_there_are_refused_on_every_rank(tmp_path: Path) -> None:
-    bare = _folders(tmp_path)[1]
-    for ended in run_ranks(2, work.refused, [bare, bare], _config(tmp_path, engine="ddp")):
+    without_weights = _folders(tmp_path)[1]
+    for ended in run_ranks(2, work.refused, [without_weights, without_weights], _config(tmp_path, engine="ddp")):
         assert isinstance(ended.error, ModelRefused)
-        assert str(ended.error).startswith(f"model {bare} cannot be loaded")
+        assert str(ended.error).startswith(f"model {without_weights} cannot be loaded")

@@ -13,7 +13,7 @@ import torch
 from finetune_api.runtime.choices import Engine
 from finetune_api.runtime.protocol import MASTER_ADDR_ENV, MASTER_PORT_ENV, NODE_RANK_ENV, NODES_ENV
 from trainer import parity_node
-from trainer.parity_cases import STEPS_PER_EPOCH, Case, Trace, cases, everywhere, traces
+from trainer.parity_cases import STEPS_PER_EPOCH, ParityCase, Trace, cases, everywhere, traces
 from trainer.ranks import run_ranks, values
 
 LOSS = 1e-5
@@ -68,7 +68,7 @@ def _launcher(number: int, port: int, folder: Path) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.parametrize("case", cases(Engine.SINGLE), ids=lambda case: case.job)
-def test_the_job_learns_something(case: Case, alone: dict[str, Trace]) -> None:
+def test_the_job_learns_something(case: ParityCase, alone: dict[str, Trace]) -> None:
     losses = alone[case.job].losses
     first, second = losses[:STEPS_PER_EPOCH], losses[STEPS_PER_EPOCH : 2 * STEPS_PER_EPOCH]
     assert sum(first) / len(first) - sum(second) / len(second) >= 0.05
@@ -76,19 +76,21 @@ def test_the_job_learns_something(case: Case, alone: dict[str, Trace]) -> None:
 
 
 @pytest.mark.parametrize("case", cases(*MANY), ids=str)
-def test_two_processes_train_like_one(case: Case, alone: dict[str, Trace], two_processes: dict[str, Trace]) -> None:
+def test_two_processes_train_like_one(
+    case: ParityCase, alone: dict[str, Trace], two_processes: dict[str, Trace]
+) -> None:
     assert differences(alone[case.job], two_processes[str(case)]) == []
 
 
 @pytest.mark.parametrize("case", cases(*MANY), ids=str)
-def test_two_nodes_train_like_one(case: Case, alone: dict[str, Trace], two_nodes: dict[str, Trace]) -> None:
+def test_two_nodes_train_like_one(case: ParityCase, alone: dict[str, Trace], two_nodes: dict[str, Trace]) -> None:
     assert differences(alone[case.job], two_nodes[str(case)]) == []
 
 
 @pytest.mark.parametrize("case", cases(*MANY, synced=False, steps=3), ids=str)
 @pytest.mark.parametrize("layout", ["two_processes", "two_nodes"])
 def test_ranks_that_keep_their_gradients_are_found_out(
-    layout: str, case: Case, alone: dict[str, Trace], request: pytest.FixtureRequest
+    layout: str, case: ParityCase, alone: dict[str, Trace], request: pytest.FixtureRequest
 ) -> None:
     found = differences(alone[case.job], request.getfixturevalue(layout)[str(case)])
     assert [kind for kind in ("loss", "norm", "gradient") if not any(line.startswith(kind) for line in found)] == []

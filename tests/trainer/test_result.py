@@ -1,4 +1,4 @@
-"""Results: plain PEFT and plain transformers load them and find the trained model; old ones go when new ones are."""
+"""Results: PEFT and transformers load them and compute the same logits; a result is complete or absent."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from finetune_api.runtime.choices import Method
 from finetune_api.runtime.run_config import Lora
 from finetune_trainer import adapters, export, result
 from finetune_trainer.errors import StorageFailed
-from finetune_trainer.marker import stamp
+from finetune_trainer.marker import digest_of
 from trainer import result_work as work
 from trainer.models import llama, model_folder
 from trainer.ranks import run_ranks, values
@@ -85,7 +85,7 @@ def test_the_adapter_folder_is_what_peft_writes(tmp_path: Path, base: Path) -> N
 )
 def test_the_adapter_names_its_base(tmp_path: Path, base: Path, model: str, name: str, revision: str | None) -> None:
     adapted = with_adapter(base)
-    card = export.Card(model, Method.LORA, "rows.jsonl", "sha256:aa", 20)
+    card = export.ModelCard(model, Method.LORA, "rows.jsonl", "sha256:aa", 20)
     folder = result.publish(tmp_path, adapted, trained(adapted), base, card)
     config = json.loads((folder / "adapter_config.json").read_bytes())
     assert (config["base_model_name_or_path"], config["revision"]) == (name, revision)
@@ -137,7 +137,7 @@ def test_two_ranks_gather_their_shards_on_the_first(tmp_path: Path, base: Path) 
     assert torch.equal(work.logits(load(tmp_path / "result")), work.logits(expected))
 
 
-def test_tokenizer_template_and_card_come_along(tmp_path: Path, base: Path) -> None:
+def test_the_result_has_tokenizer_template_and_readme(tmp_path: Path, base: Path) -> None:
     folder = publish(tmp_path, with_adapter(base), base, Method.LORA)
     messages = [{"role": "user", "content": "1 + 1?"}]
     texts = [AutoTokenizer.from_pretrained(at).apply_chat_template(messages, tokenize=False) for at in (folder, base)]
@@ -156,7 +156,7 @@ def test_a_result_is_finished_for_its_own_run_and_once_complete(tmp_path: Path, 
     marker = result.finished(tmp_path, "sha256:aa")
     assert marker is not None
     assert marker.step == 20
-    assert marker.files == {path.name: stamp(path) for path in folder.iterdir() if path.name != "COMPLETE"}
+    assert marker.files == {path.name: digest_of(path) for path in folder.iterdir() if path.name != "COMPLETE"}
     assert result.finished(tmp_path, "sha256:bb") is None
     (folder / "adapter_model.safetensors").unlink()
     assert result.finished(tmp_path, "sha256:aa") is None
@@ -182,7 +182,7 @@ def test_a_publication_killed_at_any_operation_leaves_no_result_or_a_whole_one(t
     assert set(found) == {False, True}
 
 
-def test_a_file_that_does_not_fit_is_named_with_the_way_out(tmp_path: Path, base: Path) -> None:
+def test_a_full_volume_is_named_with_the_remedy(tmp_path: Path, base: Path) -> None:
     [ended] = run_ranks(1, work.publish_with_little_space, tmp_path, base)
     assert isinstance(ended.error, StorageFailed)
     assert f"cannot write {tmp_path}" in str(ended.error)

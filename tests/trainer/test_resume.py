@@ -1,4 +1,4 @@
-"""Stopped, killed, started again: the run goes on as if nothing had happened, or says why it does not.
+"""Stopped, killed, restarted: the run resumes with identical results, or is refused with the reason.
 
 What is stopped, continued and refused is the command `python -m finetune_trainer`, as a pod starts it. The runs
 it is compared with, and the walk over the points at which a save can be killed, fork from one process: the
@@ -30,7 +30,7 @@ from trainer.ranks import run_ranks, values
 
 STEPS = 24
 TWO_RANKS = {"nodes": 1, "processes_per_node": 2, "data_parallel": 2, "tensor_parallel": 1, "pipeline_parallel": 1}
-SPREAD: dict[str, dict[str, Any]] = {
+LAYOUTS: dict[str, dict[str, Any]] = {
     "ddp": {"engine": "ddp", "mesh": TWO_RANKS, "batch": {"per_device": 1, "accumulation": 2}},
     "fsdp2": {"engine": "fsdp2", "mesh": TWO_RANKS, "batch": {"per_device": 1, "accumulation": 2}},
     "single": {"engine": "single", "batch": {"per_device": 2, "accumulation": 2}},
@@ -38,7 +38,7 @@ SPREAD: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Ended:
+class CommandResult:
     code: int
     lines: list[str]
     errors: str
@@ -62,12 +62,12 @@ def config(inputs: Path, output: Path, engine: str, **changes: Any) -> RunConfig
         "method": "lora", "lora": lora(dropout=0.1), "checkpointing": {"every_steps": 10, "keep": 2},
         "schedule": {"name": "cosine", "warmup_ratio": 0.1, "epochs": 4, "max_steps": None},
     }  # fmt: skip
-    return run_config(inputs / "model", inputs / "rows.jsonl", output, **(common | SPREAD[engine] | changes))
+    return run_config(inputs / "model", inputs / "rows.jsonl", output, **(common | LAYOUTS[engine] | changes))
 
 
 @contextmanager
 def started(settings: RunConfig, folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """The trainer's own command; ended when the test is over, whatever happens."""
+    """The trainer's own command; ended when the test is over, also after a failure."""
     path = folder / "run-config.json"
     path.write_text(settings.model_dump_json())
     with (folder / "errors.txt").open("w") as errors:
@@ -89,7 +89,7 @@ def output(process: subprocess.Popen[str]) -> IO[str]:
     return process.stdout
 
 
-def run(settings: RunConfig, folder: Path, *, stop_after: int | None = None) -> Ended:
+def run(settings: RunConfig, folder: Path, *, stop_after: int | None = None) -> CommandResult:
     """One run to its end; with `stop_after`, it gets a SIGTERM once it has reported that step."""
     lines = []
     with started(settings, folder) as process:
@@ -99,7 +99,7 @@ def run(settings: RunConfig, folder: Path, *, stop_after: int | None = None) -> 
             if isinstance(record, ProgressRecord) and record.step == stop_after:
                 process.send_signal(signal.SIGTERM)
         process.wait()
-    return Ended(process.returncode, lines, (folder / "errors.txt").read_text())
+    return CommandResult(process.returncode, lines, (folder / "errors.txt").read_text())
 
 
 def losses(lines: list[str]) -> dict[int, float | None]:
@@ -107,8 +107,8 @@ def losses(lines: list[str]) -> dict[int, float | None]:
 
 
 @dataclass(frozen=True)
-class Whole:
-    """A run that nobody interrupted."""
+class Uninterrupted:
+    """An uninterrupted run."""
 
     engine: str
     output: Path
@@ -116,16 +116,18 @@ class Whole:
 
 
 @pytest.fixture(scope="module", params=["ddp", "fsdp2"])
-def whole(request: pytest.FixtureRequest, inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+def uninterrupted(
+    request: pytest.FixtureRequest, inputs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Uninterrupted:
     folder = tmp_path_factory.mktemp(request.param)
-    values(run_ranks(1, work.run_whole, config(inputs, folder / "out", request.param), folder))
-    return Whole(request.param, folder / "out", losses(recorded(folder / "out")))
+    values(run_ranks(1, work.run_uninterrupted, config(inputs, folder / "out", request.param), folder))
+    return Uninterrupted(request.param, folder / "out", losses(recorded(folder / "out")))
 
 
-def test_stopped_and_started_again_losses_and_weights_are_those_of_the_whole_run(
-    tmp_path: Path, inputs: Path, whole: Whole
+def test_stopped_and_started_again_losses_and_weights_are_those_of_the_uninterrupted_run(
+    tmp_path: Path, inputs: Path, uninterrupted: Uninterrupted
 ) -> None:
-    settings = config(inputs, tmp_path / "out", whole.engine)
+    settings = config(inputs, tmp_path / "out", uninterrupted.engine)
     first = run(settings, tmp_path, stop_after=3)
     assert first.code == Exit.STOPPED, first.errors
     stopped = max(losses(first.lines))
@@ -137,31 +139,31 @@ def test_stopped_and_started_again_losses_and_weights_are_those_of_the_whole_run
     assert [r.step for line in second.lines if isinstance(r := parse(line), ResumeRecord)] == [stopped]
     remaining = losses(second.lines)
     assert list(remaining) == list(range(stopped + 1, STEPS + 1)), "no step is done twice and none is left out"
-    assert losses(first.lines) | remaining == whole.losses, "bit by bit"
-    assert work.weights(tmp_path / "out") == work.weights(whole.output)
+    assert losses(first.lines) | remaining == uninterrupted.losses, "bit by bit"
+    assert work.weights(tmp_path / "out") == work.weights(uninterrupted.output)
 
 
-@pytest.mark.parametrize("whole", ["fsdp2"], indirect=True)
+@pytest.mark.parametrize("uninterrupted", ["fsdp2"], indirect=True)
 def test_another_learning_rate_in_the_same_output_is_refused_by_its_name(
-    tmp_path: Path, inputs: Path, whole: Whole
+    tmp_path: Path, inputs: Path, uninterrupted: Uninterrupted
 ) -> None:
-    shutil.copytree(whole.output, tmp_path / "out")
+    shutil.copytree(uninterrupted.output, tmp_path / "out")
     before = snapshot(tmp_path / "out")
     ended = run(config(inputs, tmp_path / "out", "single", optimizer__learning_rate=5e-4), tmp_path)
     assert ended.code == Exit.OUTPUT_REFUSED
-    assert "hyperparameters.learning_rate is 0.001 there and 0.0005 here" in ended.errors
+    assert "hyperparameters.learning_rate was 0.001 and is 0.0005 now" in ended.errors
     assert snapshot(tmp_path / "out") == before, "nothing of the other run was touched"
 
 
-@pytest.mark.parametrize("whole", ["fsdp2"], indirect=True)
+@pytest.mark.parametrize("uninterrupted", ["fsdp2"], indirect=True)
 def test_a_finished_run_started_again_succeeds_without_a_step_on_any_layout(
-    tmp_path: Path, inputs: Path, whole: Whole
+    tmp_path: Path, inputs: Path, uninterrupted: Uninterrupted
 ) -> None:
-    shutil.copytree(whole.output, tmp_path / "out")
+    shutil.copytree(uninterrupted.output, tmp_path / "out")
     before = recorded(tmp_path / "out")
-    values(run_ranks(1, work.run_whole, config(inputs, tmp_path / "out", "single"), tmp_path))
+    values(run_ranks(1, work.run_uninterrupted, config(inputs, tmp_path / "out", "single"), tmp_path))
     assert recorded(tmp_path / "out") == before
-    assert work.weights(tmp_path / "out") == work.weights(whole.output)
+    assert work.weights(tmp_path / "out") == work.weights(uninterrupted.output)
 
 
 def recorded(output: Path) -> list[str]:
@@ -174,7 +176,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 def test_killed_at_any_point_of_its_saves_a_run_continues_to_the_same_weights(tmp_path: Path, inputs: Path) -> None:
     settings = config(
-        inputs, tmp_path / "whole", "single", lora=lora(dropout=0.1, target_modules=("q_proj",)),
+        inputs, tmp_path / "uninterrupted", "single", lora=lora(dropout=0.1, target_modules=("q_proj",)),
         checkpointing={"every_steps": 2, "keep": 1},
         schedule={"name": "constant", "warmup_ratio": 0.0, "epochs": 1, "max_steps": 4},
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""`python -m finetune_trainer` as a pod starts it: codes, reports, and what is said to people."""
+"""`python -m finetune_trainer` as a pod starts it: exit codes, reports, and messages on standard error."""
 
 from __future__ import annotations
 
@@ -53,19 +53,19 @@ def trainer(inputs: Path, folder: Path, data: str = "train.jsonl", **changes: An
 
 
 @dataclass(frozen=True)
-class Ended:
+class TrainerExit:
     code: int
     out: list[str]
     err: str
     report: FinalReport
 
 
-def ended(process: subprocess.Popen[str], folder: Path) -> Ended:
+def ended(process: subprocess.Popen[str], folder: Path) -> TrainerExit:
     out, err = process.communicate()
     report = parse((folder / "report").read_text())
     assert isinstance(report, FinalReport)
     assert report.exit_code == process.returncode
-    return Ended(process.returncode, out.splitlines(), err, report)
+    return TrainerExit(process.returncode, out.splitlines(), err, report)
 
 
 def stdout(process: subprocess.Popen[str]) -> IO[str]:
@@ -86,10 +86,10 @@ def first_step(process: subprocess.Popen[str]) -> None:
         pytest.param(
             {"engine": "zero3"}, 6, "finetune-trainer: Unsupported: this version does not have", id="engine"
         ),
-        pytest.param({"model": "/nowhere"}, 4, "ModelRefused: model /nowhere: there is no such folder", id="model"),
+        pytest.param({"model": "/nowhere"}, 4, "ModelRefused: model /nowhere: folder not found", id="model"),
         pytest.param({"data": "broken.jsonl"}, 3, "1 of 25 rows is bad\n  line 25: ", id="a broken line"),
-        pytest.param({"data": "nowhere.jsonl"}, 3, "there is no such file", id="no data"),
-        pytest.param({"sequence_length": 9999}, 2, "the model takes at most 512 tokens", id="too long"),
+        pytest.param({"data": "nowhere.jsonl"}, 3, "file not found", id="no data"),
+        pytest.param({"sequence_length": 9999}, 2, "the model supports at most 512 tokens", id="too long"),
     ],
 )
 def test_refusals_come_in_one_sentence_and_write_nothing(
@@ -103,7 +103,7 @@ def test_refusals_come_in_one_sentence_and_write_nothing(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_rank_that_is_killed_is_named_and_not_the_one_that_lost_it(tmp_path: Path, inputs: Path) -> None:
+def test_a_killed_rank_is_the_cause_and_not_the_rank_that_lost_its_peer(tmp_path: Path, inputs: Path) -> None:
     with trainer(inputs, tmp_path, schedule__epochs=5000, **TWO) as process:
         first_step(process)
         os.kill(ranks_of(process.pid)[1], signal.SIGKILL)
@@ -111,13 +111,13 @@ def test_a_rank_that_is_killed_is_named_and_not_the_one_that_lost_it(tmp_path: P
     assert found.code == 137
     assert found.report.cause is not None
     assert found.report.cause.rank == 1
-    assert found.err.count("rank 1 on node 0 ended without a report. The trainer was killed by signal 9.") == 1
+    assert found.err.count("rank 1 on node 0 exited without a report. The trainer was killed by signal 9.") == 1
     assert "Traceback" not in found.err
     assert parse((tmp_path / "out" / "report.json").read_text().strip()) == found.report
     assert ranks_of(process.pid) == []
 
 
-def test_a_reader_that_leaves_does_not_end_the_run(tmp_path: Path, inputs: Path) -> None:
+def test_a_closed_pipe_does_not_end_the_run(tmp_path: Path, inputs: Path) -> None:
     with trainer(inputs, tmp_path, method="lora", lora=models.lora()) as process:
         first_step(process)
         stdout(process).close()
@@ -130,12 +130,12 @@ def test_a_reader_that_leaves_does_not_end_the_run(tmp_path: Path, inputs: Path)
 
 
 def test_a_signal_before_there_are_ranks_stops_at_once(tmp_path: Path, inputs: Path) -> None:
-    os.mkfifo(tmp_path / "rows")  # reading the rows lasts until somebody writes them
+    os.mkfifo(tmp_path / "rows")  # reading the rows blocks until the file is written
     running = trainer(tmp_path, tmp_path, "rows", model=inputs / "model")
     with running as process, (tmp_path / "rows").open("w"):  # opens once the trainer reads
         process.send_signal(signal.SIGTERM)
         found = ended(process, tmp_path)
-    assert (found.code, found.report.message) == (75, "stopped before it began")
+    assert (found.code, found.report.message) == (75, "stopped before training started")
 
 
 def ranks_of(launcher: int) -> list[int]:

@@ -20,9 +20,13 @@ def test_a_folder_with_a_model_is_taken_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "reason"),
     [
-        pytest.param([], "the folder has no config.json; give the folder that save_pretrained wrote", id="empty"),
         pytest.param(
-            ["config.json", "pytorch_model.bin"], "has no *.safetensors; other formats can run", id="pickled"
+            [], "config.json not found in the folder; use the folder that save_pretrained wrote", id="empty"
+        ),
+        pytest.param(
+            ["config.json", "pytorch_model.bin"],
+            "no *.safetensors found in the folder; other formats can run",
+            id="pickled",
         ),
     ],
 )
@@ -36,7 +40,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path, files: list[str], r
 
 
 def test_a_folder_that_is_not_there_is_refused_with_its_name(tmp_path: Path) -> None:
-    with pytest.raises(ModelRefused, match="nowhere: there is no such folder; give the folder"):
+    with pytest.raises(ModelRefused, match="nowhere: folder not found; use the folder"):
         sources.model_folder(str(tmp_path / "nowhere"))
 
 
@@ -60,15 +64,12 @@ def test_weights_are_downloaded_only_where_they_are_read(
 @pytest.mark.parametrize(
     ("uri", "reason"),
     [
-        ("pvc://models/llama", "does not read pvc:// itself; give a plain path or org/name"),
-        (
-            "s3://models/llama",
-            "'s3://models/llama' is refused. .* not supported here yet: a model is read from",
-        ),
+        ("pvc://models/llama", "does not read pvc://; use a path or org/name"),
+        ("s3://models/llama", "'s3://models/llama' is refused. .* not supported here yet: a model is read from"),
         ("ftp://models/llama", "'ftp://models/llama' is refused. .*: a model is read from org/name"),
     ],
 )
-def test_a_model_that_cannot_be_read_from_its_address_is_refused(uri: str, reason: str) -> None:
+def test_a_model_uri_that_cannot_be_read_is_refused(uri: str, reason: str) -> None:
     with pytest.raises(ModelRefused, match=reason):
         sources.model_folder(uri)
 
@@ -76,14 +77,11 @@ def test_a_model_that_cannot_be_read_from_its_address_is_refused(uri: str, reaso
 @pytest.mark.parametrize(
     ("uri", "reason"),
     [
-        ("configmap://rows/train.jsonl", "does not read configmap:// itself; give a plain path to a JSONL file"),
-        (
-            "hf://org/rows",
-            "'hf://org/rows' is refused. .* not supported here yet: rows are read from pvc://CLAIM/FILE",
-        ),
+        ("configmap://rows/train.jsonl", "does not read configmap://; use a path to a JSONL file"),
+        ("hf://org/rows", "'hf://org/rows' is refused. .* not supported here yet: rows are read from"),
     ],
 )
-def test_data_that_cannot_be_read_from_its_address_is_refused(uri: str, reason: str) -> None:
+def test_a_data_uri_that_cannot_be_read_is_refused(uri: str, reason: str) -> None:
     with pytest.raises(DataRefused, match=reason):
         sources.data_file(uri)
 
@@ -98,9 +96,9 @@ def test_a_name_that_the_hub_cannot_have_is_refused() -> None:
     [
         pytest.param(None, {"max_position_embeddings": 512}, 512, id="what the model takes"),
         pytest.param(None, {"max_position_embeddings": 131072}, 2048, id="but no more than the default"),
-        pytest.param(None, {}, 2048, id="the default where the model says nothing"),
-        pytest.param(4096, {"max_position_embeddings": 131072}, 4096, id="what was asked for"),
-        pytest.param(4096, {}, 4096, id="what was asked for where the model says nothing"),
+        pytest.param(None, {}, 2048, id="the default if the model has no limit"),
+        pytest.param(4096, {"max_position_embeddings": 131072}, 4096, id="the requested length"),
+        pytest.param(4096, {}, 4096, id="the requested length if the model has no limit"),
         pytest.param(512, {"n_positions": 1024}, 512, id="models with other names for it"),
         pytest.param(512, {"text_config": {"max_position_embeddings": 600}}, 512, id="models with a text part"),
     ],
@@ -109,8 +107,8 @@ def test_sequence_length(asked: int | None, config: dict[str, object], length: i
     assert preparation.sequence_length(asked, config) == length
 
 
-def test_a_longer_sequence_than_the_model_takes_is_refused() -> None:
+def test_a_longer_sequence_than_the_model_supports_is_refused() -> None:
     with pytest.raises(
-        ConfigRefused, match="sequence_length is 4096, but the model takes at most 512 tokens; set 512"
+        ConfigRefused, match="sequence_length is 4096, but the model supports at most 512 tokens; set 512"
     ):
         preparation.sequence_length(4096, {"max_position_embeddings": 512})

@@ -1,4 +1,4 @@
-"""Stopping on request: noted, agreed across ranks, and gone again afterwards."""
+"""Stopping on request: a signal on one rank stops all, and handlers are restored afterwards."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from trainer.ranks import run_ranks, values
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_is_noted_and_asks_the_loop_to_stop(number: signal.Signals) -> None:
     with Stop() as stop:
-        assert not stop.agreed(work.CPU)
+        assert not stop.requested_on_any_rank(work.CPU)
         signal.raise_signal(number)
-        assert stop.agreed(work.CPU)
+        assert stop.requested_on_any_rank(work.CPU)
         assert stop.signal is number
 
 

@@ -1,4 +1,4 @@
-"""Engines whose ranks keep their gradients to themselves: what a broken exchange looks like, to prove the tests."""
+"""Engines without gradient synchronisation, to prove that the parity tests detect it."""
 
 from __future__ import annotations
 
@@ -12,24 +12,26 @@ from torch.distributed.fsdp import FSDPModule
 
 from finetune_api.runtime import choices
 from finetune_api.runtime.run_config import RunConfig
-from finetune_trainer.engines import Engine
+from finetune_trainer.engines import TrainingEngine
 from finetune_trainer.engines.ddp import Ddp
 from finetune_trainer.engines.fsdp2 import Fsdp2
-from finetune_trainer.environment import Place
+from finetune_trainer.environment import RankInfo
 
 
-def build(model: nn.Module, config: RunConfig, place: Place) -> Engine:
-    return {choices.Engine.DDP: UnsyncedDdp, choices.Engine.FSDP2: UnsyncedFsdp2}[config.engine](model, config, place)
+def build(model: nn.Module, config: RunConfig, rank_info: RankInfo) -> TrainingEngine:
+    return {choices.Engine.DDP: UnsyncedDdp, choices.Engine.FSDP2: UnsyncedFsdp2}[config.engine](
+        model, config, rank_info
+    )
 
 
 class UnsyncedDdp(Ddp):
-    def _exchange(self, last: bool) -> AbstractContextManager[None]:
+    def _gradient_sync(self, last: bool) -> AbstractContextManager[None]:
         return self._wrapper.no_sync()
 
 
 class UnsyncedFsdp2(Fsdp2):
-    def __init__(self, model: nn.Module, config: RunConfig, place: Place) -> None:
-        super().__init__(model, config, place)
+    def __init__(self, model: nn.Module, config: RunConfig, rank_info: RankInfo) -> None:
+        super().__init__(model, config, rank_info)
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 module.set_custom_reduce_scatter(_OwnPart())  # type: ignore[arg-type]  # of a private type

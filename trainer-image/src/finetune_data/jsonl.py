@@ -1,7 +1,7 @@
-"""JSON Lines, strictly: one JSON object a line, UTF-8, no key twice, no NaN. Called by `read`.
+"""A strict reader of JSON Lines: one JSON object per line, UTF-8, no duplicate keys, no NaN. Called by `read`.
 
-Python's own json lets double keys, NaN and half surrogate pairs pass; each of them trains on something else
-than what the file's author sees.
+Python's json accepts duplicate keys, NaN and lone surrogates; each of them would train on something other than
+what the author of the file sees.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from .problems import BadRow
+from .problems import InvalidRow
 from .rows import Json
 
 Record = dict[str, Json]
 
-ONE_A_LINE = 'write one JSON object a line, as in {"messages": [...]}'
+ONE_PER_LINE = "write one JSON object per line"
 _BOM = b"\xef\xbb\xbf"
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def records(path: Path) -> Iterator[tuple[int, Record | BadRow]]:
-    """Each line that is not blank, with its number from 1: its object, or what is wrong with it.
+def records(path: Path) -> Iterator[tuple[int, Record | InvalidRow]]:
+    """Each non-blank line with its number from 1: its object, or the problem.
 
     Raises OSError if the file cannot be read.
     """
@@ -35,10 +35,10 @@ def records(path: Path) -> Iterator[tuple[int, Record | BadRow]]:
                 yield number, _parsed(line.rstrip(b"\r\n"))
 
 
-def _parsed(line: bytes) -> Record | BadRow:
+def _parsed(line: bytes) -> Record | InvalidRow:
     try:
         return loads(_text(line))
-    except BadRow as problem:
+    except InvalidRow as problem:
         return problem
 
 
@@ -47,72 +47,74 @@ def _text(line: bytes) -> str:
         return line.decode("utf-8")
     except UnicodeDecodeError as error:
         wrong = f"byte {line[error.start]:#04x} at position {error.start + 1} is not UTF-8"
-        raise BadRow(f"{wrong}; save the file as UTF-8 text, {ONE_A_LINE}") from None
+        raise InvalidRow(f"{wrong}; save the file as UTF-8 text, {ONE_PER_LINE}") from None
 
 
 def loads(text: str) -> Record:
-    """The object that `text` writes. Raises BadRow."""
+    """The JSON object in `text`. Raises InvalidRow."""
     value = value_of(text)
     if not isinstance(value, dict):
-        raise BadRow(f"the line is {kind(value)}, not an object; {ONE_A_LINE}")
+        raise InvalidRow(f"the line is {json_type(value)}, not an object; {ONE_PER_LINE}")
     return value
 
 
 def value_of(text: str) -> Json:
-    """The JSON value that `text` writes, as strictly as the file itself is read. Raises BadRow."""
+    """The JSON value in `text`, as strict as for a line. Raises InvalidRow."""
     try:
         value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
-        raise BadRow(f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}; {ONE_A_LINE}") from None
+        raise InvalidRow(
+            f"invalid JSON: {error.msg.removesuffix(' at')} at column {error.colno}; {ONE_PER_LINE}"
+        ) from None
     except RecursionError:
-        raise BadRow("nested too deeply to read; flatten the row") from None
-    except BadRow:
+        raise InvalidRow("the JSON is nested too deeply; flatten the row") from None
+    except InvalidRow:
         raise
     except ValueError:
-        raise BadRow("a number has too many digits to read; write it as a string") from None
+        raise InvalidRow("a number has too many digits; write it as a string") from None
     if _SURROGATE.search(text):
-        _refuse_half_characters(value)
+        _refuse_lone_surrogates(value)
     return value
 
 
-def _refuse_half_characters(value: Json) -> None:
+def _refuse_lone_surrogates(value: Json) -> None:
     try:
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
-        half = r"a \ud800-\udfff escape stands alone, which is half a character"
-        raise BadRow(f"{half}; write the whole pair or the character itself") from None
+        lone = r"a \ud800-\udfff escape is a lone surrogate, which is not a character"
+        raise InvalidRow(f"{lone}; write the surrogate pair or the character itself") from None
 
 
 def _object(pairs: list[tuple[str, Json]]) -> Record:
     result = dict(pairs)
     if len(result) != len(pairs):
         keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise BadRow(f"the key {twice!r} stands twice in one object; keep one")
+        duplicate = next(key for key in keys if keys.count(key) > 1)
+        raise InvalidRow(f"duplicate key {duplicate!r} in one object; keep one")
     return result
 
 
-def _constant(word: str) -> NoReturn:
-    raise BadRow(f"{word} is not a JSON value; write null or leave the key out")
+def _constant(name: str) -> NoReturn:
+    raise InvalidRow(f"{name} is not a JSON value; write null or remove the key")
 
 
 def _float(digits: str) -> float:
     value = float(digits)
     if not math.isfinite(value):
-        raise BadRow(f"the number {digits} is too large; write it as a string")
+        raise InvalidRow(f"the number {digits} is too large; write it as a string")
     return value
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_float=_float)
 
 
-def kind(value: Json) -> str:
-    """What a JSON value is, in JSON's own words."""
+def json_type(value: Json) -> str:
+    """The JSON type of a value, with its article."""
     if value is None:
         return "null"
-    for types, name in (
+    for types, type_name in (
         (bool, "a boolean"), (int | float, "a number"), (str, "a string"), (list, "a list"),
     ):  # fmt: skip
         if isinstance(value, types):
-            return name
+            return type_name
     return "an object"

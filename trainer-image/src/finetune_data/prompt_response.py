@@ -1,27 +1,29 @@
-"""The format `{"messages": [system, user], "response": "..."}`: the answer beside the conversation."""
+"""The format `{"messages": [system, user], "response": "..."}`: the answer in a column of its own."""
 
 from __future__ import annotations
 
 from collections import Counter
 
 from . import messages, turns
-from .fields import text
+from .fields import as_text
 from .jsonl import Record
-from .problems import BadRow
+from .problems import InvalidRow
 from .rows import Message, Role, Row
 
-USED = messages.USED | {"response"}
+COLUMNS = messages.COLUMNS | {"response"}
+EXAMPLE = '{"messages": [...], "response": "..."}'
+USED = messages.USED | COLUMNS
 
 
 def parse(line: int, record: Record, ignored: Counter[str]) -> Row:
-    """The row of one record. Raises BadRow."""
+    """The row of one record. Raises InvalidRow."""
     messages.check_columns(record, USED, ignored)
     conversation = turns.conversation(record["messages"], ignored)
     if conversation[-1].role is Role.ASSISTANT:
-        reason = "messages ends with an assistant message and there is a response as well"
-        raise BadRow(f"{reason}; keep one of them as the answer")
-    answer = text(record["response"], "response")
+        reason = "messages ends with an assistant message, but the row also has a response"
+        raise InvalidRow(f"{reason}; keep one of them")
+    answer = as_text(record["response"], "response")
     if not answer.strip():
-        raise BadRow("response is empty; write the answer to learn, or take the row out")
-    whole = (*conversation, Message(Role.ASSISTANT, answer, trainable=True))
-    return messages.row(line, whole, record.get("tools"))
+        raise InvalidRow("response is empty; write the answer, or remove the row")
+    full = (*conversation, Message(Role.ASSISTANT, answer, trainable=True))
+    return messages.row(line, full, record.get("tools"))

@@ -1,4 +1,4 @@
-"""Read a dataset file into rows, and refuse it by the policy of the job.
+"""Read a dataset file into rows, and apply the job's policy for bad rows.
 
 Called by the CLI and the trainer.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from finetune_api.runtime.choices import OnBadRow
 
 from . import formats, jsonl
-from .problems import BadRow, DatasetRefused, Problems
+from .problems import DatasetRefused, InvalidRow, Problems
 from .rows import Dataset, Row
 
 
@@ -23,43 +23,45 @@ def read(
     max_bad_share: float = 0.0,
     examples: int | None = None,
 ) -> Dataset:
-    """The dataset in the JSON Lines file `path`, or its first `examples` rows, good and bad.
+    """The dataset in the JSON Lines file `path`, or its first `examples` rows, bad ones included.
 
-    Raises DatasetRefused if the file is missing, unreadable or empty, and, with the bad rows by line, if it
-    has more of them than `on_bad_row` and `max_bad_share` (a fraction of the rows seen) allow.
+    Raises DatasetRefused if the file is missing, unreadable or empty, or if it has more bad rows than `on_bad_row`
+    and `max_bad_share` (a fraction of the rows read) allow.
     """
     rows: list[Row] = []
     problems, ignored = Problems(), Counter[str]()
     try:
         for line, record in islice(jsonl.records(Path(path)), examples):
-            _take(line, record, rows, problems, ignored)
+            _add_row(line, record, rows, problems, ignored)
     except OSError as error:
         raise _unreadable(str(path), error) from None
     seen = len(rows) + problems.count
     if not seen:
-        raise DatasetRefused(str(path), "the file contains no rows", f"To train on it, {jsonl.ONE_A_LINE}.")
-    problems.judge(str(path), seen, on_bad_row, max_bad_share)
+        raise DatasetRefused(
+            str(path), "the file contains no rows", f"Write one JSON object per line: {formats.examples()}."
+        )
+    problems.enforce(str(path), seen, on_bad_row, max_bad_share)
     return Dataset(str(path), tuple(rows), seen, problems.shown, problems.count, dict(ignored))
 
 
-def _take(
+def _add_row(
     line: int,
-    record: jsonl.Record | BadRow,
+    record: jsonl.Record | InvalidRow,
     rows: list[Row],
     problems: Problems,
     ignored: Counter[str],
 ) -> None:
     try:
-        if isinstance(record, BadRow):
+        if isinstance(record, InvalidRow):
             raise record
         rows.append(formats.parse(line, record, ignored))
-    except BadRow as problem:
+    except InvalidRow as problem:
         problems.add(line, problem)
 
 
 def _unreadable(path: str, error: OSError) -> DatasetRefused:
     if isinstance(error, FileNotFoundError):
-        return DatasetRefused(path, "there is no such file", "Correct the path of the dataset.")
+        return DatasetRefused(path, "file not found", "Correct the path of the dataset.")
     if isinstance(error, IsADirectoryError):
-        return DatasetRefused(path, "this is a folder, not a file", "Name the JSON Lines file in it.")
+        return DatasetRefused(path, "this is a folder, not a file", "Use the path of the JSON Lines file in it.")
     return DatasetRefused(path, f"cannot be read: {error.strerror}", "Make the file readable.")

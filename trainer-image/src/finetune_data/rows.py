@@ -1,6 +1,6 @@
-"""What a dataset is after reading: rows of messages, whatever format they came in.
+"""The dataset after reading: rows of messages, independent of the format of the file.
 
-Made by the formats, read by `finetune_tokens`, which hands them to a chat template.
+Created by the formats; `finetune_tokens` renders them with a chat template.
 """
 
 from __future__ import annotations
@@ -10,28 +10,28 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from .problems import Problem
+from .problems import RowProblem
 
 Json = Any
-"""A value as `json.loads` gives it. Its shape is what the format files check."""
+"""A value from `json.loads`. The formats check its structure."""
 
 
 class Role(StrEnum):
-    """Who speaks."""
+    """Author of a message."""
 
     SYSTEM = "system"
     DEVELOPER = "developer"
-    """What newer chat APIs call the system role. Kept as it is: the chat template decides."""
+    """The system role in newer chat APIs. Passed on unchanged: the chat template decides."""
     USER = "user"
     ASSISTANT = "assistant"
-    """The only role that is ever trained."""
+    """The only role that is trained."""
     TOOL = "tool"
     """The result of a tool call."""
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """One call that an assistant makes."""
+    """One tool call of an assistant."""
 
     name: str
     arguments: Mapping[str, Json]
@@ -40,12 +40,12 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. `content` is None only for an assistant that calls tools and says nothing."""
+    """One message. `content` is None only for an assistant message with tool calls and no text."""
 
     role: Role
     content: str | None
     trainable: bool
-    """True for an assistant's turn unless the row says otherwise; False for every other role."""
+    """True for an assistant message unless the row excludes it; False for every other role."""
     reasoning: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
@@ -54,28 +54,28 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One conversation with at least one trainable turn.
+    """One conversation with at least one trainable message.
 
-    Turns after the last trainable one are legal and useless: nothing is trained there.
+    Messages after the last trainable one are allowed, but have no effect.
     """
 
     line: int
-    """Its place in the file, from 1."""
+    """Line number in the file, from 1."""
     messages: tuple[Message, ...]
     tools: tuple[Mapping[str, Json], ...]
-    """Declarations as {"type": "function", "function": {"name": ...}}, whichever way the file wrote them."""
+    """Declarations, normalised to {"type": "function", "function": {"name": ...}}."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A file that was read and found fit for training."""
+    """A dataset that passed all checks."""
 
     path: str
     rows: tuple[Row, ...]
     rows_seen: int
-    """Rows of the file, good and bad; blank lines are none."""
-    problems: tuple[Problem, ...]
-    """The first of the skipped rows, each with its reason."""
+    """Rows of the file, bad ones included; blank lines are not rows."""
+    problems: tuple[RowProblem, ...]
+    """The first skipped rows, each with its reason."""
     problem_count: int
     ignored_columns: Mapping[str, int]
-    """Columns that training does not use, and in how many rows or messages each stands."""
+    """Columns that training does not use, with the number of rows or messages that have them."""

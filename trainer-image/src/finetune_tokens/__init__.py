@@ -1,21 +1,18 @@
 """From rows to tokens and masks: chat templates, tokenisation, assistant-only targets.
 
-Called by the trainer and by `finetune preview`. It imports neither torch nor transformers, so that what a
-model is trained on can be seen without either.
+Called by the trainer. It imports neither torch nor transformers, so that tokens and masks can be inspected without
+them.
 """
 
 from .chat import ChatTokenizer
 from .errors import StopTokenUntrained, TokenizerRefused
 from .prepare import prepare
-from .prepared import Prepared
-from .preview import Segment, preview
+from .prepared import TokenizedDataset
 
 __all__ = [
     "ChatTokenizer",
-    "Prepared",
-    "Segment",
     "StopTokenUntrained",
+    "TokenizedDataset",
     "TokenizerRefused",
     "prepare",
-    "preview",
 ]

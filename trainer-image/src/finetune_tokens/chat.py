@@ -1,4 +1,4 @@
-"""The tokenizer of a chat model: its vocabulary, its chat templates and its stop tokens, as one thing."""
+"""The tokenizer of a chat model: its vocabulary, chat templates and stop tokens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .template import ChatTemplate, TemplateError
 
 @dataclass(frozen=True)
 class ChatTokenizer:
-    """Made by `load`; used by `prepare` and `preview`."""
+    """Created by `load`, used by `prepare`."""
 
     tokenizer: Tokenizer
     templates: Mapping[str, ChatTemplate]
@@ -25,7 +25,7 @@ class ChatTokenizer:
     special_tokens: Mapping[str, str]
     """By name, as in {"eos_token": "</s>"}."""
     stop_ids: frozenset[int]
-    """Tokens at which a server of this model stops."""
+    """Tokens at which generation stops when this model is served."""
 
     @classmethod
     def load(cls, folder: str | Path) -> ChatTokenizer:
@@ -39,21 +39,21 @@ class ChatTokenizer:
         return cls(tokenizer, templates, special, files.stop_ids(folder, tokenizer, special))
 
     def template_for(self, row: Row) -> ChatTemplate:
-        """The template of a row, chosen as transformers does: tool_use for rows with tools, if there is one."""
+        """The template for a row, chosen as in transformers: tool_use for rows with tools, if it exists."""
         if row.tools and "tool_use" in self.templates:
             return self.templates["tool_use"]
         return self.templates["default"]
 
     @property
     def turn_ends(self) -> dict[int, str]:
-        """The tokens that may end a turn, id to text: all special ones, and the stop tokens."""
+        """The tokens that may end a turn, id to text: all special tokens, and the stop tokens."""
         added = self.tokenizer.get_added_tokens_decoder()
         ends = {number: token.content for number, token in added.items() if token.special}
         stops = {number: self.tokenizer.id_to_token(number) for number in self.stop_ids}
         return ends | {number: text for number, text in stops.items() if text}
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
-        """The tokens of each text, with no token added: a template has written all of them."""
+        """The tokens of each text, without added tokens: the template has written all special tokens."""
         return self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -63,8 +63,8 @@ class ChatTokenizer:
 
 def _compiled(folder: Path, sources: Mapping[str, str], special: Mapping[str, str]) -> dict[str, ChatTemplate]:
     if "default" not in sources:
-        reason = "there is no chat template" if not sources else "no chat template is named default"
-        remedy = "add chat_template.jinja, or train an instruction-tuned variant of the model"
+        reason = "no chat template found" if not sources else "no chat template is named default"
+        remedy = "add chat_template.jinja, or use an instruction-tuned variant of the model"
         raise TokenizerRefused(f"{folder}: {reason}; {remedy}")
     try:
         return {name: ChatTemplate(source, special) for name, source in sources.items()}

@@ -1,4 +1,4 @@
-"""A row as chat templates expect it: plain dictionaries, absent keys left out, tool calls nested."""
+"""A row as input of a chat template: plain dictionaries without null values, tool calls nested."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 from finetune_data import Message, Row, ToolCall
 
 
-def plain(row: Row) -> list[dict[str, Any]]:
+def template_messages(row: Row) -> list[dict[str, Any]]:
     """The messages of a row, in the form transformers passes to a template."""
     return [_message(message) for message in row.messages]
 
 
 def _message(message: Message) -> dict[str, Any]:
     found = {
-        "thinking": message.reasoning,  # one text under both names that templates read, as transformers does
+        "thinking": message.reasoning,  # under both names that templates use, as in transformers
         "role": message.role.value,
         "content": message.content,
         "tool_calls": [_call(call) for call in message.tool_calls] or None,

@@ -1,4 +1,4 @@
-"""Why rows cannot be turned into tokens. All are the input's fault, none is retried."""
+"""Reasons why rows cannot be tokenised. All are input errors; none is retried."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from finetune_data import DatasetRefused
 
 
 class TokenizerRefused(ValueError):
-    """The model's folder has no tokenizer or chat template that can be used. Says reason and remedy."""
+    """The model's folder has no usable tokenizer or chat template. The message has reason and remedy."""
 
 
 class StopTokenUntrained(DatasetRefused):
-    """No target is a stop token: the model would never learn to end its answer."""
+    """No target is a stop token: the model would not learn to end its answer."""

@@ -1,6 +1,6 @@
-"""Read what a model's folder says about its tokenizer: special tokens, stop tokens, chat templates.
+"""Read the tokenizer files of a model's folder: special tokens, stop tokens, chat templates.
 
-Called by `ChatTokenizer.load`. The files and their precedence are those that transformers writes and reads.
+Called by `ChatTokenizer.load`. Files and precedence are the same as in transformers.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cl
 
 
 def tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer, without the truncation, padding and added tokens its file may ask for.
+    """The tokenizer, without the truncation, padding and post-processor in its file.
 
-    A template writes its own special tokens; and a post-processor may also cut the spaces off a token's
-    offsets, which would hide that it reaches over the edge of a turn.
+    A template writes the special tokens itself. A post-processor may also trim the spaces off a token's offsets,
+    which would hide that the token crosses the boundary of a turn.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
         remedy = "save it with a fast tokenizer: tokenizer.save_pretrained(folder)"
-        raise TokenizerRefused(f"{folder}: there is no tokenizer.json; {remedy}")
+        raise TokenizerRefused(f"{folder}: tokenizer.json not found; {remedy}")
     try:
         found = Tokenizer.from_file(str(path))
-    except Exception as error:  # noqa: BLE001 - what the library raises for every unreadable file
+    except Exception as error:  # noqa: BLE001 - the library raises plain Exception for an unreadable file
         raise TokenizerRefused(f"{path}: not a tokenizer: {error}; save the model again") from None
     found.no_truncation()
     found.no_padding()
@@ -51,9 +51,9 @@ def document(path: Path) -> dict[str, Any]:
 
 
 def special_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
-    """The special tokens by name, as a template may use them."""
-    stated = {**document(folder / "special_tokens_map.json"), **config}
-    found = {name: _content(stated.get(name)) for name in _SPECIAL}
+    """The special tokens by name, as available to templates."""
+    declared = {**document(folder / "special_tokens_map.json"), **config}
+    found = {name: _content(declared.get(name)) for name in _SPECIAL}
     return {name: token for name, token in found.items() if token is not None}
 
 
@@ -63,16 +63,16 @@ def _content(token: Any) -> str | None:
 
 
 def stop_ids(folder: Path, found: Tokenizer, special: Mapping[str, str]) -> frozenset[int]:
-    """The tokens that end an answer of this model, by its tokenizer and its generation configuration."""
-    stated = document(folder / "generation_config.json").get("eos_token_id")
-    ids = set(stated if isinstance(stated, list) else [] if stated is None else [stated])
+    """The tokens that end an answer of this model, from its tokenizer and generation configuration."""
+    declared = document(folder / "generation_config.json").get("eos_token_id")
+    ids = set(declared if isinstance(declared, list) else [] if declared is None else [declared])
     if "eos_token" in special:
         ids.add(found.token_to_id(special["eos_token"]))
     return frozenset(ids - {None})
 
 
 def check_added_tokens(folder: Path, found: Tokenizer, config: Mapping[str, Any]) -> None:
-    """Refuses a folder whose two files disagree about the added tokens: ids would differ at inference."""
+    """Refuse a folder whose two files disagree on the added tokens: ids would differ at inference."""
     for number, token in config.get("added_tokens_decoder", {}).items():
         content = _content(token)
         if content is not None and found.token_to_id(content) != int(number):
@@ -87,7 +87,7 @@ def templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
         files["default"] = folder / "chat_template.jinja"
     if files:
         return {name: path.read_text("utf-8") for name, path in files.items()}
-    stated = config.get("chat_template")
-    if isinstance(stated, str):
-        return {"default": stated}
-    return {entry["name"]: entry["template"] for entry in stated or []}
+    declared = config.get("chat_template")
+    if isinstance(declared, str):
+        return {"default": declared}
+    return {entry["name"]: entry["template"] for entry in declared or []}

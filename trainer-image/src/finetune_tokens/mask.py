@@ -14,16 +14,15 @@ from .spans import Span
 def targets(offsets: NDArray[np.int64], spans: Iterable[Span]) -> Flags:
     """bool [tokens]: which tokens lie inside one of `spans`.
 
-    `offsets` is int64 [tokens, 2]: the half-open range of characters each token comes from. A token that
-    reaches over the edge of a span is no target: part of it was written by the template or the user, and in use the
-    model never emits it, since the prompt ends at that edge. Tokens of no width (a mark for a leading space)
-    belong to the text that follows them.
+    `offsets` is int64 [tokens, 2]: the half-open range of characters of each token. A token that crosses the
+    boundary of a span is not a target: part of it is template or user text, and at inference the model never emits
+    it, since the prompt ends at that boundary. Zero-width tokens (a marker for a leading space) are not targets.
     """
     start, end = offsets[:, 0], offsets[:, 1]
     found = np.zeros(len(offsets), np.bool_)
     for first, last in spans:
         found |= (start >= first) & (end <= last) & (start < last)
-    found[:1] = False  # nothing precedes it, so nothing can predict it
+    found[:1] = False  # nothing precedes the first token, so it cannot be predicted
     return found
 
 

@@ -1,4 +1,4 @@
-"""Turn a dataset into tokens and targets: render, tokenise, mask, cut, count. Called by the trainer."""
+"""Turn a dataset into tokens and targets: render, tokenise, mask, truncate, count. Called by the trainer."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from tokenizers import Encoding
 
 from finetune_api.runtime.choices import OnBadRow
 from finetune_data import Dataset, Row
-from finetune_data.problems import BadRow, Problems
+from finetune_data.problems import InvalidRow, Problems
 
 from . import mask, notes, spans
 from .chat import ChatTokenizer
 from .errors import StopTokenUntrained
-from .prepared import Flags, Prepared, Tokens, assembled
+from .prepared import Flags, TokenizedDataset, Tokens, concatenate
 
 _CHUNK = 1024
-"""Rows rendered before their texts are tokenised together: many enough for every core, few enough for memory."""
+"""Rows that are tokenised together: enough to use all cores, few enough to fit into memory."""
 
 
 @dataclass
-class _Work:
-    """What is collected on the way."""
+class _Accumulator:
+    """Results collected while the dataset is processed."""
 
     problems: Problems
     sequences: list[tuple[int, Tokens, Flags]] = field(default_factory=list)
@@ -31,7 +31,7 @@ class _Work:
     used: int = 0
     split: int = 0
     truncated: int = 0
-    lost: int = 0
+    dropped: int = 0
 
 
 def prepare(
@@ -40,30 +40,32 @@ def prepare(
     sequence_length: int | None,
     on_bad_row: OnBadRow = OnBadRow.REFUSE,
     max_bad_share: float = 0.0,
-) -> Prepared:
-    """The tokens and targets of `dataset`. Longer sequences than `sequence_length` tokens lose their end.
+) -> TokenizedDataset:
+    """The tokens and targets of `dataset`. Sequences are truncated to `sequence_length` tokens.
 
-    Raises DatasetRefused if the template or the cut leaves more rows without a target than the job allows, or
-    all of them, and StopTokenUntrained if no trained turn ends with a token at which generation can stop.
+    Raises DatasetRefused if the template or the truncation leaves more rows without a target than the job allows,
+    or all of them, and StopTokenUntrained if no trained turn ends with a token at which generation can stop.
     """
-    work = _Work(Problems(dataset.problems, dataset.problem_count))
+    accumulated = _Accumulator(Problems(dataset.problems, dataset.problem_count))
     for chunk in _chunks(dataset.rows):
-        _take(chunk, tokenizer, sequence_length, work)
-    work.problems.judge(dataset.path, dataset.rows_seen, on_bad_row, max_bad_share)
-    stops = _trained_stops(dataset, tokenizer, work)
-    tokens, targets, offsets, lines = assembled(work.sequences)
-    return Prepared(
+        _add_rows(chunk, tokenizer, sequence_length, accumulated)
+    accumulated.problems.enforce(dataset.path, dataset.rows_seen, on_bad_row, max_bad_share)
+    stops = _trained_stops(dataset, tokenizer, accumulated)
+    tokens, targets, offsets, lines = concatenate(accumulated.sequences)
+    return TokenizedDataset(
         tokens,
         targets,
         offsets,
         lines,
         rows=dataset.rows_seen,
-        used=work.used,
-        refused=work.problems.count,
-        truncated=work.truncated,
-        problems=work.problems.shown,
+        used=accumulated.used,
+        refused=accumulated.problems.count,
+        truncated=accumulated.truncated,
+        problems=accumulated.problems.shown,
         stop_ids=stops,
-        notes=notes.of(dataset, tokenizer, stops, notes.Counts(work.split, work.truncated, work.lost)),
+        notes=notes.of(
+            dataset, tokenizer, stops, notes.Counts(accumulated.split, accumulated.truncated, accumulated.dropped)
+        ),
     )
 
 
@@ -71,26 +73,26 @@ def _chunks(rows: tuple[Row, ...]) -> Iterator[tuple[Row, ...]]:
     return (rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK))
 
 
-def _take(rows: tuple[Row, ...], tokenizer: ChatTokenizer, limit: int | None, work: _Work) -> None:
-    rendered = _rendered(rows, tokenizer, work.problems)
+def _add_rows(rows: tuple[Row, ...], tokenizer: ChatTokenizer, limit: int | None, accumulated: _Accumulator) -> None:
+    rendered = _render_rows(rows, tokenizer, accumulated.problems)
     texts = [sequence.text for _, sequences in rendered for sequence in sequences]
     encodings = iter(tokenizer.encode(texts))
     for row, sequences in rendered:
-        masked = [_masked(next(encodings), sequence, limit) for sequence in sequences]
+        masked = [_mask_sequence(next(encodings), sequence, limit) for sequence in sequences]
         kept = [(row.line, tokens, targets) for tokens, targets, _ in masked if targets.any()]
         if not kept:
-            work.problems.add(row.line, _nothing_left(limit))
+            accumulated.problems.add(row.line, _no_target(limit))
             continue
-        work.used += 1
-        work.split += len(masked) > 1
-        work.lost += len(masked) - len(kept)
-        work.truncated += sum(cut and bool(targets.any()) for _, targets, cut in masked)
-        work.sequences += kept
+        accumulated.used += 1
+        accumulated.split += len(masked) > 1
+        accumulated.dropped += len(masked) - len(kept)
+        accumulated.truncated += sum(truncated and bool(targets.any()) for _, targets, truncated in masked)
+        accumulated.sequences += kept
         for _, tokens, targets in kept:
-            work.ends.update(mask.run_ends(tokens, targets).tolist())
+            accumulated.ends.update(mask.run_ends(tokens, targets).tolist())
 
 
-def _rendered(
+def _render_rows(
     rows: tuple[Row, ...], tokenizer: ChatTokenizer, problems: Problems
 ) -> list[tuple[Row, list[spans.Rendered]]]:
     turn_ends = tuple(tokenizer.turn_ends.values())
@@ -98,39 +100,41 @@ def _rendered(
     for row in rows:
         try:
             found.append((row, spans.sequences(row, tokenizer.template_for(row), turn_ends)))
-        except BadRow as problem:
+        except InvalidRow as problem:
             problems.add(row.line, problem)
     return found
 
 
-def _masked(encoding: Encoding, sequence: spans.Rendered, limit: int | None) -> tuple[Tokens, Flags, bool]:
-    """Tokens and targets of one text, and whether it had to be cut."""
+def _mask_sequence(encoding: Encoding, sequence: spans.Rendered, limit: int | None) -> tuple[Tokens, Flags, bool]:
+    """Tokens and targets of one text, and whether it was truncated."""
     tokens = np.array(encoding.ids, np.int32)
     offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
     targets = mask.targets(offsets, sequence.spans)
-    cut = limit is not None and len(tokens) > limit
-    return tokens[:limit], targets[:limit], cut
+    truncated = limit is not None and len(tokens) > limit
+    return tokens[:limit], targets[:limit], truncated
 
 
-def _nothing_left(limit: int | None) -> BadRow:
+def _no_target(limit: int | None) -> InvalidRow:
     if limit is None:
-        return BadRow("no trainable token: tokens reach over every edge; put the answer on its own")
-    reason = f"no trainable token: the answer begins after the sequence length of {limit} tokens"
-    return BadRow(f"{reason}; shorten the row or raise sequence_length")
+        return InvalidRow(
+            "no trainable token: every token of the answer also covers template text; separate the answer from it"
+        )
+    reason = f"no trainable token: the answer starts beyond the sequence length of {limit} tokens"
+    return InvalidRow(f"{reason}; shorten the row or raise sequence_length")
 
 
-def _trained_stops(dataset: Dataset, tokenizer: ChatTokenizer, work: _Work) -> tuple[int, ...]:
-    """The tokens, among those that end trained turns, at which generation can stop."""
-    stops = tuple(sorted(work.ends & tokenizer.turn_ends.keys()))
+def _trained_stops(dataset: Dataset, tokenizer: ChatTokenizer, accumulated: _Accumulator) -> tuple[int, ...]:
+    """The tokens that end trained turns and at which generation can stop."""
+    stops = tuple(sorted(accumulated.ends & tokenizer.turn_ends.keys()))
     if stops:
         return stops
-    if work.truncated == len(work.sequences):
-        remedy = "Every row is cut before its end: raise sequence_length, or shorten the rows."
+    if accumulated.truncated == len(accumulated.sequences):
+        remedy = "Every row is truncated: raise sequence_length, or shorten the rows."
     else:
-        remedy = "Let the chat template write it after each assistant's turn, inside of the generation block."
-    reason = f"no trained turn ends with a stop token ({_named(tokenizer)}): the model would never stop"
+        remedy = "Change the chat template to write it after each assistant message, inside the generation block."
+    reason = f"no trained turn ends with a stop token ({_stop_tokens(tokenizer)}): the model would not learn to stop"
     raise StopTokenUntrained(dataset.path, reason, remedy)
 
 
-def _named(tokenizer: ChatTokenizer) -> str:
-    return ", ".join(sorted(tokenizer.turn_ends[number] for number in tokenizer.stop_ids)) or "none is known"
+def _stop_tokens(tokenizer: ChatTokenizer) -> str:
+    return ", ".join(sorted(tokenizer.turn_ends[number] for number in tokenizer.stop_ids)) or "none is configured"

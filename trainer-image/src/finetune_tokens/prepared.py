@@ -1,4 +1,4 @@
-"""What the trainer consumes: flat arrays of tokens and targets, cut into sequences by offsets."""
+"""The tokenised dataset: flat arrays of tokens and targets, divided into sequences by offsets."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune_data import Problem
+from finetune_data import RowProblem
 
 Tokens = NDArray[np.int32]
 Flags = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Prepared:
+class TokenizedDataset:
     """A tokenised dataset. The same file, tokenizer and length always give the same arrays.
 
-    Sequence i is tokens[offsets[i]:offsets[i + 1]]. It comes from row lines[i] of the file; a row makes more
-    than one sequence only where the chat template rewrites earlier turns.
+    Sequence i is tokens[offsets[i]:offsets[i + 1]]. It comes from line lines[i] of the file; a row becomes
+    several sequences only if the chat template rewrites earlier turns.
     """
 
     tokens: Tokens
     """int32 [all tokens]."""
     targets: Flags
-    """bool [all tokens]. True where the token itself is a label, to be predicted from those before it. Never
-    True at the first token of a sequence, which nothing precedes."""
+    """bool [all tokens]. True where the token is a label, to be predicted from the tokens before it. Never True
+    at the first token of a sequence."""
     offsets: NDArray[np.int64]
     """int64 [sequences + 1], from 0 to the number of tokens."""
     lines: NDArray[np.int32]
@@ -36,15 +36,15 @@ class Prepared:
     used: int
     """Rows with at least one sequence here."""
     refused: int
-    """Rows left out, while reading the file and while preparing it."""
+    """Rows skipped as bad, while reading the file or while tokenising it."""
     truncated: int
-    """Sequences that were cut at the end to fit the sequence length."""
-    problems: tuple[Problem, ...]
-    """The first of the rows left out, each with its reason."""
+    """Sequences truncated to the sequence length."""
+    problems: tuple[RowProblem, ...]
+    """The first skipped rows, each with its reason."""
     stop_ids: tuple[int, ...]
-    """The tokens that end the trained turns: the finetuned model answers until one of them."""
+    """The tokens that end the trained turns: the finetuned model stops at them."""
     notes: tuple[str, ...]
-    """What a person should know, one sentence each. None of it stops a run."""
+    """Warnings, one sentence each."""
 
     def __len__(self) -> int:
         """Sequences."""
@@ -69,10 +69,10 @@ class Prepared:
         return int(self.targets.sum())
 
 
-def assembled(
+def concatenate(
     sequences: Sequence[tuple[int, Tokens, Flags]],
 ) -> tuple[Tokens, Flags, NDArray[np.int64], NDArray[np.int32]]:
-    """tokens, targets, offsets and lines of (line, tokens, targets) in order."""
+    """tokens, targets, offsets and lines of sequences of (line, tokens, targets)."""
     lengths = [len(tokens) for _, tokens, _ in sequences]
     return (
         np.concatenate([np.empty(0, np.int32), *(tokens for _, tokens, _ in sequences)]),

@@ -1,9 +1,9 @@
 """One chat template: Jinja in a sandbox, rendering what transformers' `apply_chat_template` renders.
 
-Templates come with the model and are code of strangers: the sandbox lets them reach nothing but strings.
-Two places of what transformers gives a template differ on purpose: the date is fixed, because a run that is
-resumed tomorrow, or on another rank, has to see the same tokens; and `{% generation %}` blocks can be asked
-to leave marks, because counting characters while rendering goes wrong inside of macros.
+Templates come with the model and are untrusted code: the sandbox restricts them to their input. Two things differ
+from transformers on purpose: the date is fixed, because a run that is resumed on another day must see the same
+tokens; and `{% generation %}` blocks can write markers, because counting characters during rendering fails inside
+macros.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 NOW = datetime(2025, 1, 1, 12, tzinfo=UTC)
-"""What a template that asks for the date is told."""
+"""The fixed date for templates."""
 START, END = "\ufdd0", "\ufdd1"
-"""Marks around a generation block: code points that are no characters and never will be."""
+"""Markers around a generation block: Unicode noncharacters."""
 
 _FAILURES = (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError)
-"""What a template can raise by what it does with the messages."""
+"""What a template can raise while rendering."""
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
 
 class TemplateError(ValueError):
-    """The template cannot be compiled, or refuses these messages."""
+    """The template cannot be compiled, or fails on these messages."""
 
 
 class _Generation(Extension):
-    """`{% generation %}...{% endgeneration %}`, which encloses what an assistant writes itself."""
+    """`{% generation %}...{% endgeneration %}`, which encloses the text that the assistant generates."""
 
     tags = {"generation"}  # noqa: RUF012 - jinja2's own declaration
 
@@ -70,7 +70,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Like transformers' filter: JSON as it is, where Jinja's own would escape it for HTML."""
+    """As in transformers: plain JSON. Jinja's own filter escapes HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
@@ -79,7 +79,7 @@ def _raise(message: str) -> NoReturn:
 
 
 class ChatTemplate:
-    """A compiled template. `special_tokens` are the names it may use, as {"bos_token": "<s>", ...}."""
+    """A compiled template. `special_tokens` are variables for it: {"bos_token": "<s>", ...}."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         """Raises TemplateError if `source` is not Jinja."""
@@ -93,7 +93,7 @@ class ChatTemplate:
 
     @property
     def has_generation(self) -> bool:
-        """Whether it says itself what an assistant writes."""
+        """Whether it marks the text that the assistant generates."""
         return bool(_GENERATION.search(self.source))
 
     def mentions(self, name: str) -> bool:
@@ -110,7 +110,7 @@ class ChatTemplate:
     ) -> str:
         """The text of these messages; with `prompt`, followed by the opening of an assistant's turn.
 
-        Raises TemplateError if the template refuses the messages.
+        Raises TemplateError if the template fails on the messages.
         """
         return self._render(self._plain, messages, tools, prompt, extra)
 
@@ -119,7 +119,7 @@ class ChatTemplate:
     ) -> tuple[str, list[tuple[int, int]]]:
         """The text of these messages, and the half-open character spans of its generation blocks.
 
-        Raises TemplateError, also if the marks do not come out as they went in.
+        Raises TemplateError, also if the markers cannot be located in the rendered text.
         """
         marked = self._render(self._marked, messages, tools, False, {})
         text, spans = _unmark(marked)

@@ -1,7 +1,7 @@
-"""The trainer of one node: read the configuration, prepare, launch the ranks, publish how it ended.
+"""The trainer of one node: read the configuration, prepare the data, launch the ranks, publish the final report.
 
-`python -m finetune_trainer`, or `finetune-trainer`; everything it needs comes in FINETUNE_RUN_CONFIG and the
-PET_* variables. Exit codes: finetune_api.runtime.exits.
+`python -m finetune_trainer`, or `finetune-trainer`. Its input is FINETUNE_RUN_CONFIG and the PET_* variables.
+Exit codes: finetune_api.runtime.exits.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from finetune_api.runtime.protocol import REPORT_ENV
 from finetune_api.runtime.report import FinalReport
 from finetune_api.runtime.run_config import RunConfig
 
-from . import config, failures, launch, preparation, verdict
-from .config import Node
+from . import config, failures, launch, outcome, preparation
+from .config import NodeInfo
 from .handoff import read_digest
 from .publish import publish
 
 
-class _AskedToStop(BaseException):
-    """A signal came before there were ranks to pass it to."""
+class _StopSignal(BaseException):
+    """A signal arrived before any rank was started."""
 
 
 def main() -> NoReturn:
@@ -36,38 +36,38 @@ def main() -> NoReturn:
 def run(environment: Mapping[str, str]) -> int:
     """One run on this node; returns its exit code."""
     for number in launch.SIGNALS:
-        signal.signal(number, _ask_to_stop)
-    settings, node = None, Node(0, 1)
+        signal.signal(number, _on_stop_signal)
+    settings, node = None, NodeInfo(0, 1)
     try:
         settings = config.load(environment)
         node = config.node(environment, settings)
         report = _on_this_node(settings, node)
-    except _AskedToStop:
-        report = verdict.stopped()
-    except Exception as error:  # noqa: BLE001 - the edge of the program: every failure becomes a report
+    except _StopSignal:
+        report = outcome.stopped()
+    except Exception as error:  # noqa: BLE001 - top level: every failure becomes a report
         report = failures.report(error, rank=0, node=node.rank, step=0)
         sys.stderr.write(failures.trace(error))
     brief = environment.get(REPORT_ENV)
-    # Without a digest the output was never ours: it may hold the work of another job.
+    # Without a digest this run does not own the output: it may belong to another job.
     output = Path(settings.output) if settings is not None and report.digest else None
     publish(report, output, Path(brief) if brief else None, first_node=node.rank == 0)
     return report.exit_code
 
 
-def _on_this_node(settings: RunConfig, node: Node) -> FinalReport:
+def _on_this_node(settings: RunConfig, node: NodeInfo) -> FinalReport:
     with tempfile.TemporaryDirectory(prefix="finetune-") as name:
         folder = Path(name)
-        preparation.prepare(settings, node.rank, folder, _note)
+        preparation.prepare(settings, node.rank, folder, _log)
         report = launch.launch(settings.mesh, node, folder)
         return report.model_copy(update={"digest": report.digest or read_digest(folder)})
 
 
-def _note(sentence: str) -> None:
+def _log(sentence: str) -> None:
     sys.stderr.write(f"finetune-trainer: {sentence}\n")
 
 
-def _ask_to_stop(number: int, frame: FrameType | None) -> None:
-    raise _AskedToStop
+def _on_stop_signal(number: int, frame: FrameType | None) -> None:
+    raise _StopSignal
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Rows to tensors. Called by the loop for training and by evaluation."""
+"""Collate rows into tensors. Called by the training loop and by evaluation."""
 
 from __future__ import annotations
 
@@ -12,27 +12,26 @@ from .rows import Rows
 
 
 @dataclass(frozen=True)
-class Batch:
-    """One forward pass. Rows are padded on the right.
+class TokenBatch:
+    """Input of one forward pass. Rows are padded on the right.
 
-    There is no attention mask: under causal attention no token sees the padding behind it, and what comes out
-    at the padding is never a target. Without a mask the fused kernels run, and a row gives the same numbers
-    whatever it is padded to.
+    There is no attention mask: with causal attention no token attends to the padding after it, and padding is
+    never a target. Without a mask the fused kernels run, and the padded length does not change a row's numbers.
     """
 
     inputs: Tensor
-    """int64 [rows, length]: every token of a row but the last, which predicts nothing."""
+    """int64 [rows, length]: every token of a row except the last, which predicts nothing."""
     predicts: Tensor
     """bool [rows, length]: True where the next token is a target."""
     labels: Tensor
     """int64 [targets]: the targets, in the order of `predicts`."""
 
-    def to(self, device: torch.device) -> Batch:
-        return Batch(*(part.to(device, non_blocking=True) for part in (self.inputs, self.predicts, self.labels)))
+    def to(self, device: torch.device) -> TokenBatch:
+        return TokenBatch(*(part.to(device, non_blocking=True) for part in (self.inputs, self.predicts, self.labels)))
 
 
-def collate(rows: Rows, indices: Iterable[int]) -> Batch:
-    """The batch of these rows. Of no rows: one token without targets, to take part in the collectives."""
+def collate(rows: Rows, indices: Iterable[int]) -> TokenBatch:
+    """The batch of these rows; without rows, one token and no targets, so that the rank joins the collectives."""
     sequences = [rows.row(int(i)) for i in indices]
     length = max((len(tokens) - 1 for tokens, _ in sequences), default=1)
     inputs = torch.zeros(max(len(sequences), 1), length, dtype=torch.int64)
@@ -44,4 +43,4 @@ def collate(rows: Rows, indices: Iterable[int]) -> Batch:
         inputs[i, : len(numbers) - 1] = numbers[:-1]
         predicts[i, : len(flags)] = flags
         labels.append(numbers[1:][flags])
-    return Batch(inputs, predicts, torch.cat(labels))
+    return TokenBatch(inputs, predicts, torch.cat(labels))

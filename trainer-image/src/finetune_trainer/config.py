@@ -1,6 +1,6 @@
-"""The run configuration and the place of this pod among the others, read once and refused early.
+"""The run configuration and the rank of this node, read once and validated early.
 
-Called by __main__ before any process is started and anything is loaded.
+Called by __main__ before any process is started and before anything is loaded.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from .errors import ConfigRefused, Unsupported
 
 
 @dataclass(frozen=True)
-class Node:
-    """This pod (or local replica) among those of the run."""
+class NodeInfo:
+    """This pod (or local replica) of the run."""
 
     rank: int
     count: int
     master_addr: str = ""
-    """Host of rank 0; empty for a run on one node, which needs no fixed port."""
+    """Host of rank 0; empty on a single node, which needs no fixed port."""
     master_port: int = 0
 
 
@@ -40,7 +40,7 @@ def load(environment: Mapping[str, str]) -> RunConfig:
     """The configuration that FINETUNE_RUN_CONFIG names. Raises ConfigRefused or Unsupported."""
     path = environment.get(CONFIG_ENV)
     if not path:
-        raise ConfigRefused(f"{CONFIG_ENV} is not set; it names the file with the run configuration")
+        raise ConfigRefused(f"{CONFIG_ENV} is not set; set it to the path of the run configuration")
     try:
         config = RunConfig.model_validate_json(Path(path).read_bytes())
     except OSError as error:
@@ -52,7 +52,7 @@ def load(environment: Mapping[str, str]) -> RunConfig:
 
 
 def check(config: RunConfig) -> None:
-    """Raises Unsupported or ConfigRefused for what no amount of loading will mend."""
+    """Raises Unsupported or ConfigRefused for a configuration that cannot work."""
     reason = capabilities.refuse(
         capabilities.Combination(
             config.method,
@@ -83,17 +83,17 @@ def _contradictions(config: RunConfig) -> list[str]:
     if (config.method is Method.LORA) != (config.lora is not None):
         found.append(f"method {config.method} and lora {config.lora} contradict each other")
     if config.validation is not None and config.data.validation is None:
-        found.append("validation is set and data.validation is not; name the rows to validate on")
+        found.append("validation is set but data.validation is not; set data.validation")
     return found
 
 
-def node(environment: Mapping[str, str], config: RunConfig) -> Node:
+def node(environment: Mapping[str, str], config: RunConfig) -> NodeInfo:
     """The node that the PET_* variables describe; without them, the only one."""
     if NODES_ENV not in environment:
-        found = Node(0, 1)
+        found = NodeInfo(0, 1)
     else:
         addr = environment.get(MASTER_ADDR_ENV, "")
-        found = Node(
+        found = NodeInfo(
             _number(environment, NODE_RANK_ENV, "0"), _number(environment, NODES_ENV, "1"), addr,
             _number(environment, MASTER_PORT_ENV, "0"),
         )  # fmt: skip
@@ -102,7 +102,7 @@ def node(environment: Mapping[str, str], config: RunConfig) -> Node:
     if not 0 <= found.rank < found.count:
         raise ConfigRefused(f"{NODE_RANK_ENV} is {found.rank}, but there are {found.count} nodes")
     if found.count > 1 and not (found.master_addr and found.master_port):
-        raise ConfigRefused(f"{found.count} nodes need {MASTER_ADDR_ENV} and {MASTER_PORT_ENV} to meet")
+        raise ConfigRefused(f"{found.count} nodes need {MASTER_ADDR_ENV} and {MASTER_PORT_ENV}")
     return found
 
 
@@ -111,11 +111,11 @@ def _number(environment: Mapping[str, str], name: str, default: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise ConfigRefused(f"{name} is {text!r}; it has to be a whole number") from None
+        raise ConfigRefused(f"{name} is {text!r}; it must be an integer") from None
 
 
 def _problems(error: ValidationError) -> str:
-    """Every problem of the document: path, value, reason."""
+    """Every problem of the document: path and reason."""
     return "; ".join(
         f"{'.'.join(map(str, problem['loc'])) or 'the document'}: {problem['msg']}"
         for problem in error.errors(include_url=False)

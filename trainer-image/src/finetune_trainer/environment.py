@@ -1,4 +1,4 @@
-"""The place of this process in the run: rank, device, process group, threads and random numbers.
+"""Rank, device, process group and random seeds of this process.
 
 Called by worker.py. The launcher has set the variables; nothing else in a rank reads the environment.
 """
@@ -20,15 +20,15 @@ from finetune_api.runtime.choices import Device
 from .errors import ConfigRefused
 from .handoff import STORE_ENV
 
-MEET = timedelta(minutes=15)
-"""How long ranks wait for the others at the start: pods of one run may be scheduled minutes apart."""
-ANSWER = timedelta(minutes=30)
-"""How long a rank waits inside a collective. Rank 0 may be writing a large result meanwhile."""
+RENDEZVOUS_TIMEOUT = timedelta(minutes=15)
+"""For the ranks to find each other at the start: pods of one run may be scheduled minutes apart."""
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+"""For one collective. Rank 0 may write a large result while the others wait."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """One rank. The whole world is data parallel in this version."""
+class RankInfo:
+    """One rank. All ranks are data parallel in this version."""
 
     rank: int
     world_size: int
@@ -37,21 +37,21 @@ class Place:
 
 
 @contextmanager
-def joined(environment: Mapping[str, str], device: Device) -> Iterator[Place]:
-    """The place of this process, with the process group up.
+def process_group(environment: Mapping[str, str], device: Device) -> Iterator[RankInfo]:
+    """Initialise the process group; yields this process's rank and device.
 
-    Left by an error, the group is not taken down: that would wait for ranks that may not answer any more.
+    After an error the group is not destroyed: that would wait for ranks that may not respond.
     """
     rank, world_size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
     local_rank = int(environment["LOCAL_RANK"])
-    place = Place(rank, world_size, local_rank, _device(device, local_rank))
+    rank_info = RankInfo(rank, world_size, local_rank, _device(device, local_rank))
     descriptor = environment.get(STORE_ENV)
     store = dist.TCPStore(  # type: ignore[attr-defined]  # torch does not list it in __all__
         environment["MASTER_ADDR"],
         int(environment["MASTER_PORT"]),
         world_size,
         is_master=rank == 0,
-        timeout=MEET,
+        timeout=RENDEZVOUS_TIMEOUT,
         master_listen_fd=int(descriptor) if descriptor else None,
     )
     dist.init_process_group(
@@ -59,11 +59,11 @@ def joined(environment: Mapping[str, str], device: Device) -> Iterator[Place]:
         store=store,
         rank=rank,
         world_size=world_size,
-        timeout=ANSWER,
-        device_id=place.device if device is Device.CUDA else None,
+        timeout=COLLECTIVE_TIMEOUT,
+        device_id=rank_info.device if device is Device.CUDA else None,
     )
-    yield place
-    dist.barrier()  # rank 0 owns the store: it must not leave before the others are done with it
+    yield rank_info
+    dist.barrier()  # rank 0 hosts the store: it must not exit while the others still use it
     dist.destroy_process_group()
 
 
@@ -80,7 +80,7 @@ def _device(device: Device, local_rank: int) -> torch.device:
 
 
 def seed(number: int, rank: int | None = None) -> None:
-    """Seed every generator: alike on all ranks for what they initialise together, or `rank`'s own (dropout)."""
+    """Seed every generator: with the same seed on all ranks (initialisation), or with a seed per rank (dropout)."""
     material = [number] if rank is None else [number, rank]
     state = int(np.random.SeedSequence(material).generate_state(1)[0])
     random.seed(state)

@@ -1,7 +1,6 @@
-"""Every way a run ends that has a name. Raised wherever the trainer finds it out; __main__ turns it into an
-exit code and the final report.
+"""Known failures of a run, one class per exit code. __main__ turns them into the exit code and the final report.
 
-A message names the key or path, the value, the reason and the remedy: it is all the user gets to read.
+A message names the key or path, the value, the reason and the remedy: it is all that the user reads.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from finetune_api.runtime.exits import Exit
 
 
 class RunError(Exception):
-    """A failure with a name. The message is the whole of it: one argument, so that it survives pickling."""
+    """A known failure. It has one argument, the message, so that it can be pickled."""
 
     exit: ClassVar[Exit] = Exit.CRASHED
 

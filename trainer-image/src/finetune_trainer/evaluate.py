@@ -8,31 +8,30 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from .batches import Layout
 from .collate import collate
-from .engines import Engine
-from .environment import Place
 from .errors import NonFinite
+from .loop import TrainState
 from .rows import Rows
 from .stop import Stop
 
 
-def mean_nll(engine: Engine, rows: Rows, layout: Layout, place: Place, stop: Stop) -> float:
-    """In nats. Collective: each rank takes its share of the rows, every token weighs the same.
+def mean_nll(train_state: TrainState, rows: Rows, stop: Stop) -> float:
+    """In nats. Collective: each rank evaluates its share of the rows; every token has the same weight.
 
-    Rows of similar length share a batch, which the mean does not notice and the padding does. Raises NonFinite,
-    and StopRequested between two batches: an evaluation may last longer than a pod is given to end.
+    Rows of similar length share a batch: that saves padding and does not change the mean. Raises NonFinite, and
+    StopRequested between two batches: an evaluation may take longer than a pod's termination grace period.
     """
+    device = train_state.rank_info.device
     by_length = np.argsort(rows.lengths, kind="stable")
-    total = torch.zeros((), dtype=torch.float64, device=place.device)
-    for micro in layout.micro_batches(by_length, place.rank):
-        stop.check(place.device)
-        total += engine.evaluate(collate(rows, micro))
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    for micro_batch in train_state.sharding.micro_batches(by_length, train_state.rank_info.rank):
+        stop.check(device)
+        total += train_state.engine.evaluate(collate(rows, micro_batch))
     dist.all_reduce(total)
     mean = float(total) / int(rows.target_counts.sum())
     if not math.isfinite(mean):
         raise NonFinite(
-            f"the validation loss is {mean}: the weights have grown beyond what the number format holds; lower "
+            f"the validation loss is {mean}: the weights have overflowed their dtype; lower "
             "hyperparameters.learning_rate, or set max_grad_norm"
         )
     return mean

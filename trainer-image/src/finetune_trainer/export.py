@@ -1,6 +1,6 @@
-"""The files of a result, in the formats other tools read: a PEFT adapter, or a Hugging Face model folder.
+"""The files of a result in standard formats: a PEFT adapter, or a Hugging Face model folder.
 
-Writes into a folder that nobody reads yet; result.py makes it durable and puts it in place.
+Writes into a temporary folder; result.py flushes and renames it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from transformers import PreTrainedModel
 from finetune_api.runtime.choices import Method
 from finetune_api.validation.uris import MODEL, Scheme
 
-from .agreement import rank
+from .collectives import rank
 
 ADAPTER = "default"
-"""PEFT's name for the one adapter we train."""
+"""PEFT's name for the adapter."""
 SHARD_SIZE = "5GB"
 _TOKENIZER = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model",
@@ -35,8 +35,8 @@ _TOKENIZER = (
 
 
 @dataclass(frozen=True)
-class Card:
-    """What a reader of the result wants to know."""
+class ModelCard:
+    """Content of the result's README.md."""
 
     base_model: str
     """As in job.model."""
@@ -50,21 +50,21 @@ class Card:
 
 
 def gather(named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """Whole tensors on the CPU of rank 0, one after the other; empty on the other ranks. Collective."""
-    whole: dict[str, Tensor] = {}
+    """Full tensors on the CPU of rank 0, gathered one by one; empty on the other ranks. Collective."""
+    gathered: dict[str, Tensor] = {}
     for name, tensor in named:
         full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         if rank() == 0:
-            whole[name] = full.detach().to("cpu", copy=True)
-    return whole
+            gathered[name] = full.detach().to("cpu", copy=True)
+    return gathered
 
 
 def write_result(
-    folder: Path, model: PreTrainedModel | PeftModel, state: Mapping[str, Tensor], base: Path, card: Card
+    folder: Path, model: PreTrainedModel | PeftModel, state: Mapping[str, Tensor], base: Path, card: ModelCard
 ) -> None:
-    """Write everything but the marker. `state`: trained tensors by their names in `model`, on the CPU.
+    """Write everything except the marker. `state`: trained tensors by their names in `model`, on the CPU.
 
-    `base` is the folder the base model was loaded from: tokenizer, template and number format come from there.
+    `base` is the folder the base model was loaded from: tokenizer, template and dtype are taken from it.
     """
     if isinstance(model, PeftModel):
         _write_adapter(folder, model, state, card)
@@ -74,7 +74,7 @@ def write_result(
     (folder / "README.md").write_text(_readme(card), encoding="utf-8")
 
 
-def _write_adapter(folder: Path, model: Any, state: Mapping[str, Tensor], card: Card) -> None:
+def _write_adapter(folder: Path, model: Any, state: Mapping[str, Tensor], card: ModelCard) -> None:
     tensors = get_peft_model_state_dict(model, dict(state), ADAPTER, save_embedding_layers=False)
     assert len(tensors) == len(state), f"PEFT keeps {len(tensors)} of {len(state)} trained tensors"
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
@@ -82,52 +82,52 @@ def _write_adapter(folder: Path, model: Any, state: Mapping[str, Tensor], card: 
     config = copy.copy(model.peft_config[ADAPTER])
     config.base_model_name_or_path, config.revision = _base_name(card.base_model)
     config.inference_mode = True
-    # PEFT holds the modules as a set, whose order changes from run to run; a list gives the same file each time.
+    # PEFT keeps the modules in a set, whose order changes from run to run; a sorted list gives identical files.
     config.target_modules = sorted(config.target_modules)
     config.save_pretrained(str(folder))
 
 
 def _write_model(folder: Path, model: PreTrainedModel, state: Mapping[str, Tensor], base: Path) -> None:
-    """The base model with other weights, in its own number format: training keeps fp32 copies for the
-    optimizer's sake, and a result twice the size of its base would surprise whoever serves it.
+    """The base model with new weights, in the dtype of the base: training keeps fp32 weights for the optimizer, and
+    they would double the size of the result.
 
-    Both config files are the base's own: in memory, training has changed them (number format, no cache).
+    Both config files are copied from the base: training has changed them in memory (dtype, no cache).
     """
     dtype = _dtype(base)
-    whole = {name: _in(dtype, tensor) for name, tensor in _untied(model, state).items()}
-    model.save_pretrained(folder, state_dict=_buffers(model, whole) | whole, max_shard_size=SHARD_SIZE)
+    weights = {name: _cast(dtype, tensor) for name, tensor in _untied(model, state).items()}
+    model.save_pretrained(folder, state_dict=_buffers(model, weights) | weights, max_shard_size=SHARD_SIZE)
     for name in ("config.json", "generation_config.json"):
         if (base / name).exists():
             shutil.copyfile(base / name, folder / name)
 
 
 def _untied(model: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without the second names of tied weights: loading ties them again."""
+    """Without the aliases of tied weights: loading ties them again."""
     tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", {})
     return {name: tensor for name, tensor in state.items() if tied.get(name) not in state}
 
 
 def _buffers(model: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Buffers that belong to the model's files, such as a router's bias correction."""
+    """Persistent buffers, such as a router's bias correction."""
     names = {name for name, _ in model.named_buffers()} - state.keys()
     return {name: tensor.cpu() for name, tensor in model.state_dict().items() if name in names}
 
 
-def _in(dtype: torch.dtype, tensor: Tensor) -> Tensor:
+def _cast(dtype: torch.dtype, tensor: Tensor) -> Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def _dtype(base: Path) -> torch.dtype:
-    """Number format of the base model by its config.json; fp32 where that says nothing."""
+    """dtype of the base model in its config.json; fp32 if that has none."""
     config = json.loads((base / "config.json").read_bytes())
     name = config.get("dtype") or config.get("torch_dtype") or "float32"
     dtype = getattr(torch, str(name).removeprefix("torch."), None)
-    assert isinstance(dtype, torch.dtype), f"{base}/config.json names the number format {name!r}"
+    assert isinstance(dtype, torch.dtype), f"{base}/config.json has the dtype {name!r}"
     return dtype
 
 
 def _base_name(model: str) -> tuple[str, str | None]:
-    """Name and revision under which PEFT finds the base model again."""
+    """Name and revision by which PEFT loads the base model."""
     source = MODEL.parse(model)
     return (source.name, source.revision or None) if source.scheme is Scheme.HUB else (model, None)
 
@@ -140,7 +140,7 @@ def _copy_tokenizer(base: Path, folder: Path) -> None:
             shutil.copyfile(path, folder / path.name)
 
 
-def _readme(card: Card) -> str:
+def _readme(card: ModelCard) -> str:
     library = "transformers" if card.method is Method.FFT else "peft"
     metrics = "".join(
         f"| {name} | {value:.4f} |\n" for name, value in sorted(card.metrics.items()) if value is not None

@@ -1,7 +1,7 @@
-"""Durable files: after a return the bytes survive a crash of the machine, and no reader sees half a file.
+"""Durable files: once a call returns, the bytes survive a crash of the machine, and no reader sees a partial file.
 
-Everything a save does to the disk goes through `Files`, one operation at a time. That is the seam for
-failpoints: a test passes a `Files` that kills the process at a chosen operation. `DISK` is the real one.
+All writes of a save go through `Files`, one operation at a time. That is the seam for failpoints: a test passes
+a `Files` that kills the process at a chosen operation. `DISK` is the real implementation.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any, Protocol
 from .errors import StorageFailed
 
 TEMPORARY = ".tmp-"
-"""Prefix of names that hold nothing yet. Whatever carries it after a crash may be removed."""
+"""Prefix of incomplete files and folders. After a crash they may be removed."""
 
 
 class Sink(Protocol):
-    """What a save needs of a file that is being written: bytes go to its end."""
+    """A file open for writing; bytes are appended."""
 
     def write(self, content: Any, /) -> int: ...
 
@@ -29,16 +29,16 @@ class Files(Protocol):
     """The operations a save consists of. Each raises OSError."""
 
     def folder(self, path: Path) -> None:
-        """Make one folder; its parent exists, it does not."""
+        """Create a folder that does not exist, in a parent that does."""
 
     def create(self, path: Path) -> AbstractContextManager[Sink]:
-        """Open a new file, or an emptied old one, for writing; the write is done when the context ends."""
+        """Open a new or truncated file for writing; it is closed when the context ends."""
 
     def fsync(self, path: Path) -> None:
-        """Bring a file's bytes, or a folder's list of names, to the disk."""
+        """Flush the bytes of a file, or the entries of a folder, to the disk."""
 
     def rename(self, old: Path, new: Path) -> None:
-        """Give a file or folder another name, in one step; `new` may be an existing file."""
+        """Rename a file or folder atomically; `new` may be an existing file."""
 
     def remove(self, path: Path) -> None:
         """Remove a file or an empty folder."""
@@ -74,7 +74,7 @@ DISK: Files = Disk()
 
 
 def write_durable(path: Path, content: bytes, files: Files = DISK) -> None:
-    """Write `path` so that it has the old content or the new one, at every moment and after any crash."""
+    """Write `path` atomically: at every moment and after any crash it has either the old or the new content."""
     temporary = path.with_name(TEMPORARY + path.name)
     with files.create(temporary) as stream:
         stream.write(content)
@@ -84,7 +84,7 @@ def write_durable(path: Path, content: bytes, files: Files = DISK) -> None:
 
 
 def fsync_tree(folder: Path, files: Files = DISK) -> None:
-    """Bring a folder that others have written to the disk: its files first, then the list of their names."""
+    """Flush a folder to the disk: its files first, then its entries."""
     for path in sorted(folder.iterdir()):
         if path.is_dir():
             fsync_tree(path, files)
@@ -94,7 +94,7 @@ def fsync_tree(folder: Path, files: Files = DISK) -> None:
 
 
 def remove_tree(folder: Path, files: Files = DISK) -> None:
-    """Remove a folder that nobody reads any more. Links are removed, not followed."""
+    """Remove a folder and its content. Links are removed, not followed."""
     for path in sorted(folder.iterdir()):
         if path.is_dir() and not path.is_symlink():
             remove_tree(path, files)
@@ -105,25 +105,25 @@ def remove_tree(folder: Path, files: Files = DISK) -> None:
 
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError inside into StorageFailed that names the path, the reason and the way out."""
+    """Turn an OSError into StorageFailed with the path, the reason and the remedy."""
     try:
         yield
     except OSError as error:
-        raise StorageFailed(explain(error, path)) from error
+        raise StorageFailed(describe(error, path)) from error
 
 
-def explain(error: OSError, path: Path) -> str:
-    """The sentence for a write that failed; `path` serves where the error names none."""
-    remedy = _REMEDIES.get(error.errno or 0, "check that the output volume is mounted and can be written to")
+def describe(error: OSError, path: Path) -> str:
+    """The message for a failed write; `path` is used if the error names none."""
+    remedy = _REMEDIES.get(error.errno or 0, "check that the output volume is mounted and writable")
     return f"cannot write {error.filename or path}: {error.strerror or error}; {remedy}"
 
 
 _FULL = "free space on the output volume, or lower training.save_total_limit"
-_DENIED = "let the user that the trainer runs as write there"
+_DENIED = "grant write access to the user that the trainer runs as"
 _REMEDIES = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,
     errno.EACCES: _DENIED,
     errno.EPERM: _DENIED,
-    errno.EROFS: "mount the output volume for writing",
+    errno.EROFS: "mount the output volume read-write",
 }

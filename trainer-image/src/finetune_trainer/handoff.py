@@ -1,6 +1,6 @@
-"""What a node's launcher and its ranks tell each other, as files in a folder that lives as long as the run.
+"""Files that a node's launcher and its ranks exchange, in a temporary folder that is removed after the run.
 
-From the launcher: handoff.json and the prepared rows. From each rank: how it ended, as a final report.
+From the launcher: handoff.json and the prepared rows. From each rank: its final report.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from finetune_api.runtime.run_config import RunConfig
 FOLDER_ENV = "FINETUNE_HANDOFF"
 """Environment variable of a rank with the path of the folder."""
 STORE_ENV = "FINETUNE_STORE_FD"
-"""Environment variable of rank 0 with the number of the open socket at which the ranks of a single node meet."""
+"""Environment variable of rank 0: file descriptor of the listening socket for the store, on a single node."""
 Split = Literal["train", "validation"]
 TRAIN: Split = "train"
 VALIDATION: Split = "validation"
@@ -24,7 +24,7 @@ VALIDATION: Split = "validation"
 
 
 class Handoff(BaseModel):
-    """What the launcher has found out and every rank of the node needs."""
+    """What the launcher has resolved and every rank of the node needs."""
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())
     config: RunConfig
@@ -41,26 +41,26 @@ class Handoff(BaseModel):
         return cls.model_validate_json((folder / "handoff.json").read_bytes())
 
 
-def write_ending(folder: Path, rank: int, report: FinalReport) -> None:
-    """Leave `report` for the launcher: whole or not at all, since a rank may be ended at any moment."""
+def write_rank_report(folder: Path, rank: int, report: FinalReport) -> None:
+    """Write `report` for the launcher, atomically: the rank may be killed at any moment."""
     path = folder / f"rank-{rank:05d}.json"
     temporary = path.with_suffix(".tmp")
     temporary.write_text(report.line())
     temporary.replace(path)
 
 
-def read_ending(folder: Path, rank: int) -> FinalReport | None:
-    """How `rank` ended, or None if it did not live to say."""
+def read_rank_report(folder: Path, rank: int) -> FinalReport | None:
+    """The report of `rank`, or None if it wrote none."""
     path = folder / f"rank-{rank:05d}.json"
     return FinalReport.model_validate_json(path.read_bytes()) if path.exists() else None
 
 
 def write_digest(folder: Path, digest: str) -> None:
-    """Tell the launcher that the output folder is this run's; from now on reports belong into it."""
+    """Tell the launcher that this run owns the output folder: from now on it may write reports there."""
     (folder / "digest").write_text(digest)
 
 
 def read_digest(folder: Path) -> str:
-    """The digest of the run, or nothing if no rank got as far as to claim the output."""
+    """The digest of the run; empty if no rank has claimed the output."""
     path = folder / "digest"
     return path.read_text() if path.exists() else ""

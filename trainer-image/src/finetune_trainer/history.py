@@ -1,6 +1,6 @@
-"""What a run remembers beside its weights: the losses that its final report names, and its best step.
+"""State of a run besides its weights: the losses for its final report, and its best step.
 
-Saved with every checkpoint, so that a resumed run reports what the uninterrupted one would have.
+Saved with every checkpoint, so that a resumed run reports the same as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ class History(BaseModel):
     """Validation loss of the last evaluation."""
     best: float | None = None
     best_step: int | None = None
-    """The step with the lowest validation loss. Step 0, the untrained model, does not compete."""
+    """The step with the lowest validation loss, excluding step 0 (the untrained model)."""
 
-    def evaluated(self, step: int, loss: float) -> bool:
-        """Take note of an evaluation after `step` steps; return whether it is the best so far."""
+    def record_evaluation(self, step: int, loss: float) -> bool:
+        """Record an evaluation after `step` steps; return whether it is the best so far."""
         self.evaluated_step, self.latest = step, loss
         if step == 0:
             self.initial = loss

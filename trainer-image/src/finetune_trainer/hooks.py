@@ -1,7 +1,7 @@
-"""What happens after an optimizer step, besides the next one: a small class for each concern.
+"""What happens after an optimizer step: one small class per concern.
 
-job.py calls them in this order: progress, evaluation, checkpoints, stopping. A checkpoint thus knows the
-evaluation of its step, and a stop finds the checkpoint of its step already there.
+trainer.py calls them in this order: progress, evaluation, checkpoints, stopping. So a checkpoint includes the
+evaluation of its step, and a stop finds the checkpoint of its step already saved.
 """
 
 from __future__ import annotations
@@ -14,54 +14,54 @@ from finetune_api.runtime.report import CheckpointRecord, EvaluationRecord, Prog
 from finetune_api.runtime.run_config import Checkpointing, Validation
 
 from . import checkpoint, evaluate
-from .batches import Order
 from .files import Files
 from .history import History
-from .loop import Done, Run
-from .records import Records
+from .loop import StepResult, TrainState
+from .records import RecordWriter
 from .rows import Rows
+from .sampler import Sampler
 from .stop import Stop
 
 
-def due(step: int, every: int, order: Order) -> bool:
-    """Whether something done every so many steps (0: at the end of each epoch), and at the end, is due."""
-    regular = step % every == 0 if every else order.ends_epoch(step)
-    return regular or step == order.total_steps
+def due(step: int, every: int, sampler: Sampler) -> bool:
+    """Whether an action is due that runs every `every` steps (0: at the end of each epoch) and after the last."""
+    regular = step % every == 0 if every else sampler.ends_epoch(step)
+    return regular or step == sampler.total_steps
 
 
 @dataclass
 class Progress:
-    """A record every so many steps, and of the first and the last one."""
+    """A record every `log_every_steps` steps, and after the first and the last step."""
 
-    run: Run
-    records: Records
+    train_state: TrainState
+    write_record: RecordWriter
     history: History
-    _since: list[Done] = field(default_factory=list)
+    _since: list[StepResult] = field(default_factory=list)
     _steps: int = 0
     _seconds: float = 0.0
 
-    def __call__(self, done: Done) -> None:
-        self.history.train_loss = done.loss
-        self._since.append(done)
+    def __call__(self, result: StepResult) -> None:
+        self.history.train_loss = result.loss
+        self._since.append(result)
         self._steps += 1
-        self._seconds += done.seconds
-        if self._steps == 1 or due(done.step, self.run.config.log_every_steps, self.run.order):
-            self.records(self._record(done))
+        self._seconds += result.seconds
+        if self._steps == 1 or due(result.step, self.train_state.config.log_every_steps, self.train_state.sampler):
+            self.write_record(self._record(result))
             self._since.clear()
 
-    def _record(self, done: Done) -> ProgressRecord:
-        order = self.run.order
+    def _record(self, result: StepResult) -> ProgressRecord:
+        sampler = self.train_state.sampler
         seconds = sum(step.seconds for step in self._since)
         return ProgressRecord(
             time=time.time(),
-            step=done.step,
-            total_steps=order.total_steps,
-            epoch=done.step / order.steps_per_epoch,
-            loss=done.loss,
-            learning_rate=done.learning_rate,
-            grad_norm=done.grad_norm,
+            step=result.step,
+            total_steps=sampler.total_steps,
+            epoch=result.step / sampler.steps_per_epoch,
+            loss=result.loss,
+            learning_rate=result.learning_rate,
+            grad_norm=result.grad_norm,
             tokens_per_second=sum(step.tokens for step in self._since) / seconds,
-            eta_seconds=(order.total_steps - done.step) * self._seconds / self._steps,
+            eta_seconds=(sampler.total_steps - result.step) * self._seconds / self._steps,
         )
 
 
@@ -69,46 +69,45 @@ class Progress:
 class Evaluation:
     """Validation loss before the first step and whenever due."""
 
-    run: Run
+    train_state: TrainState
     settings: Validation
     rows: Rows
-    records: Records
+    write_record: RecordWriter
     history: History
     stop: Stop
 
-    def __call__(self, done: Done) -> None:
-        self.at(done.step)
+    def __call__(self, result: StepResult) -> None:
+        self.at(result.step)
 
     def at(self, step: int) -> None:
-        """Evaluate after `step` steps if that is due and not done yet: a stop may have cut it short."""
-        wanted = step == 0 or due(step, self.settings.every_steps, self.run.order)
+        """Evaluate after `step` steps if that is due and not done yet: a stop may have interrupted it."""
+        wanted = step == 0 or due(step, self.settings.every_steps, self.train_state.sampler)
         if wanted and step != self.history.evaluated_step:
             self._evaluate(step)
 
     def _evaluate(self, step: int) -> None:
-        run = self.run
-        loss = evaluate.mean_nll(run.engine, self.rows, run.layout, run.place, self.stop)
-        best = self.history.evaluated(step, loss)
-        self.records(EvaluationRecord(time=time.time(), step=step, loss=loss, rows=len(self.rows), best=best))
+        loss = evaluate.mean_nll(self.train_state, self.rows, self.stop)
+        best = self.history.record_evaluation(step, loss)
+        self.write_record(EvaluationRecord(time=time.time(), step=step, loss=loss, rows=len(self.rows), best=best))
 
 
 @dataclass
 class Checkpoints:
-    """Saved when due, when the best step so far has to be kept, and by job.py before the run stops."""
+    """Saves when due, when the best step so far must be kept, and when trainer.py asks before the run stops."""
 
-    run: Run
+    train_state: TrainState
     output: Path
     settings: Checkpointing
     keep_best: bool
-    records: Records
+    write_record: RecordWriter
     history: History
     files: Files
     _saved: int = -1
 
-    def __call__(self, done: Done) -> None:
-        best = self.keep_best and self.history.best_step == done.step
-        if best or due(done.step, self.settings.every_steps, self.run.order):
-            self.save(done.step)
+    def __call__(self, result: StepResult) -> None:
+        best = self.keep_best and self.history.best_step == result.step
+        if best or due(result.step, self.settings.every_steps, self.train_state.sampler):
+            self.save(result.step)
 
     def save(self, step: int) -> None:
         if step == self._saved:
@@ -118,23 +117,23 @@ class Checkpoints:
         checkpoint.save(
             self.output,
             step,
-            self.run.engine.state(),
+            self.train_state.engine.state(),
             self.history.model_dump(),
             keep=self.settings.keep,
             protect={best} if self.keep_best and best is not None else set(),
             files=self.files,
         )
         self._saved = step
-        self.records(CheckpointRecord(time=time.time(), step=step, seconds=time.monotonic() - began))
+        self.write_record(CheckpointRecord(time=time.time(), step=step, seconds=time.monotonic() - began))
 
 
 @dataclass
 class Stopping:
-    """Ends the run after this step if any rank was asked to stop. After the last one, finishing is as quick."""
+    """Ends the run after this step if any rank was asked to stop. After the last step, the run finishes instead."""
 
-    run: Run
+    train_state: TrainState
     stop: Stop
 
-    def __call__(self, done: Done) -> None:
-        if done.step < self.run.order.total_steps:
-            self.stop.check(self.run.place.device)
+    def __call__(self, result: StepResult) -> None:
+        if result.step < self.train_state.sampler.total_steps:
+            self.stop.check(self.train_state.rank_info.device)

@@ -1,8 +1,8 @@
-"""Whose output folder this is: checkpoints are continued by the same job and by no other.
+"""Ownership of the output folder: only the same job may resume from its checkpoints.
 
-The identity of a run is a flat document of what makes it what it is: keys of its configuration
+The identity of a run is a flat document of everything that determines its result: keys of its configuration
 (finetune_api.runtime.run_config.IDENTITY), the content of model and data, and the rows of one optimizer step. The
-first run writes it; every later start in the same folder compares, and is refused with the keys that differ.
+first run writes it; every later start in the same folder compares it, and is refused with the keys that differ.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from finetune_api.runtime.protocol import CHECKPOINTS, RESULT, RUN_FILE
 from finetune_api.runtime.run_config import IDENTITY, SPEC_KEYS, RunConfig
 
-from .agreement import first_rank
+from .collectives import on_rank_0
 from .errors import DataRefused, ModelRefused, OutputRefused, RunError
 from .files import storage_errors, write_durable
 
@@ -28,20 +28,20 @@ CONTENT = "content."
 _ABSENT = object()
 _NAMES = {ROWS_PER_STEP: "hyperparameters.global_batch"} | SPEC_KEYS
 
-# Beside the weights, these say what a model folder means: sizes, vocabulary, template.
+# Besides the weights, these files define a model: sizes, vocabulary, template.
 _SMALL = ("*.json", "*.jinja", "*.model", "*.txt")
 _BLOCK = 1 << 16
 _BLOCKS = 16
 
 
 def claim(output: Path, config: RunConfig, fingerprint: Mapping[str, str], rows_per_step: int) -> str:
-    """Make `output` the folder of this run, or find that it already is. Returns the digest, 'sha256:...'.
+    """Claim `output` for this run, or verify that it owns it already. Returns the digest, 'sha256:...'.
 
-    Every rank calls it; rank 0 looks. Raises OutputRefused if the folder belongs to another run,
+    Collective: rank 0 reads and writes. Raises OutputRefused if the folder belongs to another run,
     StorageFailed if it cannot be written.
     """
     identity = document(config, fingerprint, rows_per_step)
-    return first_rank(partial(_claim, output, identity))
+    return on_rank_0(partial(_claim, output, identity))
 
 
 def document(config: RunConfig, fingerprint: Mapping[str, str], rows_per_step: int) -> dict[str, Any]:
@@ -53,16 +53,16 @@ def document(config: RunConfig, fingerprint: Mapping[str, str], rows_per_step: i
 
 
 def digest(identity: Mapping[str, Any]) -> str:
-    """sha256 over the identity as JSON with sorted keys and without blanks."""
+    """sha256 over the identity as JSON with sorted keys and without white space."""
     canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return _named(hashlib.sha256(canonical.encode()))
+    return _prefixed(hashlib.sha256(canonical.encode()))
 
 
 def fingerprints(model_folder: Path, data_path: Path) -> dict[str, str]:
-    """Digests of what stands behind job.model and job.data, for `claim`.
+    """Digests of the content of job.model and job.data, for `claim`.
 
-    Data is read whole. Of a model the small files are read whole, and of each weight file its size, its
-    header and 16 blocks of 64 KiB spread over it: enough to tell two models of the same shape apart without
+    Data is read completely. Of a model, the small files are read completely, and of each weight file its size, its
+    header and 16 evenly spread blocks of 64 KiB: enough to distinguish two models of the same shape without
     reading 30 GB. Raises ModelRefused and DataRefused for files that cannot be read.
     """
     with _readable(ModelRefused, "model", model_folder):
@@ -78,7 +78,7 @@ def _readable(refusal: type[RunError], what: str, path: Path) -> Iterator[None]:
     except OSError as error:
         raise refusal(
             f"{what} {path} cannot be read: {error.filename}: {error.strerror}; "
-            "let the user that the trainer runs as read it"
+            "grant read access to the user that the trainer runs as"
         ) from error
 
 
@@ -96,15 +96,15 @@ def _claim(output: Path, identity: dict[str, Any]) -> str:
 
 
 def _require_unowned(output: Path) -> None:
-    """Without run.json nobody knows whose checkpoints or result these are.
+    """Refuse checkpoints or a result without run.json: their owner is unknown.
 
-    Any other file may stay (lost+found of a fresh volume, a note, the log of an earlier refusal): we write
-    beside it and never over it.
+    Other files may stay (lost+found of a new volume, notes, the log of an earlier refusal): they are never
+    overwritten.
     """
-    strangers = [name for name in (CHECKPOINTS, RESULT) if (output / name).exists()]
-    if strangers:
+    unowned = [name for name in (CHECKPOINTS, RESULT) if (output / name).exists()]
+    if unowned:
         raise OutputRefused(
-            f"output {output} holds {' and '.join(strangers)} but no {RUN_FILE} that says whose they are; "
+            f"output {output} contains {' and '.join(unowned)} but no {RUN_FILE}, so their owner is unknown; "
             "choose another output, or move them away"
         )
 
@@ -123,11 +123,11 @@ def _compare(output: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> No
     differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key, _ABSENT) != new.get(key, _ABSENT)]
     if not differing:
         return
-    values = "; ".join(f"{_name(key)} is {_shown(old, key)} there and {_shown(new, key)} here" for key in differing)
-    remedies = ", ".join(_remedy(old, key) for key in differing)
-    raise OutputRefused(
-        f"output {output} holds the work of another job: {values}. Choose another output, or {remedies}"
+    values = "; ".join(
+        f"{_name(key)} was {_format_value(old, key)} and is {_format_value(new, key)} now" for key in differing
     )
+    remedies = ", ".join(_remedy(old, key) for key in differing)
+    raise OutputRefused(f"output {output} belongs to another job: {values}. Choose another output, or {remedies}")
 
 
 def _name(key: str) -> str:
@@ -136,14 +136,14 @@ def _name(key: str) -> str:
     return _NAMES.get(key, key)
 
 
-def _shown(identity: Mapping[str, Any], key: str) -> str:
+def _format_value(identity: Mapping[str, Any], key: str) -> str:
     return json.dumps(identity[key]) if key in identity else "absent"
 
 
 def _remedy(old: Mapping[str, Any], key: str) -> str:
     if key.startswith(CONTENT):
-        return f"bring back {_name(key)}"
-    return f"set {_name(key)} back to {_shown(old, key)}" if key in old else f"leave {_name(key)} out"
+        return f"restore {_name(key)}"
+    return f"set {_name(key)} back to {_format_value(old, key)}" if key in old else f"remove {_name(key)}"
 
 
 def _at(values: dict[str, Any], key: str) -> Any:
@@ -168,11 +168,11 @@ def _model_fingerprint(folder: Path) -> str:
         _add(total, path.name, [path.read_bytes()])
     for path in sorted(folder.glob("*.safetensors")):
         _add(total, path.name, _sample(path))
-    return _named(total)
+    return _prefixed(total)
 
 
 def _add(total: hashlib._Hash, name: str, parts: Iterable[bytes]) -> None:
-    """Add a file so that no two folders of other names or cuts give the same bytes to the digest."""
+    """Add a file unambiguously: its name and the digest of its content, so that boundaries cannot shift."""
     inner = hashlib.sha256()
     for part in parts:
         inner.update(part)
@@ -195,8 +195,8 @@ def _sample(path: Path) -> Iterator[bytes]:
 
 def _file_fingerprint(path: Path) -> str:
     with path.open("rb") as stream:
-        return _named(hashlib.file_digest(stream, "sha256"))
+        return _prefixed(hashlib.file_digest(stream, "sha256"))
 
 
-def _named(total: hashlib._Hash) -> str:
+def _prefixed(total: hashlib._Hash) -> str:
     return f"sha256:{total.hexdigest()}"

@@ -33,7 +33,7 @@ class Chunk(_Frozen):
 
 
 class StoredTensor(_Frozen):
-    """A whole tensor, in chunks that do not overlap."""
+    """A tensor, in chunks that do not overlap."""
 
     dtype: str
     """As torch spells it, without `torch.`: `float32`, `bfloat16`."""
@@ -44,7 +44,7 @@ class StoredTensor(_Frozen):
     def _complete(self) -> StoredTensor:
         for chunk in self.chunks:
             if len(chunk.offsets) != len(self.shape) or len(chunk.sizes) != len(self.shape):
-                raise ValueError("a chunk has another number of dimensions than its tensor")
+                raise ValueError("a chunk and its tensor differ in the number of dimensions")
             if any(o + s > n for o, s, n in zip(chunk.offsets, chunk.sizes, self.shape, strict=True)):
                 raise ValueError("a chunk extends beyond its tensor")
         if sum(prod(chunk.sizes) for chunk in self.chunks) != prod(self.shape):

@@ -1,4 +1,4 @@
-"""The training loop. Everything that is not one optimizer step hangs on it as a hook (hooks.py)."""
+"""The training loop. Everything besides the optimizer step itself is a hook (hooks.py)."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ import torch.distributed as dist
 from finetune_api.runtime.run_config import RunConfig
 
 from . import schedule
-from .batches import Indices, Layout, Order
 from .collate import collate
-from .engines import Engine
-from .environment import Place
+from .engines import TrainingEngine
+from .environment import RankInfo
 from .errors import NonFinite
 from .rows import Rows
+from .sampler import BatchSharding, Indices, Sampler
 
 _SHOWN = 20
 """Lines named in a message."""
 
 
 @dataclass(frozen=True)
-class Run:
-    """What training needs; none of it changes while it runs, but for what the engine holds."""
+class TrainState:
+    """What a training step works on. Only the content of the engine changes during the run."""
 
     config: RunConfig
-    place: Place
-    engine: Engine
+    rank_info: RankInfo
+    engine: TrainingEngine
     rows: Rows
-    order: Order
-    layout: Layout
+    sampler: Sampler
+    sharding: BatchSharding
 
 
 @dataclass(frozen=True)
-class Done:
-    """One optimizer step, as hooks see it. The same on every rank."""
+class StepResult:
+    """Result of one optimizer step, passed to the hooks. The same on every rank."""
 
     step: int
     """Optimizer steps done, this one included."""
@@ -48,51 +48,51 @@ class Done:
     """Global norm before clipping."""
     learning_rate: float
     tokens: int
-    """Tokens that are not padding, over all ranks."""
+    """Tokens without padding, over all ranks."""
     seconds: float
 
 
-Hook = Callable[[Done], None]
+Hook = Callable[[StepResult], None]
 
 
-def fit(run: Run, start: int, hooks: Sequence[Hook]) -> None:
-    """Train from `start` steps done to the end of the run."""
-    for step in range(start, run.order.total_steps):
-        done = train_step(run, step)
+def fit(train_state: TrainState, start: int, hooks: Sequence[Hook]) -> None:
+    """Train from `start` completed steps to the end of the run."""
+    for step in range(start, train_state.sampler.total_steps):
+        result = train_step(train_state, step)
         for hook in hooks:
-            hook(done)
+            hook(result)
 
 
-def train_step(run: Run, step: int) -> Done:
-    """Optimizer step `step`, counted from 0. Raises NonFinite, before any weight is touched."""
+def train_step(train_state: TrainState, step: int) -> StepResult:
+    """Optimizer step `step`, counted from 0. Raises NonFinite before any weight is updated."""
     began = time.monotonic()
-    indices = run.order.of_step(step)
-    targets = int(run.rows.target_counts[indices].sum())
-    loss = _gradients(run, indices, targets)
-    norm = run.engine.clip(run.config.optimizer.max_grad_norm)
+    indices = train_state.sampler.step_rows(step)
+    targets = int(train_state.rows.target_counts[indices].sum())
+    loss = _gradients(train_state, indices, targets)
+    norm = train_state.engine.clip(train_state.config.optimizer.max_grad_norm)
     if not (math.isfinite(norm) and math.isfinite(loss)):
-        raise NonFinite(_non_finite(run.rows, indices, step + 1, loss, norm))
-    learning_rate = learning_rate_of(run, step)
-    run.engine.step(learning_rate)
-    tokens = int(run.rows.lengths[indices].sum())
-    return Done(step + 1, loss, norm, learning_rate, tokens, time.monotonic() - began)
+        raise NonFinite(_non_finite(train_state.rows, indices, step + 1, loss, norm))
+    learning_rate = learning_rate_at(train_state, step)
+    train_state.engine.step(learning_rate)
+    tokens = int(train_state.rows.lengths[indices].sum())
+    return StepResult(step + 1, loss, norm, learning_rate, tokens, time.monotonic() - began)
 
 
-def learning_rate_of(run: Run, step: int) -> float:
-    peak = run.config.optimizer.learning_rate
-    return peak * schedule.factor(run.config.schedule, step, run.order.total_steps)
+def learning_rate_at(train_state: TrainState, step: int) -> float:
+    peak = train_state.config.optimizer.learning_rate
+    return peak * schedule.factor(train_state.config.schedule, step, train_state.sampler.total_steps)
 
 
-def _gradients(run: Run, indices: Indices, targets: int) -> float:
+def _gradients(train_state: TrainState, indices: Indices, targets: int) -> float:
     """Accumulate the gradients of the mean over all `targets` of the step; return that mean.
 
     Every rank knows all rows of the step, so it knows the number of targets before the first backward pass.
     """
-    mine = run.layout.micro_batches(indices, run.place.rank)
-    total = torch.zeros((), dtype=torch.float64, device=run.place.device)
-    for number, micro in enumerate(mine, start=1):
-        last = number == len(mine)
-        total += run.engine.accumulate(collate(run.rows, micro), 1 / targets, last=last)
+    micro_batches = train_state.sharding.micro_batches(indices, train_state.rank_info.rank)
+    total = torch.zeros((), dtype=torch.float64, device=train_state.rank_info.device)
+    for number, micro_batch in enumerate(micro_batches, start=1):
+        last = number == len(micro_batches)
+        total += train_state.engine.accumulate(collate(train_state.rows, micro_batch), 1 / targets, last=last)
     dist.all_reduce(total)
     return float(total) / targets
 
@@ -101,7 +101,7 @@ def _non_finite(rows: Rows, indices: Indices, step: int, loss: float, norm: floa
     lines = sorted({int(line) for line in rows.lines[indices]})
     more = f" and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
     return (
-        f"step {step}: the loss is {loss} and the gradient norm is {norm}; the rows of this step are lines "
-        f"{', '.join(map(str, lines[:_SHOWN]))}{more}; lower hyperparameters.learning_rate, lengthen the "
-        "warmup, or look at these lines"
+        f"step {step}: loss is {loss} and gradient norm is {norm}; the step trained on dataset lines "
+        f"{', '.join(map(str, lines[:_SHOWN]))}{more}; lower hyperparameters.learning_rate, increase the "
+        "warmup, or check these lines"
     )

@@ -1,7 +1,7 @@
-"""The marker: what makes a folder of a checkpoint or a result count, written last and removed first.
+"""The marker file makes the folder of a checkpoint or a result valid. It is written last and removed first.
 
-It lists every file with size and sha256, taken while the bytes went out. A folder without a marker, or with a
-file of another size, does not exist for anybody.
+It lists every file with size and sha256, computed while the bytes are written. A folder without a marker, or with
+a file of another size, is ignored.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from finetune_api.runtime.protocol import MARKER
 from .files import Files, Sink, remove_tree, write_durable
 
 
-class Stamp(BaseModel):
+class FileDigest(BaseModel):
     """Size in bytes and sha256 in hex of one file."""
 
     model_config = ConfigDict(frozen=True)
@@ -36,14 +36,16 @@ class Marker(BaseModel):
     world_size: int
     """Ranks that wrote the folder."""
     digest: str = ""
-    """Identity of the run; given for results, which leave their output folder."""
-    files: dict[str, Stamp]
-    """Path inside the folder -> what it must be."""
+    """Identity of the run; set for results, which may be copied out of their output folder."""
+    files: dict[str, FileDigest]
+    """By path inside the folder."""
 
 
-def put_in_place(temporary: Path, final: Path, marker: Marker, files: Files) -> None:
-    """Make a finished folder count under its name. Its files are on the disk already; what has that name and
-    no valid marker (its save did not live to write one, or it is damaged) goes."""
+def publish_folder(temporary: Path, final: Path, marker: Marker, files: Files) -> None:
+    """Rename a finished folder to its final name and write the marker. Its files are flushed already.
+
+    A folder of that name without a valid marker (an interrupted save, or a damaged one) is removed.
+    """
     files.fsync(temporary)
     if final.exists():
         remove_tree(final, files)
@@ -53,7 +55,7 @@ def put_in_place(temporary: Path, final: Path, marker: Marker, files: Files) -> 
 
 
 def read_marker(folder: Path) -> Marker | None:
-    """The marker of a folder that counts, else None. Sizes are compared, contents are not."""
+    """The marker of a valid folder, else None. File sizes are compared, contents are not."""
     try:
         marker = Marker.model_validate_json((folder / MARKER).read_bytes())
         complete = all((folder / name).stat().st_size == stamp.size for name, stamp in marker.files.items())
@@ -62,18 +64,18 @@ def read_marker(folder: Path) -> Marker | None:
     return marker if complete else None
 
 
-def stamp(path: Path) -> Stamp:
-    """Size and digest of a file as it lies on the disk."""
+def digest_of(path: Path) -> FileDigest:
+    """Size and sha256 of a file on the disk."""
     with path.open("rb") as stream:
-        return Stamp(size=path.stat().st_size, sha256=hashlib.file_digest(stream, "sha256").hexdigest())
+        return FileDigest(size=path.stat().st_size, sha256=hashlib.file_digest(stream, "sha256").hexdigest())
 
 
-class Recorder:
-    """Files that stamps what is written, so that nothing has to be read back."""
+class DigestingFiles:
+    """`Files` that computes digests while writing, so that nothing has to be read back."""
 
     def __init__(self, files: Files) -> None:
         self._files = files
-        self.stamps: dict[Path, Stamp] = {}
+        self.digests: dict[Path, FileDigest] = {}
 
     def folder(self, path: Path) -> None:
         self._files.folder(path)
@@ -81,24 +83,24 @@ class Recorder:
     @contextmanager
     def create(self, path: Path) -> Iterator[Sink]:
         with self._files.create(path) as sink:
-            hashing = _Hashing(sink)
+            hashing = _HashingSink(sink)
             yield hashing
-        self.stamps[path] = Stamp(size=hashing.size, sha256=hashing.sha256.hexdigest())
+        self.digests[path] = FileDigest(size=hashing.size, sha256=hashing.sha256.hexdigest())
 
     def fsync(self, path: Path) -> None:
         self._files.fsync(path)
 
     def rename(self, old: Path, new: Path) -> None:
         self._files.rename(old, new)
-        self.stamps[new] = self.stamps.pop(old)
+        self.digests[new] = self.digests.pop(old)
 
     def remove(self, path: Path) -> None:
         self._files.remove(path)
-        self.stamps.pop(path, None)
+        self.digests.pop(path, None)
 
 
-class _Hashing:
-    """A sink that takes the digest on the way."""
+class _HashingSink:
+    """A sink that computes the digest of what is written."""
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink

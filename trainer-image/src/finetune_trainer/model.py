@@ -1,8 +1,8 @@
-"""The base model: Hugging Face weights into a Hugging Face model, nothing missing and nothing left over.
+"""The base model: Hugging Face weights loaded into a Hugging Face model, with no missing and no unexpected keys.
 
-Called by job.py on every rank. Only rank 0 reads the weights: eight ranks of a node that each read a model of
-32 billion parameters in fp32 would want a terabyte of memory. The others make the same model of memory that
-nobody has touched, which costs nothing, and their engine fills it from rank 0.
+Called by trainer.py on every rank. Only rank 0 reads the weights: eight ranks of a node that each read a model of
+32 billion parameters in fp32 would need a terabyte of memory. The other ranks build an empty-initialised model,
+whose memory is allocated and never touched, and their engine copies the weights from rank 0.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from transformers.initialization import no_init_weights
 from finetune_api.runtime.choices import Method, Precision
 from finetune_api.runtime.run_config import RunConfig
 
-from .agreement import first_rank
+from .collectives import on_rank_0
 from .errors import ModelRefused
 
 _SHOWN = 5
@@ -29,55 +29,55 @@ _SHOWN = 5
 
 
 @dataclass(frozen=True)
-class Outline:
-    """What the other ranks cannot know of rank 0's model by its config.json alone."""
+class ModelOutline:
+    """Properties of rank 0's model that config.json does not determine."""
 
-    formats: Mapping[str, torch.dtype]
+    dtypes: Mapping[str, torch.dtype]
     """Of the parameters by name: some architectures keep a few in fp32."""
     buffers: Mapping[str, Tensor]
 
 
 def load(folder: Path, config: RunConfig) -> PreTrainedModel:
-    """The model on the CPU, in training mode; its weights are arbitrary on every rank but 0. Collective.
+    """The model on the CPU, in training mode; on ranks other than 0 its weights are uninitialised. Collective.
 
     Raises ModelRefused on every rank.
     """
     dtype = storage_dtype(config)
-    whole: list[PreTrainedModel] = []
+    loaded: list[PreTrainedModel] = []
 
-    def read() -> Outline:
+    def read() -> ModelOutline:
         found, report = _read(folder, dtype)
         _require_complete(folder, report)
-        whole.append(found)
-        return Outline({n: p.dtype for n, p in found.named_parameters()}, dict(found.named_buffers()))
+        loaded.append(found)
+        return ModelOutline({n: p.dtype for n, p in found.named_parameters()}, dict(found.named_buffers()))
 
-    outline = first_rank(read)
-    model = whole[0] if whole else _hollow(folder, dtype, outline)
-    model.config.use_cache = False  # keys and values are kept for generation only
+    outline = on_rank_0(read)
+    model = loaded[0] if loaded else _empty_model(folder, dtype, outline)
+    model.config.use_cache = False  # the KV cache is for generation only
     model.train()
     if config.activation_checkpointing:
         model.activation_checkpointing_enable()
     return model
 
 
-def _hollow(folder: Path, dtype: torch.dtype, outline: Outline) -> PreTrainedModel:
-    """The model of an outline, its weights allocated and never written."""
+def _empty_model(folder: Path, dtype: torch.dtype, outline: ModelOutline) -> PreTrainedModel:
+    """An empty-initialised model: its weights are allocated and never written."""
     settings = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     with no_init_weights():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(settings, dtype=dtype)  # type: ignore[no-untyped-call]
-    model.tie_weights()  # otherwise a part of the initialisation
+    model.tie_weights()  # skipped together with the initialisation
     for name, parameter in model.named_parameters():
-        if parameter.dtype != outline.formats[name]:
-            parameter.data = torch.empty_like(parameter, dtype=outline.formats[name])
+        if parameter.dtype != outline.dtypes[name]:
+            parameter.data = torch.empty_like(parameter, dtype=outline.dtypes[name])
     for name, buffer in model.named_buffers():
         buffer.data = outline.buffers[name]
     return model
 
 
 def _read(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Mapping[str, Any]]:
-    """The model, and what did not fit between its files and its architecture."""
+    """The model, and the mismatches between its files and its architecture."""
     quiet: Any = transformers.utils.logging  # untyped
-    quiet.set_verbosity_error()  # what its report warns of is an error here
+    quiet.set_verbosity_error()  # its warnings about mismatches are errors here
     quiet.disable_progress_bar()
     try:
         found = AutoModelForCausalLM.from_pretrained(
@@ -87,7 +87,7 @@ def _read(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Mapping[st
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
-            ignore_mismatched_sizes=True,  # they come with the report, by name
+            ignore_mismatched_sizes=True,  # the report names them
         )
     except (ValueError, OSError, RuntimeError) as error:
         raise ModelRefused(f"model {folder} cannot be loaded: {error}") from error
@@ -95,15 +95,15 @@ def _read(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Mapping[st
 
 
 def storage_dtype(config: RunConfig) -> torch.dtype:
-    """Trained weights are kept in fp32, whatever is computed in; a frozen base only has to be computed with."""
+    """Trained weights are stored in fp32, a frozen base in the compute dtype."""
     frozen = config.method is Method.LORA
     return torch.bfloat16 if frozen and config.precision is Precision.BF16 else torch.float32
 
 
 def _require_complete(folder: Path, report: Mapping[str, Any]) -> None:
-    """A weight that the folder lacks would be trained from random numbers without a word."""
-    for kind, sentence in _SENTENCES.items():
-        keys = sorted(str(key) for key in report.get(kind) or ())
+    """Without this check, a missing weight would be initialised at random with only a warning."""
+    for mismatch, sentence in _SENTENCES.items():
+        keys = sorted(str(key) for key in report.get(mismatch) or ())
         if keys:
             more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
             raise ModelRefused(
@@ -113,8 +113,8 @@ def _require_complete(folder: Path, report: Mapping[str, Any]) -> None:
 
 
 _SENTENCES = {
-    "missing_keys": "the weights lack what the model needs",
-    "unexpected_keys": "the weights hold what the model does not know",
-    "mismatched_keys": "weights have another shape than the model",
+    "missing_keys": "weights are missing",
+    "unexpected_keys": "the weight files have tensors that the model does not have",
+    "mismatched_keys": "weights have a different shape than the model",
     "error_msgs": "weights could not be converted",
 }

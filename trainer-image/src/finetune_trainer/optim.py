@@ -1,4 +1,4 @@
-"""AdamW over what is trained, and the global norm of its gradients. Used by the engines that leave both to us."""
+"""AdamW over the trained parameters, and clipping by the global gradient norm. Used by the engines."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from torch.optim import AdamW
 from finetune_api.runtime.run_config import Optimizer
 
 _TINY = 1e-6
-"""Keeps the division defined where all gradients are zero; the value that torch's own clipping adds."""
+"""Avoids a division by zero; the same value as in torch's own clipping."""
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameters that are trained, by name. Tied ones count once, under their first name."""
+    """Trained parameters by name. Tied parameters appear once, under their first name."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def adamw(parameters: Iterable[nn.Parameter], settings: Optimizer) -> AdamW:
-    """AdamW with its moments in place from the start, so that a checkpoint can be loaded into them.
+    """AdamW with its moments allocated from the start, so that a checkpoint can be loaded into them.
 
-    Weight decay is for matrices (embeddings among them); norms and biases are left alone.
+    Weight decay applies to matrices (embeddings included), not to norms and biases.
     """
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for parameter in parameters:
@@ -48,19 +48,19 @@ def adamw(parameters: Iterable[nn.Parameter], settings: Optimizer) -> AdamW:
     return optimizer
 
 
-def clip(gradients: Sequence[Tensor], largest: float) -> float:
-    """Scale gradients down, in place, to the global L2 norm `largest` (0: leave them); return the norm before.
+def clip(gradients: Sequence[Tensor], max_norm: float) -> float:
+    """Clip gradients in place to the global L2 norm `max_norm` (0: no clipping); return the norm before.
 
-    Either all are whole or all are shards over all ranks: every engine does one or the other.
+    Either all gradients are full tensors, or all are sharded over all ranks.
     """
     local = [_local(gradient) for gradient in gradients]
     square = torch.nn.utils.get_total_norm(local).double().square()
     if isinstance(gradients[0], DTensor):
         dist.all_reduce(square)
     norm = float(square.sqrt())
-    if 0 < largest < norm:
+    if 0 < max_norm < norm:
         for gradient in local:
-            gradient.mul_(largest / (norm + _TINY))
+            gradient.mul_(max_norm / (norm + _TINY))
     return norm
 
 

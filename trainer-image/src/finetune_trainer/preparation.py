@@ -1,7 +1,7 @@
-"""Everything that needs no torch, done once per node before any rank is started: find files, read rows, tokenise.
+"""Preparation without torch, once per node before any rank is started: find files, read rows, tokenise.
 
-Called by __main__. Refusals come within a second, no rank waits in a collective while another one tokenises,
-and the ranks of a node share one copy of the tokens.
+Called by __main__. Bad input is refused before torch is imported, no rank waits in a collective while another one
+tokenises, and the ranks of a node share one copy of the tokens.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import finetune_data
 import finetune_tokens
 from finetune_api.runtime.report import DatasetRecord
 from finetune_api.runtime.run_config import DEFAULT_SEQUENCE_LENGTH, RunConfig
-from finetune_tokens import ChatTokenizer, Prepared
+from finetune_tokens import ChatTokenizer, TokenizedDataset
 
 from . import sources
 from .errors import ConfigRefused
@@ -21,41 +21,40 @@ from .handoff import TRAIN, VALIDATION, Handoff, Split
 from .rows import Rows
 
 _LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
-"""How models call the longest sequence they can take."""
+"""Keys of config.json for the longest sequence that the model supports."""
 
 
-def prepare(config: RunConfig, node: int, folder: Path, say: Callable[[str], None]) -> None:
-    """Fill `folder` with what the ranks need.
+def prepare(config: RunConfig, node: int, folder: Path, log: Callable[[str], None]) -> None:
+    """Write the handoff and the prepared rows into `folder`.
 
-    `say` gets one sentence per note that a person should read. Raises a RunError, DatasetRefused or
-    TokenizerRefused.
+    `log` receives one sentence per warning. Raises a RunError, DatasetRefused or TokenizerRefused.
     """
-    model = sources.model_folder(config.model, weights=node == 0)  # where rank 0 is, which alone reads them
+    model = sources.model_folder(config.model, weights=node == 0)  # only rank 0 reads them
     length = sequence_length(config.sequence_length, sources.model_config(model))
     tokenizer = ChatTokenizer.load(model)
     data = sources.data_file(config.data.train)
-    train = _prepared(config, data, config.data.examples, tokenizer, length)
-    records = [_keep(train, TRAIN, folder, say)]
+    train = _tokenize(config, data, config.data.examples, tokenizer, length)
+    records = [_save_split(train, TRAIN, folder, log)]
     if config.validation is not None and config.data.validation is not None:
         held_out = sources.data_file(config.data.validation)
-        validation = _prepared(config, held_out, None, tokenizer, length)
-        records.append(_keep(validation, VALIDATION, folder, say))
+        validation = _tokenize(config, held_out, None, tokenizer, length)
+        records.append(_save_split(validation, VALIDATION, folder, log))
     Handoff(
         config=config, node=node, model_folder=model, data_file=data, datasets=tuple(records)
     ).write(folder)  # fmt: skip
 
 
-def sequence_length(asked: int | None, model_config: dict[str, object]) -> int:
-    """Tokens of the longest row. Raises ConfigRefused if the model cannot take as many as were asked for."""
+def sequence_length(requested: int | None, model_config: dict[str, object]) -> int:
+    """Tokens of the longest row. Raises ConfigRefused if the model does not support that many."""
     limit = _limit(model_config)
-    if asked is None:
+    if requested is None:
         return min(DEFAULT_SEQUENCE_LENGTH, limit or DEFAULT_SEQUENCE_LENGTH)
-    if limit is not None and asked > limit:
+    if limit is not None and requested > limit:
         raise ConfigRefused(
-            f"hyperparameters.sequence_length is {asked}, but the model takes at most {limit} tokens; "
+            f"hyperparameters.sequence_length is {requested}, but the model supports at most {limit} tokens; "
             f"set {limit} or less"
         )
-    return asked
+    return requested
 
 
 def _limit(model_config: dict[str, object]) -> int | None:
@@ -68,24 +67,26 @@ def _limit(model_config: dict[str, object]) -> int | None:
     return None
 
 
-def _prepared(config: RunConfig, path: Path, examples: int | None, tokenizer: ChatTokenizer, length: int) -> Prepared:
-    rule, share = config.data.on_bad_row, config.data.max_bad_share
-    dataset = finetune_data.read(path, on_bad_row=rule, max_bad_share=share, examples=examples)
-    return finetune_tokens.prepare(dataset, tokenizer, length, rule, share)
+def _tokenize(
+    config: RunConfig, path: Path, examples: int | None, tokenizer: ChatTokenizer, length: int
+) -> TokenizedDataset:
+    on_bad_row, share = config.data.on_bad_row, config.data.max_bad_share
+    dataset = finetune_data.read(path, on_bad_row=on_bad_row, max_bad_share=share, examples=examples)
+    return finetune_tokens.prepare(dataset, tokenizer, length, on_bad_row, share)
 
 
-def _keep(prepared: Prepared, split: Split, folder: Path, say: Callable[[str], None]) -> DatasetRecord:
-    Rows(prepared.tokens, prepared.targets, prepared.offsets, prepared.lines).save(folder / split)
-    for note in prepared.notes:
-        say(f"{split}: {note}")
-    for problem in prepared.problems:
-        say(f"{split}: skipped {problem}")
+def _save_split(tokenized: TokenizedDataset, split: Split, folder: Path, log: Callable[[str], None]) -> DatasetRecord:
+    Rows(tokenized.tokens, tokenized.targets, tokenized.offsets, tokenized.lines).save(folder / split)
+    for note in tokenized.notes:
+        log(f"{split}: {note}")
+    for problem in tokenized.problems:
+        log(f"{split}: skipped {problem}")
     return DatasetRecord(
         split=split,
-        rows=prepared.rows,
-        used=prepared.used,
-        refused=prepared.refused,
-        truncated=prepared.truncated,
-        tokens=prepared.token_count,
-        target_tokens=prepared.target_tokens,
+        rows=tokenized.rows,
+        used=tokenized.used,
+        refused=tokenized.refused,
+        truncated=tokenized.truncated,
+        tokens=tokenized.token_count,
+        target_tokens=tokenized.target_tokens,
     )

@@ -1,7 +1,7 @@
-"""Where the final report goes: standard output, the output folder, the pod's termination message; and one line
-for people on standard error.
+"""Publish the final report: standard output, the output folder, the pod's termination message, and a readable line
+on standard error.
 
-Called by __main__, last of all.
+Called by __main__ at the end.
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ from finetune_api.runtime.report import FinalReport
 
 from .errors import StorageFailed
 from .files import storage_errors, write_durable
-from .records import Records, say
+from .records import RecordWriter, print_record
 
 LIMIT = 4096
-"""Bytes of a termination message; the kubelet cuts off what is longer."""
+"""Bytes of a termination message; the kubelet truncates longer ones."""
 
 
 def publish(report: FinalReport, output: Path | None, brief: Path | None, *, first_node: bool) -> None:
-    """Publish `report`. `output` is None where nothing may be written: it may belong to another job."""
+    """Publish `report`. `output` is None if this run does not own its output folder."""
     if report.exit_code != Exit.OK:
         sys.stderr.write(f"finetune-trainer: {report.reason}: {_with_rank(report)}\n")
     if brief is not None:
-        # In place, not by rename: the kubelet mounts this one file.
-        brief.write_text(shortened(report).line(), encoding="utf-8")
+        # Written in place, not by rename: the kubelet mounts this single file.
+        brief.write_text(truncated_report(report).line(), encoding="utf-8")
     if output is None or not (first_node or _is_cause(report)):
-        return say(report)
+        return print_record(report)
     try:
-        Records(output, speaks=True)(report)
+        RecordWriter(output, enabled=True)(report)
         with storage_errors(output / REPORT):
             write_durable(output / REPORT, report.line().encode() + b"\n")
-    except StorageFailed as error:  # of a full disk, which is most likely what the report says already
+    except StorageFailed as error:  # most likely a full disk, which the report names already
         sys.stderr.write(f"finetune-trainer: {error}\n")
     return None
 
 
-def shortened(report: FinalReport, limit: int = LIMIT) -> FinalReport:
-    """The report in at most `limit` bytes of JSON: its message loses its end."""
+def truncated_report(report: FinalReport, limit: int = LIMIT) -> FinalReport:
+    """The report in at most `limit` bytes of JSON: the end of its message is cut off."""
     keep = limit
     while len(report.line().encode()) > limit:
         keep = keep * 3 // 4

@@ -1,6 +1,6 @@
-"""Where records go: one line each on standard output and in the output's records.jsonl.
+"""Records: one line each on standard output and in the output's records.jsonl.
 
-Written by rank 0 while it runs and by its node's launcher before and after.
+Written by rank 0 while it runs, and by its node's launcher before and after.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from finetune_api.runtime.protocol import RECORDS
 from .files import storage_errors
 
 
-class Line(Protocol):
+class JsonRecord(Protocol):
     def line(self) -> str: ...
 
 
-class Records:
-    """Called with a record; a rank that is not the first one keeps quiet."""
+class RecordWriter:
+    """Called with a record; writes nothing on ranks other than 0."""
 
-    def __init__(self, output: Path, *, speaks: bool) -> None:
+    def __init__(self, output: Path, *, enabled: bool) -> None:
         self._path = output / RECORDS
-        self._speaks = speaks
+        self._enabled = enabled
 
-    def __call__(self, record: Line) -> None:
-        if not self._speaks:
+    def __call__(self, record: JsonRecord) -> None:
+        if not self._enabled:
             return
-        say(record)
+        print_record(record)
         with storage_errors(self._path), self._path.open("a", encoding="utf-8") as stream:
             stream.write(record.line() + "\n")
 
 
-def say(record: Line) -> None:
-    """Print a record. A reader that has gone away does not end the run: the file has every record."""
+def print_record(record: JsonRecord) -> None:
+    """Print a record. A closed pipe does not end the run: the file has every record."""
     try:
         sys.stdout.write(record.line() + "\n")
         sys.stdout.flush()

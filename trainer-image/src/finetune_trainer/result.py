@@ -1,7 +1,7 @@
-"""The result folder: complete or not there.
+"""The result folder: complete or absent.
 
-<output>/result/ is written as .tmp-result/, synced, renamed, and marked last, like a checkpoint. A complete
-one is never touched again: the folder belongs to one run, and a run has one result.
+<output>/result/ is written as .tmp-result/, flushed, renamed, and marked last, like a checkpoint. A complete result
+is never changed: the folder belongs to one run, and a run has one result.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from transformers import PreTrainedModel
 
 from finetune_api.runtime.protocol import RESULT
 
-from .agreement import first_rank, world_size
+from .collectives import on_rank_0, world_size
 from .errors import StorageFailed
-from .export import Card, write_result
+from .export import ModelCard, write_result
 from .files import DISK, TEMPORARY, Files, fsync_tree, remove_tree, storage_errors
-from .marker import Marker, put_in_place, read_marker, stamp
+from .marker import Marker, digest_of, publish_folder, read_marker
 
 
 def publish(
@@ -29,29 +29,29 @@ def publish(
     model: PreTrainedModel | PeftModel,
     state: Mapping[str, Tensor],
     base: Path,
-    card: Card,
+    card: ModelCard,
     files: Files = DISK,
 ) -> Path:
     """Make `state` the result of the run; returns its folder. Collective: rank 0 writes.
 
     A PeftModel becomes a PEFT adapter, any other model a Hugging Face folder. `state` holds the trained
-    tensors by their names in `model`, whole and on the CPU (export.gather); ranks other than 0 may pass {}.
-    `base` is the folder the base model was loaded from. A complete result of this run stays as it is. Raises
+    tensors by their names in `model`, unsharded and on the CPU (export.gather); ranks other than 0 may pass {}.
+    `base` is the folder the base model was loaded from. A complete result of this run is kept. Raises
     StorageFailed on every rank.
     """
 
     def write(folder: Path) -> None:
         write_result(folder, model, state, base, card)
 
-    return first_rank(partial(_publish, output, write, card, files))
+    return on_rank_0(partial(_publish, output, write, card, files))
 
 
 def finished(output: Path, digest: str) -> Marker | None:
-    """The marker of a complete result of the run with this digest, or None. Collective: rank 0 looks."""
-    return first_rank(partial(_finished, output / RESULT, digest))
+    """The marker of a complete result of the run with this digest, or None. Collective: rank 0 reads the folder."""
+    return on_rank_0(partial(_finished, output / RESULT, digest))
 
 
-def _publish(output: Path, write: Callable[[Path], None], card: Card, files: Files) -> Path:
+def _publish(output: Path, write: Callable[[Path], None], card: ModelCard, files: Files) -> Path:
     final = output / RESULT
     if _finished(final, card.digest):
         return final
@@ -61,12 +61,14 @@ def _publish(output: Path, write: Callable[[Path], None], card: Card, files: Fil
             remove_tree(temporary, files)
         files.folder(temporary)
         _fill(temporary, write)
-        stamps = {
-            str(path.relative_to(temporary)): stamp(path) for path in sorted(temporary.rglob("*")) if path.is_file()
+        digests = {
+            str(path.relative_to(temporary)): digest_of(path)
+            for path in sorted(temporary.rglob("*"))
+            if path.is_file()
         }
         fsync_tree(temporary, files)
-        marker = Marker(step=card.step, world_size=world_size(), digest=card.digest, files=stamps)
-        put_in_place(temporary, final, marker, files)
+        marker = Marker(step=card.step, world_size=world_size(), digest=card.digest, files=digests)
+        publish_folder(temporary, final, marker, files)
     return final
 
 
@@ -78,5 +80,5 @@ def _finished(folder: Path, digest: str) -> Marker | None:
 def _fill(folder: Path, write: Callable[[Path], None]) -> None:
     try:
         write(folder)
-    except SafetensorError as error:  # how a full disk reads when safetensors meets it
+    except SafetensorError as error:  # safetensors raises this when the disk is full
         raise StorageFailed(f"cannot write {folder}: {error}; free space on the output volume") from error

@@ -1,4 +1,4 @@
-"""Random number generators of one rank, as tensors: what dropout and shuffling go on with after a resume."""
+"""State of the random number generators of one rank, as tensors, so that dropout continues after a resume."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def capture() -> dict[str, Tensor]:
-    """State of Python's, numpy's, torch's CPU and, once it is in use, this rank's CUDA generator."""
+    """State of Python's, numpy's, torch's CPU and, if it is in use, this rank's CUDA generator."""
     version, words, gauss = random.getstate()
     of_numpy = np.random.get_state(legacy=False)
     assert (version, of_numpy["bit_generator"]) == (3, "MT19937")
@@ -30,7 +30,7 @@ def capture() -> dict[str, Tensor]:
 
 
 def restore(states: Mapping[str, Tensor]) -> None:
-    """Go on where `capture` was called. A CUDA state is put back where CUDA is in use."""
+    """Restore the state returned by `capture`. A CUDA state is restored only if CUDA is in use."""
     gauss = states["python.gauss"].tolist()
     random.setstate((3, tuple(states["python.words"].tolist()), gauss[0] if gauss else None))
     position, has_gauss = states["numpy.position"].tolist()
@@ -49,7 +49,7 @@ def restore(states: Mapping[str, Tensor]) -> None:
 
 
 def derive(states: Mapping[str, Tensor], rank: int) -> None:
-    """Seed a rank that the checkpoint does not know from rank 0's state: new numbers, the same every time."""
+    """Seed a rank that has no saved state, deterministically from rank 0's state."""
     material = b"".join(states[name].numpy().tobytes() for name in sorted(states))
     seed = int.from_bytes(hashlib.sha256(material + rank.to_bytes(8, "little")).digest()[:4], "little")
     random.seed(seed)

@@ -1,4 +1,4 @@
-"""Tokenised rows as the ranks read them: flat arrays on the disk of the node, mapped and never copied.
+"""Tokenised rows: flat arrays on the disk of the node, memory-mapped by the ranks.
 
 The launcher writes them once per node (preparation.py); every rank of the node maps the same pages.
 """
@@ -22,7 +22,7 @@ class Rows:
     tokens: NDArray[np.int32]
     """int32 [all tokens]."""
     targets: NDArray[np.bool_]
-    """bool [all tokens]. True where the token has to be predicted from those before it."""
+    """bool [all tokens]. True where the token is to be predicted from the tokens before it."""
     offsets: Int64
     """int64 [rows + 1]."""
     lines: NDArray[np.int32]

@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
-from .agreement import rank
+from .collectives import rank
 from .files import Files, Sink
 from .index import INDEX, Chunk, Index, StoredTensor
 
@@ -77,7 +77,7 @@ class ShardWriter(StorageWriter):
 
 
 class ShardReader(StorageReader):
-    """Reads the chunks that a plan needs, by an index that is read already."""
+    """Reads the chunks that a plan needs, by the given index."""
 
     def __init__(self, folder: Path, index: Index) -> None:
         self._folder = folder
@@ -95,7 +95,7 @@ class ShardReader(StorageReader):
         return Metadata({name: _described(tensor) for name, tensor in self._index.tensors.items()})
 
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        """The index is read already."""
+        """The index was read before."""
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
         return plan
@@ -135,7 +135,9 @@ def _read_chunk(folder: Path, chunk: Chunk, dtype: torch.dtype) -> torch.Tensor:
     with (folder / chunk.file).open("rb") as stream:
         stream.seek(chunk.position)
         if content.nbytes != chunk.length or stream.readinto(content) != chunk.length:
-            raise ValueError(f"{chunk.file} has not the {content.nbytes} bytes of {list(chunk.sizes)} x {dtype}")
+            raise ValueError(
+                f"{chunk.file} does not have the {content.nbytes} bytes of {list(chunk.sizes)} x {dtype}"
+            )
     return tensor
 
 
@@ -164,7 +166,7 @@ def _described(tensor: StoredTensor) -> TensorStorageMetadata:
 def _dtype(tensor: StoredTensor) -> torch.dtype:
     dtype = getattr(torch, tensor.dtype, None)
     if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"torch {torch.__version__} has no number format {tensor.dtype}")
+        raise ValueError(f"torch {torch.__version__} has no dtype {tensor.dtype}")
     return dtype
 
 

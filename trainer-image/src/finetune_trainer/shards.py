@@ -23,9 +23,9 @@ from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from .agreement import first_rank, world_size
+from .collectives import on_rank_0, world_size
 from .errors import OutputRefused, RunError, StorageFailed
-from .files import Files, explain
+from .files import Files, describe
 from .index import INDEX, Index
 from .shard_files import ShardReader, ShardWriter
 
@@ -59,7 +59,7 @@ def read_shards(folder: Path, state: dict[str, Any]) -> None:
 
 
 def _reader(folder: Path) -> ShardReader:
-    index = first_rank(partial(_read_index, folder))
+    index = on_rank_0(partial(_read_index, folder))
     try:
         return ShardReader(folder, index)
     except ValueError as error:
@@ -79,14 +79,14 @@ def _read_index(folder: Path) -> Index:
 
 def _without_index(folder: Path) -> OutputRefused:
     if not (folder / _PICKLED_INDEX).exists():
-        return _misfit(folder, f"it has no {INDEX}")
+        return _misfit(folder, f"{INDEX} not found")
     return _misfit(folder, f"its index ({_PICKLED_INDEX}) is a pickle, which this version does not read")
 
 
 def _write_failure(error: CheckpointException, folder: Path) -> Exception:
     rank, cause = _first(error)
     if isinstance(cause, OSError):
-        return StorageFailed(f"rank {rank}: {explain(cause, folder)}")
+        return StorageFailed(f"rank {rank}: {describe(cause, folder)}")
     return RuntimeError(f"rank {rank} failed to write {folder}: {cause!r}")
 
 
@@ -124,14 +124,14 @@ def _single_process_allowed() -> Iterator[None]:
 
 
 class _StrictPlanner(DefaultLoadPlanner):
-    """Reads tensors only, and all of them: what the checkpoint has and the run has not is an error too."""
+    """Reads tensors only, and requires the same names on both sides."""
 
     def create_local_plan(self) -> LoadPlan:
         assert self.metadata is not None
         written = self.metadata.state_dict_metadata
         unknown = sorted(written.keys() - self.state_dict.keys())
         if unknown:
-            raise ValueError(f"it holds {unknown[0]} and {len(unknown) - 1} more that the run does not have")
+            raise ValueError(f"it has tensors that this run does not have: {_names(unknown)}")
         for name, tensor in self.state_dict.items():
             _require_same_dtype(name, tensor, written.get(name))
         return super().create_local_plan()
@@ -140,7 +140,13 @@ class _StrictPlanner(DefaultLoadPlanner):
         raise ValueError(f"{read_item.dest_index.fqn} is not a tensor")
 
 
+def _names(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
 def _require_same_dtype(name: str, tensor: Any, written: object) -> None:
     assert isinstance(tensor, torch.Tensor), f"{name}: the state of a checkpoint is tensors only"
     if isinstance(written, TensorStorageMetadata) and written.properties.dtype != tensor.dtype:
-        raise ValueError(f"{name} is {written.properties.dtype} there and {tensor.dtype} here")
+        raise ValueError(
+            f"{name} has dtype {written.properties.dtype} in the checkpoint and {tensor.dtype} in this run"
+        )

@@ -1,7 +1,7 @@
 """From the URI of a model or a dataset to files on this node.
 
-Called by preparation.py in the launcher: once per node and before any rank exists, so that a download is done
-once and nobody waits for it inside a collective.
+Called by preparation.py in the launcher: once per node and before any rank is started, so that each node downloads
+once and no rank waits for it inside a collective.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from .errors import DataRefused, ModelRefused
 
 _WEIGHTS = "*.safetensors"
 _WANTED = ("*.json", "*.jinja", "*.model", "*.txt")
-"""Files of a model that are read besides its weights. Pickled weights and code are not among them."""
+"""Files of a model that are read besides its weights. Pickled weights and code are excluded."""
 
 
 def model_folder(uri: str, *, weights: bool = True) -> Path:
     """The folder with config.json and safetensors weights. Raises ModelRefused.
 
-    weights: whether this node reads them; only then they are downloaded.
+    weights: whether this node reads the weights; otherwise they are not downloaded.
     """
     source = _parse(uri, uris.MODEL, ModelRefused)
     if source.scheme is Scheme.HUB:
         folder = _download(source, weights)
     elif source.scheme is Scheme.PATH:
-        folder, weights = Path(source.path), True  # whatever is wrong with a folder is said on every node
+        folder, weights = Path(source.path), True  # a bad folder is refused on every node
     else:
-        raise ModelRefused(_unread("model", uri, "a plain path or org/name on the Hugging Face Hub"))
+        raise ModelRefused(_unsupported_scheme("model", uri, "a path or org/name on the Hugging Face Hub"))
     _require_model(folder, weights)
     return folder
 
 
 def data_file(uri: str) -> Path:
-    """The file with the rows. Raises DataRefused for what this version cannot read."""
+    """The file with the rows. Raises DataRefused for a scheme that this version cannot read."""
     source = _parse(uri, uris.ROWS, DataRefused)
     if source.scheme is not Scheme.PATH:
-        raise DataRefused(_unread("data", uri, "a plain path to a JSONL file"))
+        raise DataRefused(_unsupported_scheme("data", uri, "a path to a JSONL file"))
     return Path(source.path)
 
 
@@ -62,26 +62,26 @@ def _parse(uri: str, use: Use, refusal: type[ModelRefused | DataRefused]) -> Sou
         raise refusal(str(error)) from error
 
 
-def _unread(what: str, uri: str, accepted: str) -> str:
+def _unsupported_scheme(what: str, uri: str, accepted: str) -> str:
     scheme = uri.partition("://")[0]
-    return f"{what} {uri}: the trainer of this version does not read {scheme}:// itself; give {accepted}"
+    return f"{what} {uri}: this version of the trainer does not read {scheme}://; use {accepted}"
 
 
 def _require_model(folder: Path, weights: bool) -> None:
-    remedy = "give the folder that save_pretrained wrote, or a name on the Hugging Face Hub (org/name)"
+    remedy = "use the folder that save_pretrained wrote, or a name on the Hugging Face Hub (org/name)"
     if not folder.is_dir():
-        raise ModelRefused(f"model {folder}: there is no such folder; {remedy}")
+        raise ModelRefused(f"model {folder}: folder not found; {remedy}")
     if not (folder / "config.json").is_file():
-        raise ModelRefused(f"model {folder}: the folder has no config.json; {remedy}")
+        raise ModelRefused(f"model {folder}: config.json not found in the folder; {remedy}")
     if weights and not any(folder.glob(_WEIGHTS)):
         raise ModelRefused(
-            f"model {folder}: the folder has no *.safetensors; other formats can run code when they are "
-            "read, so convert it first: model.save_pretrained(folder)"
+            f"model {folder}: no *.safetensors found in the folder; other formats can run code when they are "
+            "loaded, so convert the model first: model.save_pretrained(folder)"
         )
 
 
 def _download(source: Source, weights: bool) -> Path:
-    # Only here: most runs name a folder, and the library takes its time to import.
+    # Imported here: most runs use a folder, and the import is slow.
     import huggingface_hub  # noqa: PLC0415
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError  # noqa: PLC0415
 
@@ -94,12 +94,12 @@ def _download(source: Source, weights: bool) -> Path:
         )
     except LocalEntryNotFoundError as error:
         raise ModelRefused(
-            f"model {name}: it is not in the cache and the Hub could not be asked; check the network and "
-            "HF_ENDPOINT, or give the model as a folder"
+            f"model {name}: it is not in the cache and the Hub is unreachable; check the network and "
+            "HF_ENDPOINT, or use a folder as model"
         ) from error
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise ModelRefused(
-            f"model {name}: {str(error).splitlines()[0]}; check the name, and that the job has a token that "
-            "may read it (HF_TOKEN)"
+            f"model {name}: {str(error).splitlines()[0]}; check the name, and that the job has a token with "
+            "read access (HF_TOKEN)"
         ) from error
     return Path(folder)

@@ -1,7 +1,7 @@
-"""Stopping on request: a signal is noted, and all ranks end at the same step.
+"""Stopping on a signal: all ranks stop after the same step.
 
-The loop asks once per step. Signals reach the ranks at different moments; a rank that left on its own would
-leave the others waiting in a collective, and save a checkpoint of a step the others have not done.
+The loop checks once per step. Signals reach the ranks at different moments; a rank that stopped on its own would
+leave the others waiting in a collective, and save a checkpoint of a step that the others have not reached.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from typing import Self
 import torch
 import torch.distributed as dist
 
-from .agreement import world_size
+from .collectives import world_size
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequested(Exception):
-    """All ranks agreed to end here. Whoever catches it saves a checkpoint."""
+    """All ranks stop after this step. The caller saves a checkpoint."""
 
 
 _Handler = Callable[[int, FrameType | None], object] | int
 
 
 class Stop:
-    """Context in which SIGTERM and SIGINT are requests to stop. Main thread only, as signal.signal is.
+    """Context in which SIGTERM and SIGINT request a stop. Main thread only, like signal.signal.
 
-    The second signal of the same number does what it did before: whoever sends it twice wants out now.
+    A second signal of the same number has its previous effect, so that sending it twice ends the process at once.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class Stop:
 
     def __enter__(self) -> Self:
         for number in SIGNALS:
-            self._before[number] = signal.signal(number, self._note) or signal.SIG_DFL
+            self._before[number] = signal.signal(number, self._on_signal) or signal.SIG_DFL
         return self
 
     def __exit__(
@@ -49,7 +49,7 @@ class Stop:
             signal.signal(number, handler)
         self._before.clear()
 
-    def agreed(self, device: torch.device) -> bool:
+    def requested_on_any_rank(self, device: torch.device) -> bool:
         """Whether any rank has been asked to stop. Collective; the answer is the same on every rank.
 
         `device` is where the process group computes: the rank's GPU under NCCL, the CPU under gloo.
@@ -61,10 +61,10 @@ class Stop:
         return bool(flag.item())
 
     def check(self, device: torch.device) -> None:
-        """Raise StopRequested, on every rank or on none, if one has been asked to stop. Collective."""
-        if self.agreed(device):
+        """Raise StopRequested on every rank if any rank has been asked to stop. Collective."""
+        if self.requested_on_any_rank(device):
             raise StopRequested
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.signal = self.signal or signal.Signals(number)
         signal.signal(number, self._before[number])

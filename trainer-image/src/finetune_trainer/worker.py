@@ -1,6 +1,6 @@
-"""One rank. Started by the launcher (launch.py) as a process of its own; leaves its ending in the handoff folder.
+"""One rank. The launcher (launch.py) starts it as a separate process; it writes its report to the handoff folder.
 
-Nothing is printed here but the traceback of a bug: of many ranks that fail together the launcher names one.
+Only the traceback of a bug is printed here: when many ranks fail together, the launcher reports one of them.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import warnings
 from pathlib import Path
 
 from . import environment, failures
-from .handoff import FOLDER_ENV, Handoff, write_ending
-from .job import Job
+from .handoff import FOLDER_ENV, Handoff, write_rank_report
 from .stop import Stop
+from .trainer import Trainer
 
-_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
+_PR_SET_PDEATHSIG = 1  # option of prctl(2)
 
 
 def main() -> None:
-    _die_with_launcher()
-    # PEFT calls transformers by names that will go away: nothing that a user of ours could mend.
+    _exit_with_launcher()
+    # PEFT uses deprecated names of transformers, which users cannot change.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     folder = Path(os.environ[FOLDER_ENV])
     handoff = Handoff.read(folder)
@@ -30,29 +30,29 @@ def main() -> None:
         code = _run(handoff, folder, stop)
     sys.stdout.flush()
     sys.stderr.flush()
-    # Past the interpreter's own end: after a failure, threads of the process group may wait for lost peers.
+    # Skips the interpreter's shutdown: after a failure, threads of the process group may wait for lost peers.
     os._exit(code)
 
 
 def _run(handoff: Handoff, folder: Path, stop: Stop) -> int:
     rank = int(os.environ["RANK"])
-    job: Job | None = None
+    trainer: Trainer | None = None
     try:
-        with environment.joined(os.environ, handoff.config.device) as place:
-            job = Job(handoff, folder, place, stop)
-            report = job.run()
-            write_ending(folder, rank, report)
-    except Exception as error:  # noqa: BLE001 - the edge of the rank: every failure becomes a report
-        report = failures.report(error, rank, handoff.node, job.step if job else 0)
+        with environment.process_group(os.environ, handoff.config.device) as rank_info:
+            trainer = Trainer(handoff, folder, rank_info, stop)
+            report = trainer.run()
+            write_rank_report(folder, rank, report)
+    except Exception as error:  # noqa: BLE001 - top level of the rank: every failure becomes a report
+        report = failures.report(error, rank, handoff.node, trainer.step if trainer else 0)
         sys.stderr.write(failures.trace(error))
-        write_ending(folder, rank, report)
+        write_rank_report(folder, rank, report)
     return report.exit_code
 
 
-def _die_with_launcher() -> None:
-    """A rank whose launcher was killed would train on, or hold a GPU, with nobody to tell."""
+def _exit_with_launcher() -> None:
+    """Without this, a rank whose launcher was killed would keep training and keep its GPU."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

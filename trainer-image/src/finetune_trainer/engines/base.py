@@ -1,4 +1,4 @@
-"""The protocol of an engine, and what the engines of this version share: AdamW over the parameters of a module."""
+"""The protocol of an engine, and the common base class: AdamW over the parameters of a module."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from finetune_api.runtime.choices import Precision
 from finetune_api.runtime.run_config import Optimizer
 
 from .. import loss, optim
-from ..collate import Batch
+from ..collate import TokenBatch
 
 
-class Engine(Protocol):
-    """What the loop asks for. Every method is collective: all ranks call it, in the same order."""
+class TrainingEngine(Protocol):
+    """What the training loop calls. Every method is collective: all ranks call it, in the same order."""
 
     model: nn.Module
     """The module with the names of the checkpoint; its parameters may be sharded."""
 
-    def accumulate(self, batch: Batch, scale: float, *, last: bool) -> Tensor:
+    def accumulate(self, batch: TokenBatch, scale: float, *, last: bool) -> Tensor:
         """Forward and backward of one micro batch; add the gradient of `scale` times the summed NLL.
 
         `scale` is 1 / (targets of the whole step, over all ranks): afterwards, with `last` for the last micro
@@ -29,57 +29,57 @@ class Engine(Protocol):
         """
         ...
 
-    def evaluate(self, batch: Batch) -> Tensor:
+    def evaluate(self, batch: TokenBatch) -> Tensor:
         """The summed NLL of this rank's batch, without gradients and without dropout."""
         ...
 
-    def clip(self, largest: float) -> float:
-        """Scale the gradients down to the global norm `largest` (0: leave them); return the norm before."""
+    def clip(self, max_norm: float) -> float:
+        """Clip the gradients to the global norm `max_norm` (0: no clipping); return the norm before."""
         ...
 
     def step(self, learning_rate: float) -> None:
-        """Update the weights and forget the gradients."""
+        """Update the weights and clear the gradients."""
         ...
 
     def state(self) -> dict[str, Any]:
-        """What is trained and its moments, in the canonical form: tensors by kind and parameter name.
+        """Trained parameters and their moments: tensors by kind and parameter name.
 
-        They are the engine's own, so that loading into them in place restores it.
+        These are the tensors of the engine itself: loading into them in place restores its state.
         """
         ...
 
     def resumed(self, steps: int) -> None:
-        """The state has been loaded as of `steps` optimizer steps."""
+        """Called after the state of `steps` optimizer steps has been loaded."""
         ...
 
 
 class AdamwEngine:
-    """An engine whose optimizer is torch's AdamW. Subclasses say how gradients meet."""
+    """An engine whose optimizer is torch's AdamW. Subclasses define the gradient synchronisation."""
 
-    def __init__(self, model: nn.Module, forward: nn.Module, settings: Optimizer, compute: Compute) -> None:
-        """`forward` is called in place of `model` in training: itself, or a wrapper around it."""
+    def __init__(self, model: nn.Module, forward: nn.Module, settings: Optimizer, compute: ComputeSettings) -> None:
+        """`forward` is called in training: `model` itself, or a wrapper around it."""
         self.model = model
         self._forward = forward
         self._compute = compute
         self._parameters = optim.trained(model)
         self._optimizer = optim.adamw(self._parameters.values(), settings)
 
-    def accumulate(self, batch: Batch, scale: float, *, last: bool) -> Tensor:
-        with self._exchange(last):
+    def accumulate(self, batch: TokenBatch, scale: float, *, last: bool) -> Tensor:
+        with self._gradient_sync(last):
             with self._compute.precision():
                 total = loss.nll(self._forward, batch.to(self._compute.device))
             torch.autograd.backward(total * (scale * self._compute.averaged_over))
         return total.detach()
 
-    def evaluate(self, batch: Batch) -> Tensor:
+    def evaluate(self, batch: TokenBatch) -> Tensor:
         self.model.eval()
         with torch.no_grad(), self._compute.precision():
             total = loss.nll(self.model, batch.to(self._compute.device))
         self.model.train()
         return total
 
-    def clip(self, largest: float) -> float:
-        return optim.clip([_gradient(name, p) for name, p in self._parameters.items()], largest)
+    def clip(self, max_norm: float) -> float:
+        return optim.clip([_gradient(name, p) for name, p in self._parameters.items()], max_norm)
 
     def step(self, learning_rate: float) -> None:
         for group in self._optimizer.param_groups:
@@ -99,18 +99,18 @@ class AdamwEngine:
         for parameter in self._parameters.values():
             self._optimizer.state[parameter]["step"].fill_(steps)
 
-    def _exchange(self, last: bool) -> AbstractContextManager[None]:
-        """Around one micro batch; gradients meet those of the other ranks in the last one of a step."""
+    def _gradient_sync(self, last: bool) -> AbstractContextManager[None]:
+        """Context of one micro batch; gradients are synchronised over the ranks in the last one of a step."""
         raise NotImplementedError
 
 
-class Compute:
-    """Where and in which number format an engine computes."""
+class ComputeSettings:
+    """Device and compute dtype of an engine."""
 
     def __init__(self, device: torch.device, autocast: Precision, averaged_over: int) -> None:
         self.device = device
         self.averaged_over = averaged_over
-        """Ranks over which gradients are averaged, where a sum is meant."""
+        """Ranks over which the engine averages gradients; the loss is scaled up by it, since the sum is needed."""
         self._autocast = autocast
 
     def precision(self) -> AbstractContextManager[Any]:

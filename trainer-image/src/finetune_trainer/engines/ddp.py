@@ -1,4 +1,4 @@
-"""Every rank holds the whole model; gradients are averaged in buckets while the backward pass still runs."""
+"""DDP: every rank holds the full model; gradients are averaged in buckets during the backward pass."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from torch.nn.parallel import DistributedDataParallel
 
 from finetune_api.runtime.run_config import RunConfig
 
-from ..environment import Place
-from .base import AdamwEngine, Compute
+from ..environment import RankInfo
+from .base import AdamwEngine, ComputeSettings
 
 
 class Ddp(AdamwEngine):
-    def __init__(self, model: nn.Module, config: RunConfig, place: Place) -> None:
-        model.to(place.device)
-        self._wrapper = DistributedDataParallel(  # it begins by giving every rank rank 0's weights
+    def __init__(self, model: nn.Module, config: RunConfig, rank_info: RankInfo) -> None:
+        model.to(rank_info.device)
+        self._wrapper = DistributedDataParallel(  # its constructor broadcasts rank 0's weights
             model,
-            device_ids=[place.local_rank] if place.device.type == "cuda" else None,
+            device_ids=[rank_info.local_rank] if rank_info.device.type == "cuda" else None,
             forward_sync_buffers=False,  # they are constants of the architecture
             gradient_as_bucket_view=True,
         )
-        compute = Compute(place.device, config.precision, place.world_size)
+        compute = ComputeSettings(rank_info.device, config.precision, rank_info.world_size)
         super().__init__(model, self._wrapper, config.optimizer, compute)
 
-    def _exchange(self, last: bool) -> AbstractContextManager[None]:
+    def _gradient_sync(self, last: bool) -> AbstractContextManager[None]:
         return nullcontext() if last else self._wrapper.no_sync()

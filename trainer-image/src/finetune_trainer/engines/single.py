@@ -1,4 +1,4 @@
-"""One process: nobody to exchange gradients with."""
+"""One process: no gradient synchronisation."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from torch import nn
 
 from finetune_api.runtime.run_config import RunConfig
 
-from ..environment import Place
-from .base import AdamwEngine, Compute
+from ..environment import RankInfo
+from .base import AdamwEngine, ComputeSettings
 
 
 class Single(AdamwEngine):
-    def __init__(self, model: nn.Module, config: RunConfig, place: Place) -> None:
-        model.to(place.device)
-        super().__init__(model, model, config.optimizer, Compute(place.device, config.precision, 1))
+    def __init__(self, model: nn.Module, config: RunConfig, rank_info: RankInfo) -> None:
+        model.to(rank_info.device)
+        super().__init__(model, model, config.optimizer, ComputeSettings(rank_info.device, config.precision, 1))
 
-    def _exchange(self, last: bool) -> AbstractContextManager[None]:
+    def _gradient_sync(self, last: bool) -> AbstractContextManager[None]:
         return nullcontext()

@@ -1,4 +1,4 @@
-"""Whole runs: what they report is what others find in their results."""
+"""Complete runs: their reports agree with what transformers and PEFT compute from their results."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 from finetune_api.runtime.report import EvaluationRecord, FinalReport, ProgressRecord
 from finetune_api.runtime.run_config import RunConfig
 from finetune_trainer.errors import ModelRefused, NonFinite
-from trainer import job_work as work
 from trainer import models
+from trainer import trainer_work as work
 from trainer.ranks import run_ranks, values
 
 ADAPTERS = {"method": "lora", "lora": models.lora(dropout=0.1)}
@@ -49,7 +49,7 @@ def test_losses_are_those_that_transformers_and_peft_find(
 ) -> None:
     settings = config(inputs, tmp_path / "out", **method)
     report = run(settings, tmp_path / "handoff")
-    before, after = values(run_ranks(1, work.losses_elsewhere, settings, tmp_path / "handoff"))[0]
+    before, after = values(run_ranks(1, work.losses_by_transformers, settings, tmp_path / "handoff"))[0]
     assert report.metrics["val.loss.initial"] == pytest.approx(before, rel=1e-5)
     assert report.metrics["val.loss"] == pytest.approx(after, rel=1e-5)
     assert after < before - 0.5, "it learned"
@@ -63,7 +63,7 @@ def test_the_result_is_the_best_step_and_not_the_last(tmp_path: Path, inputs: Pa
     best = min(evaluations[1:], key=lambda r: r.loss or 0)
     assert best.step < report.step == 18, "this learning rate overshoots, or the test shows nothing"
     assert (report.best_step, report.metrics["val.loss"]) == (best.step, best.loss)
-    _, found = values(run_ranks(1, work.losses_elsewhere, settings, tmp_path / "handoff"))[0]
+    _, found = values(run_ranks(1, work.losses_by_transformers, settings, tmp_path / "handoff"))[0]
     assert found == pytest.approx(best.loss, rel=1e-5)
 
 
@@ -71,19 +71,19 @@ def test_without_keep_best_the_result_is_the_last_step(tmp_path: Path, inputs: P
     last = {**VALIDATED, "keep_best": False}
     settings = config(inputs, tmp_path / "out", validation=last, optimizer__learning_rate=0.03)
     report = run(settings, tmp_path / "handoff")
-    _, found = values(run_ranks(1, work.losses_elsewhere, settings, tmp_path / "handoff"))[0]
+    _, found = values(run_ranks(1, work.losses_by_transformers, settings, tmp_path / "handoff"))[0]
     assert report.metrics["val.loss"] == pytest.approx(found, rel=1e-5)
 
 
-def test_an_evaluation_that_a_stop_cuts_short_is_made_up_for(tmp_path: Path, inputs: Path) -> None:
-    settings = config(inputs, tmp_path / "whole", batch__per_device=4, batch__accumulation=1)
-    whole = run(settings, tmp_path / "handoff")
+def test_an_evaluation_interrupted_by_a_stop_is_repeated(tmp_path: Path, inputs: Path) -> None:
+    settings = config(inputs, tmp_path / "uninterrupted", batch__per_device=4, batch__accumulation=1)
+    uninterrupted = run(settings, tmp_path / "handoff")
     again = settings.model_copy(update={"output": str(tmp_path / "out")})
     stopped = values(run_ranks(1, work.run_stopped_everywhere, again, tmp_path / "handoff-again"))[0]
-    assert (stopped.metrics, stopped.best_step) == (whole.metrics, whole.best_step)
+    assert (stopped.metrics, stopped.best_step) == (uninterrupted.metrics, uninterrupted.best_step)
     evaluations = [
         [r.model_copy(update={"time": 0.0}) for r in work.records(tmp_path / name) if isinstance(r, EvaluationRecord)]
-        for name in ("whole", "out")
+        for name in ("uninterrupted", "out")
     ]
     assert evaluations[0] == evaluations[1]
 
@@ -107,20 +107,22 @@ def test_a_loss_that_is_no_number_names_the_step_and_the_lines(tmp_path: Path, i
     settings = config(inputs, tmp_path / "out", model=broken, validation=None, data__shuffle=False)
     [ended] = run_ranks(1, work.run, settings, tmp_path / "handoff")
     assert isinstance(ended.error, NonFinite)
-    assert "step 1: the loss is nan" in str(ended.error)
-    assert "the rows of this step are lines 1, 2, 3, 4; lower hyperparameters.learning_rate" in str(ended.error)
+    assert "step 1: loss is nan" in str(ended.error)
+    assert "the step trained on dataset lines 1, 2, 3, 4; lower hyperparameters.learning_rate" in str(ended.error)
     assert not (tmp_path / "out" / "checkpoints").exists()
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
+        pytest.param("drop", "weights are missing: model.layers.1.mlp.up_proj.weight", id="missing"),
         pytest.param(
-            "drop", "the weights lack what the model needs: model.layers.1.mlp.up_proj.weight", id="missing"
+            "add", "the weight files have tensors that the model does not have: extra.weight", id="left over"
         ),
-        pytest.param("add", "the weights hold what the model does not know: extra.weight", id="left over"),
         pytest.param(
-            "cut", "have another shape than the model: ('model.layers.1.mlp.up_proj.weight'", id="of another shape"
+            "cut",
+            "have a different shape than the model: ('model.layers.1.mlp.up_proj.weight'",
+            id="of another shape",
         ),
     ],
 )
@@ -148,6 +150,6 @@ def test_a_target_module_that_is_not_there_is_refused_with_those_that_are(tmp_pa
     settings = config(inputs, tmp_path / "out", method="lora", lora=lora)
     [ended] = run_ranks(1, work.run, settings, tmp_path / "handoff")
     assert isinstance(ended.error, ModelRefused)
-    assert "training.lora.target_modules names query, which the model does not have; it has down_proj" in str(
+    assert "training.lora.target_modules: the model has no module query; its linear modules are down_proj" in str(
         ended.error
     )

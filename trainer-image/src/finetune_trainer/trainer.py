@@ -1,6 +1,6 @@
-"""The story of one run on one rank: whose folder is it, load, continue where it stopped, train, publish.
+"""One run on one rank: claim the output folder, load the model, resume, train, publish the result.
 
-Called by worker.py with the process group up.
+Called by worker.py once the process group is initialised.
 """
 
 from __future__ import annotations
@@ -19,51 +19,51 @@ from finetune_api.runtime.report import FinalReport, ResumeRecord
 from finetune_api.runtime.run_config import RunConfig
 
 from . import adapters, checkpoint, engines, environment, export, identity, loop, model, result
-from .agreement import first_rank
-from .batches import Layout, Order
-from .environment import Place
+from .collectives import on_rank_0
+from .environment import RankInfo
 from .files import DISK, Files
 from .handoff import TRAIN, VALIDATION, Handoff, write_digest
 from .history import History
 from .hooks import Checkpoints, Evaluation, Progress, Stopping
-from .loop import Done, Hook, Run
-from .records import Records
+from .loop import Hook, StepResult, TrainState
+from .records import RecordWriter
 from .rows import Rows
+from .sampler import BatchSharding, Sampler
 from .stop import Stop, StopRequested
 
 
 @dataclass
-class Job:
+class Trainer:
     """One run, from the claim of its output folder to its report."""
 
     handoff: Handoff
     folder: Path
-    """Where the launcher has put the rows."""
-    place: Place
+    """Contains the prepared rows."""
+    rank_info: RankInfo
     stop: Stop
     files: Files = DISK
-    """What saves do to the disk goes through here; a test puts failures in."""
+    """All writes of checkpoints and results go through this; tests inject failures here."""
     step: int = 0
-    """Optimizer steps done; the report of a failure names it."""
+    """Optimizer steps done; the report of a failure includes it."""
 
     def run(self) -> FinalReport:
-        """Raises a RunError, or whatever else went wrong."""
+        """Raises a RunError, or any other exception if it is a bug."""
         digest = self._claim()
         marker = result.finished(self._output, digest)
         if marker is not None:
-            return first_rank(lambda: _again(self._output, digest, marker.step))
+            return on_rank_0(lambda: _repeat_report(self._output, digest, marker.step))
         for dataset in self.handoff.datasets:
-            self._records(dataset)
+            self._write_record(dataset)
         base = self._load()
-        run = self._assemble(base)
-        history = self._resume(run)
-        saves = self._checkpoints(run, history)
+        train_state = self._train_state(base)
+        history = self._resume(train_state)
+        checkpoints = self._checkpoints(train_state, history)
         try:
-            loop.fit(run, self.step, self._hooks(run, history, saves))
+            loop.fit(train_state, self.step, self._hooks(train_state, history, checkpoints))
         except StopRequested:
-            saves.save(self.step)
+            checkpoints.save(self.step)
             return self._report(Exit.STOPPED, digest, history)
-        return self._publish(run, base, digest, history)
+        return self._publish(train_state, base, digest, history)
 
     @property
     def _config(self) -> RunConfig:
@@ -78,9 +78,9 @@ class Job:
         return self._config.validation is not None and self._config.validation.keep_best
 
     def _claim(self) -> str:
-        found = first_rank(lambda: identity.fingerprints(self.handoff.model_folder, self.handoff.data_file))
+        found = on_rank_0(lambda: identity.fingerprints(self.handoff.model_folder, self.handoff.data_file))
         digest = identity.claim(self._output, self._config, found, rows_per_step(self._config))
-        if self.place.local_rank == 0:
+        if self.rank_info.local_rank == 0:
             write_digest(self.folder, digest)
         return digest
 
@@ -88,60 +88,64 @@ class Job:
         environment.seed(self._config.seed)
         base = model.load(self.handoff.model_folder, self._config)
         adapted = base if self._config.lora is None else adapters.attach(base, self._config.lora)
-        environment.seed(self._config.seed, self.place.rank)
+        environment.seed(self._config.seed, self.rank_info.rank)
         return adapted
 
-    def _assemble(self, base: PreTrainedModel | PeftModel) -> Run:
+    def _train_state(self, base: PreTrainedModel | PeftModel) -> TrainState:
         rows = Rows.load(self.folder / TRAIN)
-        return Run(
+        return TrainState(
             config=self._config,
-            place=self.place,
-            engine=engines.build(base, self._config, self.place),
+            rank_info=self.rank_info,
+            engine=engines.build(base, self._config, self.rank_info),
             rows=rows,
-            order=order(self._config, len(rows)),
-            layout=Layout(self._config.batch.per_device, self._config.mesh.data_parallel),
+            sampler=sampler(self._config, len(rows)),
+            sharding=BatchSharding(self._config.batch.per_device, self._config.mesh.data_parallel),
         )
 
     @property
-    def _records(self) -> Records:
-        return Records(self._output, speaks=self.place.rank == 0)
+    def _write_record(self) -> RecordWriter:
+        return RecordWriter(self._output, enabled=self.rank_info.rank == 0)
 
-    def _resume(self, run: Run) -> History:
-        """Continue from the newest checkpoint, if there is one."""
+    def _resume(self, train_state: TrainState) -> History:
+        """Load the newest checkpoint, if there is one."""
         newest = checkpoint.latest(self._output)
         if newest is None:
             return History()
-        extra = checkpoint.load(self._output, newest, run.engine.state())
-        run.engine.resumed(newest)
+        extra = checkpoint.load(self._output, newest, train_state.engine.state())
+        train_state.engine.resumed(newest)
         self.step = newest
-        self._records(ResumeRecord(time=time.time(), step=newest))
+        self._write_record(ResumeRecord(time=time.time(), step=newest))
         return History.model_validate(extra)
 
-    def _checkpoints(self, run: Run, history: History) -> Checkpoints:
+    def _checkpoints(self, train_state: TrainState, history: History) -> Checkpoints:
         settings = self._config.checkpointing
-        return Checkpoints(run, self._output, settings, self._keep_best, self._records, history, self.files)
+        return Checkpoints(
+            train_state, self._output, settings, self._keep_best, self._write_record, history, self.files
+        )
 
-    def _hooks(self, run: Run, history: History, saves: Checkpoints) -> Sequence[Hook]:
-        """Evaluates where the run stands, if that is due."""
-        hooks: list[Hook] = [self._note, Progress(run, self._records, history)]
+    def _hooks(self, train_state: TrainState, history: History, checkpoints: Checkpoints) -> Sequence[Hook]:
+        """Also evaluates the current step, if that is due."""
+        hooks: list[Hook] = [self._set_step, Progress(train_state, self._write_record, history)]
         settings = self._config.validation
         if settings is not None:
             rows = Rows.load(self.folder / VALIDATION)
-            evaluation = Evaluation(run, settings, rows, self._records, history, self.stop)
+            evaluation = Evaluation(train_state, settings, rows, self._write_record, history, self.stop)
             evaluation.at(self.step)
             hooks.append(evaluation)
-        return [*hooks, saves, Stopping(run, self.stop)]
+        return [*hooks, checkpoints, Stopping(train_state, self.stop)]
 
-    def _note(self, done: Done) -> None:
-        self.step = done.step
+    def _set_step(self, step_result: StepResult) -> None:
+        self.step = step_result.step
 
-    def _publish(self, run: Run, base: PreTrainedModel | PeftModel, digest: str, history: History) -> FinalReport:
-        """The result is the last step's weights, or those of the best one where the job asks for it."""
+    def _publish(
+        self, train_state: TrainState, base: PreTrainedModel | PeftModel, digest: str, history: History
+    ) -> FinalReport:
+        """The result has the weights of the last step, or of the best step if the job asks for it."""
         best = history.best_step if self._keep_best else None
-        state = run.engine.state()
+        state = train_state.engine.state()
         if best is not None and best != self.step:
             checkpoint.load(self._output, best, state)
-        card = export.Card(
+        card = export.ModelCard(
             base_model=self._config.model,
             method=self._config.method,
             data=self._config.data.train,
@@ -172,8 +176,8 @@ def rows_per_step(config: RunConfig) -> int:
     return config.batch.per_device * config.batch.accumulation * config.mesh.data_parallel
 
 
-def order(config: RunConfig, rows: int) -> Order:
-    return Order(
+def sampler(config: RunConfig, rows: int) -> Sampler:
+    return Sampler(
         rows=rows,
         rows_per_step=rows_per_step(config),
         epochs=config.schedule.epochs,
@@ -192,8 +196,8 @@ def _metrics(history: History, best: int | None) -> dict[str, float | None]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _again(output: Path, digest: str, step: int) -> FinalReport:
-    """The report of a run that had finished before it was started: the old one, if it is still there."""
+def _repeat_report(output: Path, digest: str, step: int) -> FinalReport:
+    """The report of a run whose result already exists: the earlier report, if it is still there."""
     try:
         old = FinalReport.model_validate_json((output / REPORT).read_bytes())
     except (OSError, ValueError):

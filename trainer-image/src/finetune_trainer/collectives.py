@@ -1,8 +1,8 @@
-"""Ranks that fail together: a step that one rank cannot do fails on every rank, with the same cause.
+"""Collective calls that fail on every rank with the same cause.
 
-Without this, the rank that failed leaves and the others wait for it until a timeout that names nobody. Used
-around everything on the storage (identity, checkpoint, result), where one rank can fail and the next one not.
-Without a process group every function here is the plain call.
+If one rank raised on its own, the others would wait in their next collective until it times out, and the timeout
+names no cause. Used around everything on the storage (identity, checkpoint, result), where one rank can fail
+and another succeed. Without a process group, every function here is a plain call.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ def world_size() -> int:
     return dist.get_world_size() if _distributed() else 1
 
 
-def every_rank(work: Callable[[], T]) -> list[T]:
-    """Run `work` on every rank; return what each returned, in order of ranks.
+def on_every_rank(work: Callable[[], T]) -> list[T]:
+    """Run `work` on every rank; return all results, in order of ranks.
 
     If it raises a RunError on some rank, every rank raises it (the lowest rank's, with that rank's number in
-    the message). Other exceptions are bugs and are not carried over.
+    the message). Other exceptions are bugs and are not sent to the other ranks.
     """
     outcome = _attempt(work)
     outcomes: list[T | RunError] = [outcome]
     if _distributed():
         outcomes = cast("list[T | RunError]", [None] * world_size())
         dist.all_gather_object(outcomes, outcome)
-    return _agreed(outcomes)
+    return _values(outcomes)
 
 
-def first_rank(work: Callable[[], T]) -> T:
-    """Run `work` on rank 0 only; every rank returns what it returned, or raises the RunError it raised."""
+def on_rank_0(work: Callable[[], T]) -> T:
+    """Run `work` on rank 0 only; every rank returns its result, or raises the RunError that it raised."""
     box: list[T | RunError | None] = [_attempt(work) if rank() == 0 else None]
     if _distributed():
         dist.broadcast_object_list(box, src=0)
@@ -57,7 +57,7 @@ def _attempt(work: Callable[[], T]) -> T | RunError:
         return error
 
 
-def _agreed(outcomes: list[T | RunError]) -> list[T]:
+def _values(outcomes: list[T | RunError]) -> list[T]:
     for number, outcome in enumerate(outcomes):
         if isinstance(outcome, RunError):
             raise outcome if len(outcomes) == 1 else type(outcome)(f"rank {number}: {outcome}")

@@ -1,4 +1,4 @@
-"""Whole runs of one process, without a launcher, and what others make of their results."""
+"""Complete runs in one process, without a launcher, and the losses that other libraries compute for them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from finetune_api.runtime.report import FinalReport, Record, parse
 from finetune_api.runtime.run_config import RunConfig
 from finetune_trainer import environment, preparation
 from finetune_trainer.handoff import TRAIN, VALIDATION, Handoff
-from finetune_trainer.job import Job
 from finetune_trainer.rows import Rows
 from finetune_trainer.stop import Stop
+from finetune_trainer.trainer import Trainer
 
 ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 
@@ -28,8 +28,8 @@ def run(config: RunConfig, handoff: Path) -> FinalReport:
     torch.set_num_threads(1)
     handoff.mkdir()
     preparation.prepare(config, 0, handoff, lambda _: None)
-    with environment.joined(ALONE, Device.CPU) as place, Stop() as stop:
-        return Job(Handoff.read(handoff), handoff, place, stop).run()
+    with environment.process_group(ALONE, Device.CPU) as rank_info, Stop() as stop:
+        return Trainer(Handoff.read(handoff), handoff, rank_info, stop).run()
 
 
 def records(output: Path) -> list[Record]:
@@ -37,8 +37,8 @@ def records(output: Path) -> list[Record]:
     return [record for line in lines if (record := parse(line))]
 
 
-def losses_elsewhere(config: RunConfig, handoff: Path) -> tuple[float, float]:
-    """Mean loss on the validation rows before and after, by transformers' and PEFT's own code, row by row."""
+def losses_by_transformers(config: RunConfig, handoff: Path) -> tuple[float, float]:
+    """Mean validation loss before and after training, computed by transformers and PEFT row by row."""
     torch.set_num_threads(1)
     before = AutoModelForCausalLM.from_pretrained(config.model)
     result = str(Path(config.output) / "result")
@@ -69,25 +69,25 @@ def lines_of_first_step(handoff: Path) -> list[int]:
 
 
 class StopAt(Stop):
-    """Asked to stop when it is looked at for the `at`-th time."""
+    """Requests a stop at the `at`-th check."""
 
     def __init__(self, at: int) -> None:
         super().__init__()
         self._left = at
 
-    def agreed(self, device: torch.device) -> bool:
+    def requested_on_any_rank(self, device: torch.device) -> bool:
         self._left -= 1
         return self._left <= 0
 
 
 def run_stopped_everywhere(config: RunConfig, handoff: Path) -> FinalReport:
-    """Start again and again, stopped at the first look, at the second, ... until the run is through."""
+    """Restart the run, stopped at the first check, at the second, ... until it completes."""
     torch.set_num_threads(1)
     handoff.mkdir()
     preparation.prepare(config, 0, handoff, lambda _: None)
     for at in range(1, 100):
-        with environment.joined(ALONE, Device.CPU) as place:
-            report = Job(Handoff.read(handoff), handoff, place, StopAt(at)).run()
+        with environment.process_group(ALONE, Device.CPU) as rank_info:
+            report = Trainer(Handoff.read(handoff), handoff, rank_info, StopAt(at)).run()
         if report.exit_code == 0:
             return report
-    raise AssertionError("it never came through")
+    raise AssertionError("the run never completed")

@@ -1,36 +1,36 @@
-"""What ranks do in the tests of agreement and of durable files."""
+"""What ranks do in the tests of collectives and of durable files."""
 
 from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
 
-from finetune_trainer.agreement import every_rank, first_rank, rank
+from finetune_trainer.collectives import on_every_rank, on_rank_0, rank
 from finetune_trainer.errors import DataRefused, OutputRefused
 from finetune_trainer.files import write_durable
 from trainer.failpoints import Failing, die
 
 
 def squares() -> list[int]:
-    return every_rank(lambda: rank() ** 2)
+    return on_every_rank(lambda: rank() ** 2)
 
 
 def who_is_first() -> int:
-    return first_rank(rank)
+    return on_rank_0(rank)
 
 
 def refuse_on(victims: tuple[int, ...]) -> None:
-    every_rank(lambda: _refuse(victims))
+    on_every_rank(lambda: _refuse(victims))
 
 
 def first_refuses() -> None:
-    first_rank(lambda: _refuse((0,)))
+    on_rank_0(lambda: _refuse((0,)))
 
 
 def _refuse(victims: tuple[int, ...]) -> None:
     if rank() in victims:
         error = OutputRefused if rank() == 1 else DataRefused
-        raise error(f"said {rank()}")
+        raise error(f"failed on {rank()}")
 
 
 def overwrite_dying(folder: Path) -> list[bytes]:
