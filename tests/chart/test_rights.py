@@ -18,7 +18,6 @@ from builders import Json
 from chart.helm import CHART, NAME, RELEASE, environment, helm, render
 from chart.rights import RBAC, allowed, asked, denied
 from finetune_api.runtime.exits import Exit
-from finetune_operator.__main__ import UNHEALTHY
 from operating.process import OperatorProcess
 from operating.team import Team, condition, message
 from testbed.api import ApiError
@@ -84,7 +83,7 @@ def installed(folder: Path, *, one_namespace: bool) -> Iterator[Installed]:
 def test_the_operator_is_denied_nothing_and_needs_every_right(tmp_path: Path, *, one_namespace: bool) -> None:
     with installed(tmp_path, one_namespace=one_namespace) as found:
         try:
-            waits_for_the_training_operator(found, restart=one_namespace)
+            waits_for_the_training_operator(found)
             for life in LIVES:
                 life(found.team)
         except WaitError as error:
@@ -98,17 +97,13 @@ def test_the_operator_is_denied_nothing_and_needs_every_right(tmp_path: Path, *,
 # Lives
 
 
-def waits_for_the_training_operator(found: Installed, *, restart: bool) -> None:
-    """The operator was there first. Where it serves one namespace, it ends, and is started anew by Kubernetes."""
+def waits_for_the_training_operator(found: Installed) -> None:
+    """The operator was there first."""
     team = found.team
     team.submit(name="early")
     team.until(lambda s: condition(s, "PodsReady")[1] == "BackendMissing", "early")
     start_training_operator(found.plane)
     found.plane.run("kube-controller-manager", found.plane._manager())
-    if restart:
-        assert found.process.wait_ended(60) == UNHEALTHY
-        found.process.start()
-        found.process.wait_ready()
     team.start("early-1", "early")
     finish(team, "early")
 

@@ -16,6 +16,7 @@ from testbed.control_plane import ControlPlane
 from testbed.training_operator import pytorchjob_crd
 from testbed.watch import wait_for_all
 
+CRD = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/pytorchjobs.kubeflow.org"
 HANGS_S = 120
 """What has not happened by then never will."""
 
@@ -49,7 +50,7 @@ class LateDiscovery(Lens):
 @pytest.mark.parametrize("one_namespace", [False, True], ids=["the whole cluster", "one namespace"])
 def test_a_kind_that_discovery_serves_late_is_watched(tmp_path: Path, *, one_namespace: bool) -> None:
     with ControlPlane(tmp_path, crds=[crd()]) as bare:
-        team, lens = Team(bare.cluster.api, bare.cluster.namespace()), LateDiscovery()
+        team, lens = Team(bare.cluster.api, bare.cluster.namespace(), patience_s=HANGS_S), LateDiscovery()
         settings = {"OWN_NAMESPACE": team.namespace} | ({"WATCH_NAMESPACE": team.namespace} if one_namespace else {})
         with (
             Proxy(bare.cluster.kubeconfig, tmp_path, lens) as proxy,
@@ -60,6 +61,24 @@ def test_a_kind_that_discovery_serves_late_is_watched(tmp_path: Path, *, one_nam
             bare.cluster.install_crd(pytorchjob_crd())
             lens.wait_until_missed()
             lens.serves.set()
-            wait_for_all(team.api, team.runs, len)
+            wait_for_all(team.api, team.runs, len, timeout_s=HANGS_S)
             assert lens.watched.wait(HANGS_S), "the PyTorchJob that was created is seen by a watch"
             assert operator.answer("healthz") == (200, "ok")
+
+
+def test_a_kind_that_goes_and_comes_again_is_watched_by_the_same_process(tmp_path: Path) -> None:
+    with ControlPlane(tmp_path, crds=[crd(), pytorchjob_crd()]) as plane:
+        team, lens = Team(plane.cluster.api, plane.cluster.namespace(), patience_s=HANGS_S), LateDiscovery()
+        lens.serves.set()
+        with (
+            Proxy(plane.cluster.kubeconfig, tmp_path, lens) as proxy,
+            OperatorProcess(proxy.kubeconfig, tmp_path, {"OWN_NAMESPACE": team.namespace}) as operator,
+        ):
+            team.api.delete(CRD)
+            team.submit()
+            team.until(lambda s: condition(s, "PodsReady")[1] == "BackendMissing")
+            lens.watched.clear()
+            plane.cluster.install_crd(pytorchjob_crd())
+            wait_for_all(team.api, team.runs, len, timeout_s=HANGS_S)
+            assert lens.watched.wait(HANGS_S), "the PyTorchJob that was created is seen by a watch"
+            assert operator.end() == 0

@@ -16,6 +16,8 @@ from collections.abc import Collection, Coroutine
 from typing import Any
 
 import kopf
+from kopf._cogs.clients.errors import APINotFoundError
+from kopf._cogs.structs.references import Insights
 from pydantic import ValidationError
 
 from finetune_plan import backends
@@ -62,7 +64,7 @@ async def run(settings: Settings, backend: Backend) -> None:
     cluster = KubernetesCluster(settings, backend)
     operator = Operator(cluster, settings, backend)
     web = await server.serve(operator)
-    ready, leave = asyncio.Event(), asyncio.Event()
+    ready, terminate, leave = asyncio.Event(), asyncio.Event(), asyncio.Event()
     kinds = WatchedKinds(operator)
     # Before kopf starts: it cancels at its end every task that began after it.
     workers = _tasks(*(operator.work() for _ in range(settings.workers)))
@@ -71,7 +73,8 @@ async def run(settings: Settings, backend: Backend) -> None:
         operator.heartbeat(),
         _exit_when_unhealthy(operator),
         kinds.follow(),
-        _termination_signal(ready),
+        _take_signals(ready, terminate),
+        terminate.wait(),
     )
     watch = asyncio.create_task(_watch(operator, kinds, ready, leave))
     await asyncio.wait([*workers, *loops, watch], return_when=asyncio.FIRST_COMPLETED)
@@ -103,11 +106,21 @@ async def _cancelled(tasks: Collection[asyncio.Task[Any]]) -> list[Any]:
 
 
 async def _watch(operator: Operator, kinds: WatchedKinds, ready: asyncio.Event, leave: asyncio.Event) -> None:
+    """Run kopf. It fails when a kind is no longer served, before anybody can tell it to end that watch."""
+    while True:
+        try:
+            return await _kopf(operator, kinds.begin(), ready, leave)
+        except APINotFoundError as error:
+            log.warning("a watched kind is gone; all watches begin again", extra={"error": str(error)})
+            await asyncio.sleep(1)
+
+
+async def _kopf(operator: Operator, insights: Insights, ready: asyncio.Event, leave: asyncio.Event) -> None:
     namespace = operator.settings.watch_namespace
     await kopf.operator(
         registry=handlers.register(operator),
         settings=handlers.kopf_settings(operator.backend),
-        insights=kinds.insights,
+        insights=insights,
         ready_flag=ready,
         stop_flag=leave,
         standalone=True,
@@ -116,13 +129,13 @@ async def _watch(operator: Operator, kinds: WatchedKinds, ready: asyncio.Event, 
     )
 
 
-async def _termination_signal(ready: asyncio.Event) -> None:
-    """Return when a signal arrives. kopf installs its handlers first; with those, watches would end too early."""
-    await ready.wait()
-    received = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, received.set)
-    await received.wait()
+async def _take_signals(ready: asyncio.Event, terminate: asyncio.Event) -> None:
+    """Take the signal handlers from each kopf that starts: with its own, watches would end before passes do."""
+    while True:
+        await ready.wait()
+        ready.clear()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, terminate.set)
 
 
 def _end_within(seconds: float) -> None:

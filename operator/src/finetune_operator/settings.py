@@ -24,9 +24,7 @@ class Settings(BaseSettings):
 
     watch_namespace: str = Field(
         default="",
-        description="Namespace whose jobs are served. Empty (default): the whole cluster, with cluster roles. "
-        "With one namespace, a Training Operator that is installed later is noticed within canary_patience_seconds: "
-        "the operator exits, and Kubernetes restarts it.",
+        description="Namespace whose jobs are served. Empty (default): the whole cluster, with cluster roles.",
     )
     own_namespace: str = Field(
         default="default",
