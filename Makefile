@@ -7,11 +7,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 STAMP := $(VENV)/.installed
+# pytest's arguments for each suite, as its own target and `make flake` run it.
+TEST_test := -n 2 --dist loadfile
+TEST_chaos := tests/chaos
+TEST_e2e := -v --timeout 900 tests/e2e
 PACKAGES := crds/src operator/src trainer-image/src
 # Compiled bytecode halves the start of every process; some environments switch it off.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup quickstart test lint verify golden generate lock bench-cli bench-operator testbed chaos e2e images clean
+.PHONY: help setup quickstart test lint verify golden generate lock bench-cli bench-operator testbed chaos e2e flake images clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -31,7 +35,7 @@ quickstart: setup ## Finetune a real small model on this machine and show what c
 	$(BIN)/python -W ignore::FutureWarning docs/examples/quickstart.py
 
 test: setup lint verify testbed ## Everything that must hold: lint, types, unit, golden, contract, integration
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest $(TEST_test)
 
 lint: setup ## Style, types, layers, spelling
 	$(BIN)/ruff check .
@@ -56,10 +60,16 @@ golden: setup ## Rewrite the golden plans and masks; read the diff
 
 e2e: setup testbed images ## The whole on a real node: images, chart, pods (as root on Debian; minutes, the first time a quarter of an hour)
 	$(BIN)/python tests/testbed/build.py kubelet kube-proxy coredns
-	$(BIN)/pytest -v --timeout 900 tests/e2e
+	$(BIN)/pytest $(TEST_e2e)
 
 chaos: setup testbed ## The operator killed, delayed and blinded at every write (minutes)
-	$(BIN)/pytest tests/chaos
+	$(BIN)/pytest $(TEST_chaos)
+
+N ?= 3
+SUITE ?= test
+flake: setup testbed ## Repeat a suite, or one test, on a busy machine: N=3 SUITE=test|chaos|e2e TEST=tests/...::name
+	@test -n "$(TEST_$(SUITE))" || { echo "error: SUITE=$(SUITE) is not one of test, chaos, e2e" >&2; exit 2; }
+	PYTHONPATH=tests $(BIN)/python -m testbed.flake -n $(N) -- $(if $(TEST),"$(TEST)",$(TEST_$(SUITE)))
 
 images: setup ## Build both images from their Dockerfiles, without a container engine
 	PYTHONPATH=tests $(BIN)/python -m testbed.images

@@ -45,6 +45,9 @@ class Lens:
         """Whether a GET at a path, such as /apis/kubeflow.org/v1, finds nothing there."""
         return False
 
+    def opened(self, kind: str) -> None:
+        """A watch of a kind has begun."""
+
     async def told(self, kind: str, opened: float, event: Json) -> Json | None:
         """A watch event as it is passed on, perhaps later; None: never. An ERROR ends its stream.
 
@@ -129,6 +132,7 @@ class Proxy:
         answer, opened = web.StreamResponse(headers={"Content-Type": "application/json"}), time.monotonic()
         with suppress(ConnectionError):  # the operator may have died meanwhile
             await answer.prepare(request)
+            self._lens.opened(kind)
             async for line in found.content:
                 event = await self._lens.told(kind, opened, json.loads(line))
                 if event is not None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from builders import Json
 from finetune_api.codegen.crd import crd
 from operating.process import OperatorProcess
 from operating.proxy import Lens, Proxy
@@ -34,10 +34,9 @@ class LateDiscovery(Lens):
             self.hidden.release()
         return hidden
 
-    async def told(self, kind: str, opened: float, event: Json) -> Json | None:
+    def opened(self, kind: str) -> None:
         if kind == "pytorchjobs":
             self.watched.set()
-        return event
 
     def wait_until_missed(self) -> None:
         """Whoever asks because of the CRD alone has asked in vain: the second question comes much later."""
@@ -62,7 +61,7 @@ def test_a_kind_that_discovery_serves_late_is_watched(tmp_path: Path, *, one_nam
             lens.wait_until_missed()
             lens.serves.set()
             wait_for_all(team.api, team.runs, len, timeout_s=HANGS_S)
-            assert lens.watched.wait(HANGS_S), "the PyTorchJob that was created is seen by a watch"
+            assert lens.watched.wait(HANGS_S), "nothing watches PyTorchJobs"
             assert operator.answer("healthz") == (200, "ok")
 
 
@@ -75,10 +74,11 @@ def test_a_kind_that_goes_and_comes_again_is_watched_by_the_same_process(tmp_pat
             OperatorProcess(proxy.kubeconfig, tmp_path, {"OWN_NAMESPACE": team.namespace}) as operator,
         ):
             team.api.delete(CRD)
-            team.submit()
-            team.until(lambda s: condition(s, "PodsReady")[1] == "BackendMissing")
+            while "finetune_operator_backend_missing 1.0" not in operator.answer("metrics")[1]:
+                time.sleep(0.5)
             lens.watched.clear()
             plane.cluster.install_crd(pytorchjob_crd())
+            team.submit()
             wait_for_all(team.api, team.runs, len, timeout_s=HANGS_S)
-            assert lens.watched.wait(HANGS_S), "the PyTorchJob that was created is seen by a watch"
+            assert lens.watched.wait(HANGS_S), "nothing watches PyTorchJobs"
             assert operator.end() == 0
