@@ -33,8 +33,8 @@ _SHAPE = {
 }
 """What check.py says besides the rules."""
 _CONDITIONS = {
-    c.ACCEPTED: "The job is valid, and this version and this cluster can run it. Where it is False, the reason is that "
-    "of the first problem: see [reasons for which a job is refused](reasons.md).",
+    c.ACCEPTED: "The job is valid, and this version and this cluster can run it. Where it is False, the reason is "
+    "that of the first problem: see [reasons for which a job is refused](reasons.md).",
     c.DATA_READY: "The rows were read and can be used for training.",
     c.PODS_READY: "Every pod of the run is running. After the end of a run the reason is that of the end. Where the "
     "next run of an accepted job may not be created any more, it is that of the rule or setting that forbids it.",
