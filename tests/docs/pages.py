@@ -25,7 +25,18 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
-KNOWN = {"sh", "sh refused", "sh cluster", "sh minutes", "yaml", "yaml spec", "yaml values", "jsonl", "jsonl bad", "text"}
+KNOWN = {
+    "sh",
+    "sh refused",
+    "sh cluster",
+    "sh minutes",
+    "yaml",
+    "yaml spec",
+    "yaml values",
+    "jsonl",
+    "jsonl bad",
+    "text",
+}
 UNMARKED = {"docs/cli.md": "sh cluster"}
 """Pages whose commands all need the same."""
 

@@ -22,7 +22,7 @@ OF_THE_PLAN = ("UnknownGpuType", "ServiceAccountNotAllowed", "Unsupported")
 
 def links() -> Iterator[tuple[Path, str]]:
     for page in PAGES:
-        text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+        text = re.sub(r"^```.*?^```$|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
         yield from ((page, target) for target in LINK.findall(text) if "://" not in target)
 
 
