@@ -13,13 +13,15 @@ one, so that nobody adds a command that no test runs without saying why:
     yaml values   values of the Helm chart
     jsonl         good rows
     jsonl bad     bad rows, each for itself
-    text          output and pictures, not tested
+    text          pictures and words, not tested
+    text output   exactly what the commands before it print
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +38,7 @@ KNOWN = {
     "jsonl",
     "jsonl bad",
     "text",
+    "text output",
 }
 UNMARKED = {"docs/cli.md": "sh cluster"}
 """Pages whose commands all need the same."""
@@ -69,6 +72,12 @@ def blocks() -> Iterator[Block]:
 def of(*infos: str) -> list[Block]:
     """The blocks with one of these info strings."""
     return [block for block in blocks() if block.info in infos]
+
+
+def outputs() -> dict[Block, str]:
+    """Commands -> what the page says that they print."""
+    every = list(blocks())
+    return {before: block.text for before, block in pairwise(every) if block.info == "text output"}
 
 
 def copies() -> list[Block]:

@@ -16,7 +16,7 @@ import yaml
 import finetune_data
 from builders import resource
 from cli.calls import finetune
-from docs.pages import KNOWN, PAGES, ROOT, Block, blocks, copies, of
+from docs.pages import KNOWN, PAGES, ROOT, Block, blocks, copies, of, outputs
 from finetune_cli import kubernetes_yaml
 
 MANIFESTS = [*of("yaml"), *copies()]
@@ -119,8 +119,14 @@ def test_commands_run(block: Block, folder: Path) -> None:
         ["bash", "-euo", "pipefail", "-c", block.text],
         cwd=folder,
         env=os.environ | {"PATH": path},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         check=False,
     )
-    assert done.returncode == (2 if block.info == "sh refused" else 0), done.stdout + done.stderr
+    assert done.returncode == (2 if block.info == "sh refused" else 0), done.stdout
+    assert done.stdout == outputs().get(block, done.stdout)
+
+
+def test_output_stands_after_commands_that_run() -> None:
+    assert {block.info for block in outputs()} <= {"sh", "sh refused"}
