@@ -14,7 +14,7 @@ from finetune_operator import metrics
 
 DOCS = CHART.parents[1] / "docs"
 INSTALL, OPERATIONS = ((DOCS / name).read_text() for name in ("install.md", "operations.md"))
-OF_VALUES = [y for block in re.findall(r"```yaml\n(.*?)```", INSTALL, re.DOTALL)
+OF_VALUES = [y for block in re.findall(r"```yaml values\n(.*?)```", INSTALL, re.DOTALL)
              if "kind" not in (y := yaml.safe_load(block))]  # fmt: skip
 SETTERS = sorted(set(re.findall(r"--set (\S+=\w+)", INSTALL)))
 

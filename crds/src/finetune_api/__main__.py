@@ -38,6 +38,7 @@ def files() -> Mapping[str, str]:
         f"{CHART}/admission-policy.yaml": HEADER + _yaml(_kept(policy.policy()), _kept(policy.binding())),
         "docs/reference/keys.md": pages.keys_page(),
         "docs/reference/reasons.md": pages.reasons_page(),
+        "docs/reference/conditions.md": pages.conditions_page(),
         "docs/reference/exit-codes.md": pages.exit_codes_page(),
     }
 

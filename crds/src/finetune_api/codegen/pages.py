@@ -1,10 +1,12 @@
-"""The pages of docs/reference that follow from models, rules and exit codes. Called by __main__."""
+"""The pages of docs/reference that follow from models, rules, reasons and exit codes. Called by __main__."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from finetune_api.resource import conditions as c
 from finetune_api.resource.key_table import Fate
+from finetune_api.resource.reasons import REASONS
 from finetune_api.runtime import exits
 from finetune_api.validation.rules import Rule, all_rules
 
@@ -30,6 +32,25 @@ _SHAPE = {
     "WrongKind": "The document is not a FinetuneJob of this version.",
 }
 """What check.py says besides the rules."""
+_CONDITIONS = {
+    c.ACCEPTED: "The job is valid, and this version and this cluster can run it. Where it is False, the reason is "
+    "that of the first problem: see [reasons for which a job is refused](reasons.md).",
+    c.DATA_READY: "The rows were read and can be used for training.",
+    c.PODS_READY: "Every pod of the run is running. After the end of a run the reason is that of the end. Where the "
+    "next run of an accepted job may not be created any more, it is that of the rule or setting that forbids it.",
+    c.TRAINING: "Optimizer steps are running. After the end of a run the reason is that of the end.",
+    c.SUSPENDED: "The job was stopped and can go on. In the status file of `finetune run` the reason is `Stopped`.",
+    c.COMPLETE: "The job succeeded. The reason is `Succeeded`, or the one below.",
+    c.FAILED: "The job ended without a result. The reason is one of the trainer's "
+    "([exit codes](exit-codes.md)), or one below.",
+    c.READY: "True when the job has succeeded; tools that know kstatus read this condition. The reason of a job that "
+    "has ended is that of Complete or Failed.",
+}
+"""Every condition, in the order in which a job gets them."""
+_CONDITIONS_TEXT = """Every condition of a FinetuneJob and every reason that it can have. Names of reasons are part of
+the API: programs may compare them. Words in braces stand for values; `{message}` is what the cluster or the trainer
+said. What to do step by step: [troubleshooting](../troubleshooting.md).
+"""
 _EXITS = """How a trainer process ends, and whether another run may mend it: `never`, because the same job fails in
 the same way; `budget`, at the cost of one of `lifecycle.maxRestarts`; `free`, because the job is not to blame.
 Codes above 128 are signals (128 + number) and cost one of the budget: the pod was killed, most often for its
@@ -55,6 +76,15 @@ def reasons_page() -> str:
     for reason in reasons:
         rows = ((f"`{r.path}`", r.message, r.remedy) for r in _once(reason))
         parts.append(f"## {reason}\n\n" + _table(("Key", "What is wrong", "Remedy"), rows))
+    return "\n".join(parts)
+
+
+def conditions_page() -> str:
+    """Every condition with its reasons."""
+    parts = [_page("Conditions of a FinetuneJob", _CONDITIONS_TEXT)]
+    for condition, meaning in _CONDITIONS.items():
+        rows = [(f"`{r.name}`", r.message, r.remedy) for r in REASONS if condition in r.on]
+        parts.append(f"## {condition}\n\n{meaning}\n\n" + _table(("Reason", "Message", "Remedy"), rows))
     return "\n".join(parts)
 
 
