@@ -34,6 +34,35 @@ def test_a_process_shows_no_traceback(verb: str, tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr, seed
 
 
+DEEP = {
+    "JSON": (".json", '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}"),
+    "JSON that its parser can read": (".json", '{"a": ' + "[" * 900 + "]" * 900 + "}"),
+    "YAML in brackets": (".yaml", "a: " + "[" * 100_000 + "]" * 100_000),
+    "YAML in blocks": (".yaml", "- " * 2000 + "a"),
+    "YAML in anchors": (".yaml", "x0: &x0 [1]\n" + "".join(f"x{i}: &x{i} [*x{i - 1}]\n" for i in range(1, 3000))),
+    "TOML": (".toml", "a = " + "[" * 100_000 + "]" * 100_000),
+    "TOML that its parser can read": (".toml", "a = " + "[" * 150 + "]" * 150),
+}
+
+
+@pytest.mark.parametrize("case", DEEP)
+def test_a_job_that_is_nested_too_deeply_is_refused(case: str, tmp_path: Path) -> None:
+    """In a process: libyaml would crash it."""
+    suffix, text = DEEP[case]
+    file = tmp_path / f"deep{suffix}"
+    file.write_text(text)
+    command = [sys.executable, "-m", "finetune_cli", "validate", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "nested more than 100 levels deep" in done.stdout
+
+
+def test_an_integer_of_thousands_of_digits_is_refused(tmp_path: Path) -> None:
+    for name, text in (("a.toml", "a = "), ("a.yaml", "a: "), ("a.json", '{"a": ')):
+        (tmp_path / name).write_text(text + "1" * 5000 + "}" * (name == "a.json"))
+        assert finetune("validate", tmp_path / name).exit_code == 2
+
+
 @pytest.mark.parametrize("uri", UNREADABLE)
 def test_a_uri_that_nothing_can_read_is_refused(uri: str, tmp_path: Path) -> None:
     assert finetune("validate", "--check-data", job(tmp_path, ("data: train.jsonl", f"data: {uri}"))).exit_code == 2

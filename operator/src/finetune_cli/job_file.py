@@ -20,6 +20,7 @@ from . import dialects, kubernetes_yaml
 from .dialects import STDIN
 from .errors import InvalidInput
 from .kubernetes_yaml import Document, InvalidYaml
+from .nesting import too_deep
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,21 @@ def _text(file: str) -> str:
 
 def _documents(text: str, file: str) -> list[Document]:
     """Text that is not valid JSON is read as YAML, whose errors have a line and a column."""
-    with suppress(ValueError):
-        return [Document(json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant))]
+    with suppress(ValueError, RecursionError):
+        return [Document(_json(text))]
     try:
         return list(kubernetes_yaml.documents(text))
     except InvalidYaml as error:
         location = _at(file, error.line, error.column)
         raise InvalidInput([Problem(location, "NotYaml", f"{error}.", "Correct the YAML syntax.")]) from None
+
+
+def _json(text: str) -> Any:
+    """Raises ValueError, or RecursionError, for what YAML will explain better."""
+    value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    if too_deep(value):
+        raise ValueError
+    return value
 
 
 def _job(documents: list[Document], file: str) -> Document:

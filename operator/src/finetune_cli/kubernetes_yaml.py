@@ -17,6 +17,8 @@ from typing import Any
 
 import yaml
 
+from .nesting import MAX_DEPTH, MESSAGE
+
 _Loader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """libyaml's reader is several times faster; some builds of PyYAML lack it."""
 
@@ -64,6 +66,7 @@ class Document:
 def documents(text: str) -> Iterator[Document]:
     """The documents of a stream that are not empty. Raises InvalidYaml."""
     try:
+        _check_depth(text)
         loader = Reader(text)
         try:
             while loader.check_node():
@@ -81,7 +84,7 @@ def documents(text: str) -> Iterator[Document]:
         line = text.count("\n", 0, error.position) + 1
         raise InvalidYaml(f"the character {error.character!r} is not allowed", line, 1) from None
     except RecursionError:
-        raise InvalidYaml("nested too deeply, or an anchor inside itself", 1, 1) from None
+        raise InvalidYaml("anchors are nested too deeply", 1, 1) from None
 
 
 def dump(data: Any) -> str:
@@ -105,6 +108,26 @@ class Reader(_Loader):  # type: ignore[misc, valid-type] # chosen when the modul
 
 class Writer(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
     """A safe dumper that quotes a string such as 1e3, which Kubernetes would read as a number."""
+
+
+def _check_depth(text: str) -> None:
+    """Raises InvalidYaml before anything recurses over the text."""
+    heights: dict[str | None, int] = {}  # levels of each anchored collection
+    stack: list[tuple[str | None, int]] = []  # anchor, and levels so far, of each open collection
+    for event in yaml.parse(text, Loader=_Loader):
+        below = 0
+        if isinstance(event, yaml.CollectionStartEvent):
+            stack.append((event.anchor, 1))
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, below = stack.pop()
+            heights[anchor] = below
+        elif isinstance(event, yaml.AliasEvent):
+            below = heights.get(event.anchor, 0)
+        if stack:
+            stack[-1] = (stack[-1][0], max(stack[-1][1], below + 1))
+            if len(stack) - 1 + stack[-1][1] > MAX_DEPTH:
+                mark = event.start_mark
+                raise InvalidYaml(MESSAGE, *((mark.line + 1, mark.column + 1) if mark else (1, 1)))
 
 
 def _bool(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> bool:

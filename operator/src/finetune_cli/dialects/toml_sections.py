@@ -14,6 +14,7 @@ from finetune_api.resource import key_table
 from finetune_api.resource.names import API_VERSION, KIND, NAME_LENGTH
 from finetune_api.validation.problem import Problem
 from finetune_cli.errors import InvalidInput
+from finetune_cli.nesting import MESSAGE, too_deep
 
 _AT = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 TYPES = ("sft",)
@@ -22,15 +23,24 @@ TYPES = ("sft",)
 
 def resource(text: str, file: str) -> dict[str, Any]:
     """The FinetuneJob of a TOML text. Raises InvalidInput."""
-    try:
-        spec = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InvalidInput([_syntax_error(str(error), text, file)]) from None
+    spec = _parse(text, file)
     kind = spec.pop("type", TYPES[0])
     if kind not in TYPES:
         remedy = 'Write type = "sft", or leave it out.'
         raise InvalidInput([Problem("type", "UnknownValue", f"The training type {kind!r} is not supported.", remedy)])
     return {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": job_name(file)}, "spec": spec}
+
+
+def _parse(text: str, file: str) -> dict[str, Any]:
+    try:
+        spec = tomllib.loads(text)
+    except ValueError as error:  # TOMLDecodeError, or Python's own error about an integer of thousands of digits
+        raise InvalidInput([_syntax_error(str(error), text, file)]) from None
+    except RecursionError:
+        raise InvalidInput([_too_deep(file)]) from None
+    if too_deep(spec):
+        raise InvalidInput([_too_deep(file)])
+    return spec
 
 
 def rephrase(text: str) -> str:
@@ -44,6 +54,10 @@ def job_name(file: str) -> str:
     stem = re.sub(r"[^a-z0-9]+", "-", Path(file).stem.lower()).strip("-")
     valid = stem if stem[:1].isalpha() else f"job-{stem}"
     return valid[:NAME_LENGTH].rstrip("-")
+
+
+def _too_deep(file: str) -> Problem:
+    return Problem(file, "NotToml", f"The file is {MESSAGE}.", "Flatten its maps and lists.")
 
 
 def _syntax_error(message: str, text: str, file: str) -> Problem:
