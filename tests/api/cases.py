@@ -10,13 +10,13 @@ from finetune_api.validation import uris
 P, H, V = "hyperparameters.parallelism", "hyperparameters", "training.validation"
 NAMES_DIFFER = "Names of the same thing have different values."
 NOT_YET = {path: use.unread_message.partition(" not ")[0] for path, use in uris.KEYS.items()}
-NOT_AN_ADDRESS = "The address cannot be read: "
-ADDRESSES = {
+NOT_VALID = "This URI is not valid here: "
+URIS = {
     "job.model": "hf://a/b@main", "policy.model_name": "a/b", "policy.source": "../models/here",
     "job.data": "pvc://claim/..rows", "job.data_path": "configmap://rows/train.jsonl",
     "data.validation_path": "../rows.jsonl", "output.uri": "pvc://claim",
 }  # fmt: skip
-WITHOUT_NAMES: dict[str, Json] = {path: {} for path in ADDRESSES} | {
+WITHOUT_NAMES: dict[str, Json] = {path: {} for path in URIS} | {
     "policy.model_name": {"job.model": None},
     "policy.source": {"job.model": None},
     "job.data_path": {"job.data": None},
@@ -133,13 +133,13 @@ CASES = (
          {"training.use_qlora": True, "training.mode": "sft_offline"}),
     Case("a greater loss is not better", f"{V}.greater_is_better", "UnknownValue",
          "A loss is better when it is smaller.", {f"{V}.greater_is_better": True}, {f"{V}.greater_is_better": False}),
-    # Addresses; test_uris.py has the table
+    # URIs; test_uris.py has the table
     *(Case(f"{path} names a scheme that somebody reads", path, "UnsupportedScheme", NOT_YET[path],
            WITHOUT_NAMES[path] | {path: "s3://bucket/x"},
-           WITHOUT_NAMES[path] | {path: good}) for path, good in ADDRESSES.items()),
-    *(Case(f"{path} is an address", path, "BadUri", NOT_AN_ADDRESS,
+           WITHOUT_NAMES[path] | {path: good}) for path, good in URIS.items()),
+    *(Case(f"{path} is a URI", path, "BadUri", NOT_VALID,
            WITHOUT_NAMES[path] | {path: "pvc://claim/../other"}, WITHOUT_NAMES[path] | {path: good})
-      for path, good in ADDRESSES.items()),
+      for path, good in URIS.items()),
     # Outputs
     Case("a job says where its result goes", "output", "OutputNotKept", "The job names no output",
          {"output": {"ephemeral": False}}, {"output": {"ephemeral": True}}),

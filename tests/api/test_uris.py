@@ -1,4 +1,4 @@
-"""One table of addresses: what each key takes, what it refuses, and that every judge and reader says the same."""
+"""One table of URIs: what each key takes, what it refuses, and that every judge and reader says the same."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from finetune_api.validation.uris import Scheme
 
 YES, NOT_YET, BAD, NOT_KEPT = "", "UnsupportedScheme", "BadUri", "OutputNotKept"
 
-# address -> verdict where it names a model, rows, an output
+# URI -> verdict where it names a model, rows, an output
 TABLE: dict[str, tuple[str, str, str | tuple[str, ...]]] = {
     # the Hub
     "org/name": (YES, YES, NOT_KEPT),
@@ -107,13 +107,13 @@ CELLS = [(key, text) for key in uris.KEYS for text in TABLE]
 
 
 def naming(key: str, text: str) -> Json:
-    """A job that names one address by one key."""
+    """A job that names one URI by one key."""
     return resource(WITHOUT_NAMES[key] | {key: text})
 
 
 @pytest.mark.parametrize("key", uris.KEYS)
 @pytest.mark.parametrize("text", TABLE)
-def test_an_address_is_taken_or_refused_with_the_way_out(key: str, text: str) -> None:
+def test_a_uri_is_taken_or_refused_with_the_way_out(key: str, text: str) -> None:
     verdict = TABLE[text][COLUMN[uris.KEYS[key]]]
     found = check.problems(naming(key, text))
     assert [(p.path, p.reason) for p in found] == [
@@ -146,7 +146,7 @@ def test_what_is_accepted_can_be_parsed_and_nothing_else(use: uris.Use) -> None:
         assert bool(said) == bool(refused), text
         assert not said or (repr(text) in said and use.phrase in said)
         accepted += not said
-    assert len(texts) / 20 < accepted < len(texts) / 2, "the drawn addresses miss one half of the question"
+    assert len(texts) / 20 < accepted < len(texts) / 2, "the drawn URIs miss one half of the question"
 
 
 def refusal_of(use: uris.Use, text: str) -> str:
@@ -158,7 +158,7 @@ def refusal_of(use: uris.Use, text: str) -> str:
 
 
 def drawn(seed: int) -> str:
-    """An address put together from pieces, right more often than by chance."""
+    """A URI put together from pieces, right more often than by chance."""
     draw = random.Random(seed)
     pieces = ["a", "b-1", "..", ".", "/", "//", ":", "@", "#", "%", " ", "\n", "A", "é", "_", "-", "org/name", "x"]
     starts = [f"{scheme}://{name}" for scheme in Scheme for name in ("", "c/")]
@@ -180,11 +180,11 @@ def drawn(seed: int) -> str:
     ],
     ids=str,
 )
-def test_an_address_is_taken_apart(use: uris.Use, text: str, source: uris.Source) -> None:
+def test_a_uri_is_taken_apart(use: uris.Use, text: str, source: uris.Source) -> None:
     assert use.parse(text) == source
 
 
-def test_every_key_that_holds_an_address_is_in_the_table() -> None:
+def test_every_key_that_holds_a_uri_is_in_the_table() -> None:
     texts = {key.path for key in key_table.declared() if key.fate is Fate.HONOURED and _length(key.path) == (1, 1024)}
     assert texts <= set(uris.KEYS)
     assert {"job.data", "output.uri"} <= texts

@@ -39,6 +39,7 @@ def files() -> Mapping[str, str]:
         "docs/reference/keys.md": pages.keys_page(),
         "docs/reference/reasons.md": pages.reasons_page(),
         "docs/reference/conditions.md": pages.conditions_page(),
+        "docs/reference/uris.md": pages.uris_page(),
         "docs/reference/exit-codes.md": pages.exit_codes_page(),
     }
 

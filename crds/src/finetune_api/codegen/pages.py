@@ -8,7 +8,9 @@ from finetune_api.resource import conditions as c
 from finetune_api.resource.key_table import Fate
 from finetune_api.resource.reasons import REASONS
 from finetune_api.runtime import exits
+from finetune_api.validation import uris
 from finetune_api.validation.rules import Rule, all_rules
+from finetune_api.validation.uris import Scheme, Use
 
 from .reference import Entry, entries
 
@@ -50,6 +52,17 @@ _CONDITIONS = {
 _CONDITIONS_TEXT = """Every condition of a FinetuneJob and every reason that it can have. Names of reasons are part of
 the API: programs may compare them. Words in braces stand for values; `{message}` is what the cluster or the trainer
 said. What to do step by step: [troubleshooting](../troubleshooting.md).
+"""
+_URIS = """What the keys that hold a URI take today. What is not supported yet is refused by name, by the API server
+and by `finetune validate`, before anything is scheduled.
+"""
+_URI_NOTES = """
+A plain path is a file or folder inside the pods, or of this machine for `finetune run`. It counts from the current
+folder unless it begins with `/`, and may have a colon only after a `/`. Results go to a plain path in a local run
+only: on a cluster they would end with the pods.
+
+A claim or ConfigMap is one of the job's namespace. Scheme and name are in lower case. A path on a claim has no empty
+part, no `.` and no `..`; nothing after a scheme has spaces, `#`, `?` or `%`.
 """
 _EXITS = """How a trainer process ends, and whether another run may mend it: `never`, because the same job fails in
 the same way; `budget`, at the cost of one of `lifecycle.maxRestarts`; `free`, because the job is not to blame.
@@ -94,6 +107,22 @@ def exit_codes_page() -> str:
     found = exits.MEANINGS.items()
     rows = ((str(int(code)), f"`{m.reason}`", m.retry.value, m.sentence, m.remedy) for code, m in found)
     return _page("Exit codes of the trainer", _EXITS) + "\n" + _table(columns, rows)
+
+
+def uris_page() -> str:
+    """What each key takes today, by scheme."""
+    uses = list(dict.fromkeys(uris.KEYS.values()))
+    keys = (", ".join(f"`{key}`" for key, each in uris.KEYS.items() if each is use) for use in uses)
+    rows = ((_scheme(scheme), *(_form(use, scheme) for use in uses)) for scheme in Scheme)
+    return f"{_page('URIs of models, rows and results', _URIS)}\n{_table(('', *keys), rows)}{_URI_NOTES}"
+
+
+def _scheme(scheme: Scheme) -> str:
+    return "plain path" if scheme is Scheme.PATH else f"`{scheme}://`"
+
+
+def _form(use: Use, scheme: Scheme) -> str:
+    return use.forms[scheme].shown if scheme in use.forms else "not yet"
 
 
 def _page(title: str, text: str) -> str:

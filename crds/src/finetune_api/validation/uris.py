@@ -100,7 +100,7 @@ class Use:
 
     @property
     def bad_message(self) -> str:
-        return f"The address cannot be read: {self._accepted}"
+        return f"This URI is not valid here: {self._accepted}"
 
     @property
     def _accepted(self) -> str:
@@ -132,7 +132,7 @@ MODEL = Use("a model is read from", "Copy the model to a claim and name it there
 ROWS = Use("rows are read from", "Copy the file to a claim, or let `finetune submit --dataset FILE` send it along.",
            {Scheme.PVC: _FILE, Scheme.CONFIG_MAP: _CONFIG_MAP, Scheme.PATH: _PATH})  # fmt: skip
 OUTPUT = Use("results are written to", "Let the job write to a claim; `finetune fetch` brings the result from there.",
-             {Scheme.PVC: _FOLDER, Scheme.PATH: _PATH})  # fmt: skip
+             {Scheme.PVC: _FOLDER, Scheme.PATH: _PATH._replace(shown="a plain path of a local run")})  # fmt: skip
 
 KEYS: Mapping[str, Use] = {
     **dict.fromkeys(aliases.MODEL, MODEL),
