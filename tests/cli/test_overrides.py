@@ -76,3 +76,8 @@ def test_an_assignment_that_cannot_be_made_is_refused(assignment: str) -> None:
 
 def test_a_job_without_a_spec_gets_one() -> None:
     assert apply({"kind": "FinetuneJob"}, Overrides(dataset="a.jsonl"))["spec"] == {"job": {"data": "a.jsonl"}}
+
+
+def test_an_output_that_is_named_is_kept() -> None:
+    job = builders.resource(spec={"output": {"ephemeral": True}})
+    assert apply(job, Overrides(output="here"))["spec"] == {"output": {"uri": "here"}}

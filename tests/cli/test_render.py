@@ -63,3 +63,13 @@ def test_a_dry_run_prints_the_manifest_and_writes_nothing(tmp_path: Path, monkey
     assert result.exit_code == 0
     assert result.stdout == finetune("render", "job.yaml").stdout
     assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize("output", ["", "  output: {uri: out}\n"], ids=["no output", "a path"])
+def test_only_a_cluster_wants_an_output_that_is_kept(tmp_path: Path, output: str) -> None:
+    file = job(tmp_path, ("  output: {ephemeral: true}\n", output))
+    for verb in ("validate", "render"):
+        result = finetune(verb, file)
+        assert result.exit_code == 2
+        assert "[OutputNotKept]\n  remedy: Set output.uri to pvc://CLAIM/FOLDER" in result.output
+    assert finetune("run", file, "--dry-run").exit_code == 0

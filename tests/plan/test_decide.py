@@ -472,6 +472,15 @@ def test_a_job_that_runs_is_not_refused_for_its_claim() -> None:
     assert (answer.actions, condition(answer, "Accepted")[0]) == ((), "True")
 
 
+@pytest.mark.parametrize("output", [None, {"uri": "/out"}], ids=str)
+def test_a_job_that_was_accepted_without_an_output_that_is_kept_gets_its_next_run(output: Json | None) -> None:
+    status = accepted(resolved={"runConfig": "{}", "image": "old"})
+    answer = decided(seen({"output": output}, status=status, runs=RUN1, pods=(ended(1, Exit.CRASHED), pod(0))))
+    assert answer.status.restarts == 1
+    again = answer.status.model_dump(mode="json", exclude_none=True)
+    assert created(decided(seen({"output": output}, status=again))) == ["sample-2"]
+
+
 @pytest.mark.parametrize(("age", "left"), [(0.0, 10.0), (8.0, 2.0), (-60.0, 10.0)])
 def test_the_loss_of_a_peer_waits_for_the_peers_own_words(age: float, left: float) -> None:
     lost = ended(1, Exit.PEER_LOST, at=NOW.timestamp() - age, cause=False)

@@ -44,6 +44,9 @@ ONE_NODE = {"ReadWriteOnce", "ReadWriteOncePod"}
 CLAIM_POLL_SECONDS = 60.0
 """Seconds until a claim that not all nodes can mount is read again: it may have been recreated."""
 
+FIXED_AT_ACCEPTANCE = {"Unsupported", "OutputNotKept", "OutputNotShared"}
+"""Reasons that count only at acceptance: later runs keep the trainer and the output that were accepted."""
+
 RELEASE_SECONDS = 60.0
 """Seconds after the job's end in which running pods may exit by themselves before they are deleted."""
 
@@ -310,7 +313,7 @@ def _peer_lost_grace(ctx: ReconcileContext, cause: retry.Failure) -> float:
 
 def _blocking_problem(ctx: ReconcileContext) -> Problem | None:
     """Why an accepted job cannot start its next run: other settings, or an operator that lacks its keys."""
-    blocking = (p for p in ctx.verdict.problems if p.reason != "Unsupported")  # the pinned trainer decides that
+    blocking = (p for p in ctx.verdict.problems if p.reason not in FIXED_AT_ACCEPTANCE)
     return next(blocking, None) if ctx.run else None
 
 
