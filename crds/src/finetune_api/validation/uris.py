@@ -109,7 +109,7 @@ class Use:
 
 BAD_REMEDY = (
     "Write one of these: scheme and name in lower case, no '..', and no spaces, '#', '?' or '%' after a scheme. "
-    "What file:// names is written as a plain path."
+    "For file:///x write /x."
 )
 
 _CHARACTER = r"[^\x00-\x20\x7f#%?/]"
@@ -129,7 +129,7 @@ _CONFIG_MAP = Form("configmap://NAME/KEY", rf"configmap://{_OBJECT}/\.?[-_A-Za-z
 
 MODEL = Use("a model is read from", "Copy the model to a claim and name it there.",
             {Scheme.HUB: _HUB, Scheme.PVC: _FOLDER, Scheme.PATH: _PATH})  # fmt: skip
-ROWS = Use("rows are read from", "Copy the file to a claim, or let `finetune submit --dataset FILE` send it along.",
+ROWS = Use("rows are read from", "Copy the file to a claim; training rows can be sent along by `finetune submit --dataset FILE`.",
            {Scheme.PVC: _FILE, Scheme.CONFIG_MAP: _CONFIG_MAP, Scheme.PATH: _PATH})  # fmt: skip
 OUTPUT = Use("results are written to", "Let the job write to a claim; `finetune fetch` brings the result from there.",
              {Scheme.PVC: _FOLDER, Scheme.PATH: _PATH._replace(shown="a plain path of a local run")})  # fmt: skip
