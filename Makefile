@@ -15,7 +15,7 @@ PACKAGES := crds/src operator/src trainer-image/src
 # Compiled bytecode halves the start of every process; some environments switch it off.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup quickstart test lint verify golden generate lock bench-cli bench-operator testbed chaos e2e flake images clean
+.PHONY: help setup quickstart test lint verify golden generate lock bench-cli bench-operator testbed chaos e2e flake cluster images clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -61,6 +61,9 @@ golden: setup ## Rewrite the golden plans and masks; read the diff
 e2e: setup testbed images ## The whole on a real node: images, chart, pods (as root on Debian; minutes, the first time a quarter of an hour)
 	$(BIN)/python tests/testbed/build.py kubelet kube-proxy coredns
 	$(BIN)/pytest $(TEST_e2e)
+
+cluster: setup ## Run a cluster with a real node and our chart until Ctrl-C, to try (root on Debian; as e2e)
+	@TQDM_DISABLE=1 PYTHONPATH=tests $(BIN)/python -m e2e.try_cluster
 
 chaos: setup testbed ## The operator killed, delayed and blinded at every write (minutes)
 	$(BIN)/pytest $(TEST_chaos)

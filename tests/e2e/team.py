@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +18,8 @@ from testbed.watch import WaitError, states, wait_for, wait_for_all
 from trainer.models import dataset, model_folder
 
 RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
-JOBS = "finetunejobs.finetune.dev"
+TRAINER_USER = 1000
+JOB_VERSION = "finetune.dev/v1alpha1"
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,9 @@ class Team:
         return self.volume / "tiny"
 
     def furnished(self) -> Team:
-        """With a model on the volume, and rows in a ConfigMap."""
+        """With a model on the volume, and rows in a ConfigMap. The volume is the trainer's user's own."""
+        self.volume.mkdir(exist_ok=True)
+        os.chown(self.volume, TRAINER_USER, TRAINER_USER)
         for path in (*model_folder(self.model).iterdir(), dataset(self.rows, 96)):
             path.chmod(0o644)  # weights are saved for their owner's eyes only
         self.kubectl("create", "configmap", "rows", f"--from-file={self.rows}")
@@ -52,15 +58,24 @@ class Team:
         self.apply("PersistentVolumeClaim", "shared", {"spec": claim}, version="v1")
         return self
 
-    def submit(self, name: str, **spec: Json) -> Path:
-        """Apply a FinetuneJob with kubectl; the file that was applied."""
-        return self.apply("FinetuneJob", name, {"spec": spec}, version="finetune.dev/v1alpha1")
+    def submit(self, name: str, **spec: Json) -> None:
+        """Apply a FinetuneJob with kubectl."""
+        self.apply("FinetuneJob", name, {"spec": spec}, version=JOB_VERSION)
 
-    def apply(self, kind: str, name: str, body: Json, *, version: str) -> Path:
-        file = self.cluster.folder / f"{self.namespace}-{kind}-{name}.json"
-        file.write_text(json.dumps({"apiVersion": version, "kind": kind, "metadata": {"name": name}} | body))
-        self.kubectl("apply", "-f", str(file))
-        return file
+    def run_here(self, name: str, spec: Json) -> Json:
+        """The status of a job after `finetune run` on this machine; its output is on the volume."""
+        file = self._written("FinetuneJob", name, {"spec": spec}, version=JOB_VERSION)
+        command = [sys.executable, "-m", "finetune_cli", "run", str(file), "--model", str(self.model)]
+        command += ["--dataset", str(self.rows), "--output", str(self.volume / name), "-o", "json"]
+        # As many threads as in the pods: sums in another order differ in their last digits.
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
+        assert done.returncode == 0, done.stderr
+        status: Json = json.loads(done.stdout)
+        return status
+
+    def apply(self, kind: str, name: str, body: Json, *, version: str) -> None:
+        self.kubectl("apply", "-f", str(self._written(kind, name, body, version=version)))
 
     def kubectl(self, *arguments: str) -> str:
         """kubectl in the namespace; it has to succeed."""
@@ -87,6 +102,11 @@ class Team:
         """The pods of the namespace, once there are so many."""
         path = f"/api/v1/namespaces/{self.namespace}/pods"
         return wait_for_all(self.cluster.api, path, lambda found: len(found) == count, timeout_s=timeout_s)
+
+    def _written(self, kind: str, name: str, body: Json, *, version: str) -> Path:
+        file = self.cluster.folder / f"{self.namespace}-{kind}-{name}.json"
+        file.write_text(json.dumps({"apiVersion": version, "kind": kind, "metadata": {"name": name}} | body))
+        return file
 
     @property
     def _jobs(self) -> str:

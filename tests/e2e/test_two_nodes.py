@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 from peft import PeftModel
@@ -35,7 +31,6 @@ MOVES = 5
 class Story:
     """What was seen of a job from its beginning to its end. The operator's pod was deleted in the middle."""
 
-    file: Path
     steps: list[int] = field(default_factory=list)
     """Of status.progress, whenever it moved."""
     status: Json = field(default_factory=dict)
@@ -50,7 +45,8 @@ class Story:
 
 @pytest.fixture(scope="module")
 def story(team: Team, operator: str) -> Story:
-    told = Story(team.submit("sums", **SPEC))
+    told = Story()
+    team.submit("sums", **SPEC)
     for status in team.statuses("sums", timeout_s=600):
         step = (status.get("progress") or {}).get("step")
         if step and step not in told.steps:
@@ -100,12 +96,8 @@ def test_kubectl_logs_shows_the_records(story: Story) -> None:
     assert records[-1].step == story.status["progress"]["totalSteps"]
 
 
-def test_finetune_run_ends_with_the_same_loss(story: Story, team: Team, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "finetune_cli", "run", str(story.file), "--model", str(team.model)]
-    command += ["--dataset", str(team.rows), "--output", str(tmp_path / "out"), "-o", "json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
-    assert done.returncode == 0, done.stderr
-    alone = json.loads(done.stdout)
+def test_finetune_run_ends_with_the_same_loss(story: Story, team: Team) -> None:
+    alone = team.run_here("sums-here", SPEC)
     assert story.status["progress"]["loss"] == pytest.approx(alone["progress"]["loss"], abs=1e-4)
     assert story.status["result"]["metrics"] == pytest.approx(alone["result"]["metrics"], abs=1e-4)
 

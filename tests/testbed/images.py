@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import IO
 
 from testbed.api import Json
 from testbed.machine import Machine
@@ -32,6 +33,8 @@ DOCKERFILES = {TRAINER: "trainer-image/Dockerfile", OPERATOR: "operator/Dockerfi
 SUITE = "bookworm"
 INCLUDE = "python3,python3-venv,python3-dev,ca-certificates"
 LARGE = 50 << 20
+FIRST_GB, LATER_GB = 25, 3
+"""Free disk that a build needs: with an empty cache, and with one that was filled before."""
 NAME = "org.opencontainers.image.ref.name"
 """Annotation that an image layout is searched by."""
 PIP = {"cert", "default-timeout", "extra-index-url", "index-url", "proxy", "trusted-host"}
@@ -161,10 +164,29 @@ def images() -> Iterator[Images]:
     folder = cache / "finetune-operator" / "images"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        _wait_for_lock(lock)
         store = Images(folder)
+        require_disk(folder, shutil.disk_usage(folder).free, filled=store.containerd.exists())
         store.build()
         yield store
+
+
+def require_disk(folder: Path, free: int, *, filled: bool) -> None:
+    """Raise ImageError if a build would fill the disk; `free` is in bytes."""
+    needed = LATER_GB if filled else FIRST_GB
+    if free < needed * 10**9:
+        raise ImageError(
+            f"images need {needed} GB of disk at {folder}, and {free / 10**9:.1f} GB are free: "
+            "free some, or set XDG_CACHE_HOME to a folder on a larger disk"
+        )
+
+
+def _wait_for_lock(lock: IO[str]) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.stderr.write("testbed: another run uses the images (make e2e or make cluster); waiting until it ends\n")
+        fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 @contextmanager

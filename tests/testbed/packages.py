@@ -27,14 +27,17 @@ class MissingError(Exception):
 def ensure_packages() -> None:
     """Return once every program is there; MissingError with the names of those that are not."""
     if os.geteuid() != 0:
-        raise MissingError("a real node needs root: it makes namespaces, network interfaces and containers")
+        raise MissingError(
+            "a real node needs root: it makes namespaces, network interfaces and containers; run this as root"
+        )
     wanted = _missing()
     if wanted and shutil.which("apt-get"):
         environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
         for command in (["update"], ["install", "--yes", "--no-install-recommends", *wanted]):
             subprocess.run(["apt-get", "--quiet", *command], env=environment, check=False, stdout=subprocess.DEVNULL)
     if wanted := _missing():
-        raise MissingError(f"a real node needs these packages of Debian, or what they stand for: {' '.join(wanted)}")
+        tried = "apt-get did not install them" if shutil.which("apt-get") else "there is no apt-get to install them"
+        raise MissingError(f"a real node needs these packages of Debian or Ubuntu, and {tried}: {' '.join(wanted)}")
 
 
 def _missing() -> list[str]:
