@@ -129,7 +129,8 @@ _CONFIG_MAP = Form("configmap://NAME/KEY", rf"configmap://{_OBJECT}/\.?[-_A-Za-z
 
 MODEL = Use("a model is read from", "Copy the model to a claim and name it there.",
             {Scheme.HUB: _HUB, Scheme.PVC: _FOLDER, Scheme.PATH: _PATH})  # fmt: skip
-ROWS = Use("rows are read from", "Copy the file to a claim; training rows can be sent along by `finetune submit --dataset FILE`.",
+ROWS = Use("rows are read from",
+           "Copy the file to a claim; `finetune submit --dataset FILE` sends training rows along.",
            {Scheme.PVC: _FILE, Scheme.CONFIG_MAP: _CONFIG_MAP, Scheme.PATH: _PATH})  # fmt: skip
 OUTPUT = Use("results are written to", "Let the job write to a claim; `finetune fetch` brings the result from there.",
              {Scheme.PVC: _FOLDER, Scheme.PATH: _PATH._replace(shown="a plain path of a local run")})  # fmt: skip
