@@ -49,7 +49,8 @@ MALFORMED = {
     "a tag that lies": ("a: !!int many\n", "'many' is not an integer", 1, 4),
     "a bracket left open": ("a: [1, 2\nb: 3\n", "did not find expected ',' or ']'", 2, 2),
     "a tab as indentation": ("a:\n\tb: 1\n", "found character that cannot start any token", 2, 1),
-    "an anchor inside itself": ("a: &a [*a]\n", "found unconstructable recursive node", 1, 4),
+    "an anchor inside itself": ("a: &a [*a]\n", "the anchor a contains itself", 1, 8),
+    "an anchor inside itself, at the top": ("&a [*a]\n", "the anchor a contains itself", 1, 5),
 }
 
 

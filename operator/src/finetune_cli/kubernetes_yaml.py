@@ -122,12 +122,18 @@ def _check_depth(text: str) -> None:
             anchor, below = stack.pop()
             heights[anchor] = below
         elif isinstance(event, yaml.AliasEvent):
+            if any(anchor == event.anchor for anchor, _ in stack):
+                raise _invalid(event, f"the anchor {event.anchor} contains itself")
             below = heights.get(event.anchor, 0)
         if stack:
             stack[-1] = (stack[-1][0], max(stack[-1][1], below + 1))
             if len(stack) - 1 + stack[-1][1] > MAX_DEPTH:
-                mark = event.start_mark
-                raise InvalidYaml(MESSAGE, *((mark.line + 1, mark.column + 1) if mark else (1, 1)))
+                raise _invalid(event, MESSAGE)
+
+
+def _invalid(event: yaml.Event, message: str) -> InvalidYaml:
+    mark = event.start_mark
+    return InvalidYaml(message, *((mark.line + 1, mark.column + 1) if mark else (1, 1)))
 
 
 def _bool(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> bool:
