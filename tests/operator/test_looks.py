@@ -1,9 +1,10 @@
-"""When a job is looked at: whatever is news leads to a process, and nothing else does."""
+"""When a job is reconciled: whenever something has changed, and only then."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from finetune_operator.runtime import Operator
 from finetune_operator.settings import Settings
 from finetune_operator.status_change import merge_patch
 from finetune_plan.backends import DEFAULT as BACKEND
+from finetune_plan.backends.pytorchjob import PyTorchJobs
 
 KEY = Key("team", "sample")
 
@@ -143,3 +145,33 @@ def test_words_wait_the_longer_the_more_jobs_are_unfinished(operator: Operator, 
     wait = operator.queue.wait_seconds()
     assert wait == pytest.approx(seconds, abs=1)
     assert operator.cache.phases() == {"Starting": 1, "Succeeded": 5000} | ({"Queued": 999} if others > 1 else {})
+
+
+class Broken(PyTorchJobs):
+    """A backend with a bug."""
+
+    broken = True
+
+    def render(self, *arguments: Any, **options: Any) -> Json:
+        if self.broken:
+            raise ZeroDivisionError("division by zero")
+        return super().render(*arguments, **options)
+
+
+def test_a_job_that_the_operator_fails_on_says_so_once_and_goes_on_when_it_can() -> None:
+    cluster, backend = Cluster(), Broken()
+    operator = Operator(cluster, Settings(), backend)
+    asyncio.run(operator.resync_once())
+
+    def ready() -> Json:
+        key = operator.queue.take()
+        asyncio.run(process(operator.queue, operator.reconciler, KEY if key is None else key))
+        operator.queue.add(KEY)
+        found: Json = next(c for c in cluster.job["status"]["conditions"] if c["type"] == "Ready")
+        return found
+
+    assert {ready()["reason"] for _ in range(3)} == {"InternalError"}
+    assert "ZeroDivisionError: division by zero. This is a bug; please report it" in ready()["message"]
+    assert (cluster.writes, cluster.run) == (1, None), "a failure that repeats is written once"
+    backend.broken = False
+    assert ready()["reason"] == "NotFinished"

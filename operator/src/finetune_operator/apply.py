@@ -52,6 +52,11 @@ class Applier:
                 await self._emit_events(key, job, change, now)
         return changed
 
+    async def report(self, key: Key, job: Json, change: StatusChange, now: str) -> None:
+        """Write a status that comes from no plan, and its events. Raises ClusterError."""
+        if await self._write_status(key, job, change.patch):
+            await self._emit_events(key, job, change, now)
+
     async def _record_result(self, key: Key, result: RecordResult) -> None:
         """Best effort: the job is complete even if the claim is gone or may not be written to."""
         claim = Key(key.namespace, result.claim)

@@ -13,6 +13,8 @@ from typing import Protocol
 
 from finetune_api.resource import names
 from finetune_api.resource.names import API_VERSION, PLURAL
+from finetune_kube import paths
+from finetune_kube.pages import first_page, next_page
 from finetune_plan.backends.protocol import Backend, api_version
 
 from .errors import AlreadyExists, BackendMissing, NotFound
@@ -99,17 +101,13 @@ class KubernetesCluster:
     async def pages(self, kind: Kind, namespace: str = "", uid: str = "") -> AsyncIterator[tuple[list[Json], int]]:
         version, plural = self._resources[kind]
         path = _path(version, plural, Key(namespace or self._namespace, ""))
-        query = {"limit": str(PAGE)}
-        if kind is not Kind.JOBS:
-            query["labelSelector"] = f"{names.JOB_UID_LABEL}={uid}" if uid else names.JOB_UID_LABEL
-        token = ""
-        while True:
-            more = {"continue": token} if token else {}
-            answer = json.loads(await self._http.request("list", plural, path, query=query | more))
+        selector = f"{names.JOB_UID_LABEL}={uid}" if uid else names.JOB_UID_LABEL
+        every = {} if kind is Kind.JOBS else {"labelSelector": selector}
+        query: dict[str, str] | None = first_page(every, PAGE)
+        while query is not None:
+            answer = json.loads(await self._http.request("list", plural, path, query=query))
             yield answer["items"], int(answer["metadata"]["resourceVersion"])
-            token = answer["metadata"].get("continue", "")
-            if not token:
-                return
+            query = next_page(query, answer)
 
     async def create_run(self, manifest: Json) -> Json:
         path = self._run_path(Key(manifest["metadata"]["namespace"], ""))
@@ -185,10 +183,7 @@ class KubernetesCluster:
 
 def _path(version: str, plural: str, key: Key) -> str:
     """Path of an object, or of a collection where the key has no name, or of all namespaces without one."""
-    root = f"/apis/{version}" if "/" in version else f"/api/{version}"
-    where = f"/namespaces/{key.namespace}" if key.namespace else ""
-    name = f"/{key.name}" if key.name else ""
-    return f"{root}{where}/{plural}{name}"
+    return paths.path(version, plural, key.namespace, key.name)
 
 
 def _object(data: bytes) -> Json:

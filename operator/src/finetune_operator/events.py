@@ -37,8 +37,8 @@ def _changed(before: Json, after: Json) -> Iterator[Json]:
 
 def _deserves_event(condition: Json, *, ended: bool) -> bool:
     kind = condition["type"]
-    if kind == c.READY:  # repeats what Accepted, Complete or Failed says
-        return False
+    if kind == c.READY:  # all its other reasons repeat what Accepted, Complete or Failed says
+        return bool(condition["reason"] == r.INTERNAL_ERROR.name)
     redundant = {reason.name for reason in _REDUNDANT.get(kind, ())}
     return not (condition["reason"] in redundant or (ended and kind in _REDUNDANT))
 

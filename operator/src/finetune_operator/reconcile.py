@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 
+from finetune_plan import statuses
 from finetune_plan.backends.protocol import Backend
 from finetune_plan.decide import plan
 from finetune_plan.model import CreateRun, Observed, Plan
@@ -27,6 +29,8 @@ from .workqueue import WorkQueue
 
 log = logging.getLogger(__name__)
 
+LONGEST_ERROR = 500
+"""Characters of an unexpected error in a job's status."""
 UNAVAILABLE_RETRY_SECONDS = 8.0
 """Longest delay between passes while the API server is unavailable: an outage does not count against the job."""
 
@@ -68,6 +72,18 @@ class Reconciler:
             raise
         self._refusals.pop(key, None)
         return 0.0 if changed else self._next(observed, answer, change)
+
+    async def report_bug(self, key: Key, error: Exception) -> None:
+        """Say in the job's status that the operator failed on it. Raises ClusterError."""
+        job, now = self._cache.job(key), _time(self._now())
+        if job is None:
+            return
+        message = f"{type(error).__name__}: {error}"[:LONGEST_ERROR]
+        generation = job["metadata"].get("generation")
+        after = statuses.internal_error(job["status"], message, now=now, generation=generation)
+        change = StatusChange(job["status"], after)
+        if change.patch:
+            await self._applier.report(key, job, change, now)
 
     def _change(self, key: Key, observed: Observed, answer: Plan) -> StatusChange:
         """What is written to the status, and when: a change of text alone waits until progress is due."""
@@ -118,9 +134,11 @@ async def process(queue: WorkQueue, reconciler: Reconciler, key: Key) -> None:
                 queue.retry(key, UNAVAILABLE_RETRY_SECONDS) if isinstance(error, Unavailable) else queue.retry(key)
             )
             log.warning("reconcile failed", extra=log_fields(key) | {"error": str(error), "seconds": seconds})
-        except Exception:  # a bug that one job triggers must not stop the others
+        except Exception as error:  # a bug that one job triggers must not stop the others
             metrics.ERRORS.labels(reason="Bug").inc()
             log.exception("reconcile failed", extra=log_fields(key) | {"seconds": queue.retry(key)})
+            with suppress(ClusterError):  # the next attempt reports it again
+                await reconciler.report_bug(key, error)
         else:
             queue.succeeded(key)
             if after is not None:

@@ -7,12 +7,10 @@ parsing pods into them takes ten times as long as everything that we do with a p
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlencode
 
 import aiohttp
@@ -21,6 +19,7 @@ from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
 
 from finetune_api.resource import names
+from finetune_kube.failures import FailureKind, RequestFailure, request_failure
 
 from . import metrics
 from .errors import AlreadyExists, BackendMissing, ClusterError, Conflict, NotFound, Refused, Unavailable
@@ -94,10 +93,10 @@ class Transport:
             if status == 401:
                 await self.close()  # the token has changed: log in again
             elif status not in (0, 429) and status < 500:
-                raise _refusal(status, data)
+                raise _error(request_failure(status, data))
             if attempt < ATTEMPTS:
                 await asyncio.sleep(max(pause, _backoff(attempt)))
-        raise Unavailable(f"{verb} {resource}: {status or 'no answer'} {_message(data)}")
+        raise Unavailable(f"{verb} {resource}: {status or 'no answer'} {request_failure(status, data).message}")
 
     async def close(self) -> None:
         client, self._client = self._client, None
@@ -138,25 +137,14 @@ def _backoff(attempt: int) -> float:
     return pause
 
 
-def _refusal(status: int, data: bytes) -> ClusterError:
-    """The error for a 4xx answer. A 404 that names no object means that the resource itself is unknown."""
-    answer = _json_object(data)
-    message = _message(data)
-    if status == 404:
-        return NotFound(message) if (answer.get("details") or {}).get("name") else BackendMissing(message)
-    if status == 409:
-        return AlreadyExists(message) if answer.get("reason") == "AlreadyExists" else Conflict(message)
-    return Refused(message)
+def _error(failure: RequestFailure) -> ClusterError:
+    """The error for a 4xx answer."""
+    return _ERRORS.get(failure.kind, Refused)(failure.message)
 
 
-def _message(data: bytes) -> str:
-    message = _json_object(data).get("message")
-    return str(message) if message else data[:500].decode(errors="replace").strip()
-
-
-def _json_object(data: bytes) -> dict[str, Any]:
-    try:
-        answer = json.loads(data)
-    except ValueError:
-        return {}
-    return answer if isinstance(answer, dict) else {}
+_ERRORS: Mapping[FailureKind, type[ClusterError]] = {
+    FailureKind.NOT_FOUND: NotFound,
+    FailureKind.UNKNOWN_RESOURCE: BackendMissing,
+    FailureKind.ALREADY_EXISTS: AlreadyExists,
+    FailureKind.CONFLICT: Conflict,
+}

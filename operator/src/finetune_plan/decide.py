@@ -72,7 +72,7 @@ class ReconcileContext:
     def written(self) -> Status:
         """The status as it was written last."""
         status = Status.model_validate(self.observed.resource.get("status") or {})
-        return status.model_copy(update={"observedGeneration": self.generation})
+        return statuses.recovered(status.model_copy(update={"observedGeneration": self.generation}), now=self.time)
 
     @cached_property
     def status(self) -> Status:

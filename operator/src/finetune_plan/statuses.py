@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import singledispatch
 from typing import Any
 
@@ -249,6 +250,30 @@ def _missing_pod(pods: tuple[ObservedPod, ...], refusal: str) -> tuple[Reason, s
         f"Pod {waiting.name} is waiting: {waiting.waiting.rstrip('.')}.",
     )
     return reason, message if reason is r.WAITING else reason.text(message=message)
+
+
+def internal_error(status: Mapping[str, Any], error: str, *, now: str, generation: int | None) -> dict[str, Any]:
+    """The status, as JSON, of a job on which the operator failed. Nothing else changes: the rest may be the cause."""
+    reason, message = _of(r.INTERNAL_ERROR, error=error)
+    conditions = status.get("conditions") or ()
+    ready = next((each for each in conditions if each["type"] == c.READY), None)
+    if ready and (ready["reason"], ready["message"]) == (reason, message):
+        return dict(status)
+    new = condition(c.READY, False, reason, message, now).model_copy(update={"observedGeneration": generation})
+    others = [each for each in conditions if each["type"] != c.READY]
+    return {
+        "phase": Phase.QUEUED.value,
+        **status,
+        "conditions": [*others, new.model_dump(mode="json", exclude_none=True)],
+    }
+
+
+def recovered(status: Status, *, now: str) -> Status:
+    """The status of a job that can be planned again."""
+    ready = _find(status, c.READY)
+    if ready is None or ready.reason != r.INTERNAL_ERROR.name or status.completionTime:
+        return status
+    return _set(status, c.READY, False, *_of(r.NOT_FINISHED), now)
 
 
 def _succeeded(status: Status, result: ResultStatus, reason: str, message: str, now: str) -> Status:

@@ -31,6 +31,10 @@ NOT_ACCEPTED = Reason(
     "NotAccepted", (c.READY,), "The job is not accepted.", "See the Accepted condition for every problem."
 )
 NOT_FINISHED = Reason("NotFinished", (c.READY,), "The job has not finished.")
+INTERNAL_ERROR = Reason(
+    "InternalError", (c.READY,), "The operator failed on this job: {error}.",
+    "This is a bug; please report it with the operator's log. The operator tries again with increasing delays.",
+)  # fmt: skip
 ALREADY_COMPLETE = Reason(
     "AlreadyComplete", (c.COMPLETE, c.READY),
     "The claim {claim} already holds the result of this job, so nothing is trained.",
