@@ -25,7 +25,7 @@ def test_a_bug_is_one_sentence_and_its_way_out(capsys: pytest.CaptureFixture[str
     assert exit_codes.run(_bug, Session()) == 70
     written = capsys.readouterr().err
     assert written.startswith("error: internal error: ZeroDivisionError: division by zero\n  remedy: ")
-    assert "run: finetune --debug " in written
+    assert "run: finetune --debug" in written
     assert "please report it" in written
     assert "Traceback" not in written
 

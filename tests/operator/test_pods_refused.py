@@ -33,7 +33,7 @@ class Refused(NamedTuple):
 REFUSALS = {
     "a quota that has no room": Refused(
         "ResourceQuota", {"hard": {"requests.nvidia.com/gpu": "4"}}, {},
-        "QuotaExceeded", "exceeded quota: rule", "ask for less"),
+        "QuotaExceeded", "exceeded quota: rule", "request less"),
     "a quota that counts limits": Refused(
         "ResourceQuota", {"hard": {"limits.cpu": "4"}}, {},
         "QuotaNeedsLimits", "must specify limits.cpu", "give the namespace a LimitRange"),
