@@ -12,6 +12,7 @@ from builders import Json
 from e2e.runs import Run, runs
 from e2e.team import Team
 from e2e.test_two_nodes import SPEC
+from finetune_api.runtime.protocol import RUN_FILE
 
 STEPS, SAVE_STEPS, DISTURBED_AT = 40, 5, 10
 SMALL: Json = SPEC | {
@@ -106,6 +107,8 @@ def test_a_run_that_is_suspended_repeats_no_step(team: Team) -> None:
 
 
 def test_this_machines_python_continues_a_checkpoint_of_the_pods(team: Team, undisturbed: Run) -> None:
+    # A run here has other paths than one in pods. The undisturbed run says whose output this is with these paths.
+    shutil.copy(team.volume / "undisturbed" / RUN_FILE, team.volume / COPY)
     team.run_here(COPY, SMALL)
     before, after = runs(team.volume / COPY)
     assert after.resumed == before.saved >= DISTURBED_AT
