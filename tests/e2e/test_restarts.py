@@ -12,14 +12,15 @@ from builders import Json
 from e2e.runs import Run, runs
 from e2e.team import Team
 from e2e.test_two_nodes import SPEC
+from finetune_api.runtime.protocol import RUN_FILE
 
-STEPS, SAVE_STEPS, DISTURBED_AT = 40, 5, 10
+STEPS, SAVE_STEPS, DISTURBED_AT = 60, 5, 10
 SMALL: Json = SPEC | {
     # Dropout and shuffled rows: a run that does not restore the random states has other losses.
     "training": {"mode": "lora", "save_steps": SAVE_STEPS, "logging_steps": 1, "lora": {"dropout": 0.1}},
     # 24 rows a rank, four at a time: a step takes long enough for the job to be disturbed before it ends.
     "hyperparameters": {
-        "global_batch": 48, "per_device_batch": 4, "n_epochs": 20, "learning_rate": 1e-3, "sequence_length": 64,
+        "global_batch": 48, "per_device_batch": 4, "n_epochs": 30, "learning_rate": 1e-3, "sequence_length": 64,
     },
 }  # fmt: skip
 SAME = 1e-6
@@ -94,8 +95,7 @@ def test_a_disturbed_job_has_the_losses_of_an_undisturbed_one(
     assert status["phase"] == "Succeeded", status
     assert (status["run"], status.get("restarts") or 0) == (2, disturbance.restarts)
     before, after = runs(team.volume / job)
-    assert after.resumed == before.saved >= DISTURBED_AT
-    assert_continued(after, undisturbed)
+    assert_continued(before, after, undisturbed)
     assert before.losses == same_as(undisturbed, before)
     assert status["result"]["metrics"]["train.loss"] == pytest.approx(undisturbed.losses[STEPS], rel=SAME)
 
@@ -106,16 +106,19 @@ def test_a_run_that_is_suspended_repeats_no_step(team: Team) -> None:
 
 
 def test_this_machines_python_continues_a_checkpoint_of_the_pods(team: Team, undisturbed: Run) -> None:
+    # A run here has other paths than one in pods. The undisturbed run says whose output this is with these paths.
+    shutil.copy(team.volume / "undisturbed" / RUN_FILE, team.volume / COPY)
     team.run_here(COPY, SMALL)
     before, after = runs(team.volume / COPY)
-    assert after.resumed == before.saved >= DISTURBED_AT
-    assert_continued(after, undisturbed)
+    assert_continued(before, after, undisturbed)
 
 
-def assert_continued(run: Run, undisturbed: Run) -> None:
-    """It did every step after its checkpoint and none before, and with the same losses."""
-    assert run.steps == list(range(run.resumed + 1, STEPS + 1))
-    assert run.losses == same_as(undisturbed, run)
+def assert_continued(before: Run, after: Run, undisturbed: Run) -> None:
+    """The second run did every step after the newest checkpoint and none before, and with the same losses."""
+    # A checkpoint is valid before its record is written, and the first run may have ended in between.
+    assert DISTURBED_AT <= before.saved <= after.resumed <= before.steps[-1]
+    assert after.steps == list(range(after.resumed + 1, STEPS + 1))
+    assert after.losses == same_as(undisturbed, after)
 
 
 def same_as(undisturbed: Run, run: Run) -> object:

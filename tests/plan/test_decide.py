@@ -57,7 +57,7 @@ def pod(rank: int, phase: str = "Running", **more: Any) -> ObservedPod:
 def ended(rank: int, code: Exit, *, at: float = 10.0, message: str = "why", cause: bool = True) -> ObservedPod:
     blamed = Cause(rank=rank, node=rank, time=at, error=message) if cause and code else None
     report = FinalReport(time=at, exit_code=code, reason="x", message=message, step=7, result="/out/result",
-                         digest="sha256:1", metrics={"val.loss": 1.5}, cause=blamed)  # fmt: skip
+                         digest="sha256:1", metrics={"train.loss": 2.25, "val.loss": 1.5}, cause=blamed)  # fmt: skip
     return pod(rank, "Succeeded" if code == Exit.OK else "Failed", exit_code=int(code), report=report)
 
 
@@ -121,6 +121,14 @@ def test_success_is_the_report_of_node_0() -> None:
     assert answer.status.result is not None
     assert answer.status.result.uri == "/out/result"
     assert condition(answer, "Ready") == ("True", "Succeeded")
+
+
+def test_a_success_shows_the_last_step_whatever_progress_was_read_before() -> None:
+    written = accepted(progress={"step": 6, "totalSteps": 7, "percent": 85, "loss": 3.0, "etaSeconds": 2})
+    progress = decided(seen(status=written, runs=RUN1, pods=(ended(0, Exit.OK), pod(1)))).status.progress
+    assert progress is not None
+    assert (progress.step, progress.totalSteps, progress.percent, progress.etaSeconds) == (7, 7, 100, 0)
+    assert progress.loss == 2.25
 
 
 def test_success_that_is_seen_late_counts_although_the_job_was_cancelled_meanwhile() -> None:

@@ -219,7 +219,9 @@ def main() -> int:
 
 
 def _run(*command: str) -> str:
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    # In mounts of its own: buildah and skopeo leave one behind.
+    apart = ["unshare", "--mount", *command]
+    done = subprocess.run(apart, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         tail = "\n".join((done.stdout + done.stderr).splitlines()[-20:])
         raise ImageError(f"{' '.join(command)} ended with {done.returncode}:\n{tail}")

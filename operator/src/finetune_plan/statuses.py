@@ -155,6 +155,7 @@ def _(record: ResumeRecord, status: Status, now: str) -> Status:
 def _(record: FinalReport, status: Status, now: str) -> Status:
     status = _clear_running(status, record.reason, now)
     if record.exit_code == Exit.OK:
+        status = _with(status, progress=_final_progress(status, record))
         metrics = {k: v for k, v in record.metrics.items() if v is not None}
         uri = record.result and uri_of(record.result)
         result = ResultStatus(uri=uri, digest=record.digest, metrics=metrics, best=record.best_step)
@@ -162,6 +163,14 @@ def _(record: FinalReport, status: Status, now: str) -> Status:
     if record.exit_code == Exit.STOPPED:
         return _with(_set(status, c.SUSPENDED, True, record.reason, record.message, now), phase=Phase.SUSPENDED)
     return failed(status, record.exit_code, record.message, now=now)
+
+
+def _final_progress(status: Status, record: FinalReport) -> ProgressStatus:
+    """The last step, from the report: a pod may end before its last progress records are read."""
+    last: dict[str, float | None] = {"step": record.step, "percent": 100, "etaSeconds": 0}
+    if (loss := record.metrics.get("train.loss")) is not None:
+        last["loss"] = _rounded(loss)
+    return _progress(status).model_copy(update=last)
 
 
 def already_complete(status: Status, result: ResultStatus, message: str, *, now: str) -> Status:
