@@ -1,4 +1,4 @@
-"""keys.json: the models' keys with their shapes and fates, and without words for people. Called by __main__."""
+"""keys.json: the models' keys with their shapes and fates, and without descriptions. Called by __main__."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from finetune_api.resource.v1alpha1 import Spec
 
 from .schema import structural
 
-_SAID = ("type", "enum", "required", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minLength",
+_KEYWORDS = ("type", "enum", "required", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minLength",
          "maxLength", "pattern", "minItems", "maxItems", "maxProperties")  # fmt: skip
 
 
@@ -24,7 +24,7 @@ def text() -> str:
 
 
 def _node(given: Node, model: type[BaseModel] | None) -> dict[str, Any]:
-    node = {word: given[word] for word in _SAID if word in given}
+    node = {keyword: given[keyword] for keyword in _KEYWORDS if keyword in given}
     if "properties" in given:
         assert model is not None, "what has keys is a model"
         declared = children(model)

@@ -27,7 +27,7 @@ class Key:
     fate: Fate
     because: str
     instead: str
-    """The way out for a value that is none of the choices; empty where nothing special is known."""
+    """The remedy for a value that is not one of the choices; empty for the general one."""
     field: FieldInfo
     model: type[BaseModel] | None
     """The section that the key holds, or that each entry of its list is."""
@@ -35,14 +35,14 @@ class Key:
 
 
 def key(description: str, *, instead: str = "", **bounds: Any) -> Any:
-    """An optional key that something reads; `instead` is the way out for a choice that is not supported yet."""
+    """An optional key that something reads; `instead` is the remedy for a choice that is not supported yet."""
     field = _field(description, Fate.HONOURED, "", bounds)
     field.json_schema_extra["instead"] = instead
     return field
 
 
 def informational(description: str, because: str, **bounds: Any) -> Any:
-    """An optional key that is accepted and named, and changes nothing; `because` says why that is right."""
+    """An optional key that is accepted and named, and changes nothing; `because` is the reason."""
     return _field(f"{description} Informational: {because}.", Fate.INFORMATIONAL, because, bounds)
 
 
@@ -106,7 +106,7 @@ def _key(name: str, field: FieldInfo) -> Key:
     extra = field.json_schema_extra
     assert isinstance(extra, dict), f"{name} declares no fate"
     model, is_list = _model_of(field.annotation)
-    fate, because, instead = (str(extra.get(word, "")) for word in ("fate", "because", "instead"))
+    fate, because, instead = (str(extra.get(attribute, "")) for attribute in ("fate", "because", "instead"))
     return Key(name, Fate(fate), because, instead, field, model, is_list)
 
 

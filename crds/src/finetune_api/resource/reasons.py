@@ -79,7 +79,7 @@ POD_OVERDUE = Reason(
     "If the node is permanently gone, run `kubectl delete pod {pod} --force`.",
 )  # fmt: skip
 NO_PODS = Reason("", (c.PODS_READY,), "No pods are needed.")
-"""Its name is that of whatever ended the run."""
+"""Its name is the reason for which the run ended."""
 
 STARTING = Reason("Starting", (c.TRAINING,), "Training has not started yet.")
 STEPPING = Reason("Stepping", (c.TRAINING,), "Optimizer steps are running.")
