@@ -25,7 +25,7 @@ def test_a_key_is_explained_with_its_bounds_and_rules() -> None:
         "  Accelerators of one machine.",
         "  Fits:  whole number, 1 to 64.",
         "  Fate:  honoured.",
-        f"  Rule:  Names of the same thing have different values. {keep} [Contradiction]",
+        f"  Rule:  Keys with the same meaning have different values. {keep} [Contradiction]",
     ]
 
 

@@ -23,8 +23,8 @@ accepted, named in `status.informational` and by `finetune validate`, and change
 known, and the job is refused with the reason. A key that is not in these tables is refused by name. Where a
 rule is named, the API server and `finetune validate` both check it; see [reasons](reasons.md).
 """
-_REASONS = """Why a job is refused. The API server and `finetune validate` check the same rules; `finetune validate` and
-the condition `Accepted` carry the reason, the API server the message.
+_REASONS = """Why a job is refused. The API server and `finetune validate` check the same rules. `finetune validate`
+and the condition `Accepted` carry the reason, the API server the message.
 """
 _SHAPE = {
     "BadName": "`metadata.name` is not a legal name; names of pods are made from it.",
