@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from finetune_api.resource.key_table import Fate, Node
-from finetune_api.resource.keys import Key, children
+from finetune_api.resource.keys import SpecKey, children
 from finetune_api.resource.v1alpha1 import Spec
 
 from .schema import structural
@@ -36,7 +36,7 @@ def _node(given: Node, model: type[BaseModel] | None) -> dict[str, Any]:
     return node
 
 
-def _key(given: Node, key: Key) -> Mapping[str, Any]:
+def _key(given: Node, key: SpecKey) -> Mapping[str, Any]:
     fate = {} if key.fate is Fate.HONOURED else {"fate": key.fate.value, "because": key.because}
     instead = {"instead": key.instead} if key.instead else {}
     return _node(given, key.model) | fate | instead

@@ -12,7 +12,7 @@ from finetune_api.validation import uris
 from finetune_api.validation.rules import Rule, all_rules
 from finetune_api.validation.uris import Scheme, Use
 
-from .reference import Entry, entries
+from .reference import KeyEntry, entries
 
 GENERATED = (
     "<!-- Generated from crds/src/finetune_api by `python -m finetune_api generate`; `make verify` compares. -->\n"
@@ -132,15 +132,15 @@ def _page(title: str, text: str) -> str:
     return f"{GENERATED}# {title}\n\n{text}"
 
 
-def _sections() -> Iterator[tuple[str, list[Entry]]]:
+def _sections() -> Iterator[tuple[str, list[KeyEntry]]]:
     """Entries by the section they stand in; the top of the spec first."""
-    found: dict[str, list[Entry]] = {}
+    found: dict[str, list[KeyEntry]] = {}
     for entry in entries().values():
         found.setdefault(entry.path.rpartition(".")[0], []).append(entry)
     return ((section or "spec", inside) for section, inside in found.items())
 
 
-def _row(entry: Entry) -> tuple[str, ...]:
+def _row(entry: KeyEntry) -> tuple[str, ...]:
     name = entry.path.rpartition(".")[2]
     rules = ", ".join(dict.fromkeys(f"[{r.reason}](reasons.md#{r.reason.lower()})" for r in entry.rules))
     fits = f"{entry.bounds}{', required' if entry.required else ''}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from finetune_api.resource.keys import Key, keys
+from finetune_api.resource.keys import SpecKey, keys
 from finetune_api.resource.v1alpha1 import Spec
 from finetune_api.validation import predicates
 from finetune_api.validation.rules import Rule, all_rules
@@ -25,11 +25,11 @@ class NoSuchKeyError(LookupError):
 
 
 @dataclass(frozen=True)
-class Entry:
+class KeyEntry:
     """One key. Its path is relative to spec; entries of a list have the path `list[]`."""
 
     path: str
-    key: Key
+    key: SpecKey
     bounds: str
     description: str
     rules: tuple[Rule, ...]
@@ -37,12 +37,12 @@ class Entry:
 
 
 @cache
-def entries() -> Mapping[str, Entry]:
+def entries() -> Mapping[str, KeyEntry]:
     """Every key of a job by its path, in the order of declaration."""
     return {entry.path: entry for entry in _entries()}
 
 
-def find(path: str) -> Entry:
+def find(path: str) -> KeyEntry:
     """The key at a path, which may start with `spec.`. Raises NoSuchKeyError, which names the nearest key."""
     path = path.removeprefix("spec").lstrip(".")
     entry = entries().get(path) or entries().get(_without_indices(path))
@@ -59,13 +59,13 @@ def explain(path: str) -> str:
     return "\n".join([entry.path, *_details(entry), *_listed(f"{entry.path}{'[]' if entry.key.is_list else ''}.")])
 
 
-def _entries() -> Iterator[Entry]:
+def _entries() -> Iterator[KeyEntry]:
     schema = structural(Spec)
     for key in keys(Spec, ""):
         path = key.path.lstrip(".")
         node, required = _node(schema, path)
         rules = tuple(rule for rule in all_rules() if path in predicates.paths_read(rule.must))
-        yield Entry(path, key, describe_schema(node), node["description"], rules, required)
+        yield KeyEntry(path, key, describe_schema(node), node["description"], rules, required)
 
 
 def _node(schema: Mapping[str, Any], path: str) -> tuple[Mapping[str, Any], bool]:
@@ -78,7 +78,7 @@ def _node(schema: Mapping[str, Any], path: str) -> tuple[Mapping[str, Any], bool
     return schema, required
 
 
-def _details(entry: Entry) -> Iterator[str]:
+def _details(entry: KeyEntry) -> Iterator[str]:
     yield f"  {entry.description}"
     yield f"  Fits:  {entry.bounds}{', required' if entry.required else ''}."
     yield f"  Fate:  {entry.key.fate}."

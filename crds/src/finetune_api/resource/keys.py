@@ -20,8 +20,8 @@ from .key_table import Fate
 
 
 @dataclass(frozen=True)
-class Key:
-    """One declared key: where it stands, what becomes of it, and why."""
+class SpecKey:
+    """One declared key: its path, its fate, and why."""
 
     path: str
     fate: Fate
@@ -47,7 +47,7 @@ def informational(description: str, because: str, **bounds: Any) -> Any:
 
 
 def refused(description: str, because: str, **bounds: Any) -> Any:
-    """A key we know and do not do; `because` is the reason the user reads."""
+    """A key that is known and not supported; `because` is the reason the user reads."""
     return _field(f"{description} Refused: {because}.", Fate.REFUSED, because, bounds)
 
 
@@ -83,7 +83,7 @@ class Native(BaseModel):
     )
 
 
-def keys(model: type[BaseModel], prefix: str = "spec") -> Iterator[Key]:
+def keys(model: type[BaseModel], prefix: str = "spec") -> Iterator[SpecKey]:
     """Every key of `model`, depth first, sections included, list items as `path[]`."""
     for name, child in children(model).items():
         path = f"{prefix}.{name}"
@@ -93,7 +93,7 @@ def keys(model: type[BaseModel], prefix: str = "spec") -> Iterator[Key]:
 
 
 @cache
-def children(model: type[BaseModel]) -> Mapping[str, Key]:
+def children(model: type[BaseModel]) -> Mapping[str, SpecKey]:
     """The keys of one model by name; their paths are their names."""
     return {name: _key(name, field) for name, field in _named(model)}
 
@@ -102,12 +102,12 @@ def _named(model: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
     return ((field.alias or name, field) for name, field in model.model_fields.items())
 
 
-def _key(name: str, field: FieldInfo) -> Key:
+def _key(name: str, field: FieldInfo) -> SpecKey:
     extra = field.json_schema_extra
     assert isinstance(extra, dict), f"{name} declares no fate"
     model, is_list = _model_of(field.annotation)
     fate, because, instead = (str(extra.get(attribute, "")) for attribute in ("fate", "because", "instead"))
-    return Key(name, Fate(fate), because, instead, field, model, is_list)
+    return SpecKey(name, Fate(fate), because, instead, field, model, is_list)
 
 
 def _model_of(annotation: Any) -> tuple[type[BaseModel] | None, bool]:

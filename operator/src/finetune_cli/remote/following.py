@@ -17,13 +17,13 @@ from finetune_cli.local.display import Display
 from finetune_cli.local.outcome import Outcome
 
 from .api_client import Json
-from .cluster import Cluster
+from .cluster import ClusterClient
 from .errors import failed, invalid
 from .status_diff import status_diff
 from .views import condition, condition_is_true, has_ended, parse_time
 
 
-def follow(cluster: Cluster, name: str, *, quiet: bool = False) -> Json:
+def follow(cluster: ClusterClient, name: str, *, quiet: bool = False) -> Json:
     """Show the progress of a job; return the job when it has succeeded. Raises CommandError if it has not."""
     job, records = cluster.job(name), list[Record]()
     try:
@@ -57,7 +57,7 @@ def has_succeeded(job: Json) -> bool:
     return has_ended(job) and condition_is_true(job, c.COMPLETE)
 
 
-def _to_end(cluster: Cluster, job: Json, shown: Display, records: list[Record]) -> Json:
+def _to_end(cluster: ClusterClient, job: Json, shown: Display, records: list[Record]) -> Json:
     name, uid, last = job["metadata"]["name"], job["metadata"]["uid"], Json()
     for found in cluster.watch_job(name, on_lost=lambda why: shown.message(f"connection lost: {why}; retrying")):
         if found is None or found["metadata"]["uid"] != uid:
