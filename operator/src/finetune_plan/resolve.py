@@ -106,8 +106,8 @@ def _unsupported(job: JobSettings, asked: Combination) -> list[Problem]:
     if sentence is None:
         return []
     engine, method = job.engine, job.method
-    blame = (engine.use_deepspeed, engine.fp16, method.use_qlora, method.mode, method.variety, engine.section)
-    path = next((setting.key for setting in blame if setting.value), "hyperparameters")
+    related = (engine.use_deepspeed, engine.fp16, method.use_qlora, method.mode, method.variety, engine.section)
+    path = next((setting.key for setting in related if setting.value), "hyperparameters")
     sentence = f"{sentence[0].upper()}{sentence[1:]}."
     return [Problem(f"spec.{path}", "Unsupported", sentence, "Choose one of the combinations listed.")]
 
