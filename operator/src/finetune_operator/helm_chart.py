@@ -126,7 +126,7 @@ def _page() -> Iterator[str]:
 
 
 def _rules() -> Iterator[str]:
-    """Rules of the operator's role, as text that a template takes in."""
+    """Rules of the operator's role, as text that a template includes."""
     for backend in BACKENDS:
         for right in backend.rights:
             yield f"- apiGroups: {json.dumps([right.group])}"
