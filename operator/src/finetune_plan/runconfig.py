@@ -70,7 +70,7 @@ def digest(config_json: str) -> str:
 
 
 def output_uri(job: JobSettings) -> str:
-    """Where the result goes; if the job does not say, a folder that ends with the pods."""
+    """Where the result goes; if the job does not set it, a folder that ends with the pods."""
     return job.output.value or f"/mnt/output/{job.name}"
 
 

@@ -39,7 +39,7 @@ def resume(cluster: ClusterClient, name: str) -> None:
 @job_name
 @on_cluster
 def cancel(cluster: ClusterClient, name: str) -> None:
-    """End the job NAME for good, after it has saved a checkpoint.
+    """Save a checkpoint, and end the job NAME permanently.
 
     The FinetuneJob and its output are kept.
     """

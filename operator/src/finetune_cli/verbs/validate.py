@@ -26,7 +26,7 @@ def command(file: tuple[str, ...], check_data: bool, form: str | None, **options
     """Check the jobs in FILE ("-" is standard input), and report every problem.
 
     The verdict is that of a cluster with default settings; a TOML file, which a cluster cannot take as it is, gets
-    notes about what `finetune submit` needs besides. --dataset also checks the rows, --model also checks the
+    notes about what else `finetune submit` needs. --dataset also checks the rows, --model also checks the
     folder. Exit code 2 if there are problems.
     """
     answers = [answer(each, Overrides(**options), check_data=check_data) for each in file]
