@@ -108,7 +108,7 @@ class Settings(BaseSettings):
     )
     http_host: str = Field(
         default="0.0.0.0",  # noqa: S104
-        description="Address of /healthz, /readyz and /metrics. Default: all, because the kubelet probes from outside.",
+        description="Address of /healthz, /readyz and /metrics. Default: all: the kubelet probes from outside.",
     )
     http_port: int = Field(
         default=8080, ge=0, le=65535, description="Port of the same. Default 8080; 0 picks a free one."

@@ -1,7 +1,8 @@
 """What the product asks of a backend: the controller, and its resource, that turns a run into pods.
 
 Everything that differs between two backends is declared here and nowhere else. All of it is pure: the operator and
-the command line read and write the objects. tests/backends is the contract that every backend passes on a real cluster.
+the command line read and write the objects. tests/backends is the contract that every backend passes on a real
+cluster.
 """
 
 from __future__ import annotations
