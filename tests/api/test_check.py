@@ -16,17 +16,17 @@ from finetune_api.validation import check
 
 # sentence -> (path of the value, the value, reason, message)
 SHAPES: dict[str, tuple[str, Any, str, str]] = {
-    "a number is not a text": (
+    "a number is not a string": (
         "hyperparameters.learning_rate", "8e-6", "BadValue", "'8e-6' is not valid: it must be a number."),
-    "a whole number has no half": (
-        "compute.gpu_count", 2.5, "BadValue", "2.5 is not valid: it must be a whole number."),
-    "a whole number is not a boolean": (
-        "compute.gpu_count", True, "BadValue", "True is not valid: it must be a whole number."),
-    "a switch is not a text": ("suspend", "yes", "BadValue", "'yes' is not valid: it must be true or false."),
-    "a text is not a number": ("job.model", 7, "BadValue", "7 is not valid: it must be a text."),
-    "a list is not a text": (
+    "an integer has no half": (
+        "compute.gpu_count", 2.5, "BadValue", "2.5 is not valid: it must be an integer."),
+    "an integer is not a boolean": (
+        "compute.gpu_count", True, "BadValue", "True is not valid: it must be an integer."),
+    "a boolean is not a string": ("suspend", "yes", "BadValue", "'yes' is not valid: it must be true or false."),
+    "a string is not a number": ("job.model", 7, "BadValue", "7 is not valid: it must be a string."),
+    "a list is not a string": (
         "lora.target_modules", "all-linear", "BadValue", "'all-linear' is not valid: it must be a list."),
-    "a section is not a text": ("data", "rows.jsonl", "BadValue", "'rows.jsonl' is not valid: it must be a map."),
+    "a section is not a string": ("data", "rows.jsonl", "BadValue", "'rows.jsonl' is not valid: it must be a map."),
     "a free section is not a list": ("tags", ["a"], "BadValue", "['a'] is not valid: it must be a map."),
     "a learning rate is more than zero": (
         "hyperparameters.learning_rate", 0, "BadValue", "0 is not valid: it must be more than 0."),
@@ -52,7 +52,7 @@ SHAPES: dict[str, tuple[str, Any, str, str]] = {
     "a choice is one of those listed": (
         "algorithm.variety", "full", "UnknownValue", "'full' is not one of 'fft', 'lora' or 'qlora'."),
     "a wrong entry is named by its index": (
-        "lora.target_modules[1]", None, "BadValue", "None is not valid: it must be a text."),
+        "lora.target_modules[1]", None, "BadValue", "None is not valid: it must be a string."),
     "a date is not JSON": (
         "tags.since", date(2026, 1, 2), "NotJson", "JSON has no value like datetime.date(2026, 1, 2)."),
     "infinity is not JSON": ("training.seed", float("inf"), "NotJson", "JSON has no value like inf."),

@@ -87,8 +87,8 @@ class Settings(BaseSettings):
     progress_seconds: float = Field(
         default=10,
         gt=0,
-        description="Seconds between two reads of one job's progress, and between two status writes that say nothing "
-        "but progress or text. Default 10. Many jobs share progress_reads_per_second.",
+        description="Seconds between two reads of one job's progress, and between two status writes that change "
+        "only progress or text. Default 10. Many jobs share progress_reads_per_second.",
     )
     progress_reads_per_second: float = Field(
         default=50,

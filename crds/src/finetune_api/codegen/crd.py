@@ -152,7 +152,7 @@ COLUMNS = (
     _column("Phase", "string", ".status.phase", "One-word summary."),
     _column("Model", "string", ".spec.job.model", "Base model."),
     _column("Method", "string", ".status.resolved.method", "fft, lora or qlora."),
-    _column("GPUs", "integer", ".status.layout.worldSize", "Ranks in all."),
+    _column("GPUs", "integer", ".status.layout.worldSize", "Total number of ranks."),
     _column("Step", "integer", ".status.progress.step", "Optimizer steps done."),
     _column("Loss", "number", ".status.progress.loss", "Mean loss of the last step."),
     _column("ETA", "integer", ".status.progress.etaSeconds", "Seconds to the end at this pace."),

@@ -30,11 +30,11 @@ def _string(node: Node) -> list[str]:
         return [" or ".join(node["enum"])]
     least = f"{node['minLength']} to" if "minLength" in node else "up to"
     pattern = [f"matching `{node['pattern']}`"] if "pattern" in node else []
-    return ["text", f"{least} {node['maxLength']} characters", *pattern]
+    return ["string", f"{least} {node['maxLength']} characters", *pattern]
 
 
 def _integer(node: Node) -> list[str]:
-    return ["whole number", f"{node['minimum']} to {node['maximum']}"]
+    return ["integer", f"{node['minimum']} to {node['maximum']}"]
 
 
 def _number(node: Node) -> list[str]:

@@ -110,8 +110,8 @@ def _boolean(value: bool, node: Node, path: str) -> Iterator[Problem]:
 _KINDS: Mapping[str, tuple[Callable[[Any], bool], str, Callable[[Any, Node, str], Iterator[Problem]]]] = {
     "object": (lambda v: isinstance(v, Mapping), "a map", _map),
     "array": (lambda v: isinstance(v, list), "a list", _list),
-    "string": (lambda v: isinstance(v, str), "a text", _text),
-    "integer": (lambda v: isinstance(v, int) and not isinstance(v, bool), "a whole number", _number),
+    "string": (lambda v: isinstance(v, str), "a string", _text),
+    "integer": (lambda v: isinstance(v, int) and not isinstance(v, bool), "an integer", _number),
     "number": (lambda v: isinstance(v, (int, float)) and not isinstance(v, bool), "a number", _number),
     "boolean": (lambda v: isinstance(v, bool), "true or false", _boolean),
 }
