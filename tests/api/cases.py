@@ -8,7 +8,7 @@ from builders import Json
 from finetune_api.validation import uris
 
 P, H, V = "hyperparameters.parallelism", "hyperparameters", "training.validation"
-NAMES_DIFFER = "Names of the same thing have different values."
+NAMES_DIFFER = "Keys with the same meaning have different values."
 NOT_YET = {path: use.unread_message.partition(" not ")[0] for path, use in uris.KEYS.items()}
 NOT_VALID = "This URI is not valid here: "
 URIS = {
@@ -88,7 +88,7 @@ CASES = (
          "gpu_count is not nodes x gpus_per_node.",
          {"compute.nodes": 2, "compute.gpus_per_node": 8}, {"compute.nodes": 2, "compute.gpus_per_node": 4}),
     Case("nodes divides gpu_count", "compute.nodes", "LayoutContradiction",
-         "gpu_count cannot be shared out evenly over nodes.", {"compute.nodes": 3}, {"compute.nodes": 4}),
+         "gpu_count is not a multiple of nodes.", {"compute.nodes": 3}, {"compute.nodes": 4}),
     Case("gpus_per_node divides gpu_count", "compute.gpus_per_node", "LayoutContradiction",
          "gpu_count is not a multiple of gpus_per_node.", {"compute.gpus_per_node": 3}, {"compute.gpus_per_node": 4}),
     Case("one node holds at most 64 GPUs", "compute.gpu_count", "LayoutContradiction",
@@ -121,14 +121,14 @@ CASES = (
          "bf16 and fp16 are both true; the computation has one number format.",
          {f"{P}.bf16": True, f"{P}.fp16": True}, {f"{P}.bf16": False, f"{P}.fp16": True}),
     Case("QLoRA is not full finetuning", f"{H}.train_kind", "MethodContradiction",
-         "train_kind says full finetuning, but use_qlora or mode asks for adapters.",
+         "train_kind selects full finetuning, but use_qlora or mode selects adapters.",
          {f"{H}.train_kind": "fft", "training.use_qlora": True},
          {f"{H}.train_kind": "fft", "training.use_qlora": False}),
     Case("full finetuning has no adapters", f"{H}.train_kind", "MethodContradiction",
-         "train_kind asks for adapters, but mode says full finetuning.",
+         "train_kind selects adapters, but mode selects full finetuning.",
          {f"{H}.train_kind": "peft", "training.mode": "full"}, {f"{H}.train_kind": "peft", "training.mode": "lora"}),
     Case("use_qlora is not full finetuning", "training.use_qlora", "MethodContradiction",
-         "use_qlora asks for adapters, but mode says full finetuning.",
+         "use_qlora selects adapters, but mode selects full finetuning.",
          {"training.use_qlora": True, "training.mode": "fft"},
          {"training.use_qlora": True, "training.mode": "sft_offline"}),
     Case("a greater loss is not better", f"{V}.greater_is_better", "UnknownValue",
@@ -146,7 +146,7 @@ CASES = (
     Case("a path of a pod keeps nothing", "output.uri", "OutputNotKept", "A path is a folder inside the pods",
          {"output.uri": "/mnt/claims/models/out"}, {"output.uri": "pvc://models"}),
     Case("an output is kept or may be lost", "output.ephemeral", "Contradiction",
-         "output.uri keeps the result, and output.ephemeral says that it may be lost.",
+         "output.uri keeps the result, but output.ephemeral allows it to be lost.",
          {"output.ephemeral": True}, {"output.ephemeral": False}),
     Case("several nodes share their output", "output.ephemeral", "OutputNotShared",
          "The nodes of a job save every checkpoint together",

@@ -1,4 +1,4 @@
-"""What `check.problems` says of misshapen and misspelt jobs: where, why, and the way out."""
+"""What `check.problems` reports about malformed and misspelt jobs: where, why, and the remedy."""
 
 from __future__ import annotations
 
@@ -16,43 +16,43 @@ from finetune_api.validation import check
 
 # sentence -> (path of the value, the value, reason, message)
 SHAPES: dict[str, tuple[str, Any, str, str]] = {
-    "a number is not a text": (
-        "hyperparameters.learning_rate", "8e-6", "BadValue", "'8e-6' does not fit: it must be a number."),
-    "a whole number has no half": (
-        "compute.gpu_count", 2.5, "BadValue", "2.5 does not fit: it must be a whole number."),
-    "a whole number is not a boolean": (
-        "compute.gpu_count", True, "BadValue", "True does not fit: it must be a whole number."),
-    "a switch is not a text": ("suspend", "yes", "BadValue", "'yes' does not fit: it must be true or false."),
-    "a text is not a number": ("job.model", 7, "BadValue", "7 does not fit: it must be a text."),
-    "a list is not a text": (
-        "lora.target_modules", "all-linear", "BadValue", "'all-linear' does not fit: it must be a list."),
-    "a section is not a text": ("data", "rows.jsonl", "BadValue", "'rows.jsonl' does not fit: it must be a map."),
-    "a free section is not a list": ("tags", ["a"], "BadValue", "['a'] does not fit: it must be a map."),
+    "a number is not a string": (
+        "hyperparameters.learning_rate", "8e-6", "BadValue", "'8e-6' is not valid: it must be a number."),
+    "an integer has no half": (
+        "compute.gpu_count", 2.5, "BadValue", "2.5 is not valid: it must be an integer."),
+    "an integer is not a boolean": (
+        "compute.gpu_count", True, "BadValue", "True is not valid: it must be an integer."),
+    "a boolean is not a string": ("suspend", "yes", "BadValue", "'yes' is not valid: it must be true or false."),
+    "a string is not a number": ("job.model", 7, "BadValue", "7 is not valid: it must be a string."),
+    "a list is not a string": (
+        "lora.target_modules", "all-linear", "BadValue", "'all-linear' is not valid: it must be a list."),
+    "a section is not a string": ("data", "rows.jsonl", "BadValue", "'rows.jsonl' is not valid: it must be a map."),
+    "a free section is not a list": ("tags", ["a"], "BadValue", "['a'] is not valid: it must be a map."),
     "a learning rate is more than zero": (
-        "hyperparameters.learning_rate", 0, "BadValue", "0 does not fit: it must be more than 0."),
+        "hyperparameters.learning_rate", 0, "BadValue", "0 is not valid: it must be more than 0."),
     "a learning rate is at most one": (
-        "hyperparameters.learning_rate", 1.5, "BadValue", "1.5 does not fit: it may be at most 1."),
+        "hyperparameters.learning_rate", 1.5, "BadValue", "1.5 is not valid: it may be at most 1."),
     "there is at least one epoch": (
-        "hyperparameters.n_epochs", 0, "BadValue", "0 does not fit: it must be at least 1."),
-    "dropout leaves something": ("lora.dropout", 1, "BadValue", "1 does not fit: it must be less than 1."),
-    "a model has a name": ("job.model", "", "BadValue", "'' does not fit: it must have 1 or more characters."),
+        "hyperparameters.n_epochs", 0, "BadValue", "0 is not valid: it must be at least 1."),
+    "dropout leaves something": ("lora.dropout", 1, "BadValue", "1 is not valid: it must be less than 1."),
+    "a model has a name": ("job.model", "", "BadValue", "'' is not valid: it must have 1 or more characters."),
     "a name has an end": (
-        "job.model", "a" * 257, "BadValue", f"'{'a' * 56}... does not fit: it may have at most 256 characters."),
+        "job.model", "a" * 257, "BadValue", f"'{'a' * 56}... is not valid: it may have at most 256 characters."),
     "adapters go somewhere": (
-        "lora.target_modules", [], "BadValue", "[] does not fit: it must have 1 or more entries."),
+        "lora.target_modules", [], "BadValue", "[] is not valid: it must have 1 or more entries."),
     "a list has an end": (
         "job.modalities", ["a"] * 9, "BadValue",
-        "['a', 'a', 'a', 'a', 'a', 'a', 'a', 'a', 'a'] does not fit: it may have at most 8 entries."),
+        "['a', 'a', 'a', 'a', 'a', 'a', 'a', 'a', 'a'] is not valid: it may have at most 8 entries."),
     "a claim has a DNS name": (
         "storage.cacheClaim", "My_Claim", "BadValue",
-        "'My_Claim' does not fit: it must match ^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$."),
+        "'My_Claim' is not valid: it must match ^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$."),
     "a quantity ends where its line ends": (
         "pods.cpu", "1\n", "BadValue",
-        "'1\\n' does not fit: it must match ^[0-9]+(\\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$."),
+        "'1\\n' is not valid: it must match ^[0-9]+(\\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$."),
     "a choice is one of those listed": (
         "algorithm.variety", "full", "UnknownValue", "'full' is not one of 'fft', 'lora' or 'qlora'."),
     "a wrong entry is named by its index": (
-        "lora.target_modules[1]", None, "BadValue", "None does not fit: it must be a text."),
+        "lora.target_modules[1]", None, "BadValue", "None is not valid: it must be a string."),
     "a date is not JSON": (
         "tags.since", date(2026, 1, 2), "NotJson", "JSON has no value like datetime.date(2026, 1, 2)."),
     "infinity is not JSON": ("training.seed", float("inf"), "NotJson", "JSON has no value like inf."),
@@ -113,7 +113,7 @@ def test_a_refused_key_is_refused_with_its_reason(key: Any) -> None:
 
 
 def test_all_mistakes_are_named_at_once() -> None:
-    """Also rules, as long as they read no misshapen key."""
+    """Also rules, as long as they read no malformed key."""
     found = check.problems(resource({"job.model": None, "compute.gpu_count": "8", "compute.nodes": 3, "lora.rr": 1}))
     assert [(p.path, p.reason) for p in found] == [
         ("spec.compute.gpu_count", "BadValue"), ("spec.job.model", "MissingModel"), ("spec.lora.rr", "UnknownKey"),

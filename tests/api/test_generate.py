@@ -82,7 +82,7 @@ def test_the_exit_code_page_lists_every_code() -> None:
     [{"compute.gpu_count": 0}, {"compute.gpucount": 1}, {"lora.dropout": 1}, {"pods.memory": "lots"}],
     ids=str,
 )
-def test_an_editor_marks_what_is_misshapen(wrong: Json) -> None:
+def test_an_editor_marks_what_is_malformed(wrong: Json) -> None:
     assert not VALIDATOR.is_valid(resource(wrong))
 
 
@@ -91,9 +91,9 @@ def test_an_editor_and_validate_agree_on_shapes() -> None:
     rules = {rule.message for rule in all_rules()}
     for seed in range(300):
         job = resource(spec=mutant(seed, schema))
-        misshapen = [p for p in check.problems(job) if not any(p.message.startswith(rule) for rule in rules)]
+        malformed = [p for p in check.problems(job) if not any(p.message.startswith(rule) for rule in rules)]
         stored = json.loads(json.dumps(job), object_hook=_without_nulls)
-        assert VALIDATOR.is_valid(stored) == (not misshapen), (seed, misshapen)
+        assert VALIDATOR.is_valid(stored) == (not malformed), (seed, malformed)
 
 
 def _without_nulls(given: Json) -> Json:

@@ -114,7 +114,7 @@ def test_a_wrong_word_is_refused_by_the_server_at_its_field(
 CONTRADICTIONS: dict[str, tuple[Json, str]] = {
     "uneven": (
         {"compute.gpu_count": 8, "compute.nodes": 3},
-        "spec.compute.nodes: Invalid value: gpu_count cannot be shared out evenly over nodes.",
+        "spec.compute.nodes: Invalid value: gpu_count is not a multiple of nodes.",
     ),
     "product": (
         {"compute.gpu_count": 8, "compute.nodes": 2, "compute.gpus_per_node": 8},

@@ -23,9 +23,9 @@ def test_a_key_is_explained_with_its_bounds_and_rules() -> None:
     assert explain("compute.gpus_per_node").splitlines()[:5] == [
         "compute.gpus_per_node",
         "  Accelerators of one machine.",
-        "  Fits:  whole number, 1 to 64.",
+        "  Fits:  integer, 1 to 64.",
         "  Fate:  honoured.",
-        f"  Rule:  Names of the same thing have different values. {keep} [Contradiction]",
+        f"  Rule:  Keys with the same meaning have different values. {keep} [Contradiction]",
     ]
 
 
@@ -36,10 +36,10 @@ def test_a_key_is_explained_with_its_bounds_and_rules() -> None:
         ("lora.dropout", "number, at least 0, less than 1"),
         ("training.use_qlora", "true or false"),
         ("training.mode", "fft or full or full_finetune or lora or qlora or sft_offline"),
-        ("lora.target_modules", "list of 1 to 64 entries (text, 1 to 128 characters)"),
+        ("lora.target_modules", "list of 1 to 64 entries (string, 1 to 128 characters)"),
         ("tags", "map of up to 64 entries"),
         ("pods.env", "list of up to 64 entries (section)"),
-        ("pods.env[3].name", "text, 1 to 128 characters, matching `^[A-Za-z_][A-Za-z0-9_]*$`, required"),
+        ("pods.env[3].name", "string, 1 to 128 characters, matching `^[A-Za-z_][A-Za-z0-9_]*$`, required"),
         ("storage", "section"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The judge of shapes reads keys.json; the models, which everything is generated from, must say the same."""
+"""shape.py reads keys.json; the models, from which everything is generated, must refuse the same."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def refused_by_models(spec: object) -> set[str]:
     return set()
 
 
-def test_the_judge_refuses_what_the_models_refuse() -> None:
+def test_shape_problems_are_what_the_models_refuse() -> None:
     schema = structural(Spec)
     refused = 0
     for seed in range(MUTANTS):
         spec = as_stored(mutant(seed, schema))
-        found = {problem.path for problem in shape.misshapen(spec, key_table.spec(), "spec")}
+        found = {problem.path for problem in shape.shape_problems(spec, key_table.spec(), "spec")}
         assert found == refused_by_models(spec), (seed, spec)
         refused += bool(found)
     assert MUTANTS / 5 < refused < MUTANTS, "mutants are neither all right nor all wrong"

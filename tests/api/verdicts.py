@@ -38,9 +38,9 @@ def disagreement(problems: Iterable[Problem], refusal: ApiError | None) -> str:
     if "denied request" in refusal.message:
         return _differ("unknown", _listed(refusal), {p.path for p in problems})
     if any(UNCHECKED in cause["message"] for cause in refusal.causes):
-        shape -= {p.path for p in problems if p.remedy in INSTEAD}  # choices that a rule judges
+        shape -= {p.path for p in problems if p.remedy in INSTEAD}  # choices that a rule checks
     counted = {path for path in _shape(refusal) if any(bad.startswith(f"{path}[") for bad in shape)} - shape
-    return _differ("misshapen", _shape(refusal) - counted, shape) or _rules(refusal, rules, complete=not shape)
+    return _differ("malformed", _shape(refusal) - counted, shape) or _rules(refusal, rules, complete=not shape)
 
 
 def _strict(named: set[str], unknown: set[str], shape: set[str]) -> str:
@@ -67,7 +67,7 @@ def _shape(refusal: ApiError) -> set[str]:
 
 
 def _rules(refusal: ApiError, ours: set[str], *, complete: bool) -> str:
-    """We judge fewer rules where a shape is wrong; the server judges all of them, or none."""
+    """We check fewer rules where a shape is wrong; the server checks all of them, or none."""
     if any(UNCHECKED in cause["message"] for cause in refusal.causes):
         return ""
     theirs = {c["field"] for c in refusal.causes if _is_rule(c["message"])}

@@ -55,7 +55,7 @@ class IndexedJobs:
     def observe(self, raw: Mapping[str, Any]) -> ObservedRun:
         return parts.observed_run(raw, self.suspend_key)
 
-    def is_noticed(self, raw: Mapping[str, Any]) -> bool:
+    def is_reconciled(self, raw: Mapping[str, Any]) -> bool:
         return bool(find(raw, "status.startTime"))
 
     def node_rank(self, pod: Mapping[str, Any]) -> int:

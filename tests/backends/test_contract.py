@@ -118,8 +118,8 @@ def test_a_run_is_observed_as_it_is(team: Team) -> None:
     _, run = create(team)
     seen = team.backend.observe(run)
     assert (seen.name, seen.number, seen.uid) == (RUN, 1, run["metadata"]["uid"])
-    assert (seen.deleting, seen.suspended, team.backend.is_noticed(run)) == (False, False, False)
-    wait_for(team.api, f"{team.runs}/{RUN}", lambda found: found and team.backend.is_noticed(found))
+    assert (seen.deleting, seen.suspended, team.backend.is_reconciled(run)) == (False, False, False)
+    wait_for(team.api, f"{team.runs}/{RUN}", lambda found: found and team.backend.is_reconciled(found))
 
 
 def test_a_queue_takes_a_runs_pods_and_gives_them_back(team: Team) -> None:

@@ -146,4 +146,4 @@ def test_a_missing_claim_keeps_the_pod_pending_and_is_reported(team: Team, conso
                        "message": 'persistentvolumeclaim "models" not found'}  # fmt: skip
         team.api.patch(f"{team.pods}/{pod}/status", {"status": {"conditions": [unscheduled]}})
         line = fetching.until('persistentvolumeclaim "models" not found')
-    assert line.endswith("Create the PersistentVolumeClaim; the pod then starts by itself.")
+    assert line.endswith("Create the PersistentVolumeClaim; the pod then starts automatically.")

@@ -31,7 +31,7 @@ def refusal(file: Path, **options: object) -> str:
 def test_blank_lines_are_skipped_and_still_counted_as_lines(tmp_path: Path) -> None:
     dataset = read(written(tmp_path, "", GOOD, "  ", "\t", GOOD, ""))
     assert [row.line for row in dataset.rows] == [2, 5]
-    assert dataset.rows_seen == 2
+    assert dataset.row_count == 2
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_tolerated(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_bad_rows_up_to_the_allowed_share_are_skipped_named_and_counted(tmp_path
     dataset = read(file, on_bad_row=OnBadRow.SKIP, max_bad_share=0.25)
     assert [row.line for row in dataset.rows] == [1, 3, 4]
     assert [str(problem) for problem in dataset.problems] == [f"line 2: {EMPTY}"]
-    assert (dataset.rows_seen, dataset.problem_count) == (4, 1)
+    assert (dataset.row_count, dataset.problem_count) == (4, 1)
 
 
 def test_more_bad_rows_than_the_allowed_share_refuse_the_file(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
-"""The contract: what a FinetuneJob may say, what a run is told, and what a trainer reports.
+"""The contract: what a FinetuneJob may contain, how a run is configured, and what a trainer reports.
 
-Everything that two pieces of the product must agree on stands here, and nothing else: this package
+Everything that two pieces of the product must agree on is here, and nothing else: this package
 imports neither Kubernetes nor torch, so every piece can import it.
 """

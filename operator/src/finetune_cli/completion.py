@@ -20,7 +20,7 @@ def main() -> None:
     """The entry point."""
     *arguments, incomplete = sys.argv[1:] or [""]
     found = ShellComplete(cli, {}, "kubectl finetune", "").get_completions(arguments, incomplete)
-    plain = [item for item in found if item.type == "plain"]
-    for item in plain:
+    values = [item for item in found if item.type == "plain"]
+    for item in values:
         click.echo(f"{item.value}\t{item.help}" if item.help else item.value)
-    click.echo(f":{FILES if len(plain) < len(found) or not found else NO_FILES}")
+    click.echo(f":{FILES if len(values) < len(found) or not found else NO_FILES}")

@@ -19,7 +19,7 @@ STOPPED = 75
 INTERRUPTED = 130
 """128 + SIGINT."""
 BROKEN_PIPE = 141
-"""128 + SIGPIPE: whoever read our output has closed it."""
+"""128 + SIGPIPE: the reader of our output has closed it."""
 
 
 class Session:

@@ -48,15 +48,15 @@ class JobFile:
 def read(file: str) -> JobFile:
     """The job in `file`, or in standard input for "-". Raises InvalidInput."""
     text = _text(file)
-    shown = "<stdin>" if file == STDIN else file
+    label = "<stdin>" if file == STDIN else file
     dialect = dialects.of(file, text)
     if dialect:
-        return JobFile(shown, dialect.resource(text, file), rephrase=dialect.rephrase, is_resource=False)
-    document = _job(_documents(text, shown), shown)
+        return JobFile(label, dialect.resource(text, file), rephrase=dialect.rephrase, is_resource=False)
+    document = _job(_documents(text, label), label)
     if not isinstance(document.value, dict):
-        raise InvalidInput([_not_a_job(shown, "The document is not a map of keys and values.")])
-    location = (lambda path: _at(shown, *document.location(path))) if document.node else (lambda path: "")
-    return JobFile(shown, document.value, location)
+        raise InvalidInput([_not_a_job(label, "The document is not a map of keys and values.")])
+    location = (lambda path: _at(label, *document.location(path))) if document.node else (lambda path: "")
+    return JobFile(label, document.value, location)
 
 
 def _text(file: str) -> str:

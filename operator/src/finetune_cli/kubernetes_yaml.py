@@ -162,12 +162,12 @@ def _map(loader: yaml.SafeLoader, node: yaml.MappingNode) -> Iterator[dict[str, 
     yield result  # before its content, so that anchors may refer to it
     own = {id(key) for key, _ in node.value}
     loader.flatten_mapping(node)  # merge keys: their entries come first, and may be overridden
-    seen: set[str] = set()
+    earlier: set[str] = set()
     for key_node, value_node in node.value:
         key = _key(loader, key_node)
-        if id(key_node) in own and key in seen:
+        if id(key_node) in own and key in earlier:
             raise _error(key_node, f"duplicate key {key!r}")
-        seen |= {key} if id(key_node) in own else set()
+        earlier |= {key} if id(key_node) in own else set()
         result[key] = loader.construct_object(value_node, deep=True)
 
 

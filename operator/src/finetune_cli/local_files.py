@@ -13,7 +13,7 @@ from typing import Any
 
 import finetune_data
 from finetune_api.runtime.exits import MEANINGS, Exit
-from finetune_api.runtime.run_config import Data
+from finetune_api.runtime.run_config import DataConfig
 from finetune_api.validation import uris
 from finetune_api.validation.problem import Problem
 from finetune_api.validation.uris import Scheme
@@ -22,7 +22,7 @@ from finetune_plan.job_settings import JobSettings, Setting
 CLUSTER_ONLY = {Scheme.PVC: "on a PersistentVolumeClaim", Scheme.CONFIG_MAP: "in a ConfigMap"}
 
 
-def data_problems(job: JobSettings, data: Data) -> Iterator[Problem]:
+def data_problems(job: JobSettings, data: DataConfig) -> Iterator[Problem]:
     """Problems of the training rows and of the validation rows."""
     yield from _rows(job.data.train, data, data.examples)
     if data.validation:
@@ -59,7 +59,7 @@ def cluster_only_problems(job: JobSettings) -> Iterator[Problem]:
             yield Problem(f"spec.{given.key}", "NotLocal", message, remedy)
 
 
-def _rows(file: Setting[Any], data: Data, examples: int | None) -> Iterator[Problem]:
+def _rows(file: Setting[Any], data: DataConfig, examples: int | None) -> Iterator[Problem]:
     if not file.value or uris.ROWS.parse(file.value).scheme is not Scheme.PATH:
         return
     read = partial(finetune_data.read, on_bad_row=data.on_bad_row, max_bad_share=data.max_bad_share)

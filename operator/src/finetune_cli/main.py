@@ -39,7 +39,7 @@ VERBS = {
     "diagnose": Verb("Explain why a job is not running.", "diagnose"),
     "suspend": Verb("Save a checkpoint, stop a job and release its GPUs.", "lifecycle", "suspend"),
     "resume": Verb("Continue a suspended job.", "lifecycle", "resume"),
-    "cancel": Verb("End a job for good.", "lifecycle", "cancel"),
+    "cancel": Verb("End a job permanently.", "lifecycle", "cancel"),
     "delete": Verb("Delete a job and its pods.", "lifecycle", "delete"),
     "fetch": Verb("Download the result of a job.", "fetch"),
     "completion": Verb("Print a completion script for a shell.", "completion"),

@@ -14,13 +14,13 @@ from .main import VERBS, cli
 
 PAGE = Path("docs/reference/cli.md")
 WIDTH = 100
-NOTE = "<!-- Generated from the help texts by `python -m finetune_cli.reference`; `make verify` compares. -->\n"
+GENERATED = "<!-- Generated from the help texts by `python -m finetune_cli.reference`; `make verify` compares. -->\n"
 
 
 def page() -> str:
     """The page: the help of `finetune` and of each verb."""
     top = click.Context(cli, info_name="finetune", terminal_width=WIDTH, **cli.context_settings)
-    parts = [f"{NOTE}# The command line\n", _block(cli, top)]
+    parts = [f"{GENERATED}# The command line\n", _block(cli, top)]
     for verb in VERBS:
         command = cli.get_command(top, verb)
         assert command is not None

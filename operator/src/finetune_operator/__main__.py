@@ -37,7 +37,7 @@ KOPF_EXIT_SECONDS = 4.0
 """Seconds that kopf may take after that. It loses a cancellation that meets the end of a stream, and would wait for
 that watch for ever."""
 SHUTDOWN_SECONDS = 25.0
-"""Seconds from SIGTERM to the end, whatever hangs: below the pod's own grace period of 30."""
+"""Seconds from SIGTERM to the end, even if something hangs: below the pod's own grace period of 30."""
 
 GC_THRESHOLD = 50_000
 """Allocations between two garbage collections. A list of thousands of objects is mostly new containers that stay: at
@@ -96,7 +96,7 @@ def _tasks(*loops: Coroutine[Any, Any, Any]) -> list[asyncio.Task[Any]]:
 
 
 async def _cancelled(tasks: Collection[asyncio.Task[Any]]) -> list[Any]:
-    """Results and errors of tasks that need not go on; who loses a cancellation gets another."""
+    """Results and errors of tasks, which are cancelled; a task that swallows a cancellation is cancelled again."""
     pending = set(tasks)
     while pending:
         for task in pending:
@@ -106,7 +106,7 @@ async def _cancelled(tasks: Collection[asyncio.Task[Any]]) -> list[Any]:
 
 
 async def _watch(operator: Operator, kinds: WatchedKinds, ready: asyncio.Event, leave: asyncio.Event) -> None:
-    """Run kopf. It fails when a kind is no longer served, before anybody can tell it to end that watch."""
+    """Run kopf. It fails when a kind is no longer served, before that watch can be stopped."""
     while True:
         try:
             return await _kopf(operator, kinds.begin(), ready, leave)

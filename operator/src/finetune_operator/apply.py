@@ -32,7 +32,7 @@ class Applier:
     async def apply(self, observed: Observed, answer: Plan, change: StatusChange, now: str) -> bool:
         """Carry out a plan; True if that changed anything: watch events of our own writes trigger no pass.
 
-        Raises ClusterError; whatever was not done is planned again by the next pass.
+        Raises ClusterError; the next pass plans again what was not done.
         """
         job = dict(observed.resource)
         key = key_of(job)

@@ -21,7 +21,7 @@ from .runtime import Operator
 SECONDS = 5.0
 """Between two questions: one small request each."""
 PATIENCE_SECONDS = 10.0
-"""For one look: a kopf that fails meanwhile never lets go of what it shares with us."""
+"""Of one discovery: a kopf that fails meanwhile never releases the session it shares with us."""
 JOBS = Resource(GROUP, VERSION, PLURAL, namespaced=True)
 
 log = logging.getLogger(__name__)

@@ -81,7 +81,7 @@ def register(operator: Operator) -> kopf.OperatorRegistry:
     @kopf.on.event("coordination.k8s.io", "v1", "leases", registry=registry)
     async def heartbeat(event: Any, **_: Any) -> None:
         if key_of(event["object"]) == Key(operator.settings.own_namespace, names.LEASE):
-            operator.canary.saw(event["object"]["spec"].get("renewTime", ""))
+            operator.canary.received(event["object"]["spec"].get("renewTime", ""))
 
     @kopf.on.login(registry=registry)
     async def login(**_: Any) -> kopf.ConnectionInfo:

@@ -11,19 +11,19 @@ from collections.abc import Callable, Iterable
 
 
 class Canary:
-    """Heartbeats on their way: written, and not yet seen again."""
+    """Heartbeats in flight: written, and not yet received through the watch."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._pending: dict[str, float] = {}
 
-    def wrote(self, beat: str) -> None:
-        """A heartbeat was written. The server's being down is no news about the watch, so failures do not count."""
-        self._pending[beat] = self._clock()
+    def sent(self, time: str) -> None:
+        """A heartbeat was written. A failed write shows nothing about the watch, so it does not count."""
+        self._pending[time] = self._clock()
 
-    def saw(self, beat: str) -> None:
-        """A heartbeat came back; those before it may have been merged into it."""
-        self._pending = {b: at for b, at in self._pending.items() if b > beat}
+    def received(self, time: str) -> None:
+        """A heartbeat was received; earlier ones may have been merged into it."""
+        self._pending = {t: at for t, at in self._pending.items() if t > time}
 
     def age(self) -> float:
         """Seconds since the oldest heartbeat that has not come back was written; 0 if all have."""

@@ -25,13 +25,13 @@ RULES = CHART / "files/backend-rules.yaml"
 OF_THE_CHART = ("own_namespace", "kubeconfig", "http_port")
 """Settings that are no values: the chart's own templates depend on them."""
 WIDTH = 110
-_NOTE = "Generated from operator/src/finetune_operator/settings.py by `python -m finetune_operator.helm_chart`"
+_GENERATED = "Generated from operator/src/finetune_operator/settings.py by `python -m finetune_operator.helm_chart`"
 
 
 def value_name(setting: str) -> str:
     """watch_namespace -> watchNamespace, as Helm's users spell values."""
     first, *rest = setting.split("_")
-    return first + "".join(word.capitalize() for word in rest)
+    return first + "".join(part.capitalize() for part in rest)
 
 
 def settings_schema() -> Json:
@@ -43,7 +43,7 @@ def settings_schema() -> Json:
             r"\w+", lambda w: value_name(w[0]) if w[0] in known else w[0], each["description"]
         )
     return {
-        "description": "Settings of the operator. What is absent has the default that stands beside it.",
+        "description": "Settings of the operator. What is absent has the default shown beside it.",
         "type": "object",
         "additionalProperties": False,
         "properties": {value_name(name): each for name, each in known.items()},
@@ -53,7 +53,7 @@ def settings_schema() -> Json:
 def files(schema: Json) -> dict[Path, str]:
     """Path in the repository -> text, from the schema as it stands there."""
     whole = schema | {"properties": schema["properties"] | {"settings": settings_schema()}}
-    head = f"# {_NOTE} and values.schema.json.\n"
+    head = f"# {_GENERATED} and values.schema.json.\n"
     return {
         SCHEMA: json.dumps(whole, indent=2, ensure_ascii=False) + "\n",
         VALUES: head + "\n".join(_values(whole["properties"], "")) + "\n",
@@ -64,12 +64,12 @@ def files(schema: Json) -> dict[Path, str]:
 
 def main(arguments: list[str]) -> int:
     """Exit code 0, or 1 if --check finds a stale file."""
-    wanted = files(json.loads(SCHEMA.read_text(encoding="utf-8")))
+    generated = files(json.loads(SCHEMA.read_text(encoding="utf-8")))
     if arguments != ["--check"]:
-        for path, text in wanted.items():
+        for path, text in generated.items():
             path.write_text(text, encoding="utf-8")
         return 0
-    stale = [p for p, text in wanted.items() if not p.is_file() or p.read_text(encoding="utf-8") != text]
+    stale = [p for p, text in generated.items() if not p.is_file() or p.read_text(encoding="utf-8") != text]
     for path in stale:
         sys.stderr.write(f"{path} is stale: run `python -m finetune_operator.helm_chart`\n")
     return 1 if stale else 0
@@ -98,7 +98,7 @@ def _values(properties: Json, indent: str) -> Iterator[str]:
             yield "settings: {}"
             for setting, inner in each["properties"].items():
                 yield from ["", *_comment(inner["description"], "  ")]
-                yield f"  # {setting}: {_shown(inner)}"
+                yield f"  # {setting}: {_default(inner)}"
         elif "default" in each:
             yield f"{indent}{name}: {json.dumps(each['default'])}"
         else:
@@ -110,23 +110,23 @@ def _comment(text: str, indent: str) -> list[str]:
     return textwrap.wrap(text, WIDTH, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
 
 
-def _shown(schema: Json) -> str:
+def _default(schema: Json) -> str:
     return json.dumps(schema.get("default", {}))
 
 
 def _page() -> Iterator[str]:
-    yield f"<!-- {_NOTE}; `make verify` compares. -->"
+    yield f"<!-- {_GENERATED}; `make verify` compares. -->"
     yield "# Settings of the operator\n"
     yield "Each is a value of the chart, `settings.<value>`, and a variable of the operator's environment.\n"
     yield "| value | variable | default | meaning |"
     yield "|---|---|---|---|"
     for (name, each), setting in zip(settings_schema()["properties"].items(), _settings(), strict=True):
         variable = f"{Settings.model_config['env_prefix']}{setting.upper()}"
-        yield f"| `{name}` | `{variable}` | `{_shown(each)}` | {each['description']} |"
+        yield f"| `{name}` | `{variable}` | `{_default(each)}` | {each['description']} |"
 
 
 def _rules() -> Iterator[str]:
-    """Rules of the operator's role, as text that a template takes in."""
+    """Rules of the operator's role, as text that a template includes."""
     for backend in BACKENDS:
         for right in backend.rights:
             yield f"- apiGroups: {json.dumps([right.group])}"

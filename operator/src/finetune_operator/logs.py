@@ -14,7 +14,7 @@ _NOISY = {"kopf": logging.WARNING, "kopf.objects": logging.ERROR, "aiohttp.acces
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, whatever `extra` brought, and the traceback."""
+    """One JSON object a line: time, level, logger, message, the fields of `extra`, and the traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Reads: a job, its runs, its pods and what rank 0 says, as one frozen Observed."""
+"""Reads: a job, its runs, its pods and the records of rank 0, as one frozen Observed."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Observer:
             records=() if over else await self._records(key, pods),
             backend=bool(runs) or over or await self.backend(),
             refusal=refusal,
-            pods_refusal=next((said for r in runs if (said := self._cache.refusals.of(r.uid))), ""),
+            pods_refusal=next((found for r in runs if (found := self._cache.refusals.of(r.uid))), ""),
             claim=ObservedClaim() if over or runs or job["status"].get("run") else await self._claim(key, job),
         )
 
@@ -140,7 +140,7 @@ class Observer:
         try:
             since = None if last is None else int(now - last) + OVERLAP_SECONDS
             text = await self._cluster.read_log(Key(key.namespace, first.name), since)
-        except ClusterError:  # progress that cannot be read is unknown; the job goes on
+        except ClusterError:  # progress that cannot be read is unknown; the job continues
             metrics.UNREADABLE_PROGRESS.inc()
             return ()
         return newest(text.splitlines())

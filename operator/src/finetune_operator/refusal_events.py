@@ -36,4 +36,4 @@ class RefusalEvents:
 
     def keep(self, uids: set[str]) -> None:
         """Forget all other runs."""
-        self._messages = {uid: said for uid, said in self._messages.items() if uid in uids}
+        self._messages = {uid: message for uid, message in self._messages.items() if uid in uids}

@@ -128,7 +128,7 @@ class Operator:
             except ClusterError as error:
                 log.warning("heartbeat failed", extra={"error": str(error)})
             else:
-                self.canary.wrote(now)
+                self.canary.sent(now)
             await asyncio.sleep(self.settings.canary_seconds)
 
     async def _list(self, kind: Kind) -> None:

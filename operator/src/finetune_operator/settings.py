@@ -1,7 +1,7 @@
-"""What an administrator may decide, read once from the environment: FINETUNE_OPERATOR_<NAME>.
+"""Settings of the operator, read once from the environment: FINETUNE_OPERATOR_<NAME>.
 
-Each field says its unit, its default and why that default. The chart's values are made from
-them by chart.py: `make generate`.
+Each field states its unit, its default and the reason for it. `make generate` writes them into the chart's values
+(helm_chart.py).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Settings(BaseSettings):
     )
     own_namespace: str = Field(
         default="default",
-        description="Namespace of the operator's own Lease, which has to lie where jobs are watched. The chart fills "
+        description="Namespace of the operator's own Lease; it must be watched. The chart fills "
         "in watch_namespace, or the namespace of the release.",
     )
     kubeconfig: Path | None = Field(
@@ -52,7 +52,7 @@ class Settings(BaseSettings):
     )
     shared_memory: str = Field(
         default=_PLAN.shared_memory,
-        description="Size of /dev/shm where a job says none, as a quantity. Default 8Gi: NCCL's buffers of one node.",
+        description="Size of /dev/shm where a job sets none, as a quantity. Default 8Gi: NCCL's buffers of one node.",
     )
     grace_period_seconds: int = Field(
         default=_PLAN.grace_period_seconds,
@@ -76,7 +76,7 @@ class Settings(BaseSettings):
         default=1000, ge=1, description="Requests that may be sent at once. Default 1000: one second's worth."
     )
     request_timeout_seconds: float = Field(
-        default=30, gt=0, description="Seconds until a request is given up and repeated. Default 30."
+        default=30, gt=0, description="Seconds until a request times out and is retried. Default 30."
     )
     resync_seconds: float = Field(
         default=300,
@@ -87,8 +87,8 @@ class Settings(BaseSettings):
     progress_seconds: float = Field(
         default=10,
         gt=0,
-        description="Seconds between two reads of one job's progress, and between two status writes that say nothing "
-        "but progress or text. Default 10. Many jobs share progress_reads_per_second.",
+        description="Seconds between two reads of one job's progress, and between two status writes that change "
+        "only progress or text. Default 10. Many jobs share progress_reads_per_second.",
     )
     progress_reads_per_second: float = Field(
         default=50,
@@ -108,7 +108,7 @@ class Settings(BaseSettings):
     )
     http_host: str = Field(
         default="0.0.0.0",  # noqa: S104
-        description="Address of /healthz, /readyz and /metrics. Default: all, because the kubelet asks from outside.",
+        description="Address of /healthz, /readyz and /metrics. Default: all: the kubelet probes from outside.",
     )
     http_port: int = Field(
         default=8080, ge=0, le=65535, description="Port of the same. Default 8080; 0 picks a free one."

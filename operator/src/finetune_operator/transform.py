@@ -94,5 +94,5 @@ def _waiting(status: Json) -> str:
     return ""
 
 
-def _sentence(said: Json) -> str:
-    return ": ".join(part for part in (said.get("reason"), said.get("message")) if part)
+def _sentence(waiting: Json) -> str:
+    return ": ".join(part for part in (waiting.get("reason"), waiting.get("message")) if part)

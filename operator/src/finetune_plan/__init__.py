@@ -1,4 +1,4 @@
-"""What should exist for a job, and what its status says: pure functions, no clock, no I/O, no randomness.
+"""Desired objects of a job, and its status: pure functions, no clock, no I/O, no randomness.
 
 resolve   job + settings        -> every decision, with its reason (method, layout, batch, engine ...)
 workload  resolution            -> replicas, command, environment, volumes; knows no backend

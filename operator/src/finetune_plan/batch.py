@@ -5,7 +5,7 @@
     global_batch                      sets what of the two is absent; where both are given it is a check
 
 rows per step = per_device x accumulation x data_parallel. The seeds' own files contradict their
-global_batch, so a mismatch is said and never refused.
+global_batch, so a mismatch is noted in the status and never refused.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class BatchSize(NamedTuple):
 
 
 def resolve_batch(given: BatchSettings, data_parallel: int) -> tuple[BatchSize, tuple[Note, ...]]:
-    """The batch, and what global_batch has to say about it."""
+    """The batch, and a note if global_batch differs from it."""
     micro, accumulation, target = given.per_device.value, given.accumulation.value, given.global_batch.value
     if target and accumulation is None:
         accumulation = max(1, target // ((micro or 1) * data_parallel))

@@ -24,12 +24,12 @@ def resolve_engine(given: EngineSettings, method: Method, data_parallel: int, de
             return _ZERO[stage.value], f"{given.use_deepspeed.key} is true, and no stage is given: {stage.value}."
         return _ZERO[stage.value], f"{stage.key} is {stage.value}."
     if method is Method.FFT and device is Device.CUDA:
-        return Engine.FSDP2, "Full finetuning on several GPUs shards its state unless a key says otherwise."
+        return Engine.FSDP2, "Full finetuning on several GPUs shards its state unless a key selects another engine."
     return Engine.DDP, "The trained state is small enough for one copy in every rank."
 
 
 def resolve_precision(given: EngineSettings, device: Device) -> Precision:
-    """bf16 where a GPU computes and no key says otherwise."""
+    """bf16 where a GPU computes and no key selects another format."""
     if given.fp16.value is True:
         return Precision.FP16
     if given.bf16.value is None:

@@ -51,7 +51,7 @@ class LayoutSettings:
 
 @dataclass(frozen=True)
 class MethodSettings:
-    """What is trained, in the five places that say it."""
+    """What is trained, from the five places that define it."""
 
     use_qlora: Setting[bool | None] = _key("training.use_qlora")
     mode: Setting[str | None] = _key("training.mode")
@@ -96,7 +96,7 @@ class LoraSettings:
 
     @property
     def given(self) -> str:
-        """The first key that says anything of adapters; empty if none does."""
+        """The first key about adapters that is set; empty if none is."""
         settings: tuple[Setting[Any], ...] = (self.rank, self.alpha, self.dropout, self.target_modules)
         return next((s.key for s in settings if s.key), "")
 
@@ -186,7 +186,7 @@ class LifecycleSettings:
 
 @dataclass(frozen=True)
 class JobSettings:
-    """Everything that a job says."""
+    """All settings of a job."""
 
     name: str
     model: Setting[str] = _key(*aliases.MODEL, default="")

@@ -44,7 +44,7 @@ def resolve_layout(given: LayoutSettings) -> Layout:
 
 
 def _nodes(given: LayoutSettings) -> tuple[int, str]:
-    """The number of nodes, and the sentence that says how it follows from other keys."""
+    """The number of nodes, and a sentence about how it follows from other keys."""
     total, nodes, per_node = given.total.value, given.nodes.value, given.per_node.value
     if nodes is not None:
         return nodes, ""

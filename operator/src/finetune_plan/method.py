@@ -1,6 +1,6 @@
 """What is trained: full finetuning, LoRA or QLoRA.
 
-Published files say it in five places that do not always agree. The order below satisfies each of them; the rules
+Published files define it in five places that do not always agree. The order below satisfies each of them; the rules
 refuse contradictions between explicit keys first (finetune_api.validation.rules).
 """
 
@@ -35,7 +35,7 @@ def resolve_method(given: MethodSettings, lora: LoraSettings) -> tuple[Method, s
 
 
 def _refine(given: MethodSettings, method: Method, reason: str) -> tuple[Method, str]:
-    """variety: qlora makes adapters quantised, unless use_qlora says no."""
+    """variety: qlora makes adapters quantised, unless use_qlora is false."""
     if method is Method.LORA and given.variety.value == "qlora" and given.use_qlora.value is None:
         return Method.QLORA, f"{reason[:-1]} and {given.variety.key} is qlora."
     return method, reason

@@ -1,4 +1,4 @@
-"""What was seen of a job, and what follows from it. All frozen: change returns a new value."""
+"""What was observed of a job, and what follows from it. All frozen: change returns a new value."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ class Observed:
     backend: bool = True
     """Whether the backend's resource exists in this cluster."""
     refusal: str = ""
-    """What the API server said when it refused to create the current run; empty if it did not."""
+    """The API server's message when it refused to create the current run; empty if it did not."""
     pods_refusal: str = ""
-    """What it said when it refused a pod of that run; empty if it did not."""
+    """Its message when it refused a pod of that run; empty if it did not."""
     claim: ObservedClaim = field(default_factory=ObservedClaim)
     """The claim that the output lies on, of a job without a run; empty if there is no such claim."""
 
@@ -103,11 +103,11 @@ Action = CreateRun | DeleteRun
 
 @dataclass(frozen=True)
 class Plan:
-    """What should be done, and what the status should say. The status is written before anything is done."""
+    """Actions and the new status. The status is written before anything is done."""
 
     actions: tuple[Action, ...]
     status: Status
     requeue_after: float | None = None
     """Seconds until time alone changes the answer."""
     record_result: RecordResult | None = None
-    """Done before the status is written: an end is the last that is said of a job."""
+    """Done before the status is written: the end of a job is the last status written."""

@@ -19,7 +19,7 @@ REFUSED: tuple[tuple[str, Reason], ...] = (
     ("serviceaccount", r.NO_SERVICE_ACCOUNT),
     ("", r.PODS_REFUSED),
 )
-"""What the API server says when it refuses a pod. The first match counts; the last one always matches."""
+"""Messages of the API server when it refuses a pod. The first match counts; the last one always matches."""
 
 WAITING: tuple[tuple[str, Reason], ...] = (
     ("persistentvolumeclaim ", r.CLAIM_MISSING),
@@ -30,7 +30,7 @@ WAITING: tuple[tuple[str, Reason], ...] = (
     ("CreateContainerConfigError", r.CONTAINER_CONFIG),
     ("", r.WAITING),
 )
-"""What the scheduler or the kubelet says about a pod that does not run yet; likewise."""
+"""Messages of the scheduler or the kubelet about a pod that does not run yet; likewise."""
 
 
 def match_reason(table: Iterable[tuple[str, Reason]], text: str) -> Reason:

@@ -106,8 +106,8 @@ def _unsupported(job: JobSettings, asked: Combination) -> list[Problem]:
     if sentence is None:
         return []
     engine, method = job.engine, job.method
-    blame = (engine.use_deepspeed, engine.fp16, method.use_qlora, method.mode, method.variety, engine.section)
-    path = next((setting.key for setting in blame if setting.value), "hyperparameters")
+    related = (engine.use_deepspeed, engine.fp16, method.use_qlora, method.mode, method.variety, engine.section)
+    path = next((setting.key for setting in related if setting.value), "hyperparameters")
     sentence = f"{sentence[0].upper()}{sentence[1:]}."
     return [Problem(f"spec.{path}", "Unsupported", sentence, "Choose one of the combinations listed.")]
 
@@ -125,9 +125,11 @@ class Verdict:
 
 
 def validate(resource: Mapping[str, Any], settings: PlanSettings, *, cluster: bool = True) -> Verdict:
-    """Judge a FinetuneJob given as plain data; `cluster` is whether it is meant for one."""
+    """Check a FinetuneJob given as plain data; `cluster` is whether it will run on one."""
     found = check.problems(resource, cluster=cluster)
     if found and check.problems(resource, cluster=False):
         return Verdict(tuple(found), None)
-    resolution = resolve(resource, settings)  # the rules about pods forbid no decision, so both are said at once
+    resolution = resolve(
+        resource, settings
+    )  # the rules about pods do not affect decisions, so both are reported at once
     return Verdict(tuple(sorted([*found, *resolution.problems])), resolution)

@@ -9,7 +9,7 @@ from finetune_api.runtime.choices import Method
 from finetune_api.runtime.run_config import (
     Batch,
     Checkpointing,
-    Data,
+    DataConfig,
     Lora,
     Mesh,
     Optimizer,
@@ -70,13 +70,13 @@ def digest(config_json: str) -> str:
 
 
 def output_uri(job: JobSettings) -> str:
-    """Where the result goes; if the job does not say, a folder that ends with the pods."""
+    """Where the result goes; if the job does not set it, a folder that ends with the pods."""
     return job.output.value or f"/mnt/output/{job.name}"
 
 
-def _data(job: JobSettings) -> Data:
+def _data(job: JobSettings) -> DataConfig:
     data, validation = job.data, job.data.validation.value
-    return Data(
+    return DataConfig(
         train=mount(data.train.value, uris.ROWS).path,
         validation=mount(validation, uris.ROWS).path if validation and job.validation.wanted else None,
         on_bad_row=data.on_bad_row.value,

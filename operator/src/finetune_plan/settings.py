@@ -41,6 +41,6 @@ class PlanSettings:
     service_accounts: tuple[str, ...] = ()
     """Service accounts that a job may name in pods.serviceAccountName."""
     shared_memory: str = "8Gi"
-    """Size of /dev/shm where neither pods.sharedMemory nor pods.memory says one: NCCL's buffers of one node."""
+    """Size of /dev/shm where neither pods.sharedMemory nor pods.memory sets one: NCCL's buffers of one node."""
     grace_period_seconds: int = 300
     """Seconds for one step and a checkpoint, where lifecycle.terminationGracePeriodSeconds is absent."""

@@ -1,4 +1,4 @@
-"""What the status says: from a verdict when the job is accepted or refused, from records while it runs."""
+"""Builds the status: from a verdict when the job is accepted or refused, from records while it runs."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def claimed(status: Status, *, now: str) -> Status:
 
 
 def running(status: Status, run: int, *, now: str) -> Status:
-    """The run exists, even if the status write that should have said so was lost."""
+    """The run exists, even if the status write that recorded it was lost."""
     status = _clear_suspended(status, now)
     return _with(status, run=run, startTime=status.startTime or now, phase=_phase_of_running(status.phase))
 
@@ -179,7 +179,7 @@ def already_complete(status: Status, result: ResultStatus, message: str, *, now:
 
 
 def failed(status: Status, exit_code: int, message: str, *, now: str) -> Status:
-    """The job has failed for good."""
+    """The job has failed permanently."""
     what = exits.meaning(exit_code)
     text = f"{message or what.sentence} {what.remedy}".strip()[:MESSAGE_LENGTH]
     status = _clear_running(status, what.reason, now)
@@ -236,7 +236,7 @@ def termination_overdue(status: Status, pod: str, *, now: str) -> Status:
 
 
 def pods_ready(status: Status, pods: tuple[ObservedPod, ...], refusal: str = "", *, now: str) -> Status:
-    """How many pods of the run are running, and what keeps the others. The backend says too little."""
+    """How many pods of the run are running, and what keeps the others. The backend reports too little."""
     wanted = (status.layout.nodes if status.layout else None) or 1
     ready = sum(p.phase == "Running" for p in pods)
     if ready == wanted:

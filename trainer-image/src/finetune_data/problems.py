@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from finetune_api.runtime.choices import OnBadRow
 
-SHOWN = 20
+MAX_LISTED = 20
 """Bad rows listed in a message; the rest are counted."""
 
 
@@ -49,29 +49,29 @@ class DatasetRefused(ValueError):
 class Problems:
     """Collects the first bad rows and counts all."""
 
-    shown: tuple[RowProblem, ...] = ()
+    first: tuple[RowProblem, ...] = ()
     count: int = 0
 
     def add(self, line: int, reason: InvalidRow) -> None:
         self.count += 1
-        if len(self.shown) < SHOWN:
-            self.shown += (RowProblem(line, str(reason)),)
+        if len(self.first) < MAX_LISTED:
+            self.first += (RowProblem(line, str(reason)),)
 
-    def enforce(self, path: str, rows_seen: int, on_bad_row: OnBadRow, max_bad_share: float) -> None:
-        """Raises DatasetRefused if there are more bad rows among `rows_seen` than the job allows."""
-        refusal = self._refusal(rows_seen, on_bad_row, max_bad_share)
+    def enforce(self, path: str, row_count: int, on_bad_row: OnBadRow, max_bad_share: float) -> None:
+        """Raises DatasetRefused if there are more bad rows among `row_count` than the job allows."""
+        refusal = self._refusal(row_count, on_bad_row, max_bad_share)
         if refusal:
-            raise DatasetRefused(path, *refusal, self.shown, self.count)
+            raise DatasetRefused(path, *refusal, self.first, self.count)
 
-    def _refusal(self, rows_seen: int, on_bad_row: OnBadRow, max_bad_share: float) -> tuple[str, str] | None:
-        bad = f"{self.count} of {rows_seen} rows {'is' if self.count == 1 else 'are'} bad"
+    def _refusal(self, row_count: int, on_bad_row: OnBadRow, max_bad_share: float) -> tuple[str, str] | None:
+        bad = f"{self.count} of {row_count} rows {'is' if self.count == 1 else 'are'} bad"
         if not self.count:
             return None
         if on_bad_row is OnBadRow.REFUSE:
             return bad, "Fix the rows, or set data.on_bad_row: skip to train without them."
-        if self.count == rows_seen:
-            return f"all of the {rows_seen} rows are bad: no row is left to train on", "Fix the rows."
-        if self.count > max_bad_share * rows_seen:
+        if self.count == row_count:
+            return f"all of the {row_count} rows are bad: no row is left to train on", "Fix the rows."
+        if self.count > max_bad_share * row_count:
             allowed = f"{bad}, more than data.max_bad_share: {max_bad_share:g} allows"
             return allowed, "Fix the rows, or raise data.max_bad_share."
         return None

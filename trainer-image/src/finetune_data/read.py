@@ -35,13 +35,13 @@ def read(
             _add_row(line, record, rows, problems, ignored)
     except OSError as error:
         raise _unreadable(str(path), error) from None
-    seen = len(rows) + problems.count
-    if not seen:
+    row_count = len(rows) + problems.count
+    if not row_count:
         raise DatasetRefused(
             str(path), "the file contains no rows", f"Write one JSON object per line: {formats.examples()}."
         )
-    problems.enforce(str(path), seen, on_bad_row, max_bad_share)
-    return Dataset(str(path), tuple(rows), seen, problems.shown, problems.count, dict(ignored))
+    problems.enforce(str(path), row_count, on_bad_row, max_bad_share)
+    return Dataset(str(path), tuple(rows), row_count, problems.first, problems.count, dict(ignored))
 
 
 def _add_row(

@@ -72,7 +72,7 @@ class Dataset:
 
     path: str
     rows: tuple[Row, ...]
-    rows_seen: int
+    row_count: int
     """Rows of the file, bad ones included; blank lines are not rows."""
     problems: tuple[RowProblem, ...]
     """The first skipped rows, each with its reason."""

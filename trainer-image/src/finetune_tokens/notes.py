@@ -55,11 +55,11 @@ def _of_stops(tokenizer: ChatTokenizer, stops: set[int]) -> Iterator[str]:
 
 
 def _of_rows(rows: tuple[Row, ...], tokenizer: ChatTokenizer) -> Iterator[str]:
-    tools = sum(bool(row.tools) and not tokenizer.template_for(row).mentions("tools") for row in rows)
+    tools = sum(bool(row.tools) and not tokenizer.template_for(row).references("tools") for row in rows)
     if tools:
         yield f"{tools} rows declare tools, but the chat template does not render them"
     reasoning = sum(any(message.reasoning for message in row.messages) for row in rows)
-    if reasoning and not any(tokenizer.templates["default"].mentions(name) for name in _REASONING):
+    if reasoning and not any(tokenizer.templates["default"].references(name) for name in _REASONING):
         yield f"{reasoning} rows have reasoning, but the chat template does not render it"
     special = re.compile("|".join(map(re.escape, tokenizer.turn_ends.values())) or "(?!)")
     written = sum(any(special.search(message.content or "") for message in row.messages) for row in rows)
@@ -68,7 +68,7 @@ def _of_rows(rows: tuple[Row, ...], tokenizer: ChatTokenizer) -> Iterator[str]:
 
 
 def _of_dates(tokenizer: ChatTokenizer) -> Iterator[str]:
-    if any(template.mentions("strftime_now") for template in tokenizer.templates.values()):
+    if any(template.references("strftime_now") for template in tokenizer.templates.values()):
         yield f"the chat template writes the current date; it is fixed to {NOW:%Y-%m-%d} for every row"
 
 

@@ -49,7 +49,7 @@ def prepare(
     accumulated = _Accumulator(Problems(dataset.problems, dataset.problem_count))
     for chunk in _chunks(dataset.rows):
         _add_rows(chunk, tokenizer, sequence_length, accumulated)
-    accumulated.problems.enforce(dataset.path, dataset.rows_seen, on_bad_row, max_bad_share)
+    accumulated.problems.enforce(dataset.path, dataset.row_count, on_bad_row, max_bad_share)
     stops = _trained_stops(dataset, tokenizer, accumulated)
     tokens, targets, offsets, lines = concatenate(accumulated.sequences)
     return TokenizedDataset(
@@ -57,11 +57,11 @@ def prepare(
         targets,
         offsets,
         lines,
-        rows=dataset.rows_seen,
+        rows=dataset.row_count,
         used=accumulated.used,
         refused=accumulated.problems.count,
         truncated=accumulated.truncated,
-        problems=accumulated.problems.shown,
+        problems=accumulated.problems.first,
         stop_ids=stops,
         notes=notes.of(
             dataset, tokenizer, stops, notes.Counts(accumulated.split, accumulated.truncated, accumulated.dropped)

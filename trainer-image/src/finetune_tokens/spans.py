@@ -110,7 +110,7 @@ class _Conversation:
         block: a row without reasoning must not train the model to write that block.
         """
         prompts = [self._render(i, prompt=True)]
-        if self._template.mentions("enable_thinking"):
+        if self._template.references("enable_thinking"):
             prompts.append(self._render(i, prompt=True, enable_thinking=False))
         ends = [len(prompt) for prompt in prompts if text.startswith(prompt)]
         if not ends or not self._starts_with_content(i, text[max(ends) :]):
@@ -121,7 +121,7 @@ class _Conversation:
     def _starts_with_content(self, i: int, turn: str) -> bool:
         """Whether `turn` starts with the content of the message. A template without a generation prompt may
         start it with a header, which the model never writes."""
-        if self._template.mentions("add_generation_prompt") or self._row.messages[i].tool_calls:
+        if self._template.references("add_generation_prompt") or self._row.messages[i].tool_calls:
             return True
         return turn.lstrip().startswith(_visible(self._row.messages[i]))
 

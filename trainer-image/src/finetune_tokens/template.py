@@ -86,7 +86,7 @@ class ChatTemplate:
         self.source = source
         self._special_tokens = dict(special_tokens)
         try:
-            self._plain = _environment(_Generation).from_string(source)
+            self._unmarked = _environment(_Generation).from_string(source)
             self._marked = _environment(_MarkedGeneration).from_string(source)
         except jinja2.TemplateError as error:
             raise TemplateError(str(error)) from None
@@ -96,7 +96,7 @@ class ChatTemplate:
         """Whether it marks the text that the assistant generates."""
         return bool(_GENERATION.search(self.source))
 
-    def mentions(self, name: str) -> bool:
+    def references(self, name: str) -> bool:
         """Whether it reads the variable or key `name`."""
         return re.search(rf"\b{name}\b", self.source) is not None
 
@@ -112,7 +112,7 @@ class ChatTemplate:
 
         Raises TemplateError if the template fails on the messages.
         """
-        return self._render(self._plain, messages, tools, prompt, extra)
+        return self._render(self._unmarked, messages, tools, prompt, extra)
 
     def render_marked(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None

@@ -20,7 +20,7 @@ from .errors import NonFinite
 from .rows import Rows
 from .sampler import BatchSharding, Indices, Sampler
 
-_SHOWN = 20
+_MAX_LISTED = 20
 """Lines named in a message."""
 
 
@@ -99,9 +99,9 @@ def _gradients(train_state: TrainState, indices: Indices, targets: int) -> float
 
 def _non_finite(rows: Rows, indices: Indices, step: int, loss: float, norm: float) -> str:
     lines = sorted({int(line) for line in rows.lines[indices]})
-    more = f" and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
+    more = f" and {len(lines) - _MAX_LISTED} more" if len(lines) > _MAX_LISTED else ""
     return (
         f"step {step}: loss is {loss} and gradient norm is {norm}; the step trained on dataset lines "
-        f"{', '.join(map(str, lines[:_SHOWN]))}{more}; lower hyperparameters.learning_rate, increase the "
+        f"{', '.join(map(str, lines[:_MAX_LISTED]))}{more}; lower hyperparameters.learning_rate, increase the "
         "warmup, or check these lines"
     )

@@ -24,7 +24,7 @@ from finetune_api.runtime.run_config import RunConfig
 from .collectives import on_rank_0
 from .errors import ModelRefused
 
-_SHOWN = 5
+_MAX_LISTED = 5
 """Keys named in a message; the rest are counted."""
 
 
@@ -105,9 +105,9 @@ def _require_complete(folder: Path, report: Mapping[str, Any]) -> None:
     for mismatch, sentence in _SENTENCES.items():
         keys = sorted(str(key) for key in report.get(mismatch) or ())
         if keys:
-            more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
+            more = f" and {len(keys) - _MAX_LISTED} more" if len(keys) > _MAX_LISTED else ""
             raise ModelRefused(
-                f"model {folder}: {sentence}: {', '.join(keys[:_SHOWN])}{more}; save the model again with "
+                f"model {folder}: {sentence}: {', '.join(keys[:_MAX_LISTED])}{more}; save the model again with "
                 "model.save_pretrained(folder), and check that config.json belongs to these weights"
             )
 

@@ -13,11 +13,11 @@ from torch import Tensor
 
 def capture() -> dict[str, Tensor]:
     """State of Python's, numpy's, torch's CPU and, if it is in use, this rank's CUDA generator."""
-    version, words, gauss = random.getstate()
+    version, state, gauss = random.getstate()
     of_numpy = np.random.get_state(legacy=False)
     assert (version, of_numpy["bit_generator"]) == (3, "MT19937")
     states = {
-        "python.words": torch.tensor(words, dtype=torch.int64),
+        "python.words": torch.tensor(state, dtype=torch.int64),
         "python.gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),
         "numpy.key": torch.tensor(of_numpy["state"]["key"].astype(np.int64)),
         "numpy.position": torch.tensor([of_numpy["state"]["pos"], of_numpy["has_gauss"]]),

@@ -27,7 +27,7 @@ from .schema import Schema, structural
 Manifest = dict[str, Any]
 
 CHOICE_LENGTH = 128
-"""Longest value of a choice that a rule judges."""
+"""Longest value of a choice that a rule checks."""
 MAY_CHANGE = ("suspend", "cancel", "lifecycle")
 """What may change once a run exists. Everything else made the run what it is."""
 
@@ -68,7 +68,7 @@ def root() -> Schema:
     spec, status = structural(v1alpha1.Spec), structural(Status)
     for key in keys(v1alpha1.Spec, ""):
         if key.instead:
-            _say_instead(_node(spec, key.path.lstrip(".")), key.instead)
+            _enum_as_rule(_node(spec, key.path.lstrip(".")), key.instead)
     for rule in all_rules():
         # At its key, a rule costs nothing while the key is absent: every write of the status evaluates them all.
         node = _node(spec, rule.path) if isinstance(rule.must, OfOneKey) else spec
@@ -88,15 +88,15 @@ def root() -> Schema:
     }
 
 
-def _say_instead(node: Schema, instead: str) -> None:
-    """Let a rule judge the choice: of an `enum` the API server says what is supported, and not the way out."""
+def _enum_as_rule(node: Schema, instead: str) -> None:
+    """Replace `enum` by a rule: for an enum the API server lists the supported values, but gives no remedy."""
     *most, last = choices = node.pop("enum")
-    shown = f"{', '.join(most)} or {last}" if most else last
+    alternatives = f"{', '.join(most)} or {last}" if most else last
     node["maxLength"] = CHOICE_LENGTH
     node["x-kubernetes-validations"] = [
         {
             "rule": f"self in {choices}",
-            "message": f"The value must be {shown}. {instead}",
+            "message": f"The value must be {alternatives}. {instead}",
             "reason": "FieldValueInvalid",
         }
     ]
@@ -109,10 +109,10 @@ def _node(schema: Schema, path: str) -> Schema:
 
 
 def _validation(rule: Rule) -> Schema:
-    said = {"message": f"{rule.message} {rule.remedy}", "reason": _reason(rule.must)}
+    texts = {"message": f"{rule.message} {rule.remedy}", "reason": _reason(rule.must)}
     if isinstance(rule.must, OfOneKey):
-        return {"rule": rule.must.at("self"), **said}
-    return {"rule": rule.must.cel(), **said, "fieldPath": f".{rule.path}"}
+        return {"rule": rule.must.at("self"), **texts}
+    return {"rule": rule.must.cel(), **texts, "fieldPath": f".{rule.path}"}
 
 
 def _reason(must: predicates.Predicate) -> str:
@@ -152,12 +152,18 @@ COLUMNS = (
     _column("Phase", "string", ".status.phase", "One-word summary."),
     _column("Model", "string", ".spec.job.model", "Base model."),
     _column("Method", "string", ".status.resolved.method", "fft, lora or qlora."),
-    _column("GPUs", "integer", ".status.layout.worldSize", "Ranks in all."),
+    _column("GPUs", "integer", ".status.layout.worldSize", "Total number of ranks."),
     _column("Step", "integer", ".status.progress.step", "Optimizer steps done."),
     _column("Loss", "number", ".status.progress.loss", "Mean loss of the last step."),
     _column("ETA", "integer", ".status.progress.etaSeconds", "Seconds to the end at this pace."),
     _column("Age", "date", ".metadata.creationTimestamp", "Time since the job was created."),
-    _column("Accepted", "string", ".status.conditions[?(@.type=='Accepted')].reason", "What is said of the job.", 1),
+    _column(
+        "Accepted",
+        "string",
+        ".status.conditions[?(@.type=='Accepted')].reason",
+        "Whether the job is accepted, or why not.",
+        1,
+    ),
     _column("Pods", "string", ".status.conditions[?(@.type=='PodsReady')].reason", "How its pods are.", 1),
     _column("Reason", "string", ".status.conditions[?(@.type=='Ready')].reason", "Why it is ready or not.", 1),
 )

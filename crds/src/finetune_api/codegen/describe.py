@@ -1,4 +1,4 @@
-"""A node of the schema in words, as people read bounds. Called by reference.py."""
+"""Describes a node of the schema: its type and bounds, as a person reads them. Called by reference.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 Node = Mapping[str, Any]
 
 
-def words(node: Node) -> str:
+def describe_schema(node: Node) -> str:
     """For example `number, more than 0, at most 1`."""
     return ", ".join(_KINDS[node["type"]](node))
 
@@ -17,12 +17,12 @@ def _object(node: Node) -> list[str]:
     if "properties" in node:
         return ["section"]
     values = node.get("additionalProperties")
-    return [f"map of up to {node['maxProperties']} entries" + (f" ({words(values)})" if values else "")]
+    return [f"map of up to {node['maxProperties']} entries" + (f" ({describe_schema(values)})" if values else "")]
 
 
 def _array(node: Node) -> list[str]:
     least = f"{node['minItems']} to " if "minItems" in node else "up to "
-    return [f"list of {least}{node['maxItems']} entries ({words(node['items'])})"]
+    return [f"list of {least}{node['maxItems']} entries ({describe_schema(node['items'])})"]
 
 
 def _string(node: Node) -> list[str]:
@@ -30,17 +30,17 @@ def _string(node: Node) -> list[str]:
         return [" or ".join(node["enum"])]
     least = f"{node['minLength']} to" if "minLength" in node else "up to"
     pattern = [f"matching `{node['pattern']}`"] if "pattern" in node else []
-    return ["text", f"{least} {node['maxLength']} characters", *pattern]
+    return ["string", f"{least} {node['maxLength']} characters", *pattern]
 
 
 def _integer(node: Node) -> list[str]:
-    return ["whole number", f"{node['minimum']} to {node['maximum']}"]
+    return ["integer", f"{node['minimum']} to {node['maximum']}"]
 
 
 def _number(node: Node) -> list[str]:
     low = ("more than" if node.get("exclusiveMinimum") else "at least", node.get("minimum"))
     high = ("less than" if node.get("exclusiveMaximum") else "at most", node.get("maximum"))
-    return ["number", *(f"{word} {bound:g}" for word, bound in (low, high) if bound is not None)]
+    return ["number", *(f"{relation} {bound:g}" for relation, bound in (low, high) if bound is not None)]
 
 
 def _boolean(_: Node) -> list[str]:

@@ -24,27 +24,27 @@ def json_schema() -> Schema:
             "apiVersion": {"const": API_VERSION},
             "kind": {"const": KIND},
             "metadata": {"type": "object", "required": ["name"], "properties": {"name": name}},
-            "spec": _plain(structural(Spec)),
+            "spec": _to_json_schema(structural(Spec)),
             "status": {"type": "object"},
         },
         "additionalProperties": False,
     }
 
 
-def _plain(node: Any) -> Any:
-    """Without Kubernetes' words, and with open ends as numbers."""
+def _to_json_schema(node: Any) -> Any:
+    """Without Kubernetes' own keywords, and with exclusive bounds as numbers."""
     if isinstance(node, list):
-        return [_plain(each) for each in node]
+        return [_to_json_schema(each) for each in node]
     if not isinstance(node, dict):
         return node
     ends = {"minimum": "exclusiveMinimum", "maximum": "exclusiveMaximum"}
-    plain = {}
+    converted = {}
     for name, value in node.items():
         if name.startswith("x-kubernetes-") or name in ends.values() or (name == "format" and value == "int64"):
             continue
         opened = ends.get(name)
-        plain[opened if opened and node.get(opened) is True else name] = _plain(value)
-    return plain | ({"additionalProperties": False} if _is_section(node) else {})
+        converted[opened if opened and node.get(opened) is True else name] = _to_json_schema(value)
+    return converted | ({"additionalProperties": False} if _is_section(node) else {})
 
 
 def _is_section(node: Schema) -> bool:

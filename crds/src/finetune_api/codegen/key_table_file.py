@@ -1,4 +1,4 @@
-"""keys.json: the models' keys with their shapes and fates, and without words for people. Called by __main__."""
+"""keys.json: the models' keys with their shapes and fates, and without descriptions. Called by __main__."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 from pydantic import BaseModel
 
 from finetune_api.resource.key_table import Fate, Node
-from finetune_api.resource.keys import Key, children
+from finetune_api.resource.keys import SpecKey, children
 from finetune_api.resource.v1alpha1 import Spec
 
 from .schema import structural
 
-_SAID = ("type", "enum", "required", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minLength",
+_KEYWORDS = ("type", "enum", "required", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minLength",
          "maxLength", "pattern", "minItems", "maxItems", "maxProperties")  # fmt: skip
 
 
@@ -24,7 +24,7 @@ def text() -> str:
 
 
 def _node(given: Node, model: type[BaseModel] | None) -> dict[str, Any]:
-    node = {word: given[word] for word in _SAID if word in given}
+    node = {keyword: given[keyword] for keyword in _KEYWORDS if keyword in given}
     if "properties" in given:
         assert model is not None, "what has keys is a model"
         declared = children(model)
@@ -36,7 +36,7 @@ def _node(given: Node, model: type[BaseModel] | None) -> dict[str, Any]:
     return node
 
 
-def _key(given: Node, key: Key) -> Mapping[str, Any]:
+def _key(given: Node, key: SpecKey) -> Mapping[str, Any]:
     fate = {} if key.fate is Fate.HONOURED else {"fate": key.fate.value, "because": key.because}
     instead = {"instead": key.instead} if key.instead else {}
     return _node(given, key.model) | fate | instead

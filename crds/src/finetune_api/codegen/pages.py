@@ -12,28 +12,30 @@ from finetune_api.validation import uris
 from finetune_api.validation.rules import Rule, all_rules
 from finetune_api.validation.uris import Scheme, Use
 
-from .reference import Entry, entries
+from .reference import KeyEntry, entries
 
-NOTE = "<!-- Generated from crds/src/finetune_api by `python -m finetune_api generate`; `make verify` compares. -->\n"
+GENERATED = (
+    "<!-- Generated from crds/src/finetune_api by `python -m finetune_api generate`; `make verify` compares. -->\n"
+)
 
 _FATES = """Every key of a job has one of three fates. **Honoured**: something reads it. **Informational**: it is
 accepted, named in `status.informational` and by `finetune validate`, and changes nothing. **Refused**: it is
 known, and the job is refused with the reason. A key that is not in these tables is refused by name. Where a
-rule is named, the API server and `finetune validate` both judge it; see [reasons](reasons.md).
+rule is named, the API server and `finetune validate` both check it; see [reasons](reasons.md).
 """
-_REASONS = """What is said of a job that cannot be accepted. The API server and `finetune validate` judge by the
-same rules; `finetune validate` and the condition `Accepted` carry the reason, the API server the sentence.
+_REASONS = """Why a job is refused. The API server and `finetune validate` check the same rules. `finetune validate`
+and the condition `Accepted` carry the reason, the API server the message.
 """
 _SHAPE = {
     "BadName": "`metadata.name` is not a legal name; names of pods are made from it.",
     "BadValue": "A value has the wrong type or lies outside its bounds.",
-    "Missing": "A required key is not there.",
+    "Missing": "A required key is missing.",
     "NotJson": "A value is one that JSON does not have, such as an unquoted date.",
-    "UnknownKey": "Nobody declared the key. The remedy names the nearest one.",
-    "UnknownValue": "A choice is none of those that are listed.",
+    "UnknownKey": "No such key exists. The remedy names the nearest one.",
+    "UnknownValue": "The value is not one of the supported choices.",
     "WrongKind": "The document is not a FinetuneJob of this version.",
 }
-"""What check.py says besides the rules."""
+"""Reasons that check.py reports in addition to those of the rules."""
 _CONDITIONS = {
     c.ACCEPTED: "The job is valid, and this version and this cluster can run it. Where it is False, the reason is "
     "that of the first problem: see [reasons for which a job is refused](reasons.md).",
@@ -41,7 +43,8 @@ _CONDITIONS = {
     c.PODS_READY: "Every pod of the run is running. After the end of a run the reason is that of the end. Where the "
     "next run of an accepted job may not be created any more, it is that of the rule or setting that forbids it.",
     c.TRAINING: "Optimizer steps are running. After the end of a run the reason is that of the end.",
-    c.SUSPENDED: "The job was stopped and can go on. In the status file of `finetune run` the reason is `Stopped`.",
+    c.SUSPENDED: "The job was stopped and can be resumed. In the status file of `finetune run` the reason is "
+    "`Stopped`.",
     c.COMPLETE: "The job succeeded. The reason is `Succeeded`, or the one below.",
     c.FAILED: "The job ended without a result. The reason is one of the trainer's "
     "([exit codes](exit-codes.md)), or one below.",
@@ -50,8 +53,8 @@ _CONDITIONS = {
 }
 """Every condition, in the order in which a job gets them."""
 _CONDITIONS_TEXT = """Every condition of a FinetuneJob and every reason that it can have. Names of reasons are part of
-the API: programs may compare them. Words in braces stand for values; `{message}` is what the cluster or the trainer
-said. What to do step by step: [troubleshooting](../troubleshooting.md).
+the API: programs may compare them. Names in braces stand for values; `{message}` is the message of the cluster or
+the trainer. What to do step by step: [troubleshooting](../troubleshooting.md).
 """
 _URIS = """What the keys that hold a URI take today. What is not supported yet is refused by name, by the API server
 and by `finetune validate`, before anything is scheduled.
@@ -64,8 +67,8 @@ only: on a cluster they would end with the pods.
 A claim or ConfigMap is one of the job's namespace. Scheme and name are in lower case. A path on a claim has no empty
 part, no `.` and no `..`; nothing after a scheme has spaces, `#`, `?` or `%`.
 """
-_EXITS = """How a trainer process ends, and whether another run may mend it: `never`, because the same job fails in
-the same way; `budget`, at the cost of one of `lifecycle.maxRestarts`; `free`, because the job is not to blame.
+_EXITS = """How a trainer process ends, and whether another run may succeed: `never`, because the same job fails in
+the same way; `budget`, at the cost of one of `lifecycle.maxRestarts`; `free`, because the job is not the cause.
 Codes above 128 are signals (128 + number) and cost one of the budget: the pod was killed, most often for its
 memory.
 """
@@ -122,22 +125,22 @@ def _scheme(scheme: Scheme) -> str:
 
 
 def _form(use: Use, scheme: Scheme) -> str:
-    return use.forms[scheme].shown if scheme in use.forms else "not yet"
+    return use.forms[scheme].syntax if scheme in use.forms else "not yet"
 
 
 def _page(title: str, text: str) -> str:
-    return f"{NOTE}# {title}\n\n{text}"
+    return f"{GENERATED}# {title}\n\n{text}"
 
 
-def _sections() -> Iterator[tuple[str, list[Entry]]]:
+def _sections() -> Iterator[tuple[str, list[KeyEntry]]]:
     """Entries by the section they stand in; the top of the spec first."""
-    found: dict[str, list[Entry]] = {}
+    found: dict[str, list[KeyEntry]] = {}
     for entry in entries().values():
         found.setdefault(entry.path.rpartition(".")[0], []).append(entry)
     return ((section or "spec", inside) for section, inside in found.items())
 
 
-def _row(entry: Entry) -> tuple[str, ...]:
+def _row(entry: KeyEntry) -> tuple[str, ...]:
     name = entry.path.rpartition(".")[2]
     rules = ", ".join(dict.fromkeys(f"[{r.reason}](reasons.md#{r.reason.lower()})" for r in entry.rules))
     fits = f"{entry.bounds}{', required' if entry.required else ''}"

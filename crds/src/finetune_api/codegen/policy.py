@@ -1,7 +1,7 @@
 """The admission policy that refuses unknown keys by name. Called by __main__ and by tests.
 
 A structural schema drops keys that it does not know for every client that does not ask for strict
-validation: a misspelt key would change the training without a word. So the mirrored sections keep
+validation: a misspelt key would change the training silently. So the mirrored sections keep
 unknown keys in the schema, and this policy refuses them.
 """
 
@@ -25,13 +25,13 @@ def sections(model: type[BaseModel] = Spec, path: str = "spec") -> Iterator[tupl
     yield path, tuple(children(model))
     for name, child in children(model).items():
         if child.model is not None and issubclass(child.model, Section):
-            assert not child.is_list, f"{path}.{name}: the policy does not look into lists"
+            assert not child.is_list, f"{path}.{name}: the policy does not check inside lists"
             yield from sections(child.model, f"{path}.{name}")
 
 
 def policy() -> Manifest:
     """The ValidatingAdmissionPolicy. A job that is already stored may still be labelled, finished and removed:
-    only new jobs and changed specs are judged."""
+    only new jobs and changed specs are checked."""
     return {
         "apiVersion": "admissionregistration.k8s.io/v1",
         "kind": "ValidatingAdmissionPolicy",
@@ -53,7 +53,7 @@ def policy() -> Manifest:
                 {
                     "expression": "variables.unknown.size() == 0 "
                     "|| (request.operation == 'UPDATE' && object.spec == oldObject.spec)",
-                    "message": f"The job has keys that nobody knows. {_REMEDY}",
+                    "message": f"The job has unknown keys. {_REMEDY}",
                     "messageExpression": f"'unknown keys: ' + variables.unknown.join(', ') + '. {_REMEDY}'",
                     "reason": "Invalid",
                 }

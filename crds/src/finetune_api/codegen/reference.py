@@ -10,26 +10,26 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from finetune_api.resource.keys import Key, keys
+from finetune_api.resource.keys import SpecKey, keys
 from finetune_api.resource.v1alpha1 import Spec
 from finetune_api.validation import predicates
 from finetune_api.validation.rules import Rule, all_rules
 from finetune_api.validation.unknown import nearest
 
-from .describe import words
+from .describe import describe_schema
 from .schema import structural
 
 
 class NoSuchKeyError(LookupError):
-    """Nobody declared the key; the message names the nearest one."""
+    """There is no such key; the message names the nearest one."""
 
 
 @dataclass(frozen=True)
-class Entry:
+class KeyEntry:
     """One key. Its path is relative to spec; entries of a list have the path `list[]`."""
 
     path: str
-    key: Key
+    key: SpecKey
     bounds: str
     description: str
     rules: tuple[Rule, ...]
@@ -37,12 +37,12 @@ class Entry:
 
 
 @cache
-def entries() -> Mapping[str, Entry]:
+def entries() -> Mapping[str, KeyEntry]:
     """Every key of a job by its path, in the order of declaration."""
     return {entry.path: entry for entry in _entries()}
 
 
-def find(path: str) -> Entry:
+def find(path: str) -> KeyEntry:
     """The key at a path, which may start with `spec.`. Raises NoSuchKeyError, which names the nearest key."""
     path = path.removeprefix("spec").lstrip(".")
     entry = entries().get(path) or entries().get(_without_indices(path))
@@ -56,16 +56,16 @@ def explain(path: str) -> str:
     if path in ("", "spec"):
         return "\n".join([str(Spec.__doc__), *_listed("")])
     entry = find(path)
-    return "\n".join([entry.path, *_facts(entry), *_listed(f"{entry.path}{'[]' if entry.key.is_list else ''}.")])
+    return "\n".join([entry.path, *_details(entry), *_listed(f"{entry.path}{'[]' if entry.key.is_list else ''}.")])
 
 
-def _entries() -> Iterator[Entry]:
+def _entries() -> Iterator[KeyEntry]:
     schema = structural(Spec)
     for key in keys(Spec, ""):
         path = key.path.lstrip(".")
         node, required = _node(schema, path)
-        rules = tuple(rule for rule in all_rules() if path in predicates.mentions(rule.must))
-        yield Entry(path, key, words(node), node["description"], rules, required)
+        rules = tuple(rule for rule in all_rules() if path in predicates.paths_read(rule.must))
+        yield KeyEntry(path, key, describe_schema(node), node["description"], rules, required)
 
 
 def _node(schema: Mapping[str, Any], path: str) -> tuple[Mapping[str, Any], bool]:
@@ -78,7 +78,7 @@ def _node(schema: Mapping[str, Any], path: str) -> tuple[Mapping[str, Any], bool
     return schema, required
 
 
-def _facts(entry: Entry) -> Iterator[str]:
+def _details(entry: KeyEntry) -> Iterator[str]:
     yield f"  {entry.description}"
     yield f"  Fits:  {entry.bounds}{', required' if entry.required else ''}."
     yield f"  Fate:  {entry.key.fate}."
@@ -98,13 +98,15 @@ def _listed(prefix: str) -> Iterator[str]:
 def _without_indices(path: str) -> str:
     """pods.env[0].name and pods.env.name both mean pods.env[].name."""
     known = {each.replace("[]", ""): each for each in entries()}
-    plain = ".".join(name.partition("[")[0] for name in path.split("."))
-    return known.get(plain, path)
+    without_indices = ".".join(name.partition("[")[0] for name in path.split("."))
+    return known.get(without_indices, path)
 
 
 def _no_such(path: str) -> str:
     """The last name counts first: people remember a key sooner than its section."""
-    near = nearest(path.rpartition(".")[2], tuple(dict.fromkeys(known.rpartition(".")[2] for known in entries())))
-    meant = tuple(known for known in entries() if known.rpartition(".")[2] == near)
-    hint = f" Did you mean {nearest(path, meant) or meant[0]}?" if meant else ""
+    nearest_name = nearest(
+        path.rpartition(".")[2], tuple(dict.fromkeys(known.rpartition(".")[2] for known in entries()))
+    )
+    candidates = tuple(known for known in entries() if known.rpartition(".")[2] == nearest_name)
+    hint = f" Did you mean {nearest(path, candidates) or candidates[0]}?" if candidates else ""
     return f"A job has no key {path!r}.{hint}"

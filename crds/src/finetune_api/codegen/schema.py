@@ -18,7 +18,7 @@ LIST_TYPE = "x-kubernetes-list-type"
 
 
 class SchemaError(Exception):
-    """A model declares something that a structural schema cannot say, or forgets a bound or a description."""
+    """A model declares something that a structural schema cannot express, or lacks a bound or a description."""
 
 
 def structural(model: type[BaseModel]) -> Schema:
@@ -32,12 +32,12 @@ def _node(given: Mapping[str, Any], defs: Mapping[str, Any], path: str) -> Schem
     kind = given.get("type")
     if kind not in _KINDS:
         raise SchemaError(f"{path}: a structural schema has no type {kind!r}")
-    words = {"description": given["description"]} if "description" in given else {}
-    return {"type": kind, **words, **_KINDS[kind](given, defs, path)}
+    description = {"description": given["description"]} if "description" in given else {}
+    return {"type": kind, **description, **_KINDS[kind](given, defs, path)}
 
 
 def _inlined(given: Mapping[str, Any], defs: Mapping[str, Any], path: str) -> Mapping[str, Any]:
-    """Without $ref and without `or null`; what is said beside them wins over what is said in them."""
+    """Without $ref and without `or null`; a keyword beside them wins over the same keyword inside them."""
     if "anyOf" in given:
         kinds = [each for each in given["anyOf"] if each != {"type": "null"}]
         if len(kinds) != 1:
@@ -58,8 +58,8 @@ def _object(given: Mapping[str, Any], defs: Mapping[str, Any], path: str) -> Sch
         properties[name] = _node(inner, defs, f"{path}.{name}")
         if "description" not in properties[name]:
             raise SchemaError(f"{path}.{name}: no description")
-    keeps = {PRESERVE: True} if given.get(PRESERVE) else {}
-    return {"properties": properties, **_copied(given, "required"), **keeps}
+    preserve = {PRESERVE: True} if given.get(PRESERVE) else {}
+    return {"properties": properties, **_copied(given, "required"), **preserve}
 
 
 def _map(given: Mapping[str, Any], defs: Mapping[str, Any], path: str) -> Schema:

@@ -1,1 +1,1 @@
-"""What a FinetuneJob may say and what its status says."""
+"""The spec of a FinetuneJob, and its status."""

@@ -1,4 +1,4 @@
-"""Names of the conditions of a job. status.py sets them, reasons.py says why they are as they are."""
+"""Names of the conditions of a job. status.py sets them, reasons.py has their reasons."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""What a job gets where it says nothing. Each default is written here once: the descriptions of the keys name it, and
-the plan fills it in.
+"""Defaults: the value of each key that a job leaves out.
+
+Each default is written here once: the descriptions of the keys name it, and the plan fills it in.
 
 The schema itself has no defaults: they would be written into stored jobs, and a later version would change what a
 queued job means.

@@ -19,7 +19,7 @@ FILE = "keys.json"
 
 
 class Fate(StrEnum):
-    """What becomes of a key; keys.py says how it is declared."""
+    """How a key is treated; keys.py declares it."""
 
     HONOURED = "honoured"
     INFORMATIONAL = "informational"

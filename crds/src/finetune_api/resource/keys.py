@@ -20,14 +20,14 @@ from .key_table import Fate
 
 
 @dataclass(frozen=True)
-class Key:
-    """One declared key: where it stands, what becomes of it, and why."""
+class SpecKey:
+    """One declared key: its path, its fate, and why."""
 
     path: str
     fate: Fate
     because: str
     instead: str
-    """The way out for a value that is none of the choices; empty where nothing special is known."""
+    """The remedy for a value that is not one of the choices; empty for the general one."""
     field: FieldInfo
     model: type[BaseModel] | None
     """The section that the key holds, or that each entry of its list is."""
@@ -35,19 +35,19 @@ class Key:
 
 
 def key(description: str, *, instead: str = "", **bounds: Any) -> Any:
-    """An optional key that something reads; `instead` is the way out for a choice that is not supported yet."""
+    """An optional key that something reads; `instead` is the remedy for a choice that is not supported yet."""
     field = _field(description, Fate.HONOURED, "", bounds)
     field.json_schema_extra["instead"] = instead
     return field
 
 
 def informational(description: str, because: str, **bounds: Any) -> Any:
-    """An optional key that is accepted and named, and changes nothing; `because` says why that is right."""
+    """An optional key that is accepted and named, and changes nothing; `because` is the reason."""
     return _field(f"{description} Informational: {because}.", Fate.INFORMATIONAL, because, bounds)
 
 
 def refused(description: str, because: str, **bounds: Any) -> Any:
-    """A key we know and do not do; `because` is the reason the user reads."""
+    """A key that is known and not supported; `because` is the reason the user reads."""
     return _field(f"{description} Refused: {because}.", Fate.REFUSED, because, bounds)
 
 
@@ -83,7 +83,7 @@ class Native(BaseModel):
     )
 
 
-def keys(model: type[BaseModel], prefix: str = "spec") -> Iterator[Key]:
+def keys(model: type[BaseModel], prefix: str = "spec") -> Iterator[SpecKey]:
     """Every key of `model`, depth first, sections included, list items as `path[]`."""
     for name, child in children(model).items():
         path = f"{prefix}.{name}"
@@ -93,7 +93,7 @@ def keys(model: type[BaseModel], prefix: str = "spec") -> Iterator[Key]:
 
 
 @cache
-def children(model: type[BaseModel]) -> Mapping[str, Key]:
+def children(model: type[BaseModel]) -> Mapping[str, SpecKey]:
     """The keys of one model by name; their paths are their names."""
     return {name: _key(name, field) for name, field in _named(model)}
 
@@ -102,12 +102,12 @@ def _named(model: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
     return ((field.alias or name, field) for name, field in model.model_fields.items())
 
 
-def _key(name: str, field: FieldInfo) -> Key:
+def _key(name: str, field: FieldInfo) -> SpecKey:
     extra = field.json_schema_extra
     assert isinstance(extra, dict), f"{name} declares no fate"
     model, is_list = _model_of(field.annotation)
-    fate, because, instead = (str(extra.get(word, "")) for word in ("fate", "because", "instead"))
-    return Key(name, Fate(fate), because, instead, field, model, is_list)
+    fate, because, instead = (str(extra.get(attribute, "")) for attribute in ("fate", "because", "instead"))
+    return SpecKey(name, Fate(fate), because, instead, field, model, is_list)
 
 
 def _model_of(annotation: Any) -> tuple[type[BaseModel] | None, bool]:

@@ -65,11 +65,11 @@ READ = Reason("Read", (c.DATA_READY,), "{used} of {rows} rows are used for train
 CREATING = Reason("Creating", (c.PODS_READY,), "Run {run} is being created.")
 CREATE_REFUSED = Reason(
     "CreateRefused", (c.PODS_READY,), "{message}",
-    "The operator tries again by itself; ask an administrator, or change the job so that it is allowed.",
+    "The operator tries again automatically; ask an administrator, or change the job so that it is allowed.",
 )  # fmt: skip
 BACKEND_MISSING = Reason(
     "BackendMissing", (c.PODS_READY,), "This cluster has no {kind} resource.",
-    "{install}; the job then starts by itself.",
+    "{install}; the job then starts automatically.",
 )  # fmt: skip
 QUEUED = Reason(
     "Queued", (c.PODS_READY, c.TRAINING), "The queue has not admitted the job; it starts when quota is free."
@@ -83,7 +83,7 @@ POD_OVERDUE = Reason(
     "If the node is permanently gone, run `kubectl delete pod {pod} --force`.",
 )  # fmt: skip
 NO_PODS = Reason("", (c.PODS_READY,), "No pods are needed.")
-"""Its name is that of whatever ended the run."""
+"""Its name is the reason for which the run ended."""
 
 STARTING = Reason("Starting", (c.TRAINING,), "Training has not started yet.")
 STEPPING = Reason("Stepping", (c.TRAINING,), "Optimizer steps are running.")
@@ -134,7 +134,7 @@ PODS_REFUSED = Reason(
 )  # fmt: skip
 CLAIM_MISSING = Reason(
     "ClaimMissing", (c.PODS_READY,), "{message}",
-    "Create the PersistentVolumeClaim; the pod then starts by itself.",
+    "Create the PersistentVolumeClaim; the pod then starts automatically.",
 )  # fmt: skip
 CLAIM_UNBOUND = Reason(
     "ClaimUnbound", (c.PODS_READY,), "{message}",

@@ -12,11 +12,11 @@ from pydantic import Field
 from . import defaults
 from .keys import Section, informational, key, refused
 
-Word = Annotated[str, Field(min_length=1, max_length=128)]
+ShortText = Annotated[str, Field(min_length=1, max_length=128)]
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 Uri = Annotated[str, Field(min_length=1, max_length=1024)]
-Prose = Annotated[str, Field(max_length=2048)]
-Words = Annotated[tuple[Word, ...], Field(min_length=1, max_length=64)]
+LongText = Annotated[str, Field(max_length=2048)]
+ShortTexts = Annotated[tuple[ShortText, ...], Field(min_length=1, max_length=64)]
 Gpus = Annotated[int, Field(ge=1, le=16384)]
 Rows = Annotated[int, Field(ge=1, le=1048576)]
 Tokens = Annotated[int, Field(ge=1, le=16777216)]
@@ -105,7 +105,7 @@ class BadRow(StrEnum):
 
 
 class Algorithm(Section):
-    """What kind of training this is. Optional: the other sections say enough."""
+    """What kind of training this is. Optional: the other sections define it."""
 
     type: AlgorithmType | None = key(
         "Training on a fixed dataset: offline.",
@@ -119,7 +119,7 @@ class Algorithm(Section):
     )
     variety: Variety | None = key(
         "Full finetuning or adapters. Yields to training.use_qlora, training.mode and "
-        "hyperparameters.train_kind where they differ; the status says so."
+        "hyperparameters.train_kind where they differ; the status reports it."
     )
 
 
@@ -132,10 +132,10 @@ class Job(Section):
     poll_seconds: Annotated[int, Field(ge=0, le=86400)] | None = informational(
         "Seconds between two polls of the job.", "the job's status is watched, not polled"
     )
-    suffix: Word | None = informational("Suffix of the finished model's name.", "output.uri names the result")
-    description: Prose | None = informational("Text for people.", "it changes nothing")
-    modalities: Annotated[tuple[Word, ...], Field(max_length=8)] | None = informational(
-        "Kinds of content in the rows.", "the rows themselves say what they hold; images are refused there"
+    suffix: ShortText | None = informational("Suffix of the finished model's name.", "output.uri names the result")
+    description: LongText | None = informational("Text for people.", "it changes nothing")
+    modalities: Annotated[tuple[ShortText, ...], Field(max_length=8)] | None = informational(
+        "Kinds of content in the rows.", "the rows themselves define their content; rows with images are refused"
     )
 
 
@@ -144,7 +144,7 @@ class Policy(Section):
 
     model_name: Name | None = key("Base model, where job.model is absent.")
     source: Name | None = key("Base model, where job.model and policy.model_name are absent.")
-    trainer_mode: TrainerMode | None = key("Full finetuning or adapters, where nothing else says so.")
+    trainer_mode: TrainerMode | None = key("Full finetuning or adapters, where no other key selects it.")
     label: Name | None = informational("Name of the policy.", ELSEWHERE)
     max_tokens: Tokens | None = informational("Longest answer in tokens.", ELSEWHERE)
     temperature: Annotated[float, Field(ge=0, le=100)] | None = informational("Sampling temperature.", ELSEWHERE)
@@ -153,7 +153,7 @@ class Policy(Section):
     repetition_penalty: Annotated[float, Field(ge=0, le=100)] | None = informational(
         "Penalty on repeated tokens.", ELSEWHERE
     )
-    stop_sequences: Annotated[tuple[Word, ...], Field(max_length=64)] | None = informational(
+    stop_sequences: Annotated[tuple[ShortText, ...], Field(max_length=64)] | None = informational(
         "Texts that end an answer.", ELSEWHERE
     )
     inference_url: Uri | None = informational("Where the model is served.", ELSEWHERE)
@@ -162,37 +162,39 @@ class Policy(Section):
 class RolloutTopology(Section):
     """Split of GPUs between rollouts and training."""
 
-    type: Word | None = informational("Name of the split.", RL)
+    type: ShortText | None = informational("Name of the split.", RL)
     gpus_for_vllm: Annotated[int, Field(ge=0, le=16384)] | None = refused("GPUs that generate.", RL)
     gpus_for_ref: Annotated[int, Field(ge=0, le=16384)] | None = refused("GPUs of the reference model.", RL)
-    reference_placement: Word | None = refused("Where the reference model runs.", RL)
+    reference_placement: ShortText | None = refused("Where the reference model runs.", RL)
     gpus_for_training: Gpus | None = key("GPUs that train: all of them. Must agree with compute.gpu_count.")
     tensor_parallel: Width | None = key("Another name of hyperparameters.parallelism.tensor_parallel_size.")
 
 
 class Compute(Section):
-    """The machines. gpu_count = nodes x gpus_per_node; say two of them, or one, or none."""
+    """The machines. gpu_count = nodes x gpus_per_node; set two of them, or one, or none."""
 
     gpu_type: Annotated[str, Field(min_length=1, max_length=63)] | None = key(
         "Kind of accelerator, such as H100, or CPU. Required."
     )
-    gpu_count: Gpus | None = key("Accelerators in all. With gpu_type CPU: processes in all.")
+    gpu_count: Gpus | None = key("Total number of accelerators. With gpu_type CPU: of processes.")
     nodes: Annotated[int, Field(ge=1, le=2048)] | None = key("Machines; each becomes one pod. 1 if absent.")
     gpus_per_node: Annotated[int, Field(ge=1, le=64)] | None = key("Accelerators of one machine.")
-    variant: Word | None = informational(
-        "Name of the machine shape, such as H100-8x.", "gpu_type, gpu_count and nodes say the same"
+    variant: ShortText | None = informational(
+        "Name of the machine shape, such as H100-8x.", "gpu_type, gpu_count and nodes define the same"
     )
     topology: RolloutTopology | None = key("Split of GPUs between rollouts and training.")
 
 
 class Topology(Section):
-    """The layout said once more. Must agree with compute."""
+    """The layout again, as other systems name it. Must agree with compute."""
 
-    container_count: Gpus | None = informational("Containers in all.", "a node is one pod, whatever this says")
+    container_count: Gpus | None = informational("Total number of containers.", "a node is always one pod")
     gpus_per_node: Annotated[int, Field(ge=1, le=64)] | None = key("As compute.gpus_per_node.")
     total_gpus: Gpus | None = key("As compute.gpu_count.")
     nodes: Annotated[int, Field(ge=1, le=2048)] | None = key("As compute.nodes.")
-    variant: Word | None = informational("Name of the machine shape.", "gpu_type, gpu_count and nodes say the same")
+    variant: ShortText | None = informational(
+        "Name of the machine shape.", "gpu_type, gpu_count and nodes define the same"
+    )
     tensor_parallel: Width | None = key("As hyperparameters.parallelism.tensor_parallel_size.")
     data_parallel: Annotated[int, Field(ge=1, le=16384)] | None = key(
         "Replicas of the model: gpu_count / (tensor_parallel x pipeline_parallel). Checked."
@@ -202,7 +204,7 @@ class Topology(Section):
 class Data(Section):
     """The rows."""
 
-    topology: Topology | None = key("The layout said once more.")
+    topology: Topology | None = key("The layout again. Must agree with compute.")
     validation_path: Uri | None = key("Rows to evaluate on, in the same format. Nothing is split off silently.")
     format: DataFormat | None = key(
         "Format of the rows. messages if absent.",
@@ -223,7 +225,9 @@ class Data(Section):
 class ValidationSection(Section):
     """Evaluation while training. Needs data.validation_path."""
 
-    enabled: bool | None = key("Whether to evaluate. true if absent; said in the status where there is no file.")
+    enabled: bool | None = key(
+        "Whether to evaluate. true if absent; without a file the status notes that nothing is evaluated."
+    )
     evaluation_strategy: EvaluationStrategy | None = key("By steps (if absent), by epoch, or not at all.")
     eval_steps: Annotated[int, Field(ge=0, le=100000000)] | None = key(
         "Optimizer steps between evaluations. 0 or absent: at the end of every epoch."
@@ -245,7 +249,7 @@ class Adapter(Section):
         f"Scale: the adapter's output is multiplied by alpha / r. {defaults.LORA_ALPHA_PER_RANK} r if absent."
     )
     dropout: Dropout | None = key(f"Dropout on the adapter's input. {defaults.LORA_DROPOUT:g} if absent.")
-    target_modules: Words | None = key(
+    target_modules: ShortTexts | None = key(
         f"Names of the layers that get adapters, or {defaults.LORA_TARGETS} (if absent)."
     )
 
@@ -293,7 +297,7 @@ class Parallelism(Section):
     activation_checkpointing: bool | None = key(
         "Recompute activations in the backward pass: less memory, about a quarter more time. false if absent."
     )
-    topology: Topology | None = key("The layout said once more.")
+    topology: Topology | None = key("The layout again. Must agree with compute.")
 
 
 class Hyperparameters(Section):
@@ -345,7 +349,7 @@ class Hyperparameters(Section):
     lora_rank: Rank | None = key("As training.lora.r.")
     lora_alpha: Alpha | None = key("As training.lora.alpha.")
     lora_dropout: Dropout | None = key("As training.lora.dropout.")
-    lora_target_modules: Words | None = key("As training.lora.target_modules.")
+    lora_target_modules: ShortTexts | None = key("As training.lora.target_modules.")
     lora: Adapter | None = key("As training.lora.")
     parallelism: Parallelism | None = key("How the model is spread over accelerators.")
 
@@ -353,7 +357,9 @@ class Hyperparameters(Section):
 class ModelConfig(Section):
     """What the base model can do."""
 
-    supports_vision: bool | None = informational("Whether it reads images.", "the model's own configuration says so")
+    supports_vision: bool | None = informational(
+        "Whether it reads images.", "the model's own configuration defines it"
+    )
     max_images_per_message: Annotated[int, Field(ge=0, le=1024)] | None = informational(
         "Images of one message.", "rows with images are refused"
     )

@@ -1,4 +1,4 @@
-"""What the operator says about a job. Only the operator writes it; people and Argo CD read it."""
+"""What the operator reports about a job. Only the operator writes it; people and Argo CD read it."""
 
 from enum import StrEnum
 from typing import Annotated, Any
@@ -49,7 +49,7 @@ class Condition(Part):
     type: Annotated[str, Field(max_length=64)] = Field(description="What is observed, in CamelCase.")
     status: ConditionStatus = Field(description="True, False or Unknown.")
     reason: Annotated[str, Field(max_length=128)] = Field(description="Why, in one CamelCase word.")
-    message: Long = Field(description="Why, in sentences, with the way out.")
+    message: Long = Field(description="Why, in sentences, with the remedy.")
     lastTransitionTime: Time = Field(description="When the status last changed.")  # noqa: N815
     observedGeneration: Int | None = key("Generation of the job that this is about.")  # noqa: N815
 
@@ -73,7 +73,7 @@ class LayoutStatus(Part):
 
     nodes: Int | None = key("Pods.")
     gpusPerNode: Int | None = key("Ranks of one pod.")  # noqa: N815
-    worldSize: Int | None = key("Ranks in all.")  # noqa: N815
+    worldSize: Int | None = key("Total number of ranks.")  # noqa: N815
     dataParallel: Int | None = key("Replicas of the model, or shards of its state.")  # noqa: N815
     tensorParallel: Int | None = key("Ranks that share a layer.")  # noqa: N815
     pipelineParallel: Int | None = key("Stages.")  # noqa: N815
@@ -97,7 +97,7 @@ class ProgressStatus(Part):
     """From rank 0's last progress record."""
 
     step: Int | None = key("Optimizer steps done.")
-    totalSteps: Int | None = key("Optimizer steps in all.")  # noqa: N815
+    totalSteps: Int | None = key("Total number of optimizer steps.")  # noqa: N815
     epoch: float | None = key("Passes over the rows done.")
     percent: Int | None = key("step of totalSteps.")
     loss: float | None = key("Mean loss per target token of the last step, in nats.")
@@ -110,7 +110,7 @@ class ProgressStatus(Part):
 
 
 class ResultStatus(Part):
-    uri: Text | None = key("Where the result lies.")
+    uri: Text | None = key("Where the result is.")
     digest: Text | None = key("Digest of the run that made it.")
     metrics: Annotated[dict[str, float], Field(max_length=64)] | None = key("Final metrics.")
     best: Int | None = key("Step whose weights the result holds.")

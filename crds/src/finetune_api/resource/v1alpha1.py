@@ -27,8 +27,10 @@ class Spec(Section):
     metadata: sections.Free | None = informational("Text for people and programs.", "they change nothing")
     model: sections.ModelConfig | None = key("What the base model can do.", alias="model_config")
 
-    suspend: bool | None = key("true: stop after a checkpoint and give the GPUs back; false: go on from there.")
-    cancel: bool | None = key("true: end the job for good, after a checkpoint.")
+    suspend: bool | None = key(
+        "true: save a checkpoint, stop, and release the GPUs; false: resume from that checkpoint."
+    )
+    cancel: bool | None = key("true: save a checkpoint and end the job permanently.")
     output: native.Output | None = key("Where the result goes.")
     pods: native.Pods | None = key("Settings of the training pods.")
     network: native.Network | None = key("How ranks reach each other.")

@@ -1,1 +1,1 @@
-"""What a run is told and what it reports: run configuration, records, exit codes, capabilities."""
+"""Interface between the operator and a run: run configuration, records, exit codes, capabilities."""

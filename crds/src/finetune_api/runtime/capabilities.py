@@ -31,7 +31,7 @@ class Combination:
 
 @dataclass(frozen=True)
 class Impossible:
-    """A combination that no version will have, whatever else is built."""
+    """A combination that cannot work in any version."""
 
     name: str
     reason: str

@@ -38,7 +38,7 @@ class Exit(IntEnum):
 
 @dataclass(frozen=True)
 class Meaning:
-    """What an exit code means: a CamelCase reason, whether to retry, one sentence, and the way out."""
+    """What an exit code means: a CamelCase reason, whether to retry, one sentence, and the remedy."""
 
     reason: str
     retry: Retry

@@ -1,4 +1,4 @@
-"""The protocol between a trainer and whatever starts it: environment variables, and files in the output.
+"""The protocol between a trainer and its launcher: environment variables, and files in the output.
 
 The trainer writes the files; the CLI, the operator and people read them.
 """

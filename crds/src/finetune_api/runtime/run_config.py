@@ -27,7 +27,7 @@ Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-class Data(Frozen):
+class DataConfig(Frozen):
     """Where rows come from. URIs as in the job: a plain path, hf://, s3:// ..."""
 
     train: str
@@ -124,7 +124,7 @@ class RunConfig(Frozen):
     engine: Engine
     device: Device
     precision: Precision
-    data: Data
+    data: DataConfig
     sequence_length: Positive | None
     """Longest row in tokens; longer rows are cut at the end and counted. None: DEFAULT_SEQUENCE_LENGTH, or
     the model's own limit if that is smaller."""

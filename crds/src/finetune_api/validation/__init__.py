@@ -1,1 +1,1 @@
-"""What is wrong with a FinetuneJob, said before anything is created: shape, unknown keys, rules, URIs."""
+"""Validation of a FinetuneJob, before anything is created: shape, unknown keys, rules, URIs."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from .problem import Problem
 
-_REMEDY = "Use texts, numbers, booleans, lists and maps; put quotes around dates."
+_REMEDY = "Use strings, numbers, booleans, lists and maps; put quotes around dates."
 
 
 def not_json(value: Any, path: str = "") -> Iterator[Problem]:
@@ -17,7 +17,7 @@ def not_json(value: Any, path: str = "") -> Iterator[Problem]:
         for name, inner in value.items():
             below = f"{path}.{name}".lstrip(".")
             if not isinstance(name, str):
-                yield Problem(below, "NotJson", f"The key {name!r} is not a text.", "Put quotes around it.")
+                yield Problem(below, "NotJson", f"The key {name!r} is not a string.", "Put quotes around it.")
             yield from not_json(inner, below)
     elif isinstance(value, list):
         for i, inner in enumerate(value):

@@ -1,8 +1,8 @@
-"""A few predicates over a spec that can say themselves twice: in Python, and in CEL for the API server.
+"""Predicates over a spec, each with two forms: Python, and CEL for the API server.
 
-Rules are written once with these, so `finetune validate` and the API server cannot disagree on them.
-Paths are relative to spec (compute.gpu_type). In CEL `self` is the spec, and no predicate trusts that a
-parent exists.
+Rules are written once with these, so `finetune validate` and the API server cannot disagree.
+Paths are relative to spec (compute.gpu_type). In CEL `self` is the spec, and no predicate assumes that
+a parent exists.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class OfOneKey(Protocol):
         """The key."""
 
     def at(self, value: str) -> str:
-        """The same as a CEL expression over `value`, the key's own: evaluated only where the key is there."""
+        """The same as a CEL expression over `value`, the key's own: evaluated only where the key is present."""
 
 
 class Number(Protocol):
@@ -50,13 +50,13 @@ def find(spec: Spec, path: str) -> Any:
     return at
 
 
-def mentions(term: object) -> Iterator[str]:
+def paths_read(term: object) -> Iterator[str]:
     """Every path that a predicate or number reads."""
     paths = getattr(term, "paths", ()) or (getattr(term, "path", None),)
     yield from (path for path in paths if path is not None)
     if isinstance(term, tuple):
         for part in term:
-            yield from mentions(part)
+            yield from paths_read(part)
 
 
 def matches(pattern: str, text: str) -> bool:
@@ -73,7 +73,7 @@ def _if_there(predicate: OfOneKey) -> str:
     return f"!({_has(predicate.path)}) || {predicate.at(f'self.{predicate.path}')}"
 
 
-def _quoted(text: str) -> str:
+def _cel_string(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
@@ -83,7 +83,7 @@ def _all_of(paths: tuple[str, ...]) -> str:
 
 
 class Present(NamedTuple):
-    """At least one of the keys is there."""
+    """At least one of the keys is present."""
 
     paths: tuple[str, ...]
 
@@ -95,7 +95,7 @@ class Present(NamedTuple):
 
 
 class Absent(NamedTuple):
-    """The key is not there."""
+    """The key is absent."""
 
     path: str
 
@@ -110,7 +110,7 @@ class Absent(NamedTuple):
 
 
 class Among(NamedTuple):
-    """The key is there and has one of the values (strings, booleans or integers)."""
+    """The key is present and has one of the values (strings, booleans or integers)."""
 
     path: str
     values: tuple[str | bool | int, ...]
@@ -119,8 +119,8 @@ class Among(NamedTuple):
         return find(spec, self.path) in self.values and find(spec, self.path) is not None
 
     def cel(self) -> str:
-        shown = ", ".join(_quoted(v) if isinstance(v, str) else str(v).lower() for v in self.values)
-        return f"({_has(self.path)} && self.{self.path} in [{shown}])"
+        literals = ", ".join(_cel_string(v) if isinstance(v, str) else str(v).lower() for v in self.values)
+        return f"({_has(self.path)} && self.{self.path} in [{literals}])"
 
 
 class Matches(NamedTuple):
@@ -137,7 +137,7 @@ class Matches(NamedTuple):
         return _if_there(self)
 
     def at(self, value: str) -> str:
-        return f"{value}.matches({_quoted(self.pattern)})"
+        return f"{value}.matches({_cel_string(self.pattern)})"
 
 
 class Lacks(NamedTuple):
@@ -154,7 +154,7 @@ class Lacks(NamedTuple):
         return _if_there(self)
 
     def at(self, value: str) -> str:
-        return f"!{value}.matches({_quoted(self.pattern)})"
+        return f"!{value}.matches({_cel_string(self.pattern)})"
 
 
 class NoNames(NamedTuple):
@@ -173,7 +173,7 @@ class NoNames(NamedTuple):
 
     def at(self, value: str) -> str:
         name = "x.name" if self.of_list else "x"
-        return f"{value}.all(x, !{name}.matches({_quoted(self.pattern)}))"
+        return f"{value}.all(x, !{name}.matches({_cel_string(self.pattern)}))"
 
 
 class AllNames(NamedTuple):
@@ -189,11 +189,11 @@ class AllNames(NamedTuple):
         return _if_there(self)
 
     def at(self, value: str) -> str:
-        return f"{value}.all(x, x.matches({_quoted(self.pattern)}))"
+        return f"{value}.all(x, x.matches({_cel_string(self.pattern)}))"
 
 
 class Agree(NamedTuple):
-    """All keys that are there have the same value."""
+    """All keys that are present have the same value."""
 
     paths: tuple[str, ...]
 
@@ -206,7 +206,7 @@ class Agree(NamedTuple):
 
 
 class First(NamedTuple):
-    """The first key that is there, as a number, else the default."""
+    """The first key that is present, as a number, else the default."""
 
     paths: tuple[str, ...]
     default: int

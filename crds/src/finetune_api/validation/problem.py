@@ -1,4 +1,4 @@
-"""What is wrong with a job, said so that a person can mend it."""
+"""A problem of a job, with its remedy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """One mistake: where, what, and the way out."""
+    """One mistake: where, what, and how to correct it."""
 
     path: str
     """Key path from the root of the resource, such as spec.compute.gpu_type."""

@@ -1,8 +1,8 @@
-"""What the schema alone cannot say: required choices, exclusions, sums that must agree.
+"""What the schema alone cannot express: required choices, exclusions, sums that must agree.
 
-Each rule is written once and said twice: the API server evaluates its CEL, `finetune validate` its Python.
-A rule speaks only of the job; what this version's trainer can do stands in capabilities.py, and what one
-cluster allows stands in the operator's settings.
+Each rule is written once and evaluated twice: as CEL by the API server, as Python by `finetune validate`.
+A rule is about the job only; what this version's trainer can do is in capabilities.py, and what one cluster
+allows is in the operator's settings.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ class Rule:
     message: str
     remedy: str
     shows: tuple[str, ...] = ()
-    """Keys whose values belong into the message."""
+    """Keys whose values the message shows."""
     cluster_only: bool = False
-    """Whether the rule is about pods: a local run does not ask it."""
+    """Whether the rule is about pods: a local run skips it."""
 
     def problem(self, spec: predicates.Spec) -> Problem:
         given = [f"{p} = {predicates.find(spec, p)!r}" for p in self.shows if predicates.find(spec, p) is not None]
@@ -80,7 +80,7 @@ _wants_all = Among("training.mode", ("full", "full_finetune", "fft"))
 _several_nodes = Not(
     All((Compare(_nodes, "<=", Constant(1)), Compare(First(TOTAL, 0), "<=", First(PER_NODE, 16384))))
 )
-"""More than one is asked for, or follows from gpu_count; a key that is absent never tips the balance."""
+"""More than one is asked for, or follows from gpu_count; a key that is absent does not count."""
 _ephemeral = Among("output.ephemeral", (True,))
 _LABEL_KEY = (r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?"
               r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$")  # fmt: skip
@@ -93,14 +93,14 @@ RULES: tuple[Rule, ...] = (
     Rule("compute.gpu_type", "missing_gpu_type", Present(("compute.gpu_type",)),
          "No kind of accelerator is named (missing_gpu_type).",
          "Set compute.gpu_type, for example H100, or CPU to train without accelerators."),
-    *(Rule(group[0], "Contradiction", Agree(group), "Names of the same thing have different values.",
+    *(Rule(group[0], "Contradiction", Agree(group), "Keys with the same meaning have different values.",
            f"Keep one of {', '.join(group)}, or give them the same value.", group) for group in GROUPS),
     Rule("compute.gpu_count", "LayoutContradiction",
          Either((Not(All((Present(TOTAL), Present(NODES), Present(PER_NODE)))),
                  Compare(First(TOTAL, 1), "==", Times((_nodes, _per_node))))),
          "gpu_count is not nodes x gpus_per_node.", "Correct one of the three, or leave one out.", _LAYOUT),
     Rule("compute.nodes", "LayoutContradiction", Compare(_nodes, "divides", First(TOTAL, 0)),
-         "gpu_count cannot be shared out evenly over nodes.", "Make gpu_count a multiple of nodes.", _LAYOUT),
+         "gpu_count is not a multiple of nodes.", "Make gpu_count a multiple of nodes.", _LAYOUT),
     Rule("compute.gpus_per_node", "LayoutContradiction", Compare(_per_node, "divides", First(TOTAL, 0)),
          "gpu_count is not a multiple of gpus_per_node.", "Correct one of the two.", _LAYOUT),
     Rule("compute.gpu_count", "LayoutContradiction",
@@ -146,16 +146,16 @@ RULES: tuple[Rule, ...] = (
          "bf16 and fp16 are both true; the computation has one number format.", "Keep bf16."),
     Rule("hyperparameters.train_kind", "MethodContradiction",
          Not(All((_wants_adapters, Among("hyperparameters.train_kind", ("fft",))))),
-         "train_kind says full finetuning, but use_qlora or mode asks for adapters.",
+         "train_kind selects full finetuning, but use_qlora or mode selects adapters.",
          "Set train_kind to peft, or use_qlora to false and mode to full_finetune.",
          ("hyperparameters.train_kind", "training.use_qlora", "training.mode")),
     Rule("hyperparameters.train_kind", "MethodContradiction",
          Not(All((_wants_all, Among("hyperparameters.train_kind", ("peft",))))),
-         "train_kind asks for adapters, but mode says full finetuning.",
+         "train_kind selects adapters, but mode selects full finetuning.",
          "Set train_kind to fft, or mode to lora.", ("hyperparameters.train_kind", "training.mode")),
     Rule("training.use_qlora", "MethodContradiction",
          Not(All((_wants_all, Among("training.use_qlora", (True,))))),
-         "use_qlora asks for adapters, but mode says full finetuning.",
+         "use_qlora selects adapters, but mode selects full finetuning.",
          "Set use_qlora to false, or mode to lora.", ("training.use_qlora", "training.mode")),
     Rule("training.validation.greater_is_better", "UnknownValue",
          Not(Among("training.validation.greater_is_better", (True,))),
@@ -165,23 +165,23 @@ RULES: tuple[Rule, ...] = (
     *(Rule(p, "BadUri", Matches(p, use.good_pattern), use.bad_message, uris.BAD_REMEDY, (p,))
       for p, use in uris.KEYS.items()),
     Rule("output", "OutputNotKept", Either((Present(("output.uri",)), _ephemeral)),
-         "The job names no output, and what it writes would be lost with its pods.",
+         "The job has no output, so its result would be lost with its pods.",
          "Set output.uri to pvc://CLAIM/FOLDER, or output.ephemeral to true if the result may be lost. "
          "`finetune run` needs neither.", cluster_only=True),
     Rule("output.uri", "OutputNotKept", Lacks("output.uri", "^[^:/]*(/|$)"),
-         "A path is a folder inside the pods, which ends with them.",
-         "Set output.uri to pvc://CLAIM/FOLDER. `finetune run` takes a folder of this machine by --output.",
+         "A path is a folder inside the pods and is lost with them.",
+         "Set output.uri to pvc://CLAIM/FOLDER. For `finetune run`, give --output with a folder of this machine.",
          ("output.uri",), cluster_only=True),
     Rule("output.ephemeral", "Contradiction", Not(All((_ephemeral, Present(("output.uri",))))),
-         "output.uri keeps the result, and output.ephemeral says that it may be lost.", "Remove one of the two.",
+         "output.uri keeps the result, but output.ephemeral allows it to be lost.", "Remove one of the two.",
          ("output.uri", "output.ephemeral")),
     Rule("output.ephemeral", "OutputNotShared", Not(All((_ephemeral, _several_nodes))),
-         "The nodes of a job save every checkpoint together, and an ephemeral output is a folder of one pod.",
+         "All nodes of a job write to one output, but an ephemeral output is a folder inside one pod.",
          "Set output.uri to pvc://CLAIM/FOLDER on a claim that all nodes mount (ReadWriteMany), "
          "or ask for one node.", _LAYOUT, cluster_only=True),
     Rule("pods.env", "ForbiddenVariable",
          NoNames("pods.env", "^(LD_.*|PYTHON.*|NCCL_.*_PLUGIN|PET_.*|FINETUNE_.*)$", of_list=True),
-         "Variables that change what code runs, or that the operator sets itself, may not be given "
+         "Variables that change what code runs, or that the operator sets itself, may not be set "
          "(LD_*, PYTHON*, NCCL_*_PLUGIN, PET_*, FINETUNE_*).", "Remove them; build them into the image."),
     *(Rule(p, "ReservedName", NoNames(p, r"^(.*\.)?(finetune\.dev|kubeflow\.org|kubernetes\.io|k8s\.io)/"),
            "Names under finetune.dev, kubeflow.org, kubernetes.io and k8s.io belong to controllers.",
@@ -204,10 +204,10 @@ def all_rules() -> tuple[Rule, ...]:
     return (*RULES, *refusals())
 
 
-def judges(rule: Rule, misshapen: Collection[str]) -> bool:
-    """Whether the rule reads only keys of the right shape; `misshapen` are paths from the root."""
-    if not misshapen:
+def applies(rule: Rule, malformed: Collection[str]) -> bool:
+    """Whether the rule reads only keys of the right shape; `malformed` are paths from the root."""
+    if not malformed:
         return True
-    parts = [path.partition("[")[0].split(".") for path in misshapen]
-    read = [["spec", *path.split(".")] for path in predicates.mentions(rule.must)]
-    return not any(bad[: len(key)] == key[: len(bad)] for bad in parts for key in read)
+    parts = [path.partition("[")[0].split(".") for path in malformed]
+    read = [["spec", *path.split(".")] for path in predicates.paths_read(rule.must)]
+    return not any(malformed_key[: len(key)] == key[: len(malformed_key)] for malformed_key in parts for key in read)

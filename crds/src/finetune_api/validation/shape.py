@@ -1,7 +1,7 @@
-"""Whether a value has the shape that its key declares. Called by check.py.
+"""Checks that a value has the shape that its key declares. Called by check.py.
 
-The words of the schema are judged as the API server judges them: texts are counted in code points, `$` is the
-end of a text, and a mistake in an entry of a list is a mistake of that entry.
+The keywords of the schema have the semantics of the API server: the length of a text counts code points, `$` is
+the end of the text, and a mistake in an entry of a list is reported at that entry.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _METADATA: Node = {
         "annotations": _TEXTS,
     },
 }
-"""The part of ObjectMeta that somebody reads."""
+"""The part of ObjectMeta that is read."""
 
 
 def root() -> Node:
-    """The schema of a whole job. A status is the operator's business."""
+    """The schema of a whole job, without the status, which only the operator writes."""
     return {
         "type": "object",
         "required": ["apiVersion", "kind", "metadata", "spec"],
@@ -47,11 +47,13 @@ def root() -> Node:
     }
 
 
-def misshapen(value: Any, node: Node, path: str = "") -> Iterator[Problem]:
-    """Mistakes of a value given as plain JSON data without nulls, and of all that is in it."""
+def shape_problems(value: Any, node: Node, path: str = "") -> Iterator[Problem]:
+    """Problems of a value, given as plain JSON data without nulls, and of everything inside it."""
     right, kind, inside = _KINDS[node["type"]]
     if not right(value):
-        yield _bad(path, value, f"it must be {kind}", _QUOTE if node["type"] == "string" and _is_bare(value) else "")
+        yield _bad_value(
+            path, value, f"it must be {kind}", _ADD_QUOTES if node["type"] == "string" and _is_bare(value) else ""
+        )
     else:
         yield from inside(value, node, path)
 
@@ -62,33 +64,33 @@ def _map(value: Mapping[str, Any], node: Node, path: str) -> Iterator[Problem]:
         if name not in value:
             yield Problem(_at(path, name), "Missing", "The key is required.", "Set it.")
     if len(value) > node.get("maxProperties", len(value)):
-        yield _bad(path, value, f"it may have at most {node['maxProperties']} entries")
+        yield _bad_value(path, value, f"it may have at most {node['maxProperties']} entries")
     for name, inner in value.items():
         below = known.get(name) or node.get("additionalProperties")
         if below:
-            yield from misshapen(inner, below, _at(path, name))
+            yield from shape_problems(inner, below, _at(path, name))
 
 
 def _list(value: list[Any], node: Node, path: str) -> Iterator[Problem]:
     if len(value) < node.get("minItems", 0):
-        yield _bad(path, value, f"it must have {node['minItems']} or more entries")
+        yield _bad_value(path, value, f"it must have {node['minItems']} or more entries")
     if len(value) > node.get("maxItems", len(value)):
-        yield _bad(path, value, f"it may have at most {node['maxItems']} entries")
+        yield _bad_value(path, value, f"it may have at most {node['maxItems']} entries")
     for i, inner in enumerate(value):
-        yield from misshapen(inner, node["items"], f"{path}[{i}]")
+        yield from shape_problems(inner, node["items"], f"{path}[{i}]")
 
 
 def _text(value: str, node: Node, path: str) -> Iterator[Problem]:
     if "enum" in node and value not in node["enum"]:
         *most, last = (repr(each) for each in node["enum"])
         wrong = f"one of {', '.join(most)} or {last}" if most else f"supported; the only value is {last}"
-        yield Problem(path, "UnknownValue", f"{shown(value)} is not {wrong}.", node.get("instead") or _remedy(path))
+        yield Problem(path, "UnknownValue", f"{quote(value)} is not {wrong}.", node.get("instead") or _remedy(path))
     if len(value) < node.get("minLength", 0):
-        yield _bad(path, value, f"it must have {node['minLength']} or more characters")
+        yield _bad_value(path, value, f"it must have {node['minLength']} or more characters")
     elif len(value) > node.get("maxLength", len(value)):
-        yield _bad(path, value, f"it may have at most {node['maxLength']} characters")
+        yield _bad_value(path, value, f"it may have at most {node['maxLength']} characters")
     elif "pattern" in node and not matches(node["pattern"], value):
-        yield _bad(path, value, f"it must match {node['pattern']}")
+        yield _bad_value(path, value, f"it must match {node['pattern']}")
 
 
 def _number(value: float, node: Node, path: str) -> Iterator[Problem]:
@@ -96,9 +98,9 @@ def _number(value: float, node: Node, path: str) -> Iterator[Problem]:
     more = "more than" if node.get("exclusiveMinimum") else "at least"
     less = "must be less than" if node.get("exclusiveMaximum") else "may be at most"
     if low is not None and (value <= low if node.get("exclusiveMinimum") else value < low):
-        yield _bad(path, value, f"it must be {more} {low}")
+        yield _bad_value(path, value, f"it must be {more} {low}")
     if high is not None and (value >= high if node.get("exclusiveMaximum") else value > high):
-        yield _bad(path, value, f"it {less} {high}")
+        yield _bad_value(path, value, f"it {less} {high}")
 
 
 def _boolean(value: bool, node: Node, path: str) -> Iterator[Problem]:
@@ -108,31 +110,31 @@ def _boolean(value: bool, node: Node, path: str) -> Iterator[Problem]:
 _KINDS: Mapping[str, tuple[Callable[[Any], bool], str, Callable[[Any, Node, str], Iterator[Problem]]]] = {
     "object": (lambda v: isinstance(v, Mapping), "a map", _map),
     "array": (lambda v: isinstance(v, list), "a list", _list),
-    "string": (lambda v: isinstance(v, str), "a text", _text),
-    "integer": (lambda v: isinstance(v, int) and not isinstance(v, bool), "a whole number", _number),
+    "string": (lambda v: isinstance(v, str), "a string", _text),
+    "integer": (lambda v: isinstance(v, int) and not isinstance(v, bool), "an integer", _number),
     "number": (lambda v: isinstance(v, (int, float)) and not isinstance(v, bool), "a number", _number),
     "boolean": (lambda v: isinstance(v, bool), "true or false", _boolean),
 }
-"""Type -> whether a value has it, its name, and what is judged of a value that has it."""
+"""Type -> whether a value has it, its name, and the check of a value that has it."""
 
 
-def _bad(path: str, value: Any, expected: str, remedy: str = "") -> Problem:
-    return Problem(path, "BadValue", f"{shown(value)} does not fit: {expected}.", remedy or _remedy(path))
+def _bad_value(path: str, value: Any, expected: str, remedy: str = "") -> Problem:
+    return Problem(path, "BadValue", f"{quote(value)} is not valid: {expected}.", remedy or _remedy(path))
 
 
-_QUOTE = "Put quotes around it."
+_ADD_QUOTES = "Put quotes around it."
 
 
 def _is_bare(value: Any) -> bool:
-    """Whether it is what YAML takes for a number or a switch because nobody quoted it, such as `cpu: 8`."""
+    """Whether YAML read it as a number or boolean because it has no quotes, such as `cpu: 8`."""
     return isinstance(value, (int, float))
 
 
 def _remedy(path: str) -> str:
-    return f"Correct it; `finetune explain {path.removeprefix('spec.')}` says what fits."
+    return f"Correct it; `finetune explain {path.removeprefix('spec.')}` describes the key."
 
 
-def shown(value: Any) -> str:
+def quote(value: Any) -> str:
     """A value in a message: the beginning of it if it is long."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

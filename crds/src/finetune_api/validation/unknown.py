@@ -1,4 +1,4 @@
-"""Keys that nobody declared, each with the nearest known one. Called by check.py.
+"""Unknown keys, each with the nearest known one. Called by check.py.
 
 In the mirrored sections the admission policy refuses the same keys; elsewhere strict validation of the API
 server does, which kubectl asks for.
@@ -31,7 +31,7 @@ def unknown_keys(resource: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def nearest(name: str, among: tuple[str, ...]) -> str | None:
-    """The name that was probably meant."""
+    """The name that was probably intended."""
     import difflib  # noqa: PLC0415 - only a mistake needs it
 
     return next(iter(difflib.get_close_matches(name, among, 1)), None)

@@ -1,7 +1,7 @@
 """Where models, rows and results live: one URI grammar, and one table of what each key takes today.
 
-The rules, and with them the CRD, say what this table says; the plan, the command line and the trainer parse
-with it. So nothing is accepted that nobody reads, and nothing that was accepted fails to parse.
+The rules, and with them the CRD, follow this table; the plan, the command line and the trainer parse with it.
+So every URI that is accepted can be parsed and read.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Source:
 class Form(NamedTuple):
     """How a URI of one scheme is written where one kind of thing is named."""
 
-    shown: str
+    syntax: str
     pattern: str
     """Syntax common to Python, RE2 and ECMAScript, without anchors."""
 
@@ -57,9 +57,9 @@ class Use:
     """What a URI names, and every form in which that can be written today."""
 
     phrase: str
-    """The beginning of a sentence that ends with the forms."""
+    """Start of a sentence that ends with the forms."""
     instead: str
-    """The way out for a scheme that is not supported here yet."""
+    """The remedy for a scheme that is not supported here yet."""
     forms: Mapping[Scheme, Form]
     """In the order in which they are tried."""
 
@@ -81,7 +81,7 @@ class Use:
 
     @property
     def unread(self) -> tuple[Scheme, ...]:
-        """Schemes that we know and do not support here yet."""
+        """Known schemes that are not supported here yet."""
         return tuple(scheme for scheme in Scheme if scheme not in self.forms)
 
     @property
@@ -90,7 +90,7 @@ class Use:
 
     @property
     def good_pattern(self) -> str:
-        """What is not wrong by its spelling. A scheme that is not supported yet is refused by a rule of its own."""
+        """What is well-formed. A scheme that is not supported yet is refused by a rule of its own."""
         forms = "|".join(form.pattern for form in self.forms.values())
         return f"^({forms}|({'|'.join(self.unread)})://.*)$"
 
@@ -104,7 +104,7 @@ class Use:
 
     @property
     def _accepted(self) -> str:
-        return f"{self.phrase} {_listed([form.shown for form in self.forms.values()], 'or')}."
+        return f"{self.phrase} {_listed([form.syntax for form in self.forms.values()], 'or')}."
 
 
 BAD_REMEDY = (
@@ -130,10 +130,10 @@ _CONFIG_MAP = Form("configmap://NAME/KEY", rf"configmap://{_OBJECT}/\.?[-_A-Za-z
 MODEL = Use("a model is read from", "Copy the model to a claim and name it there.",
             {Scheme.HUB: _HUB, Scheme.PVC: _FOLDER, Scheme.PATH: _PATH})  # fmt: skip
 ROWS = Use("rows are read from",
-           "Copy the file to a claim; `finetune submit --dataset FILE` sends training rows along.",
+           "Copy the file to a claim; `finetune submit --dataset FILE` uploads training rows.",
            {Scheme.PVC: _FILE, Scheme.CONFIG_MAP: _CONFIG_MAP, Scheme.PATH: _PATH})  # fmt: skip
-OUTPUT = Use("results are written to", "Let the job write to a claim; `finetune fetch` brings the result from there.",
-             {Scheme.PVC: _FOLDER, Scheme.PATH: _PATH._replace(shown="a plain path of a local run")})  # fmt: skip
+OUTPUT = Use("results are written to", "Write the result to a claim; `finetune fetch` downloads it.",
+             {Scheme.PVC: _FOLDER, Scheme.PATH: _PATH._replace(syntax="a plain path of a local run")})  # fmt: skip
 
 KEYS: Mapping[str, Use] = {
     **dict.fromkeys(aliases.MODEL, MODEL),
@@ -143,6 +143,6 @@ KEYS: Mapping[str, Use] = {
 """Every key that holds a URI, relative to spec."""
 
 
-def _listed(words: list[str], conjunction: str) -> str:
-    *most, last = words
+def _listed(items: list[str], conjunction: str) -> str:
+    *most, last = items
     return f"{', '.join(most)} {conjunction} {last}" if most else last

@@ -27,7 +27,7 @@ def _ignore(why: str) -> None:
     pass
 
 
-class Cluster:
+class ClusterClient:
     """Objects of one namespace; of all namespaces where `all_namespaces` is set."""
 
     def __init__(self, client: ApiClient, namespace: str, *, namespace_given: bool = False) -> None:
@@ -36,7 +36,7 @@ class Cluster:
         """Whether -n was given."""
 
     @classmethod
-    def connect(cls, options: ClusterOptions, **settings: Any) -> Cluster:
+    def connect(cls, options: ClusterOptions, **settings: Any) -> ClusterClient:
         """The cluster and namespace of the options and the kubeconfig. Raises InvalidInput."""
         return cls(*connect(options, **settings), namespace_given=options.namespace is not None)
 

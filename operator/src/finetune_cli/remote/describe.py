@@ -18,14 +18,14 @@ WIDTH = 9
 
 
 def describe(job: Json, now: datetime) -> str:
-    """The status, most important facts first."""
+    """The status, most important lines first."""
     head = f"{job['metadata']['name']}: {click.style(phase(job), fg=COLOURS.get(phase(job)), bold=True)}"
-    lines = [head, *(f"  {label + ':':{WIDTH}} {text}" for label, text in _facts(job, now))]
+    lines = [head, *(f"  {label + ':':{WIDTH}} {text}" for label, text in _details(job, now))]
     conditions = list(_conditions(job, now))
     return "\n".join([*lines, *(["", "Conditions", *conditions] if conditions else [])])
 
 
-def _facts(job: Json, now: datetime) -> Iterator[tuple[str, str]]:
+def _details(job: Json, now: datetime) -> Iterator[tuple[str, str]]:
     status = job.get("status") or {}
     resolved = status.get("resolved") or {}
     why = f" ({resolved['methodReason']})" if resolved.get("methodReason") else ""

@@ -15,7 +15,7 @@ from finetune_plan import mounts
 
 from . import transfer
 from .api_client import Json
-from .cluster import Cluster
+from .cluster import ClusterClient
 from .errors import invalid
 from .following import has_succeeded
 from .progress import OnProgress, progress
@@ -24,7 +24,7 @@ from .views import phase
 from .volume_refs import OUTPUT
 
 
-def fetch(cluster: Cluster, name: str, target: Path, *, image: str | None, quiet: bool) -> None:
+def fetch(cluster: ClusterClient, name: str, target: Path, *, image: str | None, quiet: bool) -> None:
     """Raises InvalidInput if there is no result, or if `target` exists. The folder appears when it is complete."""
     job = cluster.job(name)
     claim, folder = result_location(job)

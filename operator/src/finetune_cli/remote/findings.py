@@ -103,7 +103,7 @@ def not_created(snapshot: Snapshot) -> Iterator[Problem]:
 def idle_backend(snapshot: Snapshot) -> Iterator[Problem]:
     """The object of the run exists, and its controller creates no pods."""
     run = snapshot.run
-    if run is None or snapshot.pods or BACKEND.observe(run).suspended or BACKEND.is_noticed(run):
+    if run is None or snapshot.pods or BACKEND.observe(run).suspended or BACKEND.is_reconciled(run):
         return
     created = parse_time(run["metadata"]["creationTimestamp"])
     if (snapshot.now - created).total_seconds() > REACTION_SECONDS:

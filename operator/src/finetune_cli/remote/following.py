@@ -17,18 +17,18 @@ from finetune_cli.local.display import Display
 from finetune_cli.local.outcome import Outcome
 
 from .api_client import Json
-from .cluster import Cluster
+from .cluster import ClusterClient
 from .errors import failed, invalid
 from .status_diff import status_diff
 from .views import condition, condition_is_true, has_ended, parse_time
 
 
-def follow(cluster: Cluster, name: str, *, quiet: bool = False) -> Json:
+def follow(cluster: ClusterClient, name: str, *, quiet: bool = False) -> Json:
     """Show the progress of a job; return the job when it has succeeded. Raises CommandError if it has not."""
     job, records = cluster.job(name), list[Record]()
     try:
-        with closing(display.choose(quiet=quiet)) as shown:
-            job = _to_end(cluster, job, shown, records)
+        with closing(display.choose(quiet=quiet)) as view:
+            job = _to_end(cluster, job, view, records)
     except KeyboardInterrupt:
         click.echo(f"The job is still running. To watch it: finetune watch {name} -n {cluster.namespace}", err=True)
         sys.exit(exit_codes.INTERRUPTED)
@@ -57,16 +57,16 @@ def has_succeeded(job: Json) -> bool:
     return has_ended(job) and condition_is_true(job, c.COMPLETE)
 
 
-def _to_end(cluster: Cluster, job: Json, shown: Display, records: list[Record]) -> Json:
+def _to_end(cluster: ClusterClient, job: Json, view: Display, records: list[Record]) -> Json:
     name, uid, last = job["metadata"]["name"], job["metadata"]["uid"], Json()
-    for found in cluster.watch_job(name, on_lost=lambda why: shown.message(f"connection lost: {why}; retrying")):
+    for found in cluster.watch_job(name, on_lost=lambda why: view.message(f"connection lost: {why}; retrying")):
         if found is None or found["metadata"]["uid"] != uid:
             raise failed(f"finetunejob {name}", "Deleted", "The job was deleted.", "`finetune list` lists the jobs.")
         for each in status_diff(last, found):
             if isinstance(each, str):
-                shown.message(each)
+                view.message(each)
             else:
-                shown.record(each)
+                view.record(each)
                 records.append(each)
         if has_ended(found) or failure(found):
             return found

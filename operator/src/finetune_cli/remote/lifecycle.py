@@ -7,12 +7,12 @@ import click
 from finetune_api.validation.predicates import find
 
 from .api_client import Json
-from .cluster import Cluster
+from .cluster import ClusterClient
 from .errors import invalid
 from .views import has_ended, phase
 
 
-def suspend(cluster: Cluster, name: str) -> None:
+def suspend(cluster: ClusterClient, name: str) -> None:
     job = _unfinished(cluster, name, "suspended")
     if find(job, "spec.suspend") is True:
         _print(name, "is already suspended")
@@ -21,7 +21,7 @@ def suspend(cluster: Cluster, name: str) -> None:
     _print(name, "suspended: its pods save a checkpoint and exit")
 
 
-def resume(cluster: Cluster, name: str) -> None:
+def resume(cluster: ClusterClient, name: str) -> None:
     job = _unfinished(cluster, name, "resumed")
     if find(job, "spec.suspend") is not True:
         _print(name, "is not suspended")
@@ -30,13 +30,13 @@ def resume(cluster: Cluster, name: str) -> None:
     _print(name, "resumed: it continues from its last checkpoint")
 
 
-def cancel(cluster: Cluster, name: str) -> None:
+def cancel(cluster: ClusterClient, name: str) -> None:
     _unfinished(cluster, name, "cancelled")
     cluster.patch_job(name, {"spec": {"cancel": True}})
     _print(name, "cancelled: its pods save a checkpoint and exit")
 
 
-def delete(cluster: Cluster, name: str, *, wait: bool) -> None:
+def delete(cluster: ClusterClient, name: str, *, wait: bool) -> None:
     """Deletes the job's children too. With `wait` in the foreground: the job disappears after them."""
     job = cluster.job(name)
     cluster.delete_job(name, policy="Foreground" if wait else "Background")
@@ -49,7 +49,7 @@ def delete(cluster: Cluster, name: str, *, wait: bool) -> None:
     _print(name, f"deleted{f'; its output is kept at {output}' if output else ''}")
 
 
-def _unfinished(cluster: Cluster, name: str, action: str) -> Json:
+def _unfinished(cluster: ClusterClient, name: str, action: str) -> Json:
     """The job, unless it has ended."""
     job = cluster.job(name)
     if has_ended(job):

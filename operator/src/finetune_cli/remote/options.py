@@ -26,10 +26,10 @@ def on_cluster(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def run(*arguments: Any, **named: Any) -> Any:
-        from .cluster import Cluster  # noqa: PLC0415
+        from .cluster import ClusterClient  # noqa: PLC0415
         from .errors import ApiError, Unreachable, explain  # noqa: PLC0415
 
-        cluster = Cluster.connect(_cluster_options(named))
+        cluster = ClusterClient.connect(_cluster_options(named))
         try:
             return command(cluster, *arguments, **named)
         except (ApiError, Unreachable) as error:
@@ -57,12 +57,12 @@ def _cluster_options(named: dict[str, Any]) -> Any:
 
 def _complete_names(context: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Names of jobs; none after an error, which would only disturb the command line that is being typed."""
-    from .cluster import Cluster  # noqa: PLC0415
+    from .cluster import ClusterClient  # noqa: PLC0415
 
     found: list[CompletionItem] = []
     try:
         options = _cluster_options(dict(context.params))
-        for job in Cluster.connect(options, connect_seconds=COMPLETION_SECONDS).jobs():
+        for job in ClusterClient.connect(options, connect_seconds=COMPLETION_SECONDS).jobs():
             phase = (job.get("status") or {}).get("phase", "")
             found.append(CompletionItem(job["metadata"]["name"], help=phase))
     except Exception:  # noqa: BLE001 - see above

@@ -38,8 +38,8 @@ PendingReason = tuple[str, str, str]
 
 def missing(snapshot: Snapshot) -> Iterator[Problem]:
     """Pods that could not be created: the events of the run name the cause."""
-    wanted = find(snapshot.job, "status.layout.nodes") or 1
-    if snapshot.run is None or len(_current(snapshot)) >= wanted:
+    required = find(snapshot.job, "status.layout.nodes") or 1
+    if snapshot.run is None or len(_current(snapshot)) >= required:
         return
     uid = snapshot.run["metadata"]["uid"]
     for text in dict.fromkeys(e["message"] for e in snapshot.events if _is_creation_failure(e, uid)):

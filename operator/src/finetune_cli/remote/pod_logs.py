@@ -15,7 +15,7 @@ import click
 from finetune_kube.failures import FailureKind
 
 from .api_client import Json
-from .cluster import Cluster
+from .cluster import ClusterClient
 from .errors import ApiError, NotFound, Unreachable, failed, invalid
 from .log_lines import LogLine, LogPod, log_pod, merge, parse
 from .views import has_ended
@@ -37,7 +37,7 @@ class Selection:
         return self.node in (None, found.node) and self.run in (None, found.run)
 
 
-def read(cluster: Cluster, job: Json, selection: Selection) -> Iterator[LogLine]:
+def read(cluster: ClusterClient, job: Json, selection: Selection) -> Iterator[LogLine]:
     """The lines so far, merged by time. Raises CommandError if there is nothing to read."""
     pods = [p for p in map(log_pod, cluster.pods(job)) if selection.selects(p)]
     newest = max((p.run for p in pods), default=0)
@@ -49,7 +49,7 @@ def read(cluster: Cluster, job: Json, selection: Selection) -> Iterator[LogLine]
     return merge([_log(cluster, each, selection) for each in chosen])
 
 
-def _log(cluster: Cluster, found: LogPod, selection: Selection) -> list[LogLine]:
+def _log(cluster: ClusterClient, found: LogPod, selection: Selection) -> list[LogLine]:
     tail = {} if selection.tail is None else {"tailLines": str(selection.tail)}
     try:
         with cluster.log(found.name, timestamps="true", **tail) as lines:
@@ -80,7 +80,7 @@ def _not_started(name: str, message: str) -> Exception:
     return failed(f"finetunejob {name}", "NotStarted", message, f"`finetune diagnose {name}` shows the cause.")
 
 
-def follow(cluster: Cluster, job: Json, selection: Selection) -> Iterator[LogLine]:
+def follow(cluster: ClusterClient, job: Json, selection: Selection) -> Iterator[LogLine]:
     """Lines as they arrive, until the job has ended and its pods write no more."""
     return _Follower(cluster, job, selection).lines()
 
@@ -88,7 +88,7 @@ def follow(cluster: Cluster, job: Json, selection: Selection) -> Iterator[LogLin
 class _Follower:
     """One thread per pod reads its log, and all put their lines into one queue."""
 
-    def __init__(self, cluster: Cluster, job: Json, selection: Selection) -> None:
+    def __init__(self, cluster: ClusterClient, job: Json, selection: Selection) -> None:
         self._cluster, self._job, self._selection = cluster, job, selection
         self._lines: SimpleQueue[LogLine | Exception | None] = SimpleQueue()
         self._readers: dict[str, threading.Thread] = {}

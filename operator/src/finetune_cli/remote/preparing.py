@@ -19,7 +19,7 @@ from finetune_cli.planning import ValidatedJob
 from finetune_plan.job_settings import JobSettings, Setting
 
 from .api_client import Json
-from .cluster import Cluster
+from .cluster import ClusterClient
 from .dataset_upload import DatasetUpload, dataset_upload
 from .errors import invalid
 
@@ -35,7 +35,7 @@ class PreparedJob:
     upload: DatasetUpload | None
 
 
-def prepare(file: JobFile, given: Overrides, cluster: Cluster) -> PreparedJob:
+def prepare(file: JobFile, given: Overrides, cluster: ClusterClient) -> PreparedJob:
     """Raises InvalidInput with all problems; nothing has been sent."""
     found = _validate(file, given)
     if given.dataset is None:
@@ -79,7 +79,7 @@ def _local_only(job: JobSettings, given: Overrides) -> Iterator[Problem]:
             yield Problem(f"spec.{setting.key}", "NotOnCluster", message, remedy)
 
 
-def _manifest(resource: Json, cluster: Cluster) -> Json:
+def _manifest(resource: Json, cluster: ClusterClient) -> Json:
     """The job with its namespace: from -n, the file or the context. As with kubectl, -n and the file must agree."""
     metadata = resource["metadata"]
     own = metadata.get("namespace")

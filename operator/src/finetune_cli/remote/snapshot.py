@@ -16,7 +16,7 @@ from finetune_plan.backends.protocol import api_version
 
 from . import volume_refs
 from .api_client import Json
-from .cluster import LEASES, Cluster
+from .cluster import LEASES, ClusterClient
 from .errors import ApiError, UnknownResource
 from .views import has_ended, now
 
@@ -49,11 +49,11 @@ class Snapshot:
 class _PermittedReader:
     """Reads what the user may read, and collects the rest in `hidden`."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: ClusterClient) -> None:
         self.cluster = cluster
         self.hidden: list[str] = []
 
-    def read(self, what: str, request: Callable[[Cluster], T]) -> T | None:
+    def read(self, what: str, request: Callable[[ClusterClient], T]) -> T | None:
         try:
             return request(self.cluster)
         except ApiError as error:
@@ -63,7 +63,7 @@ class _PermittedReader:
             return None
 
 
-def take(cluster: Cluster, name: str) -> Snapshot:
+def take(cluster: ClusterClient, name: str) -> Snapshot:
     """Raises InvalidInput if the job does not exist."""
     job, reader = cluster.job(name), _PermittedReader(cluster)
     leases = reader.read("leases of all namespaces", _leases)
@@ -89,12 +89,12 @@ def _pending(objects: Iterable[Json | None]) -> list[Json]:
     return [each for each in objects if each and find(each, "status.phase") == "Pending"]
 
 
-def _leases(cluster: Cluster) -> tuple[Json, ...]:
+def _leases(cluster: ClusterClient) -> tuple[Json, ...]:
     query = {"fieldSelector": f"metadata.name={names.LEASE}"}
     return tuple(cluster.items(LEASES, "leases", query, all_namespaces=True))
 
 
-def _run(cluster: Cluster, job: Json) -> tuple[bool, Json | None]:
+def _run(cluster: ClusterClient, job: Json) -> tuple[bool, Json | None]:
     """Whether the cluster serves the backend's resource, and the object of the job's current run."""
     number = find(job, "status.run") or 1
     try:
@@ -105,11 +105,11 @@ def _run(cluster: Cluster, job: Json) -> tuple[bool, Json | None]:
     return True, found if any(o["uid"] == job["metadata"]["uid"] for o in owners) else None
 
 
-def _objects(cluster: Cluster, plural: str, names: Iterable[str]) -> dict[str, Json | None]:
+def _objects(cluster: ClusterClient, plural: str, names: Iterable[str]) -> dict[str, Json | None]:
     return {name: cluster.find("v1", plural, name) for name in names}
 
 
-def _events(cluster: Cluster, subjects: Iterable[Json]) -> list[Json]:
+def _events(cluster: ClusterClient, subjects: Iterable[Json]) -> list[Json]:
     uids = (each["metadata"]["uid"] for each in subjects)
     queries = ({"fieldSelector": f"involvedObject.uid={uid}"} for uid in uids)
     return [event for query in queries for event in cluster.items("v1", "events", query)]

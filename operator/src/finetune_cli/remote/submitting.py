@@ -16,7 +16,7 @@ from finetune_kube.failures import FailureKind
 
 from . import transfer
 from .api_client import Json
-from .cluster import Cluster
+from .cluster import ClusterClient
 from .dataset_upload import AWAITING, DatasetUpload, config_map
 from .errors import ApiError, Unreachable, invalid
 from .following import failure
@@ -30,19 +30,19 @@ VERDICT_SECONDS = 5.0
 GARBAGE_COLLECTION_SECONDS = 60.0
 
 
-def submit(cluster: Cluster, job: PreparedJob, *, image: str | None) -> Json:
+def submit(cluster: ClusterClient, job: PreparedJob, *, image: str | None) -> Json:
     """The job as the server stores it. Raises CommandError; then the job has been deleted."""
     if job.upload is None:
         return _create(cluster, job.manifest)
     return _create_with_rows(cluster, job.manifest, job.upload, image)
 
 
-def dry_run(cluster: Cluster, job: PreparedJob) -> Json:
+def dry_run(cluster: ClusterClient, job: PreparedJob) -> Json:
     """The job as the server would store it; nothing is created. Raises InvalidInput."""
     return _create(cluster, job.manifest, dry_run=True)
 
 
-def verdict(cluster: Cluster, name: str) -> Json | None:
+def verdict(cluster: ClusterClient, name: str) -> Json | None:
     """The job once the operator has accepted it; None if no operator reacts. Raises InvalidInput if it is refused."""
     for job in cluster.watch_job(name, seconds=VERDICT_SECONDS):
         if job and (error := failure(job)):
@@ -53,7 +53,7 @@ def verdict(cluster: Cluster, name: str) -> Json | None:
     return None
 
 
-def _create_with_rows(cluster: Cluster, manifest: Json, upload: DatasetUpload, image: str | None) -> Json:
+def _create_with_rows(cluster: ClusterClient, manifest: Json, upload: DatasetUpload, image: str | None) -> Json:
     name = manifest["metadata"]["name"]
     job = _create_suspended(cluster, manifest, upload.digest)
     with interruptible():
@@ -69,7 +69,7 @@ def _create_with_rows(cluster: Cluster, manifest: Json, upload: DatasetUpload, i
             raise
 
 
-def _delete_again(cluster: Cluster, name: str) -> None:
+def _delete_again(cluster: ClusterClient, name: str) -> None:
     """Delete the job, and with it what it owns."""
     try:
         cluster.delete(API_VERSION, PLURAL, name)
@@ -77,7 +77,7 @@ def _delete_again(cluster: Cluster, name: str) -> None:
         click.echo(f"finetunejob/{name} could not be deleted and stays suspended: {error}", err=True)
 
 
-def _create(cluster: Cluster, manifest: Json, *, dry_run: bool = False) -> Json:
+def _create(cluster: ClusterClient, manifest: Json, *, dry_run: bool = False) -> Json:
     try:
         return cluster.create_job(manifest, dry_run=dry_run)
     except ApiError as error:
@@ -93,7 +93,7 @@ def _already_exists(job: Json) -> InvalidInput:
     return invalid(f"finetunejob {name}", "AlreadyExists", message, remedy)
 
 
-def _create_suspended(cluster: Cluster, manifest: Json, digest: str) -> Json:
+def _create_suspended(cluster: ClusterClient, manifest: Json, digest: str) -> Json:
     """The job, suspended until its rows are there; or the one that an interrupted `submit` left, to be resumed."""
     metadata = manifest["metadata"]
     annotations = {**(metadata.get("annotations") or {}), AWAITING: digest}
@@ -112,7 +112,7 @@ def _create_suspended(cluster: Cluster, manifest: Json, digest: str) -> Json:
     return found
 
 
-def _create_config_map(cluster: Cluster, job: Json, upload: DatasetUpload) -> None:
+def _create_config_map(cluster: ClusterClient, job: Json, upload: DatasetUpload) -> None:
     """Create the ConfigMap. Waits while one of a deleted job of the same name is still being deleted."""
     body = config_map(upload, job)
     name, uid = body["metadata"]["name"], job["metadata"]["uid"]
@@ -135,7 +135,7 @@ def _create_config_map(cluster: Cluster, job: Json, upload: DatasetUpload) -> No
     raise invalid(f"configmap {name}", "AlreadyExists", message, f"Delete it: kubectl delete configmap {name}")
 
 
-def _upload_to_claim(cluster: Cluster, job: Json, upload: DatasetUpload, image: str | None) -> None:
+def _upload_to_claim(cluster: ClusterClient, job: Json, upload: DatasetUpload, image: str | None) -> None:
     """Upload the rows, unless the operator refuses the job."""
     verdict(cluster, job["metadata"]["name"])
 

@@ -23,7 +23,7 @@ from finetune_plan.settings import PlanSettings
 
 from . import pod_findings, pod_programs
 from .api_client import Json
-from .cluster import Cluster
+from .cluster import ClusterClient
 from .errors import ApiError, failed
 
 CONTAINER = "transfer"
@@ -35,7 +35,8 @@ START_SECONDS = 900.0
 
 @contextmanager
 def transfer_pod(
-    cluster: Cluster, job: Json, claim: str, *, image: str | None, read_only: bool, message: Callable[[str], None]
+    cluster: ClusterClient, job: Json, claim: str, *, image: str | None, read_only: bool,
+    message: Callable[[str], None],
 ) -> Iterator[str]:  # fmt: skip
     """Name of a running pod with the claim at CLAIMS/<claim>. Raises OperationFailed if it does not start."""
     name = f"{job['metadata']['name']}-transfer-{secrets.token_hex(2)}"
@@ -117,7 +118,7 @@ def _container(job: Json, claim: str, image: str | None, read_only: bool) -> Jso
     }
 
 
-def _create(cluster: Cluster, body: Json) -> None:
+def _create(cluster: ClusterClient, body: Json) -> None:
     """Raises OperationFailed if a quota or a policy of the namespace refuses the pod."""
     try:
         cluster.create("v1", "pods", body)
@@ -129,7 +130,7 @@ def _create(cluster: Cluster, body: Json) -> None:
         raise failed(f"pod {body['metadata']['name']}", known.name, error.message, remedy) from None
 
 
-def _wait_until_ready(cluster: Cluster, name: str, message: Callable[[str], None]) -> None:
+def _wait_until_ready(cluster: ClusterClient, name: str, message: Callable[[str], None]) -> None:
     """Return when the pod is ready; report each reason for waiting once."""
     reported = set[str]()
     for pod in cluster.watch("v1", "pods", name, seconds=START_SECONDS):

@@ -13,14 +13,14 @@ from finetune_cli.errors import format_problem
 from finetune_cli.remote.options import job_name, on_cluster
 
 if TYPE_CHECKING:
-    from finetune_cli.remote.cluster import Cluster
+    from finetune_cli.remote.cluster import ClusterClient
 
 
 @click.command()
 @job_name
 @printing.option(help="Print {name, phase, findings, hidden} for programs.")
 @on_cluster
-def command(cluster: Cluster, name: str, form: str | None) -> None:
+def command(cluster: ClusterClient, name: str, form: str | None) -> None:
     """Explain why the job NAME is not running, and how to resolve it.
 
     Checks the job's conditions, its run, pods, events, claims and ConfigMaps, and the operator's heartbeat, as far

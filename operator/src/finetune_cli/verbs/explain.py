@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from finetune_api.codegen import reference
-from finetune_api.codegen.reference import Entry, NoSuchKeyError
+from finetune_api.codegen.reference import KeyEntry, NoSuchKeyError
 from finetune_api.validation.problem import Problem
 from finetune_cli import printing
 from finetune_cli.errors import InvalidInput
@@ -29,7 +29,7 @@ def command(key: str, form: str | None) -> None:
         ) from None
 
 
-def _data(entry: Entry) -> dict[str, Any]:
+def _data(entry: KeyEntry) -> dict[str, Any]:
     return {
         "path": entry.path,
         "description": entry.description,

@@ -11,7 +11,7 @@ from finetune_api.runtime.protocol import RESULT
 from finetune_cli.remote.options import job_name, on_cluster
 
 if TYPE_CHECKING:
-    from finetune_cli.remote.cluster import Cluster
+    from finetune_cli.remote.cluster import ClusterClient
 
 
 @click.command()
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option("--transfer-image", metavar="IMAGE", help="Image with python for the pod that reads the claim.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @on_cluster
-def command(cluster: Cluster, name: str, target: str | None, transfer_image: str | None, quiet: bool) -> None:
+def command(cluster: ClusterClient, name: str, target: str | None, transfer_image: str | None, quiet: bool) -> None:
     """Download the result of the job NAME, an adapter or a model, from its claim to a local folder.
 
     A short-lived pod reads the claim and is deleted afterwards. The folder appears when the download is complete.

@@ -9,13 +9,13 @@ import click
 from finetune_cli.remote.options import job_name, on_cluster
 
 if TYPE_CHECKING:
-    from finetune_cli.remote.cluster import Cluster
+    from finetune_cli.remote.cluster import ClusterClient
 
 
 @click.command()
 @job_name
 @on_cluster
-def suspend(cluster: Cluster, name: str) -> None:
+def suspend(cluster: ClusterClient, name: str) -> None:
     """Stop the job NAME after it has saved a checkpoint, and release its GPUs.
 
     `finetune resume` continues from that checkpoint.
@@ -28,7 +28,7 @@ def suspend(cluster: Cluster, name: str) -> None:
 @click.command()
 @job_name
 @on_cluster
-def resume(cluster: Cluster, name: str) -> None:
+def resume(cluster: ClusterClient, name: str) -> None:
     """Continue the suspended job NAME from its last checkpoint."""
     from finetune_cli.remote import lifecycle  # noqa: PLC0415
 
@@ -38,8 +38,8 @@ def resume(cluster: Cluster, name: str) -> None:
 @click.command()
 @job_name
 @on_cluster
-def cancel(cluster: Cluster, name: str) -> None:
-    """End the job NAME for good, after it has saved a checkpoint.
+def cancel(cluster: ClusterClient, name: str) -> None:
+    """Save a checkpoint, and end the job NAME permanently.
 
     The FinetuneJob and its output are kept.
     """
@@ -52,7 +52,7 @@ def cancel(cluster: Cluster, name: str) -> None:
 @job_name
 @click.option("--wait", is_flag=True, help="Return when the job and all of its pods are gone.")
 @on_cluster
-def delete(cluster: Cluster, name: str, wait: bool) -> None:
+def delete(cluster: ClusterClient, name: str, wait: bool) -> None:
     """Delete the job NAME and its pods. Its output is kept."""
     from finetune_cli.remote import lifecycle  # noqa: PLC0415
 

@@ -10,7 +10,7 @@ from finetune_cli import printing
 from finetune_cli.remote.options import on_cluster
 
 if TYPE_CHECKING:
-    from finetune_cli.remote.cluster import Cluster
+    from finetune_cli.remote.cluster import ClusterClient
 
 
 @click.command()
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.option("-l", "--selector", default="", metavar="LABELS", help="Only jobs with these labels: team=a,tier!=b.")
 @printing.option(help="Print the jobs for programs.")
 @on_cluster
-def command(cluster: Cluster, all_namespaces: bool, selector: str, form: str | None) -> None:
+def command(cluster: ClusterClient, all_namespaces: bool, selector: str, form: str | None) -> None:
     """List jobs: phase, model, method, GPUs, step, loss, time left, age."""
     from finetune_cli.remote import views  # noqa: PLC0415
 

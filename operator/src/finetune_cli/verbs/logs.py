@@ -9,7 +9,7 @@ import click
 from finetune_cli.remote.options import job_name, on_cluster
 
 if TYPE_CHECKING:
-    from finetune_cli.remote.cluster import Cluster
+    from finetune_cli.remote.cluster import ClusterClient
 
 
 @click.command()
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option("--tail", type=click.IntRange(0), metavar="N", help="Only the last N lines of each pod.")
 @click.option("--raw", is_flag=True, help="Print progress records as JSON.")
 @on_cluster
-def command(cluster: Cluster, name: str, follow: bool, raw: bool, **selected: int | None) -> None:
+def command(cluster: ClusterClient, name: str, follow: bool, raw: bool, **selected: int | None) -> None:
     """Print the logs of the pods of the job NAME, in order of time, each line with its node in front."""
     from finetune_cli.remote import log_lines, pod_logs  # noqa: PLC0415
 

@@ -10,14 +10,14 @@ from finetune_cli import printing
 from finetune_cli.remote.options import job_name, on_cluster
 
 if TYPE_CHECKING:
-    from finetune_cli.remote.cluster import Cluster
+    from finetune_cli.remote.cluster import ClusterClient
 
 
 @click.command()
 @job_name
 @printing.option(help="Print the status for programs.")
 @on_cluster
-def command(cluster: Cluster, name: str, form: str | None) -> None:
+def command(cluster: ClusterClient, name: str, form: str | None) -> None:
     """Show the status of the job NAME: method, layout, progress, result and conditions."""
     from finetune_cli.remote import views  # noqa: PLC0415
     from finetune_cli.remote.describe import describe  # noqa: PLC0415

@@ -12,7 +12,7 @@ from finetune_cli.remote.options import on_cluster
 
 if TYPE_CHECKING:
     from finetune_cli.remote.api_client import Json
-    from finetune_cli.remote.cluster import Cluster
+    from finetune_cli.remote.cluster import ClusterClient
 
 
 @click.command()
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.option("--transfer-image", metavar="IMAGE", help="Image with python for the pod that receives an upload.")
 @printing.option(help="Print the job for programs.")
 @on_cluster
-def command(cluster: Cluster, file: str, wait: bool, dry_run: bool, form: str | None, **options: Any) -> None:
+def command(cluster: ClusterClient, file: str, wait: bool, dry_run: bool, form: str | None, **options: Any) -> None:
     """Start the job in FILE ("-" is standard input) on a cluster.
 
     The job is validated locally first, as `finetune validate` does, with exit code 2 on problems. The file of
@@ -46,7 +46,7 @@ def command(cluster: Cluster, file: str, wait: bool, dry_run: bool, form: str | 
         printing.document(views.without_managed_fields(job), form)
 
 
-def _wait(cluster: Cluster, job: Json, *, until_end: bool, quiet: bool) -> Json:
+def _wait(cluster: ClusterClient, job: Json, *, until_end: bool, quiet: bool) -> Json:
     """The job after the operator's verdict, or after its end."""
     from finetune_cli.remote import following, submitting  # noqa: PLC0415
 

@@ -26,7 +26,7 @@ def command(file: tuple[str, ...], check_data: bool, form: str | None, **options
     """Check the jobs in FILE ("-" is standard input), and report every problem.
 
     The verdict is that of a cluster with default settings; a TOML file, which a cluster cannot take as it is, gets
-    notes about what `finetune submit` needs besides. --dataset also checks the rows, --model also checks the
+    notes about what else `finetune submit` needs. --dataset also checks the rows, --model also checks the
     folder. Exit code 2 if there are problems.
     """
     answers = [answer(each, Overrides(**options), check_data=check_data) for each in file]
@@ -46,13 +46,13 @@ def answer(file: str, given: Overrides, *, check_data: bool) -> dict[str, Any]:
     except InvalidInput as error:
         return _verdict(file, error.problems, error.locations, None)
     problems = [*found.verdict.problems, *_files(found, given, check_data=check_data)]
-    shown = found.file.invalid(problems)
-    verdict = _verdict(found.file.file, shown.problems, shown.locations, found.verdict)
+    invalid = found.file.invalid(problems)
+    verdict = _verdict(found.file.file, invalid.problems, invalid.locations, found.verdict)
     return verdict if job.is_resource else verdict | {"notes": [*verdict["notes"], *_cluster_notes(found, given)]}
 
 
 def _cluster_notes(found: ValidatedJob, given: Overrides) -> list[dict[str, str]]:
-    """What only a cluster refuses. A file in a dialect has no keys for it: options of `finetune submit` say it."""
+    """What only a cluster refuses. A file in a dialect uses options of `finetune submit` instead."""
     strict = planning.validate(found.file, given).verdict.problems
     return [
         {"reason": problem.reason, "sentence": found.file.rephrase(f"{problem.message} {problem.remedy}")}
@@ -112,14 +112,14 @@ def _format(answer: dict[str, Any]) -> str:
         location = error.pop("place", "")
         lines.append(format_problem(Problem(**error), location))
     if answer["valid"]:
-        lines += [f"{answer['file']}: {click.style('valid', fg='green')}", *_facts(answer)]
+        lines += [f"{answer['file']}: {click.style('valid', fg='green')}", *_details(answer)]
     else:
         count = len(answer["errors"])
         lines.append(f"{answer['file']}: {click.style('refused', fg='red')}, {count} problem{'s' * (count > 1)}")
     return "\n".join(lines)
 
 
-def _facts(answer: dict[str, Any]) -> list[str]:
+def _details(answer: dict[str, Any]) -> list[str]:
     layout = answer["layout"]
     nodes = f"{layout['nodes']} node{'s' * (layout['nodes'] > 1)} x {layout['gpusPerNode']}"
     ranks = f"{layout['worldSize']} rank{'s' * (layout['worldSize'] > 1)}"

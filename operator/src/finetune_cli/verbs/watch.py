@@ -10,7 +10,7 @@ from finetune_cli import printing
 from finetune_cli.remote.options import job_name, on_cluster
 
 if TYPE_CHECKING:
-    from finetune_cli.remote.cluster import Cluster
+    from finetune_cli.remote.cluster import ClusterClient
 
 
 @click.command()
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @printing.option(help="Print the final status for programs.")
 @on_cluster
-def command(cluster: Cluster, name: str, quiet: bool, form: str | None) -> None:
+def command(cluster: ClusterClient, name: str, quiet: bool, form: str | None) -> None:
     """Show the progress of the job NAME until it ends, as `finetune run` does.
 
     Exit code 0 if the job succeeds, 1 if it fails, is cancelled or deleted, 2 if it is refused. Ctrl-C stops

@@ -1,7 +1,8 @@
 """What the product asks of a backend: the controller, and its resource, that turns a run into pods.
 
-Everything that differs between two backends is said here and nowhere else. All of it is pure: the operator and the
-command line read and write the objects. tests/backends is the contract that every backend passes on a real cluster.
+Everything that differs between two backends is declared here and nowhere else. All of it is pure: the operator and
+the command line read and write the objects. tests/backends is the contract that every backend passes on a real
+cluster.
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ class Backend(Protocol):
     def observe(self, raw: Mapping[str, Any]) -> ObservedRun:
         """What a decision needs to know of the object."""
 
-    def is_noticed(self, raw: Mapping[str, Any]) -> bool:
-        """Whether the controller has taken notice of the object."""
+    def is_reconciled(self, raw: Mapping[str, Any]) -> bool:
+        """Whether the controller has reconciled the object at least once."""
 
     def node_rank(self, pod: Mapping[str, Any]) -> int:
         """The rank of a pod's node, from 0 to nodes - 1."""
