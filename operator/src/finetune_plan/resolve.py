@@ -106,7 +106,8 @@ def _unsupported(job: JobSettings, asked: Combination) -> list[Problem]:
     if sentence is None:
         return []
     engine, method = job.engine, job.method
-    blame = (engine.use_deepspeed, engine.fp16, method.use_qlora, method.mode, method.variety, engine.section)
+    axes = [size for size in (job.layout.tensor, job.layout.pipeline) if size.value > 1]
+    blame = (*axes, engine.use_deepspeed, engine.fp16, method.use_qlora, method.mode, method.variety, engine.section)
     path = next((setting.key for setting in blame if setting.value), "hyperparameters")
     sentence = f"{sentence[0].upper()}{sentence[1:]}."
     return [Problem(f"spec.{path}", "Unsupported", sentence, "Choose one of the combinations listed.")]
