@@ -1,159 +1,184 @@
-"""Every honoured key has a reader: another value of the key is another plan, or another verdict.
+"""Every honoured key has a reader: another legal value has another effect, or only one value is legal.
 
-The table must name every honoured key of the resource, so a new key without a reader cannot land.
+Three tables name each honoured key of the resource once, so a new key without a reader cannot land. What a job has as
+effects contains no sentences: a key that only changes a message is not honoured.
 """
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
+from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from builders import Json, put, resource
+from finetune_api.resource import aliases
 from finetune_api.resource.key_table import Fate
 from finetune_api.resource.keys import keys
 from finetune_api.resource.v1alpha1 import Spec
 from finetune_plan.backends import DEFAULT as BACKEND
 from finetune_plan.decide import plan
-from finetune_plan.model import Observed, ObservedPod, ObservedRun
+from finetune_plan.model import Observed, ObservedPod, ObservedRun, Plan
 from finetune_plan.resolve import validate
-from finetune_plan.runconfig import run_config
 from finetune_plan.settings import PlanSettings
 from finetune_plan.workload import workload
 
-SETTINGS = PlanSettings(service_accounts=("reader",))
+SETTINGS = PlanSettings(service_accounts=("reader", "writer"))
 P, H, V = "hyperparameters.parallelism", "hyperparameters", "training.validation"
+NOTHING: Json = {}
+NO_COUNT: Json = {"compute.gpu_count": None}
 EVAL: Json = {"data.validation_path": "pvc://rows/eval.jsonl"}
 LORA: Json = {"training.mode": "lora"}
-FSDP: Json = {f"{P}.fsdp": True}
-TOLERATION: Json = {"pods.tolerations": [{"key": "a", "operator": "Equal", "value": "b"}]}
+FSDP: Json = {**LORA, f"{P}.fsdp": True}
+KEY: Json = {"pods.tolerations": [{"key": "a"}]}
+EVERY: Json = {"pods.tolerations": [{"operator": "Exists"}]}
+NO_EXECUTE: Json = {"pods.tolerations": [{"key": "a", "operator": "Exists", "effect": "NoExecute"}]}
+URI = "pvc://rows/{}.jsonl".format
 
-# key -> (what the job says besides, the value given); the job without the key is what it is compared with
-READ: dict[str, tuple[Json, Any]] = {
-    "algorithm.type": ({}, "online"),
-    "algorithm.method": ({}, "policy_gradient"),
-    "algorithm.variety": ({}, "lora"),
-    "job.model": ({"policy.model_name": None}, None),
-    "job.data": ({}, None),
-    "job.data_path": ({"job.data": None}, "pvc://rows/other.jsonl"),
-    "policy.model_name": ({"job.model": None}, "Qwen/Qwen3-8B"),
-    "policy.source": ({"job.model": None}, "Qwen/Qwen3-8B"),
-    "policy.trainer_mode": ({}, "lora"),
-    "compute.gpu_type": ({}, "A100"),
-    "compute.gpu_count": ({}, 4),
-    "compute.nodes": ({}, 2),
-    "compute.gpus_per_node": ({}, 4),
-    "compute.topology.gpus_for_training": ({}, 4),
-    "compute.topology.tensor_parallel": ({}, 2),
-    "data.topology.gpus_per_node": ({}, 4),
-    "data.topology.total_gpus": ({}, 4),
-    "data.topology.nodes": ({}, 2),
-    "data.topology.tensor_parallel": ({}, 2),
-    "data.topology.data_parallel": ({}, 4),
-    "data.validation_path": ({}, "pvc://rows/eval.jsonl"),
-    "data.format": ({}, "parquet"),
-    "data.on_bad_row": ({}, "skip"),
-    "data.max_bad_share": ({}, 0.5),
-    "data.examples": ({}, 10),
-    "data.shuffle": ({}, False),
-    "training.mode": ({}, "lora"),
-    "training.use_qlora": ({}, True),
-    f"{V}.enabled": (EVAL, False),
-    f"{V}.evaluation_strategy": (EVAL, "no"),
-    f"{V}.eval_steps": (EVAL, 7),
-    f"{V}.save_best_model_at_end": (EVAL, False),
-    f"{V}.metric_for_best_model": (EVAL, "bleu"),
-    f"{V}.greater_is_better": (EVAL, True),
-    **{f"{path}.{name}": (LORA, value) for path in ("training.lora", "lora", f"{H}.lora")
-       for name, value in (("r", 3), ("alpha", 5.0), ("dropout", 0.2), ("target_modules", ["q_proj"]))},
-    f"{H}.lora_rank": (LORA, 3),
-    f"{H}.lora_alpha": (LORA, 5.0),
-    f"{H}.lora_dropout": (LORA, 0.2),
-    f"{H}.lora_target_modules": (LORA, ["q_proj"]),
-    "training.seed": ({}, 7),
-    "training.save_steps": ({}, 7),
-    "training.save_total_limit": ({}, 7),
-    "training.logging_steps": ({}, 7),
-    f"{H}.n_epochs": ({}, 3),
-    f"{H}.total_steps": ({}, 3),
-    f"{H}.train_steps": ({}, 3),
-    f"{H}.steps": ({}, 3),
-    f"{H}.batch_size": ({}, 3),
-    f"{H}.per_device_batch": ({}, 3),
-    f"{H}.gradient_accumulation_steps": ({}, 3),
-    f"{H}.global_batch": ({}, 64),
-    f"{H}.sequence_length": ({}, 128),
-    f"{H}.max_seq_length": ({}, 128),
-    f"{H}.learning_rate": ({}, 3e-5),
-    f"{H}.warmup_ratio": ({}, 0.5),
-    f"{H}.lr_scheduler_type": ({}, "linear"),
-    f"{H}.weight_decay": ({}, 0.1),
-    f"{H}.max_grad_norm": ({}, 0.3),
-    f"{H}.optim": ({}, "sgd"),
-    f"{H}.train_kind": ({}, "peft"),
-    f"{H}.world_size": ({}, 4),
-    f"{P}.use_deepspeed": ({}, True),
-    f"{P}.deepspeed_stage": ({f"{P}.use_deepspeed": True}, 3),
-    f"{P}.fsdp": (LORA, True),
-    f"{P}.fsdp_sharding_strategy": (FSDP, "no_shard"),
-    f"{P}.fsdp_auto_wrap_policy": (FSDP, "size_based"),
-    f"{P}.bf16": ({}, False),
-    f"{P}.fp16": ({}, True),
-    f"{P}.tensor_parallel_size": ({}, 2),
-    f"{P}.pipeline_parallel_size": ({}, 2),
-    f"{P}.activation_checkpointing": ({}, True),
-    f"{P}.topology.gpus_per_node": ({}, 4),
-    f"{P}.topology.total_gpus": ({}, 4),
-    f"{P}.topology.nodes": ({}, 2),
-    f"{P}.topology.tensor_parallel": ({}, 2),
-    f"{P}.topology.data_parallel": ({}, 4),
-    "model_config.max_model_len": ({}, 128),
-    "suspend": ({}, True),
-    "cancel": ({}, True),
-    "output.uri": ({}, "pvc://models/elsewhere"),
-    "output.ephemeral": ({"output.uri": None}, True),
-    "pods.image": ({}, "registry.example/trainer:1"),
-    "pods.imagePullPolicy": ({}, "Always"),
-    "pods.imagePullSecrets": ({}, ["registry"]),
-    "pods.cpu": ({}, "3"),
-    "pods.memory": ({}, "32Gi"),
-    "pods.sharedMemory": ({}, "1Gi"),
-    "pods.nodeSelector": ({}, {"a": "b"}),
-    "pods.tolerations[].key": ({}, [{"key": "a", "operator": "Exists"}]),
-    "pods.tolerations[].operator": (TOLERATION, [{"key": "a", "operator": "Exists"}]),
-    "pods.tolerations[].value": (TOLERATION, [{"key": "a", "operator": "Equal", "value": "c"}]),
-    "pods.tolerations[].effect": (
-        TOLERATION, [{"key": "a", "operator": "Equal", "value": "b", "effect": "NoExecute"}]),
-    "pods.tolerations[].tolerationSeconds": (
-        {"pods.tolerations": [{"key": "a", "operator": "Exists", "effect": "NoExecute"}]},
-        [{"key": "a", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5}]),
-    "pods.labels": ({}, {"a": "b"}),
-    "pods.annotations": ({}, {"a": "b"}),
-    "pods.env[].name": ({}, [{"name": "A", "value": "b"}]),
-    "pods.env[].value": ({"pods.env": [{"name": "A", "value": "b"}]}, [{"name": "A", "value": "c"}]),
-    "pods.priorityClassName": ({}, "batch"),
-    "pods.serviceAccountName": ({}, "reader"),
-    "network.profile": ({}, "tcp"),
-    "storage.cacheClaim": ({}, "cache"),
-    "queue.name": ({}, "research"),
-    "queue.priorityClass": ({}, "low"),
-    "lifecycle.maxRestarts": ({}, 0),
-    "lifecycle.activeDeadlineSeconds": ({}, 1),
-    "lifecycle.terminationGracePeriodSeconds": ({}, 999),
-    "lifecycle.ttlSecondsAfterFinished": ({}, 1),
-    "credentials.huggingFace.secretName": ({}, {"secretName": "hub"}),
-    "credentials.huggingFace.key": (
-        {"credentials.huggingFace": {"secretName": "hub"}}, {"secretName": "hub", "key": "other"}),
-}  # fmt: skip
 
-SIZES = {"compute.gpu_count", "compute.nodes", "compute.gpus_per_node", "compute.topology.gpus_for_training",
-         "data.topology.gpus_per_node", "data.topology.total_gpus", "data.topology.nodes", f"{H}.world_size",
-         f"{P}.topology.gpus_per_node", f"{P}.topology.total_gpus", f"{P}.topology.nodes"}  # fmt: skip
-"""Keys that say how many GPUs there are: the job they are compared with says nothing of it."""
+class Two(NamedTuple):
+    """Two legal values with different effects; None leaves the key out."""
 
-CONTAINERS = ("pods.tolerations", "pods.env", "credentials.huggingFace")
-"""Keys that hold the keys above: given as a whole."""
+    besides: Json
+    """What the job says in both cases."""
+    one: Any
+    other: Any
+
+
+class Only(NamedTuple):
+    """Legal values with the same effect as none, and a value that is refused."""
+
+    besides: Json
+    legal: tuple[Any, ...]
+    refused: Any
+    blames: str = ""
+    """The key that the refusal names, if it is another one."""
+
+
+class Checked(NamedTuple):
+    """A value that agrees with the rest of the job and has no effect, and one that contradicts it."""
+
+    besides: Json
+    agrees: Any
+    contradicts: Any
+
+
+TWO: dict[str, Two] = {
+    "algorithm.variety": Two(NOTHING, "fft", "lora"),
+    "job.model": Two({"job.model": None}, "Qwen/Qwen3-4B", "Qwen/Qwen3-8B"),
+    "job.data": Two({"job.data": None}, URI("a"), URI("b")),
+    "policy.trainer_mode": Two(NOTHING, "full", "lora"),
+    "compute.gpu_type": Two(NOTHING, "H100", "A100"),
+    "compute.gpu_count": Two(NO_COUNT, 4, 8),
+    "compute.nodes": Two(NOTHING, 1, 2),
+    "compute.gpus_per_node": Two(NOTHING, 4, 8),
+    "data.validation_path": Two(NOTHING, URI("a"), URI("b")),
+    "data.on_bad_row": Two(NOTHING, "refuse", "skip"),
+    "data.max_bad_share": Two(NOTHING, 0.1, 0.5),
+    "data.examples": Two(NOTHING, 10, 20),
+    "data.shuffle": Two(NOTHING, True, False),
+    "training.mode": Two(NOTHING, "fft", "lora"),
+    f"{V}.enabled": Two(EVAL, True, False),
+    f"{V}.evaluation_strategy": Two(EVAL, "steps", "no"),
+    f"{V}.eval_steps": Two(EVAL, 7, 8),
+    f"{V}.save_best_model_at_end": Two(EVAL, True, False),
+    f"{H}.lora.r": Two(LORA, 3, 4),
+    f"{H}.lora.alpha": Two(LORA, 5, 6.5),
+    f"{H}.lora.dropout": Two(LORA, 0.1, 0.2),
+    f"{H}.lora.target_modules": Two(LORA, ["q_proj"], ["q_proj", "k_proj"]),
+    "training.seed": Two(NOTHING, 7, 8),
+    "training.save_steps": Two(NOTHING, 7, 8),
+    "training.save_total_limit": Two(NOTHING, 7, 8),
+    "training.logging_steps": Two(NOTHING, 7, 8),
+    f"{H}.n_epochs": Two(NOTHING, 3, 4),
+    f"{H}.total_steps": Two(NOTHING, 3, 4),
+    f"{H}.per_device_batch": Two(NOTHING, 3, 4),
+    f"{H}.gradient_accumulation_steps": Two(NOTHING, 3, 4),
+    f"{H}.global_batch": Two(NOTHING, 32, 64),
+    f"{H}.sequence_length": Two(NOTHING, 128, 256),
+    f"{H}.learning_rate": Two(NOTHING, 3e-5, 4e-5),
+    f"{H}.warmup_ratio": Two(NOTHING, 0.1, 0.5),
+    f"{H}.lr_scheduler_type": Two(NOTHING, "linear", "constant"),
+    f"{H}.weight_decay": Two(NOTHING, 0.1, 0.2),
+    f"{H}.max_grad_norm": Two(NOTHING, 0.3, 0),
+    f"{H}.train_kind": Two(NOTHING, "fft", "peft"),
+    f"{P}.use_deepspeed": Two({f"{P}.deepspeed_stage": 0}, True, False),
+    f"{P}.fsdp": Two(LORA, True, False),
+    f"{P}.fsdp_sharding_strategy": Two(FSDP, "full_shard", "no_shard"),
+    f"{P}.bf16": Two(NOTHING, True, False),
+    f"{P}.activation_checkpointing": Two(NOTHING, True, False),
+    "model_config.max_model_len": Two(NOTHING, 128, 256),
+    "suspend": Two(NOTHING, False, True),
+    "cancel": Two(NOTHING, False, True),
+    "output.uri": Two(NOTHING, "pvc://models/here", "pvc://models/there"),
+    "pods.image": Two(NOTHING, "registry.example/trainer:1", "registry.example/trainer:2"),
+    "pods.imagePullPolicy": Two(NOTHING, "Always", "Never"),
+    "pods.imagePullSecrets": Two(NOTHING, ["a"], ["b"]),
+    "pods.cpu": Two(NOTHING, "3", "4"),
+    "pods.memory": Two(NOTHING, "32Gi", "64Gi"),
+    "pods.sharedMemory": Two(NOTHING, "1Gi", "2Gi"),
+    "pods.nodeSelector": Two(NOTHING, {"a": "b"}, {"a": "c"}),
+    "pods.tolerations[].key": Two(EVERY, "a", "b"),
+    "pods.tolerations[].operator": Two(KEY, "Equal", "Exists"),
+    "pods.tolerations[].value": Two(KEY, "b", "c"),
+    "pods.tolerations[].effect": Two(KEY, "NoSchedule", "NoExecute"),
+    "pods.tolerations[].tolerationSeconds": Two(NO_EXECUTE, 5, 6),
+    "pods.labels": Two(NOTHING, {"a": "b"}, {"a": "c"}),
+    "pods.annotations": Two(NOTHING, {"a": "b"}, {"a": "c"}),
+    "pods.env[].name": Two({"pods.env": [{"value": "b"}]}, "A", "B"),
+    "pods.env[].value": Two({"pods.env": [{"name": "A"}]}, "b", "c"),
+    "pods.priorityClassName": Two(NOTHING, "batch", "urgent"),
+    "pods.serviceAccountName": Two(NOTHING, "reader", "writer"),
+    "network.profile": Two(NOTHING, "auto", "tcp"),
+    "storage.cacheClaim": Two(NOTHING, "cache", "models"),
+    "queue.name": Two(NOTHING, "research", "production"),
+    "queue.priorityClass": Two({"queue.name": "research"}, "low", "high"),
+    "lifecycle.maxRestarts": Two(NOTHING, 0, 1),
+    "lifecycle.activeDeadlineSeconds": Two(NOTHING, 3600, 31536000),
+    "lifecycle.terminationGracePeriodSeconds": Two(NOTHING, 30, 999),
+    "lifecycle.ttlSecondsAfterFinished": Two(NOTHING, 3600, 31536000),
+    "credentials.huggingFace.secretName": Two(NOTHING, "hub", "mine"),
+    "credentials.huggingFace.key": Two({"credentials.huggingFace": {"secretName": "hub"}}, "one", "other"),
+}
+
+ONLY: dict[str, Only] = {
+    "algorithm.type": Only(NOTHING, ("offline",), "online"),
+    "algorithm.method": Only(NOTHING, ("sft", "supervised_finetune"), "dpo"),
+    "data.format": Only(NOTHING, ("messages",), "parquet"),
+    "training.use_qlora": Only(NOTHING, (False,), True),
+    f"{V}.metric_for_best_model": Only(EVAL, ("val.loss", "eval_loss"), "bleu"),
+    f"{V}.greater_is_better": Only(EVAL, (False,), True),
+    f"{H}.optim": Only(NOTHING, ("adamw", "adamw_torch", "adamw_torch_fused"), "sgd"),
+    # The stage of an absent key is not supported either, so the switch is to blame.
+    f"{P}.deepspeed_stage": Only({f"{P}.use_deepspeed": True}, (0,), 3, f"{P}.use_deepspeed"),
+    f"{P}.fsdp_auto_wrap_policy": Only(FSDP, ("transformer_block", "transformer_based_wrap"), "size_based_wrap"),
+    f"{P}.fp16": Only(NOTHING, (False,), True),
+    f"{P}.tensor_parallel_size": Only(LORA, (1,), 2),
+    f"{P}.pipeline_parallel_size": Only(LORA, (1,), 2),
+}
+
+CHECKED: dict[str, Checked] = {
+    "data.topology.data_parallel": Checked(NOTHING, 8, 4),
+    "output.ephemeral": Checked(NOTHING, False, True),
+}
+
+
+def spellings(key: str) -> tuple[str, ...]:
+    """The key and its aliases, the preferred one first."""
+    return next((group for group in aliases.GROUPS if key in group), (key,))
+
+
+def spelt(table: dict[str, Any]) -> list[tuple[str, str]]:
+    """Each key of a table under each of its spellings, after the key itself."""
+    return [(key, spelling) for key in table for spelling in spellings(key)]
+
+
+def test_the_tables_name_every_honoured_key_once_and_no_other() -> None:
+    named = Counter(spelling for table in (TWO, ONLY, CHECKED) for _, spelling in spelt(table))
+    assert named == Counter(leaves())
 
 
 def leaves() -> set[str]:
@@ -163,30 +188,77 @@ def leaves() -> set[str]:
     return {p for p, k in every.items() if k.fate is Fate.HONOURED and p not in parents}
 
 
-def test_the_table_names_every_honoured_key_and_no_other() -> None:
-    assert set(READ) == leaves()
+@pytest.mark.parametrize(("key", "spelling"), spelt(TWO), ids=lambda key: key)
+def test_another_legal_value_has_another_effect(key: str, spelling: str) -> None:
+    case = TWO[key]
+    assert effects(job(case.besides, spelling, case.one)) != effects(job(case.besides, spelling, case.other))
 
 
-@pytest.mark.parametrize("key", sorted(READ))
-def test_another_value_of_an_honoured_key_is_another_plan(key: str) -> None:
-    besides, value = READ[key]
-    sized = {} if key in SIZES else {"compute.gpu_count": 8}
-    without = resource({"compute.gpu_count": None} | sized | besides)
-    given = resource(spec=without["spec"])
-    path = next((c for c in CONTAINERS if key.startswith(c)), key)
-    put(given["spec"], path, value)
-    assert outcome(without) != outcome(given)
+@pytest.mark.parametrize(("key", "spelling"), spelt(ONLY), ids=lambda key: key)
+def test_the_only_legal_value_has_one_effect_and_another_value_is_refused(key: str, spelling: str) -> None:
+    case = ONLY[key]
+    first, *others = (effects(job(case.besides, spelling, value)) for value in case.legal)
+    assert all(each == first for each in others)
+    assert refused_at(job(case.besides, spelling, case.refused)) == [f"spec.{case.blames or spelling}"]
 
 
-def outcome(data: Json) -> list[Any]:
-    """Everything that follows from a job: verdict, run configuration, manifest, and life afterwards."""
+@pytest.mark.parametrize(("key", "spelling"), spelt(CHECKED), ids=lambda key: key)
+def test_a_value_that_agrees_has_no_effect_and_one_that_contradicts_is_refused(key: str, spelling: str) -> None:
+    case = CHECKED[key]
+    assert effects(job(case.besides, spelling, case.agrees)) == effects(job(case.besides, spelling, None))
+    assert refused_at(job(case.besides, spelling, case.contradicts)) == [f"spec.{key}"]
+
+
+@pytest.mark.parametrize(
+    ("key", "spelling"), [(key, s) for table in (TWO, ONLY, CHECKED) for key, s in spelt(table) if s != key],
+    ids=lambda key: key,
+)  # fmt: skip
+def test_an_alias_has_the_effect_of_the_preferred_key(key: str, spelling: str) -> None:
+    for besides, value in legal(key):
+        assert effects(job(besides, spelling, value)) == effects(job(besides, key, value))
+
+
+def legal(key: str) -> Iterator[tuple[Json, Any]]:
+    """The legal values of a key, with what the job says besides."""
+    if key in TWO:
+        yield from ((TWO[key].besides, value) for value in (TWO[key].one, TWO[key].other))
+    elif key in ONLY:
+        yield from ((ONLY[key].besides, value) for value in ONLY[key].legal)
+    else:
+        yield CHECKED[key].besides, CHECKED[key].agrees
+
+
+def job(besides: Json, key: str, value: Any) -> Json:
+    """A job of eight GPUs with a value at `key`; `list[].key` is the first entry of a list."""
+    data = resource(besides)
+    head, _, tail = key.partition("[].")
+    if not tail:
+        put(data["spec"], key, value)
+        return data
+    [first] = entries = copy.deepcopy(besides[head])
+    first[tail] = value
+    put(data["spec"], head, entries)
+    return data
+
+
+def refused_at(data: Json) -> list[str]:
+    return [problem.path for problem in validate(data, SETTINGS).problems]
+
+
+def effects(data: Json) -> list[Any]:
+    """What follows from a valid job, without sentences: run configuration, manifest, and its life afterwards."""
     verdict = validate(data, SETTINGS)
-    found: list[Any] = [verdict.problems]
-    if verdict.resolution:
-        found += [run_config(verdict.resolution), verdict.resolution.layout.reasons]
-    if verdict.resolution and verdict.valid:
-        found.append(BACKEND.render(workload(verdict.resolution, SETTINGS)))
-    return found + [plan(seen, SETTINGS, datetime(2026, 1, 1, tzinfo=UTC), BACKEND) for seen in lives(data)]
+    assert verdict.problems == ()
+    assert verdict.resolution is not None
+    manifest = BACKEND.render(workload(verdict.resolution, SETTINGS))
+    return [verdict.resolution.run_config, manifest, *(decisions(seen) for seen in lives(data))]
+
+
+def decisions(seen: Observed) -> tuple[Any, ...]:
+    """What is done about a job, and the state that its status reports."""
+    found: Plan = plan(seen, SETTINGS, datetime(2026, 1, 1, tzinfo=UTC), BACKEND)
+    conditions = tuple((each.type, each.status, each.reason) for each in found.status.conditions or ())
+    return found.actions, found.status.phase, conditions, found.requeue_after
 
 
 def lives(data: Json) -> list[Observed]:

@@ -92,6 +92,19 @@ def test_unsupported_says_what_is_supported(changes: dict[str, Any], reason: str
             "validation is set but data.validation is not; set",
             id="validation of no rows",
         ),
+        pytest.param(
+            {
+                "data__validation": "rows",
+                "validation": {
+                    "every_steps": 0,
+                    "keep_best": False,
+                    "metric": "val.loss",
+                    "greater_is_better": True,
+                },
+            },
+            "validation.greater_is_better is true, but a loss is better when it is smaller; set false",
+            id="a loss that is better when larger",
+        ),
     ],
 )
 def test_contradictions_are_refused(changes: dict[str, Any], reason: str) -> None:
@@ -105,6 +118,22 @@ def test_a_document_is_refused_with_every_problem(tmp_path: Path) -> None:
     with pytest.raises(ConfigRefused) as refused:
         config.load({CONFIG_ENV: str(path)})
     assert f"{path}: seed: Input should be greater than or equal to 0; sead: Extra inputs" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "legal", "other"),
+    [
+        ("version", "finetune.dev/run/v1", "finetune.dev/run/v2"),
+        ("optimizer.name", "adamw", "lion"),
+        ("validation.metric", "val.loss", "bleu"),
+    ],
+)
+def test_a_value_without_alternative_is_refused_by_name(tmp_path: Path, path: str, legal: str, other: str) -> None:
+    validation = {"every_steps": 0, "keep_best": False, "metric": "val.loss", "greater_is_better": False}
+    document = fine(data__validation="rows", validation=validation).model_dump_json()
+    (tmp_path / "run.json").write_text(document.replace(f'"{legal}"', f'"{other}"'))
+    with pytest.raises(ConfigRefused, match=f"{path}: Input should be '{legal}'"):
+        config.load({CONFIG_ENV: str(tmp_path / "run.json")})
 
 
 def test_a_missing_document_is_named() -> None:
@@ -121,6 +150,7 @@ NODES = {"engine": "ddp", "mesh__nodes": 2, "mesh__data_parallel": 2}
 def test_the_rank_of_the_node() -> None:
     assert config.node({}, fine()) == NodeInfo(0, 1)
     assert config.node(PET, fine(**NODES)) == NodeInfo(1, 2, "job-worker-0", 23456)
+    assert config.node({"PET_NPROC_PER_NODE": "1"}, fine()) == config.node({"PET_NPROC_PER_NODE": "auto"}, fine())
 
 
 @pytest.mark.parametrize(
@@ -133,6 +163,11 @@ def test_the_rank_of_the_node() -> None:
             PET | {"PET_NODE_RANK": "one"},
             "PET_NODE_RANK is 'one'; it must be an integer",
             id="a rank that is no number",
+        ),
+        pytest.param(
+            PET | {"PET_NPROC_PER_NODE": "4"},
+            "mesh.processes_per_node is 1, but PET_NPROC_PER_NODE is 4",
+            id="another number of ranks",
         ),
         pytest.param(
             PET | {"PET_MASTER_ADDR": ""}, "need PET_MASTER_ADDR and PET_MASTER_PORT", id="no address of rank 0"

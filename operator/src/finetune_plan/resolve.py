@@ -15,7 +15,7 @@ from finetune_api.validation.problem import Problem
 from . import job_settings
 from .batch import BatchSize, resolve_batch
 from .engine import resolve_engine, resolve_precision
-from .job_settings import JobSettings
+from .job_settings import JobSettings, Setting
 from .layout import Layout, resolve_layout
 from .method import resolve_method
 from .notes import Note, notes
@@ -106,7 +106,10 @@ def _unsupported(job: JobSettings, asked: Combination) -> list[Problem]:
     if sentence is None:
         return []
     engine, method = job.engine, job.method
-    related = (engine.use_deepspeed, engine.fp16, method.use_qlora, method.mode, method.variety, engine.section)
+    axes = [size for size in (job.layout.tensor, job.layout.pipeline) if size.value > 1]
+    related: tuple[Setting[Any], ...] = (
+        *axes, engine.use_deepspeed, engine.fp16, method.use_qlora, method.mode, method.variety, engine.section,
+    )  # fmt: skip
     path = next((setting.key for setting in related if setting.value), "hyperparameters")
     sentence = f"{sentence[0].upper()}{sentence[1:]}."
     return [Problem(f"spec.{path}", "Unsupported", sentence, "Choose one of the combinations listed.")]

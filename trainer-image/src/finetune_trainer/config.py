@@ -19,6 +19,7 @@ from finetune_api.runtime.protocol import (
     MASTER_PORT_ENV,
     NODE_RANK_ENV,
     NODES_ENV,
+    PROCESSES_ENV,
 )
 from finetune_api.runtime.run_config import RunConfig
 
@@ -84,11 +85,14 @@ def _contradictions(config: RunConfig) -> list[str]:
         found.append(f"method {config.method} and lora {config.lora} contradict each other")
     if config.validation is not None and config.data.validation is None:
         found.append("validation is set but data.validation is not; set data.validation")
+    if config.validation is not None and config.validation.greater_is_better:
+        found.append("validation.greater_is_better is true, but a loss is better when it is smaller; set false")
     return found
 
 
 def node(environment: Mapping[str, str], config: RunConfig) -> NodeInfo:
     """The node that the PET_* variables describe; without them, the only one."""
+    _require_processes(environment, config.mesh.processes_per_node)
     if NODES_ENV not in environment:
         found = NodeInfo(0, 1)
     else:
@@ -104,6 +108,13 @@ def node(environment: Mapping[str, str], config: RunConfig) -> NodeInfo:
     if found.count > 1 and not (found.master_addr and found.master_port):
         raise ConfigRefused(f"{found.count} nodes need {MASTER_ADDR_ENV} and {MASTER_PORT_ENV}")
     return found
+
+
+def _require_processes(environment: Mapping[str, str], expected: int) -> None:
+    """Words such as `auto` leave the number to the trainer."""
+    given = environment.get(PROCESSES_ENV, "")
+    if given.isdecimal() and int(given) != expected:
+        raise ConfigRefused(f"mesh.processes_per_node is {expected}, but {PROCESSES_ENV} is {given}")
 
 
 def _number(environment: Mapping[str, str], name: str, default: str) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -46,6 +46,14 @@ def adamw(parameters: Iterable[nn.Parameter], settings: Optimizer) -> AdamW:
             "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),
         }
     return optimizer
+
+
+def build(parameters: Iterable[nn.Parameter], settings: Optimizer) -> AdamW:
+    """The optimizer that the configuration names."""
+    return _OPTIMIZERS[settings.name](parameters, settings)
+
+
+_OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], Optimizer], AdamW]] = {"adamw": adamw}
 
 
 def clip(gradients: Sequence[Tensor], max_norm: float) -> float:

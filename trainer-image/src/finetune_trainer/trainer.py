@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from finetune_api.runtime.exits import MEANINGS, Exit
 from finetune_api.runtime.protocol import REPORT, RESULT
 from finetune_api.runtime.report import FinalReport, ResumeRecord
-from finetune_api.runtime.run_config import RunConfig
+from finetune_api.runtime.run_config import RunConfig, Validation
 
 from . import adapters, checkpoint, engines, environment, export, identity, loop, model, result
 from .collectives import on_rank_0
@@ -151,7 +151,7 @@ class Trainer:
             data=self._config.data.train,
             digest=digest,
             step=self.step if best is None else best,
-            metrics=_metrics(history, best),
+            metrics=_metrics(history, self._config.validation, best),
         )
         weights = export.gather(state["parameters"].items())
         result.publish(self._output, base, weights, self.handoff.model_folder, card, self.files)
@@ -167,7 +167,7 @@ class Trainer:
             step=self.step,
             digest=digest,
             result=str(self._output / RESULT) if code is Exit.OK else "",
-            metrics=_metrics(history, best),
+            metrics=_metrics(history, self._config.validation, best),
             best_step=history.best_step,
         )
 
@@ -187,12 +187,11 @@ def sampler(config: RunConfig, rows: int) -> Sampler:
     )
 
 
-def _metrics(history: History, best: int | None) -> dict[str, float | None]:
-    found = {
-        "train.loss": history.train_loss,
-        "val.loss": history.latest if best is None else history.best,
-        "val.loss.initial": history.initial,
-    }
+def _metrics(history: History, validation: Validation | None, best: int | None) -> dict[str, float | None]:
+    found = {"train.loss": history.train_loss}
+    if validation is not None:
+        found[validation.metric] = history.latest if best is None else history.best
+        found[f"{validation.metric}.initial"] = history.initial
     return {name: value for name, value in found.items() if value is not None}
 
 

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 from . import environment, failures
@@ -27,18 +28,19 @@ def main() -> None:
     folder = Path(os.environ[FOLDER_ENV])
     handoff = Handoff.read(folder)
     with Stop() as stop:
-        code = _run(handoff, folder, stop)
+        code = run(handoff, os.environ, folder, stop)
     sys.stdout.flush()
     sys.stderr.flush()
     # Skips the interpreter's shutdown: after a failure, threads of the process group may wait for lost peers.
     os._exit(code)
 
 
-def _run(handoff: Handoff, folder: Path, stop: Stop) -> int:
-    rank = int(os.environ["RANK"])
+def run(handoff: Handoff, variables: Mapping[str, str], folder: Path, stop: Stop) -> int:
+    """The run of one rank, to its report; returns the exit code. `variables` are those of the launcher."""
+    rank = int(variables["RANK"])
     trainer: Trainer | None = None
     try:
-        with environment.process_group(os.environ, handoff.config.device) as rank_info:
+        with environment.process_group(variables, handoff.config.device) as rank_info:
             trainer = Trainer(handoff, folder, rank_info, stop)
             report = trainer.run()
             write_rank_report(folder, rank, report)

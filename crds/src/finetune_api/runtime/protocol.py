@@ -13,6 +13,8 @@ NODES_ENV = "PET_NNODES"
 MASTER_ADDR_ENV = "PET_MASTER_ADDR"
 MASTER_PORT_ENV = "PET_MASTER_PORT"
 """Set on every pod, and by `finetune run` on every local replica."""
+PROCESSES_ENV = "PET_NPROC_PER_NODE"
+"""Set on every pod by the backend: ranks of one node, or a word such as `auto`."""
 
 RUN_FILE = "run.json"
 """Identity of the run that owns the folder, written before anything else."""

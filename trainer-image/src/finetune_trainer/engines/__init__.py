@@ -13,6 +13,7 @@ from finetune_api.runtime import choices
 from finetune_api.runtime.run_config import RunConfig
 
 from ..environment import RankInfo
+from ..errors import ConfigRefused
 from .base import TrainingEngine
 from .ddp import Ddp
 from .fsdp2 import Fsdp2
@@ -31,5 +32,13 @@ def build(model: nn.Module, config: RunConfig, rank_info: RankInfo) -> TrainingE
     """The engine named in `config`, around `model` (on the CPU; the engine moves it to its device).
 
     Every rank gets rank 0's weights; the models of the other ranks only need the same shapes. Collective.
+    Raises ConfigRefused if a rank is not a replica of its own: no engine has tensor or pipeline parallelism.
     """
+    mesh, ranks = config.mesh, rank_info.world_size
+    if (mesh.data_parallel, mesh.tensor_parallel, mesh.pipeline_parallel) != (ranks, 1, 1):
+        raise ConfigRefused(
+            f"mesh: data_parallel is {mesh.data_parallel}, tensor_parallel {mesh.tensor_parallel} and "
+            f"pipeline_parallel {mesh.pipeline_parallel}, but each of the {ranks} ranks is one replica; "
+            f"set data_parallel {ranks} and the others 1"
+        )
     return _ENGINES[config.engine](model, config, rank_info)

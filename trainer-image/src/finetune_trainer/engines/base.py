@@ -62,7 +62,7 @@ class AdamwEngine:
         self._forward = forward
         self._compute = compute
         self._parameters = optim.trained(model)
-        self._optimizer = optim.adamw(self._parameters.values(), settings)
+        self._optimizer = optim.build(self._parameters.values(), settings)
 
     def accumulate(self, batch: TokenBatch, scale: float, *, last: bool) -> Tensor:
         with self._gradient_sync(last):

@@ -22,7 +22,7 @@ class Ddp(AdamwEngine):
             forward_sync_buffers=False,  # they are constants of the architecture
             gradient_as_bucket_view=True,
         )
-        compute = ComputeSettings(rank_info.device, config.precision, rank_info.world_size)
+        compute = ComputeSettings(rank_info.device, config.precision, config.mesh.data_parallel)
         super().__init__(model, self._wrapper, config.optimizer, compute)
 
     def _gradient_sync(self, last: bool) -> AbstractContextManager[None]:

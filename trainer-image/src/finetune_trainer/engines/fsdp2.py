@@ -12,7 +12,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -27,8 +27,9 @@ from .base import AdamwEngine, ComputeSettings
 
 class Fsdp2(AdamwEngine):
     def __init__(self, model: nn.Module, config: RunConfig, rank_info: RankInfo) -> None:
-        shard(model, config.precision, rank_info)
-        compute = ComputeSettings(rank_info.device, Precision.FP32, rank_info.world_size)
+        mesh = init_device_mesh(rank_info.device.type, (config.mesh.data_parallel,), mesh_dim_names=("data",))
+        shard(model, mesh, config.precision, rank_info)
+        compute = ComputeSettings(rank_info.device, Precision.FP32, config.mesh.data_parallel)
         super().__init__(model, model, config.optimizer, compute)
 
     def evaluate(self, batch: TokenBatch) -> Tensor:
@@ -42,9 +43,8 @@ class Fsdp2(AdamwEngine):
         yield
 
 
-def shard(model: nn.Module, precision: Precision, rank_info: RankInfo) -> None:
-    """Shard `model` in place and move it to its device; every rank gets its shard of rank 0's weights."""
-    mesh = init_device_mesh(rank_info.device.type, (rank_info.world_size,), mesh_dim_names=("data",))
+def shard(model: nn.Module, mesh: DeviceMesh, precision: Precision, rank_info: RankInfo) -> None:
+    """Shard `model` in place over `mesh` and move it to its device: every rank gets its shard of rank 0's weights."""
     policy = MixedPrecisionPolicy()
     if precision is Precision.BF16:
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
