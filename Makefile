@@ -43,6 +43,7 @@ lint: setup ## Style, types, layers, spelling
 	$(BIN)/mypy $(PACKAGES) tests docs/examples
 	$(BIN)/lint-imports
 	$(BIN)/codespell $(PACKAGES) tests docs README.md CONTRIBUTING.md CHANGELOG.md
+	$(BIN)/pytest -q tests/lint
 
 verify: setup ## Fail if a generated file is not what its source says
 	$(BIN)/python -m finetune_api generate --check

@@ -141,7 +141,7 @@ CASES = (
            WITHOUT_NAMES[path] | {path: "pvc://claim/../other"}, WITHOUT_NAMES[path] | {path: good})
       for path, good in URIS.items()),
     # Outputs
-    Case("a job says where its result goes", "output", "OutputNotKept", "The job names no output",
+    Case("a job says where its result goes", "output", "OutputNotKept", "The job has no output",
          {"output": {"ephemeral": False}}, {"output": {"ephemeral": True}}),
     Case("a path of a pod keeps nothing", "output.uri", "OutputNotKept", "A path is a folder inside the pods",
          {"output.uri": "/mnt/claims/models/out"}, {"output.uri": "pvc://models"}),
@@ -149,7 +149,7 @@ CASES = (
          "output.uri keeps the result, but output.ephemeral allows it to be lost.",
          {"output.ephemeral": True}, {"output.ephemeral": False}),
     Case("several nodes share their output", "output.ephemeral", "OutputNotShared",
-         "The nodes of a job save every checkpoint together",
+         "All nodes of a job write to one output",
          {"output": {"ephemeral": True}, "compute.gpus_per_node": 4},
          {"output": {"ephemeral": True}, "compute.gpus_per_node": 8}),
     # Pods

@@ -69,13 +69,14 @@ ALLOWED_NAMES = {
 """Identifier -> why it may have such a word."""
 
 PHRASES = (
-    r"anew", r"comes? along", r"goes on", r"hinder\w*", r"look(s|ed)? at", r"makes? sense", r"mend(s|ed)?", r"nobody",
-    r"shared out", r"so many", r"taken away", r"told", r"way out", r"went away", r"whoever", r"words",
+    r"anew", r"by itself", r"comes? along", r"for good", r"goes on", r"hinder\w*", r"judge[ds]?", r"looked",
+    r"looks? at", r"makes? sense", r"mend(?:s|ed)?", r"nobody", r"once more", r"shared out", r"so many", r"taken away",
+    r"told", r"way out", r"went away", r"whoever", r"words",
 )  # fmt: skip
 """Not in messages, descriptions or other strings."""
 
 PROSE = (
-    r"anew", r"hinder\w*", r"mend(s|ed)?", r"nobody", r"so many", r"told", r"way out", r"whoever",
+    r"anew", r"hinder\w*", r"judge[ds]?", r"mend(?:s|ed)?", r"nobody", r"so many", r"told", r"way out", r"whoever",
 )  # fmt: skip
 """Not in docstrings or comments either."""
 
@@ -199,4 +200,5 @@ def _comments(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _any_of(phrases: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile(rf"(?i)\b(?:{'|'.join(phrases)})\b")
+    """Any of the phrases, also across a line break."""
+    return re.compile(rf"(?i)\b(?:{'|'.join(phrases)})\b".replace(" ", r"\s+"))
