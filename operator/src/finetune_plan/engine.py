@@ -23,6 +23,8 @@ def resolve_engine(given: EngineSettings, method: Method, data_parallel: int, de
         if not stage.key:
             return _ZERO[stage.value], f"{given.use_deepspeed.key} is true, and no stage is given: {stage.value}."
         return _ZERO[stage.value], f"{stage.key} is {stage.value}."
+    if given.fsdp.value is False and method is Method.FFT and device is Device.CUDA:
+        return Engine.DDP, f"{given.fsdp.key} is false: every rank holds the whole state."
     if method is Method.FFT and device is Device.CUDA:
         return Engine.FSDP2, "Full finetuning on several GPUs shards its state unless a key selects another engine."
     return Engine.DDP, "The trained state is small enough for one copy in every rank."

@@ -282,7 +282,10 @@ class Parallelism(Section):
     deepspeed_stage: Annotated[int, Field(ge=0, le=3)] | None = key(
         f"ZeRO stage; {defaults.DEEPSPEED_STAGE} if absent. 0 is plain data parallel."
     )
-    fsdp: bool | None = key("Shard with PyTorch FSDP. Not together with use_deepspeed.")
+    fsdp: bool | None = key(
+        "true: shard with PyTorch FSDP; false: do not. If absent, full finetuning on several GPUs is sharded. "
+        "Not together with use_deepspeed."
+    )
     fsdp_sharding_strategy: Annotated[str, Field(min_length=1, max_length=32)] | None = key(
         f"{defaults.FSDP_SHARDING_STRATEGY} (if absent) or no_shard, which is plain data parallel."
     )
