@@ -72,7 +72,8 @@ def test_mirrored_sections_keep_unknown_keys_and_native_parts_drop_them() -> Non
 def test_every_rule_is_said_with_a_message_that_the_api_server_takes() -> None:
     said = {path: node.get("x-kubernetes-validations", []) for path, node in NODES}
     choices = sum(key.instead != "" for key in keys(Spec))
-    assert sum(map(len, said.values())) == len(all_rules()) + choices
+    several = [each for each in ROOT["x-kubernetes-validations"] if "has(self.status.run)) ||" in each["rule"]]
+    assert sum(map(len, said.values())) + len(several) == len(all_rules()) + choices
     for path, rules in said.items():
         assert len({each["rule"] for each in rules}) == len(rules), f"{path}: server-side apply keys the list by rule"
     for each in [*chain(*said.values()), *ROOT["x-kubernetes-validations"]]:
@@ -90,9 +91,9 @@ def test_every_rule_is_said_with_a_message_that_the_api_server_takes() -> None:
     ],
 )
 def test_a_rule_tells_machines_what_kind_of_mistake_it_is(path: str, reason: str) -> None:
-    at_spec = [each for each in SPEC["x-kubernetes-validations"] if each["fieldPath"] == f".{path}"]
+    at_root = [each for each in ROOT["x-kubernetes-validations"] if each["fieldPath"] == f".spec.{path}"]
     at_key = dict(NODES)[f"spec.{path}"].get("x-kubernetes-validations", [])
-    assert reason in [each["reason"] for each in [*at_spec, *at_key]]
+    assert reason in [each["reason"] for each in [*at_root, *at_key]]
 
 
 def test_only_three_keys_may_change_once_a_run_exists() -> None:

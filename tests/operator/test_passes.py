@@ -175,3 +175,13 @@ def test_a_job_that_the_operator_fails_on_says_so_once_and_goes_on_when_it_can()
     assert (cluster.writes, cluster.run) == (1, None), "a failure that repeats is written once"
     backend.broken = False
     assert ready()["reason"] == "NotFinished"
+
+
+@pytest.mark.parametrize(
+    "labels", [{"finetune.dev/run": "x"}, {"finetune.dev/run": "9" * 63}, {"finetune.dev/run": "-1"}]
+)
+def test_a_pod_with_odd_labels_harms_nobody(operator: Operator, labels: Json) -> None:
+    metadata = {"name": "odd", "namespace": "team", "uid": "u", "resourceVersion": "9"}
+    pod = {"metadata": metadata | {"labels": {"finetune.dev/job-uid": "uid-sample", **labels}}, "status": {}}
+    operator.on_event(Kind.PODS, "ADDED", pod)
+    assert [found.run for found in operator.cache.pods.of("uid-sample")] == [0]

@@ -49,7 +49,7 @@ def _event(job: Json, condition: Json, now: str) -> Json:
         [metadata["uid"], *(condition[k] for k in ("type", "status", "reason", "lastTransitionTime"))]
     )
     name = f"{metadata['name']}.{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
-    bad = (condition["type"], condition["status"]) in ((c.FAILED, "True"), (c.ACCEPTED, "False"))
+    bad = (condition["type"], condition["status"]) in ((c.FAILED, "True"), (c.ACCEPTED, "False"), (c.READY, "False"))
     about = {k: metadata[k] for k in ("name", "namespace", "uid")}
     return {
         "apiVersion": "v1",

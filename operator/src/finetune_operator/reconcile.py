@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 
@@ -76,7 +75,7 @@ class Reconciler:
     async def report_bug(self, key: Key, error: Exception) -> None:
         """Say in the job's status that the operator failed on it. Raises ClusterError."""
         job, now = self._cache.job(key), _time(self._now())
-        if job is None:
+        if job is None or job["status"].get("completionTime"):
             return
         message = f"{type(error).__name__}: {error}"[:LONGEST_ERROR]
         generation = job["metadata"].get("generation")
@@ -120,6 +119,13 @@ class Reconciler:
         self._written.pop(key, None)
 
 
+async def _report(reconciler: Reconciler, key: Key, error: Exception) -> None:
+    try:
+        await reconciler.report_bug(key, error)
+    except Exception as second:  # noqa: BLE001 - the next attempt reports it again; nothing ends the worker
+        log.warning("error not reported", extra=log_fields(key) | {"error": str(second)})
+
+
 async def process(queue: WorkQueue, reconciler: Reconciler, key: Key) -> None:
     """Reconcile a job that was taken from the queue, and queue it again as needed."""
     with metrics.RECONCILE_SECONDS.time():
@@ -137,8 +143,7 @@ async def process(queue: WorkQueue, reconciler: Reconciler, key: Key) -> None:
         except Exception as error:  # a bug that one job triggers must not stop the others
             metrics.ERRORS.labels(reason="Bug").inc()
             log.exception("reconcile failed", extra=log_fields(key) | {"seconds": queue.retry(key)})
-            with suppress(ClusterError):  # the next attempt reports it again
-                await reconciler.report_bug(key, error)
+            await _report(reconciler, key, error)
         else:
             queue.succeeded(key)
             if after is not None:

@@ -52,7 +52,7 @@ def pod(raw: Json, backend: Backend) -> ObservedPod:
     return ObservedPod(
         name=metadata["name"],
         uid=metadata["uid"],
-        run=int(metadata["labels"].get(names.RUN_LABEL, 0)),
+        run=names.label_number(metadata, names.RUN_LABEL),
         node_rank=backend.node_rank(raw),
         phase=status.get("phase", "Unknown"),
         exit_code=ended.get("exitCode"),

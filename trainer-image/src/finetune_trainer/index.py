@@ -33,7 +33,7 @@ class Chunk(_Frozen):
 
 
 class StoredTensor(_Frozen):
-    """A tensor, in chunks that do not overlap."""
+    """A tensor, in chunks whose elements are as many as its own."""
 
     dtype: str
     """As torch spells it, without `torch.`: `float32`, `bfloat16`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from finetune_api.resource import v1alpha1
@@ -69,10 +70,14 @@ def root() -> Schema:
     for key in keys(v1alpha1.Spec, ""):
         if key.instead:
             _enum_as_rule(_node(spec, key.path.lstrip(".")), key.instead)
+    several = []
     for rule in all_rules():
-        # At its key, a rule costs nothing while the key is absent: every write of the status evaluates them all.
-        node = _node(spec, rule.path) if isinstance(rule.must, OfOneKey) else spec
-        node.setdefault("x-kubernetes-validations", []).append(_validation(rule))
+        if isinstance(rule.must, OfOneKey):
+            # At its key, a rule costs nothing while the key is absent: every write of the status evaluates them all.
+            validations = _node(spec, rule.path).setdefault("x-kubernetes-validations", [])
+            validations.append({"rule": rule.must.at("self"), **_texts(rule)})
+        else:
+            several.append(_until_the_first_run(rule))
     return {
         "type": "object",
         "description": v1alpha1.FinetuneJob.__doc__,
@@ -84,7 +89,11 @@ def root() -> Schema:
             "status": status,
         },
         "required": ["spec"],
-        "x-kubernetes-validations": [_NAME, *(_fixed(name) for name in spec["properties"] if name not in MAY_CHANGE)],
+        "x-kubernetes-validations": [
+            _NAME,
+            *several,
+            *(_fixed(name) for name in spec["properties"] if name not in MAY_CHANGE),
+        ],
     }
 
 
@@ -108,11 +117,19 @@ def _node(schema: Schema, path: str) -> Schema:
     return schema
 
 
-def _validation(rule: Rule) -> Schema:
-    texts = {"message": f"{rule.message} {rule.remedy}", "reason": _reason(rule.must)}
-    if isinstance(rule.must, OfOneKey):
-        return {"rule": rule.must.at("self"), **texts}
-    return {"rule": rule.must.cel(), **texts, "fieldPath": f".{rule.path}"}
+def _until_the_first_run(rule: Rule) -> Schema:
+    """A rule about several keys, at the root. Once a run exists these keys are fixed, and what a later version asks
+    of them must not keep an accepted job from being suspended, resumed or cancelled."""
+    must = re.sub(r"\bself\.", "self.spec.", rule.must.cel())
+    return {
+        "rule": f"(has(self.status) && has(self.status.run)) || ({must})",
+        **_texts(rule),
+        "fieldPath": f".spec.{rule.path}",
+    }
+
+
+def _texts(rule: Rule) -> Schema:
+    return {"message": f"{rule.message} {rule.remedy}", "reason": _reason(rule.must)}
 
 
 def _reason(must: predicates.Predicate) -> str:

@@ -3,6 +3,11 @@
 Separate from the models: most importers need a name and no model.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
 GROUP = "finetune.dev"
 VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
@@ -30,6 +35,10 @@ KUEUE_QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 KUEUE_PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
 
 
+LABEL_DIGITS = 9
+"""Longest number that we write into a label."""
+
+
 def run_name(job: str, number: int) -> str:
     """Name of the object of a run, whatever its kind."""
     return f"{job}-{number}"
@@ -38,3 +47,9 @@ def run_name(job: str, number: int) -> str:
 def job_of_run(run: str) -> str:
     """Name of the job that a run of that name belongs to; empty if it is not the name of a run."""
     return run.rpartition("-")[0]
+
+
+def label_number(metadata: Mapping[str, Any], label: str) -> int:
+    """The whole number in a label; 0 where it is absent or anything else, which anybody may write there."""
+    text = str((metadata.get("labels") or {}).get(label, ""))
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= LABEL_DIGITS else 0

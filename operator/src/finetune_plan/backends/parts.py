@@ -40,7 +40,7 @@ def observed_run(raw: Mapping[str, Any], suspend_key: str) -> ObservedRun:
     found = raw["metadata"]
     return ObservedRun(
         name=found["name"],
-        number=int((found.get("labels") or {}).get(names.RUN_LABEL, 0)),
+        number=names.label_number(found, names.RUN_LABEL),
         deleting="deletionTimestamp" in found,
         suspended=bool(find(raw, suspend_key)),
         uid=found["uid"],

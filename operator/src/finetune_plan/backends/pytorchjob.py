@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from finetune_api.resource import names
 from finetune_api.validation.predicates import find
 from finetune_plan.model import ObservedRun
 from finetune_plan.pods import TrainerContainer, pod_template
@@ -63,7 +64,7 @@ class PyTorchJobs:
         return bool(find(raw, "status.conditions"))
 
     def node_rank(self, pod: Mapping[str, Any]) -> int:
-        return int(pod["metadata"]["labels"].get(RANK_LABEL, 0))
+        return names.label_number(pod["metadata"], RANK_LABEL)
 
     def host(self, run: str, node_rank: int) -> str:
         """Of a pod and of its Service alike."""
