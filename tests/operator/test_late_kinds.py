@@ -11,7 +11,7 @@ import pytest
 from finetune_api.codegen.crd import crd
 from operating.process import OperatorProcess
 from operating.proxy import Lens, Proxy
-from operating.team import Team, condition
+from operating.team import Team, condition, message
 from testbed.control_plane import ControlPlane
 from testbed.training_operator import pytorchjob_crd
 from testbed.watch import wait_for_all
@@ -73,12 +73,14 @@ def test_a_kind_that_goes_and_comes_again_is_watched_by_the_same_process(tmp_pat
             Proxy(plane.cluster.kubeconfig, tmp_path, lens) as proxy,
             OperatorProcess(proxy.kubeconfig, tmp_path, {"OWN_NAMESPACE": team.namespace}) as operator,
         ):
+            team.submit()
+            wait_for_all(team.api, team.runs, len, timeout_s=HANGS_S)
             team.api.delete(CRD)
+            team.until(lambda status: "no PyTorchJob resource" in message(status, "PodsReady"))
             while "finetune_operator_backend_missing 1.0" not in operator.answer("metrics")[1]:
                 time.sleep(0.5)
             lens.watched.clear()
             plane.cluster.install_crd(pytorchjob_crd())
-            team.submit()
             wait_for_all(team.api, team.runs, len, timeout_s=HANGS_S)
             assert lens.watched.wait(HANGS_S), "nothing watches PyTorchJobs"
             assert operator.end() == 0

@@ -17,7 +17,7 @@ from finetune_plan.backends.protocol import Backend
 from . import metrics
 from .cache import Cache, subject
 from .cluster import Cluster, Kind
-from .errors import BackendMissing, ClusterError
+from .errors import ClusterError
 from .health import Canary, Watches, task_names
 from .identity import Json, Key, key_of
 from .reconcile import Reconciler, process
@@ -134,15 +134,10 @@ class Operator:
     async def _list(self, kind: Kind) -> None:
         listed: set[Key] = set()
         version = 0
-        try:
-            async for items, version in self.cluster.pages(kind):  # noqa: B007
-                listed.update(map(key_of, items))
-                for raw in items:
-                    self.on_event(kind, None, raw)
-        except BackendMissing:
-            if kind is not Kind.RUNS:
-                raise
-            return
+        async for items, version in self.cluster.pages(kind):  # noqa: B007
+            listed.update(map(key_of, items))
+            for raw in items:
+                self.on_event(kind, None, raw)
         self.cache.keep(kind, listed, version)
 
     async def _idle(self) -> None:

@@ -1,7 +1,7 @@
 """What a claim remembers of the results on it: an annotation for each, that outlives the job and ends with the claim.
 
 So a job that was deleted and is applied again, unchanged and with its output in place, succeeds without a pod.
-Who wants to train again removes the annotation, or names another output.
+To train again, name another output: the trainer too finds the finished result in the old one.
 """
 
 from __future__ import annotations
@@ -57,8 +57,7 @@ def record(job: JobSettings, status: Status) -> RecordResult | None:
 
 def already_complete_message(job: JobSettings) -> str:
     """What a person reads who applied a job that is done already."""
-    name = claim(job)
-    return reasons.ALREADY_COMPLETE.text(claim=name, annotation=_annotation(job))
+    return reasons.ALREADY_COMPLETE.text(claim=claim(job))
 
 
 def not_shared(job: JobSettings, modes: Collection[str], nodes: int) -> Problem:

@@ -38,7 +38,7 @@ INTERNAL_ERROR = Reason(
 ALREADY_COMPLETE = Reason(
     "AlreadyComplete", (c.COMPLETE, c.READY),
     "The claim {claim} already holds the result of this job, so nothing is trained.",
-    "To train again, run `kubectl annotate pvc {claim} {annotation}-` and recreate the job, or change output.uri.",
+    "To train again, set output.uri to another folder.",
 )  # fmt: skip
 
 VALIDATION_SKIPPED = Reason(
