@@ -12,8 +12,7 @@ from testbed.cluster import Cluster
 RESTRICTED = "pod-security.kubernetes.io/enforce=restricted"
 ELSEWHERE = ("argoproj.io/",)
 """API groups that this server does not have."""
-LOCAL = ROOT / "docs/examples/quickstart.yaml"
-MANIFESTS = {file.name: file.read_text() for file in sorted((ROOT / "docs/examples").glob("*.yaml")) if file != LOCAL}
+MANIFESTS = {file.name: file.read_text() for file in sorted((ROOT / "docs/examples").glob("*.yaml"))}
 MANIFESTS |= {str(block): block.text for block in of("yaml") if not any(group in block.text for group in ELSEWHERE)}
 
 

@@ -13,8 +13,8 @@ def test_the_job_fits_on_nineteen_lines() -> None:
     assert len(JOB.splitlines()) <= 19
 
 
-def test_the_job_is_legal_for_a_local_run() -> None:
-    assert problems(value(JOB), cluster=False) == []
+def test_the_job_is_valid() -> None:
+    assert problems(value(JOB)) == []
 
 
 def test_the_job_names_the_rows_beside_it() -> None:
