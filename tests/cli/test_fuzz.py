@@ -57,6 +57,29 @@ def test_a_job_that_is_nested_too_deeply_is_refused(case: str, tmp_path: Path) -
     assert "nested more than 100 levels deep" in done.stdout
 
 
+BOMB = "x0: &x0 [a, a, a, a, a, a, a, a, a]\n" + "".join(
+    f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 9)}]\n" for i in range(1, 10)
+)
+
+
+def test_aliases_that_stand_for_billions_of_values_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "bomb.yaml").write_text(BOMB)
+    done = finetune("validate", tmp_path / "bomb.yaml")
+    assert (done.exit_code, "more than 100,000 values, aliases expanded" in done.output) == (2, True)
+
+
+def test_a_device_is_no_job() -> None:
+    done = finetune("validate", "/dev/zero")
+    assert (done.exit_code, "This is a device." in done.output) == (2, True)
+
+
+def test_what_would_control_the_terminal_is_escaped(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text('"\\e[31mred\\e]0;title\\a\\u202e": 1\n')
+    done = finetune("validate", tmp_path / "job.yaml")
+    assert "\\x1b[31mred\\x1b]0;title\\x07\\u202e" in done.output
+    assert not set(done.output) & {"\x1b", "\x07", "\u202e"}
+
+
 def test_an_integer_of_thousands_of_digits_is_refused(tmp_path: Path) -> None:
     for name, text in (("a.toml", "a = "), ("a.yaml", "a: "), ("a.json", '{"a": ')):
         (tmp_path / name).write_text(text + "1" * 5000 + "}" * (name == "a.json"))

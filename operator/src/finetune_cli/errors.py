@@ -38,13 +38,18 @@ class OperationFailed(CommandError):
     exit_code = exit_codes.FAILED
 
 
+def printable(text: str) -> str:
+    """Text of a file for a terminal: characters that control it, or the direction of writing, are escaped."""
+    return "".join(each if each == "\n" or each.isprintable() else repr(each)[1:-1] for each in text)
+
+
 def format_problem(problem: Problem, location: str = "") -> str:
     """A problem for people: what is wrong, the remedy, and the place in the file."""
     head = click.style("error:", fg="red", bold=True)
-    path = click.style(problem.path, bold=True)
-    lines = [f"{head} {path}: {problem.message} [{problem.reason}]"]
+    path = click.style(printable(problem.path), bold=True)
+    lines = [f"{head} {path}: {printable(problem.message)} [{problem.reason}]"]
     if problem.remedy:
-        lines.append(f"  remedy: {problem.remedy}")
+        lines.append(f"  remedy: {printable(problem.remedy)}")
     if location:
-        lines.append(f"  at {location}")
+        lines.append(f"  at {printable(location)}")
     return "\n".join(lines)

@@ -5,7 +5,9 @@ Finds the one job of the file; validation comes later.
 
 from __future__ import annotations
 
+import errno
 import json
+import stat
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -61,13 +63,21 @@ def read(file: str) -> JobFile:
 
 def _text(file: str) -> str:
     try:
-        raw = sys.stdin.buffer.read() if file == STDIN else Path(file).read_bytes()
+        raw = sys.stdin.buffer.read() if file == STDIN else _content(Path(file))
         return raw.decode("utf-8-sig")
     except OSError as error:
         problem = Problem(file, "NotReadable", f"{error.strerror}.", "Name a file that can be read.")
     except UnicodeDecodeError as error:
         problem = Problem(file, "NotReadable", f"Byte {error.start} is not UTF-8.", "Save the file as UTF-8 text.")
     raise InvalidInput([problem])
+
+
+def _content(path: Path) -> bytes:
+    """Raises OSError for a device, which may have no end."""
+    mode = path.stat().st_mode
+    if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+        raise OSError(errno.EINVAL, "This is a device")
+    return path.read_bytes()
 
 
 def _documents(text: str, file: str) -> list[Document]:

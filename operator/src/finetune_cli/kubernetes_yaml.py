@@ -22,6 +22,8 @@ from .nesting import MAX_DEPTH, MESSAGE
 _Loader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """libyaml's reader is several times faster; some builds of PyYAML lack it."""
 
+MAX_VALUES = 100_000
+"""A job has hundreds; aliases of aliases can stand for more values than memory holds."""
 _TRUE = {"y", "yes", "true", "on"}
 _OCTAL = re.compile(r"([-+]?)0[oO]?([0-7]+)")
 
@@ -66,7 +68,7 @@ class Document:
 def documents(text: str) -> Iterator[Document]:
     """The documents of a stream that are not empty. Raises InvalidYaml."""
     try:
-        _check_depth(text)
+        _check_size(text)
         loader = Reader(text)
         try:
             while loader.check_node():
@@ -110,25 +112,34 @@ class Writer(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[mis
     """A safe dumper that quotes a string such as 1e3, which Kubernetes would read as a number."""
 
 
-def _check_depth(text: str) -> None:
-    """Raises InvalidYaml before anything recurses over the text."""
-    heights: dict[str | None, int] = {}  # levels of each anchored collection
-    stack: list[tuple[str | None, int]] = []  # anchor, and levels so far, of each open collection
+def _check_size(text: str) -> None:
+    """Raises InvalidYaml before anything recurses over the text, or expands its aliases."""
+    anchors: dict[str | None, tuple[int, int]] = {}  # levels and values of each anchored collection
+    stack: list[tuple[str | None, int, int]] = []  # anchor, and levels and values so far, of each open collection
     for event in yaml.parse(text, Loader=_Loader):
-        below = 0
+        levels, values = 0, 1
         if isinstance(event, yaml.CollectionStartEvent):
-            stack.append((event.anchor, 1))
+            stack.append((event.anchor, 1, 1))
+            values = 0  # counted at its end
         elif isinstance(event, yaml.CollectionEndEvent):
-            anchor, below = stack.pop()
-            heights[anchor] = below
+            anchor, levels, values = stack.pop()
+            anchors[anchor] = levels, values
         elif isinstance(event, yaml.AliasEvent):
-            if any(anchor == event.anchor for anchor, _ in stack):
+            if any(anchor == event.anchor for anchor, _, _ in stack):
                 raise _invalid(event, f"the anchor {event.anchor} contains itself")
-            below = heights.get(event.anchor, 0)
+            levels, values = anchors.get(event.anchor, (0, 1))
         if stack:
-            stack[-1] = (stack[-1][0], max(stack[-1][1], below + 1))
-            if len(stack) - 1 + stack[-1][1] > MAX_DEPTH:
-                raise _invalid(event, MESSAGE)
+            anchor, highest, total = stack[-1]
+            stack[-1] = anchor, max(highest, levels + 1), total + values
+            if excess := _excess(len(stack) - 1 + stack[-1][1], stack[-1][2]):
+                raise _invalid(event, excess)
+
+
+def _excess(levels: int, values: int) -> str:
+    """What there is too much of; empty if there is not."""
+    if levels > MAX_DEPTH:
+        return MESSAGE
+    return f"more than {MAX_VALUES:,} values, aliases expanded" if values > MAX_VALUES else ""
 
 
 def _invalid(event: yaml.Event, message: str) -> InvalidYaml:

@@ -14,7 +14,7 @@ from finetune_api.resource.keys import SpecKey, keys
 from finetune_api.resource.v1alpha1 import Spec
 from finetune_api.validation import predicates
 from finetune_api.validation.rules import Rule, all_rules
-from finetune_api.validation.unknown import nearest
+from finetune_api.validation.unknown import USUAL, nearest
 
 from .describe import describe_schema
 from .schema import structural
@@ -104,9 +104,10 @@ def _without_indices(path: str) -> str:
 
 def _no_such(path: str) -> str:
     """The last name counts first: people remember a key sooner than its section."""
-    nearest_name = nearest(
-        path.rpartition(".")[2], tuple(dict.fromkeys(known.rpartition(".")[2] for known in entries()))
-    )
+    name = path.rpartition(".")[2]
+    if name in USUAL:
+        return f"A job has no key {path!r}. Did you mean {USUAL[name]}?"
+    nearest_name = nearest(name, tuple(dict.fromkeys(known.rpartition(".")[2] for known in entries())))
     candidates = tuple(known for known in entries() if known.rpartition(".")[2] == nearest_name)
     hint = f" Did you mean {nearest(path, candidates) or candidates[0]}?" if candidates else ""
     return f"A job has no key {path!r}.{hint}"

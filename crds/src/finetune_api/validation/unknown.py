@@ -30,6 +30,18 @@ def unknown_keys(resource: Mapping[str, Any]) -> Iterator[Problem]:
     yield from _below(resource.get("spec"), key_table.spec(), "spec")
 
 
+USUAL: Mapping[str, str] = {
+    "base_model": "job.model", "batch": "hyperparameters.per_device_batch", "dataset": "job.data",
+    "epochs": "hyperparameters.n_epochs", "gpus": "compute.gpu_count", "lora_r": "training.lora.r",
+    "lr": "hyperparameters.learning_rate", "micro_batch_size": "hyperparameters.per_device_batch",
+    "model_name_or_path": "job.model", "num_epochs": "hyperparameters.n_epochs",
+    "num_train_epochs": "hyperparameters.n_epochs",
+    "per_device_train_batch_size": "hyperparameters.per_device_batch", "rank": "training.lora.r",
+    "seq_len": "hyperparameters.sequence_length",
+}  # fmt: skip
+"""Usual names in other systems -> our keys, relative to spec. They resemble ours too little to be found."""
+
+
 def nearest(name: str, among: tuple[str, ...]) -> str | None:
     """The name that was probably intended."""
     import difflib  # noqa: PLC0415 - only a mistake needs it
@@ -56,7 +68,9 @@ def _problem(parent: str, name: str, siblings: tuple[str, ...]) -> Problem:
     path = f"{parent}.{name}".lstrip(".")
     near = nearest(name, siblings)
     elsewhere = [key.path for key in key_table.declared() if key.path.rpartition(".")[2] == name]
-    if near:
+    if name in USUAL:
+        remedy = f"Did you mean spec.{USUAL[name]}?"
+    elif near:
         remedy = f"Did you mean {parent}.{near}?".replace(" .", " ")
     elif elsewhere:
         remedy = f"Did you mean spec.{elsewhere[0]}?"
