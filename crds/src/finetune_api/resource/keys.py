@@ -56,22 +56,8 @@ def _field(description: str, fate: Fate, because: str, bounds: dict[str, Any]) -
     return Field(description=description, json_schema_extra={"fate": fate.value, "because": because}, **bounds)
 
 
-class Section(BaseModel):
-    """A section mirrored from the TOML: its own spelling, and unknown keys kept so that we can name them."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="allow",
-        strict=True,
-        protected_namespaces=(),
-        defer_build=True,
-        allow_inf_nan=False,
-        json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
-    )
-
-
-class Native(BaseModel):
-    """A part that Kubernetes users know: camelCase, and the API server prunes what it does not know."""
+class _Declared(BaseModel):
+    """What a person writes: checked strictly, and unknown keys kept so that they can be named."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -81,6 +67,16 @@ class Native(BaseModel):
         defer_build=True,
         allow_inf_nan=False,
     )
+
+
+class Section(_Declared):
+    """A section mirrored from the TOML: its own spelling, and the API server keeps unknown keys too."""
+
+    model_config = ConfigDict(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})
+
+
+class Native(_Declared):
+    """A part that Kubernetes users know: camelCase, and the API server prunes unknown keys."""
 
 
 def keys(model: type[BaseModel], prefix: str = "spec") -> Iterator[SpecKey]:

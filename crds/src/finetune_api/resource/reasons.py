@@ -47,10 +47,6 @@ VALIDATION_SKIPPED = Reason(
     "Rows are never split off silently.",
     "Set data.validation_path, or set training.validation.enabled to false to silence this note.",
 )  # fmt: skip
-OUTPUT_NOT_KEPT = Reason(
-    "OutputNotKept", (c.ACCEPTED,), "output.uri is not set: on a cluster the result is lost when the pods end.",
-    "Set output.uri to pvc://CLAIM/PATH.",
-)  # fmt: skip
 VARIETY_YIELDS = Reason("VarietyYields", (c.ACCEPTED,), "{key} is {value}, but other keys select {method}.")
 ADAPTERS_UNUSED = Reason("AdaptersUnused", (c.ACCEPTED,), "{key} is set, but full finetuning has no adapters.")
 LENGTH_CAPPED = Reason("LengthCapped", (c.ACCEPTED,), "{key} is {value}, but {limit_key} caps it at {limit}.")
