@@ -16,6 +16,9 @@ from testbed.process import Process, free_port
 
 TESTS = str(Path(__file__).parents[1])
 """Where a program of the tests finds the others."""
+SOURCES = ("operator/src", "crds/src", "trainer-image/src")
+SOURCE = "OPERATOR_SRC"
+"""Environment variable: another tree whose operator the tests drive, to see that a test is red on it."""
 QUICK = {"PROGRESS_SECONDS": "1", "HTTP_HOST": "127.0.0.1", "LOG_LEVEL": "debug"}
 """Settings of the operator in tests, where nothing else is said."""
 HANGS_S = 120
@@ -35,7 +38,7 @@ class OperatorProcess(Process):
         self.port = free_port()
         words = QUICK | {"KUBECONFIG": str(kubeconfig), "HTTP_PORT": str(self.port)} | dict(settings or {})
         env = {k: v for k, v in os.environ.items() if not k.startswith("FINETUNE_OPERATOR_")}
-        env |= {f"FINETUNE_OPERATOR_{k}": v for k, v in words.items()} | {"PYTHONPATH": TESTS}
+        env |= {f"FINETUNE_OPERATOR_{k}": v for k, v in words.items()} | {"PYTHONPATH": _path()}
         command = [sys.executable, *program]
         ready = lambda: self.answer("readyz")[0] == 200  # noqa: E731
         super().__init__(command, folder / "operator.log", ready=ready, env=env, outlived=True)
@@ -63,3 +66,8 @@ class OperatorProcess(Process):
     def lines(self) -> list[Json]:
         """The log."""
         return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+
+
+def _path() -> str:
+    other = os.environ.get(SOURCE)
+    return os.pathsep.join([TESTS, *(f"{other}/{folder}" for folder in SOURCES if other)])
