@@ -15,7 +15,7 @@ from operating.team import Team, condition
 from testbed.api import ApiError
 from testbed.control_plane import ControlPlane
 from testbed.training_operator import pytorchjob_crd, start_training_operator
-from testbed.watch import wait_for, wait_for_all
+from testbed.watch import wait_for_all
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,10 @@ def test_sigterm_lets_looks_finish_and_ends_with_0(plane: ControlPlane, lonely: 
 
 
 def replace(team: Team, pod: str) -> None:
-    """Another pod of that name: the Training Operator's, or the same by us, since it may take minutes over it."""
+    """Another pod of that name: the Training Operator's, or the same by us, since it may take minutes over it.
+
+    Where the Training Operator sees the pod while it is being deleted, it fails the run and deletes all its pods.
+    """
     old = team.api.get(f"{team.pods}/{pod}")
     kept = ("name", "namespace", "labels", "annotations", "ownerReferences")
     new = {**old, "metadata": {k: v for k, v in old["metadata"].items() if k in kept}}
@@ -100,9 +103,8 @@ def replace(team: Team, pod: str) -> None:
         team.api.create(new)
     except ApiError as error:
         assert error.reason == "AlreadyExists", error  # noqa: PT017 - the other answer that is fine
-    wait_for(
-        team.api, f"{team.pods}/{pod}", lambda found: found and found["metadata"]["uid"] != old["metadata"]["uid"]
-    )
+    is_new = lambda found: found["metadata"]["name"] == pod and found["metadata"]["uid"] != old["metadata"]["uid"]  # noqa: E731
+    wait_for_all(team.api, team.pods, lambda found: not found or any(map(is_new, found)))
 
 
 def test_a_pod_that_was_replaced_while_nobody_looked_restarts_the_gang(
