@@ -75,7 +75,7 @@ def _final_report(message: str | None) -> FinalReport | None:
 
 
 def _disruption(status: Json) -> str:
-    """Why Kubernetes, not a container, ended the pod: a condition says so, or a reason, which only a kubelet gives."""
+    """Why Kubernetes, not a container, ended the pod: a condition says so, or a reason, as only kubelets give one."""
     for condition in status.get("conditions") or ():
         if condition["type"] == "DisruptionTarget" and condition["status"] == "True":
             return _sentence({"reason": "Disrupted"} | condition)

@@ -35,7 +35,7 @@ def message(pods: tuple[ObservedPod, ...], runs: Iterable[ObservedRun], gpus: in
     if not pods:
         return r.STOPPING.text(left=f"run {', '.join(run.name for run in runs)}", until="").strip()
     held = f" with {len(pods) * gpus} GPUs" if gpus else ""
-    left = f"{len(pods)} pods{held} ({name_list([p.name for p in pods])})"
+    left = f"{len(pods)} pod{'s' * (len(pods) > 1)}{held} ({name_list([p.name for p in pods])})"
     return r.STOPPING.text(left=left, until=_until(pods, release))
 
 

@@ -2,7 +2,8 @@
 
 A reason's name is part of the API: programs may compare it, so none ever changes. Messages are templates
 (str.format). Reasons that come from elsewhere: broken rules (validation/rules.py) on Accepted, and how a trainer
-ended (runtime/exits.py) on Complete, FailureTarget and Failed. docs/reference/conditions.md is generated from this table.
+ended (runtime/exits.py) on Complete, FailureTarget and Failed. docs/reference/conditions.md is made from this
+table.
 """
 
 from __future__ import annotations
@@ -105,7 +106,8 @@ RESUMED = Reason("Resumed", (c.SUSPENDED,), "The job resumes from its last check
 STOPPING = Reason("Stopping", (c.PODS_READY,), "These have not ended yet: {left}. {until}")
 CANCELLED = Reason("Cancelled", (c.FAILURE_TARGET, c.FAILED, c.READY), "spec.cancel is true.")
 DEADLINE_EXCEEDED = Reason(
-    "DeadlineExceeded", (c.FAILURE_TARGET, c.FAILED, c.READY), "The job ran longer than lifecycle.activeDeadlineSeconds ({limit} s).",
+    "DeadlineExceeded", (c.FAILURE_TARGET, c.FAILED, c.READY),
+    "The job ran longer than lifecycle.activeDeadlineSeconds ({limit} s).",
     "Raise it, or shorten the training.",
 )  # fmt: skip
 

@@ -140,9 +140,7 @@ class Status(Part):
     result: ResultStatus | None = key("What came out.")
     informational: Texts | None = key("Keys that were accepted and change nothing.")
     startTime: Time | None = key("When the first run started.")  # noqa: N815
-    completionTime: Time | None = key(
-        "When the job was over: no pod of it was left that had not ended, unless it succeeded."
-    )  # noqa: N815
+    completionTime: Time | None = key("When the job was over; unless it succeeded, all its pods had ended.")  # noqa: N815
 
 
 def condition(kind: str, status: bool | None, reason: str, message: str, now: str) -> Condition:
