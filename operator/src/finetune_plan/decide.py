@@ -270,7 +270,7 @@ def running(ctx: ReconcileContext) -> Plan:
     """Nothing to do but report progress."""
     status = statuses.running(ctx.status, ctx.run, now=ctx.time)
     status = statuses.pods_ready(status, ctx.pods, ctx.observed.pods_refusal, now=ctx.time)
-    silent = next((r for r in ctx.observed.runs if not (r.reconciled or ctx.pods)), None)
+    silent = next((r for r in ctx.observed.runs if r.created and not (r.reconciled or ctx.pods)), None)
     left = (_after(silent.created, SILENT_SECONDS) - ctx.now).total_seconds() if silent else None
     if silent and left is not None and left <= 0:
         return Plan((), statuses.backend_silent(status, ctx.backend, silent, now=ctx.time))
