@@ -33,6 +33,8 @@ class Entry(Generic[T]):
     version: int
     owner: str
     """UID of the job; a job owns itself."""
+    job: Key | None
+    """The job that it names."""
     value: T
 
 
@@ -47,6 +49,8 @@ class Store(Generic[T]):
         """How many objects there are of each sort."""
         self._entries: dict[Key, Entry[T]] = {}
         self._owned: dict[str, set[Key]] = {}
+        self._owners: dict[Key | None, Counter[str]] = {}
+        """How many objects each owner has, by the job that the objects name."""
         self._gone: dict[Key, int] = {}
 
     def put(self, raw: Json) -> bool:
@@ -56,7 +60,8 @@ class Store(Generic[T]):
         if version <= self._gone.get(key, 0) or (known and version <= known.version):
             return False
         self._forget(key)
-        entry = self._entries[key] = Entry(version, self._owner(raw), self._read(raw))
+        entry = self._entries[key] = Entry(version, self._owner(raw), job_of(raw), self._read(raw))
+        self._owners.setdefault(entry.job, Counter())[entry.owner] += 1
         self._owned.setdefault(entry.owner, set()).add(key)
         self.counts[self._sort(entry.value)] += 1
         return True
@@ -90,6 +95,10 @@ class Store(Generic[T]):
         """All objects of a job, by name."""
         return tuple(self._entries[k].value for k in sorted(self._owned.get(owner, ())))
 
+    def owners(self, job: Key) -> set[str]:
+        """UIDs of the jobs of that name that have objects."""
+        return set(self._owners.get(job, ()))
+
     def items(self) -> Iterable[tuple[Key, Entry[T]]]:
         return self._entries.items()
 
@@ -104,6 +113,9 @@ class Store(Generic[T]):
         if entry is None:
             return
         self.counts[self._sort(entry.value)] -= 1
+        self._owners[entry.job] = +(self._owners[entry.job] - Counter([entry.owner]))
+        if not self._owners[entry.job]:
+            del self._owners[entry.job]
         keys = self._owned[entry.owner]
         keys.discard(key)
         if not keys:
@@ -130,6 +142,10 @@ class Cache:
             return None
         found: Json = json.loads(entry.value.text)
         return found
+
+    def predecessors(self, key: Key, uid: str) -> set[str]:
+        """UIDs of other jobs of that name that still have runs or pods."""
+        return (self.runs.owners(key) | self.pods.owners(key)) - {uid, ""}
 
     def unfinished(self) -> list[Key]:
         """Jobs that have not ended."""

@@ -16,7 +16,7 @@ from .identity import Json
 MESSAGE_LENGTH = 1024
 """Longest message of an Event."""
 _REDUNDANT = {
-    c.PODS_READY: {r.CREATING, r.SUSPENDED, r.RESTARTING, *(reason for _, reason in WAITING)},
+    c.PODS_READY: {r.CREATING, r.SUSPENDED, r.RESTARTING, r.STOPPING, *(reason for _, reason in WAITING)},
     c.TRAINING: {r.STARTING, r.SUSPENDED, r.QUEUED},
 }
 """Reasons that only follow another condition, or that the pods' own events report better."""
@@ -31,16 +31,22 @@ def _changed(before: Json, after: Json) -> Iterator[Json]:
     old = {x["type"]: (x["status"], x["reason"]) for x in before.get("conditions") or ()}
     for condition in after.get("conditions") or ():
         changed = old.get(condition["type"]) != (condition["status"], condition["reason"])
-        if changed and _deserves_event(condition, ended="completionTime" in after):
+        if changed and _deserves_event(condition, doomed=_is_doomed(after), ended="completionTime" in after):
             yield condition
 
 
-def _deserves_event(condition: Json, *, ended: bool) -> bool:
+def _is_doomed(status: Json) -> bool:
+    return "completionTime" in status or any(x["type"] == c.FAILURE_TARGET for x in status.get("conditions") or ())
+
+
+def _deserves_event(condition: Json, *, doomed: bool, ended: bool) -> bool:
     kind = condition["type"]
+    if kind == c.FAILURE_TARGET:  # once the job is over, Failed says the same
+        return not ended
     if kind == c.READY:  # all its other reasons repeat what Accepted, Complete or Failed says
         return bool(condition["reason"] == r.INTERNAL_ERROR.name)
     redundant = {reason.name for reason in _REDUNDANT.get(kind, ())}
-    return not (condition["reason"] in redundant or (ended and kind in _REDUNDANT))
+    return not (condition["reason"] in redundant or (doomed and kind in _REDUNDANT))
 
 
 def _event(job: Json, condition: Json, now: str) -> Json:
@@ -49,7 +55,12 @@ def _event(job: Json, condition: Json, now: str) -> Json:
         [metadata["uid"], *(condition[k] for k in ("type", "status", "reason", "lastTransitionTime"))]
     )
     name = f"{metadata['name']}.{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
-    bad = (condition["type"], condition["status"]) in ((c.FAILED, "True"), (c.ACCEPTED, "False"), (c.READY, "False"))
+    bad = (condition["type"], condition["status"]) in (
+        (c.FAILED, "True"),
+        (c.FAILURE_TARGET, "True"),
+        (c.ACCEPTED, "False"),
+        (c.READY, "False"),
+    )
     about = {k: metadata[k] for k in ("name", "namespace", "uid")}
     return {
         "apiVersion": "v1",

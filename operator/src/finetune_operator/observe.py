@@ -13,8 +13,7 @@ from finetune_api.runtime.report import (
     Record,
     ResumeRecord,
 )
-from finetune_plan import job_settings, results
-from finetune_plan.decide import missing_pods
+from finetune_plan import gang, job_settings, results
 from finetune_plan.model import Observed, ObservedClaim, ObservedPod
 
 from . import metrics
@@ -54,7 +53,8 @@ class Observer:
         uid = job["metadata"]["uid"]
         over = bool(job["status"].get("completionTime"))
         if not over and self._children_may_be_stale(key, job):
-            await self._relist_children(key.namespace, uid)
+            for owner in (uid, *self._cache.predecessors(key, uid)):
+                await self._relist_children(key.namespace, owner)
         runs, pods = self._cache.runs.of(uid), self._cache.pods.of(uid)
         return Observed(
             resource=job,
@@ -64,6 +64,7 @@ class Observer:
             backend=bool(runs) or over or await self.backend(),
             refusal=refusal,
             pods_refusal=next((found for r in runs if (found := self._cache.refusals.of(r.uid))), ""),
+            previous=() if over or runs else self._left_by_predecessors(key, uid),
             claim=ObservedClaim() if over or runs or job["status"].get("run") else await self._claim(key, job),
         )
 
@@ -92,19 +93,27 @@ class Observer:
     def _children_may_be_stale(self, key: Key, job: Json) -> bool:
         """Whether children are missing or about to be: a deletion is reported once, and never by a restarted watch.
 
-        A complete gang with missing pods is listed at once; a terminating run is listed periodically.
+        A complete gang with missing pods is listed at once; a run that ends, and what a previous job of the name has
+        left, are listed periodically.
         """
         uid = job["metadata"]["uid"]
         runs, pods = self._cache.runs.of(uid), self._cache.pods.of(uid)
-        if missing_pods(job["status"], pods):
+        if gang.has_changed(job["status"], pods):
             return True
-        if not any(r.deleting for r in runs) and (runs or not pods):
+        ending = any(r.deleting for r in runs) or bool(not runs and (pods or self._cache.predecessors(key, uid)))
+        if not ending:
             self._terminating.pop(key, None)
             return False
         now, asked = self._clock(), self._terminating.get(key)
         if asked is None or now - asked >= TERMINATION_POLL_SECONDS:
             self._terminating[key] = now
         return asked is not None and now - asked >= TERMINATION_POLL_SECONDS
+
+    def _left_by_predecessors(self, key: Key, uid: str) -> tuple[str, ...]:
+        """Runs and pods of deleted jobs of the same name."""
+        owners = sorted(self._cache.predecessors(key, uid))
+        runs = [f"run {run.name}" for owner in owners for run in self._cache.runs.of(owner)]
+        return (*runs, *(f"pod {pod.name}" for owner in owners for pod in self._cache.pods.of(owner)))
 
     async def _relist_children(self, namespace: str, uid: str) -> None:
         """Bring the children of one job up to date."""

@@ -19,7 +19,7 @@ from . import metrics
 from .apply import Applier
 from .cache import Cache
 from .cluster import Cluster
-from .errors import BackendMissing, ClusterError, Conflict, NotFound, Refused, Unavailable
+from .errors import BackendMissing, ClusterError, Conflict, NotFound, Refused, Unavailable, WebhookFailed
 from .identity import Key, log_fields
 from .observe import Observer
 from .settings import Settings
@@ -62,7 +62,7 @@ class Reconciler:
         except (Conflict, NotFound):
             await self._refresh(key)
             raise
-        except Refused as error:
+        except (Refused, WebhookFailed) as error:
             if any(isinstance(a, CreateRun) for a in answer.actions):
                 self._refusals[key] = str(error)
             raise

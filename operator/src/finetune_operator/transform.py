@@ -16,10 +16,10 @@ from finetune_plan.model import ObservedPod
 from .identity import Json
 
 _METADATA = ("name", "namespace", "uid", "generation", "resourceVersion", "deletionTimestamp")
-DISRUPTIONS = frozenset(
-    {"Evicted", "NodeLost", "NodeAffinity", "Preempting", "Shutdown", "Terminated", "UnexpectedAdmissionError"}
-)
-"""status.reason of pods that a kubelet, not the trainer, ended."""
+NODE_LOST = "NodeLost"
+"""status.reason of a pod whose node does not answer; it may still be Running."""
+LONGEST_SENTENCE = 512
+"""Characters of a kubelet's sentence that are kept for each pod."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,7 @@ def pod(raw: Json, backend: Backend) -> ObservedPod:
         exit_code=ended.get("exitCode"),
         report=_final_report(ended.get("message")),
         disruption=_disruption(status),
+        failure=_failure(status, backend.container) if status.get("phase") == "Failed" else "",
         waiting=_waiting(status) if status.get("phase") == "Pending" else "",
         termination_deadline=metadata.get("deletionTimestamp", ""),
     )
@@ -74,11 +75,24 @@ def _final_report(message: str | None) -> FinalReport | None:
 
 
 def _disruption(status: Json) -> str:
+    """Why Kubernetes, not a container, ended the pod: a condition says so, or a reason, as only kubelets give one."""
     for condition in status.get("conditions") or ():
         if condition["type"] == "DisruptionTarget" and condition["status"] == "True":
-            return str(condition.get("reason") or "Disrupted")
-    reason = status.get("reason", "")
-    return reason if reason in DISRUPTIONS else ""
+            return _sentence({"reason": "Disrupted"} | condition)
+    reason = status.get("reason")
+    return _sentence(status) if reason and (status.get("phase") == "Failed" or reason == NODE_LOST) else ""
+
+
+def _failure(status: Json, trainer: str) -> str:
+    """Which container made a pod fail, if it is not the trainer's: the first of those that failed."""
+    failed = [
+        (ended.get("finishedAt") or "", f"{what} {each['name']} exited with code {code} ({_sentence(ended)})")
+        for key, what in (("initContainerStatuses", "init container"), ("containerStatuses", "container"))
+        for each in status.get(key) or ()
+        if (ended := (each.get("state") or {}).get("terminated") or {}) and (code := ended.get("exitCode"))
+        if each["name"] != trainer
+    ]
+    return min(failed, default=("", ""))[1]
 
 
 def _waiting(status: Json) -> str:
@@ -94,5 +108,7 @@ def _waiting(status: Json) -> str:
     return ""
 
 
-def _sentence(waiting: Json) -> str:
-    return ": ".join(part for part in (waiting.get("reason"), waiting.get("message")) if part)
+def _sentence(said: Json) -> str:
+    """A reason and its message, as Kubernetes reports them."""
+    words = ": ".join(part for part in (said.get("reason"), said.get("message")) if part)
+    return words.strip()[:LONGEST_SENTENCE].rstrip(".")

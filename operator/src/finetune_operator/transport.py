@@ -22,7 +22,16 @@ from finetune_api.resource import names
 from finetune_kube.failures import FailureKind, RequestFailure, request_failure
 
 from . import metrics
-from .errors import AlreadyExists, BackendMissing, ClusterError, Conflict, NotFound, Refused, Unavailable
+from .errors import (
+    AlreadyExists,
+    BackendMissing,
+    ClusterError,
+    Conflict,
+    NotFound,
+    Refused,
+    Unavailable,
+    WebhookFailed,
+)
 from .identity import Json
 from .settings import Settings
 
@@ -90,13 +99,14 @@ class Transport:
             metrics.REQUESTS.labels(verb=verb, resource=resource, code=str(status or "none")).inc()
             if 200 <= status < 300:
                 return data
+            failure = request_failure(status, data)
             if status == 401:
                 await self.close()  # the token has changed: log in again
-            elif status not in (0, 429) and status < 500:
-                raise _error(request_failure(status, data))
+            elif failure.kind in _ERRORS or (status not in (0, 429) and status < 500):
+                raise _error(failure)
             if attempt < ATTEMPTS:
                 await asyncio.sleep(max(pause, _backoff(attempt)))
-        raise Unavailable(f"{verb} {resource}: {status or 'no answer'} {request_failure(status, data).message}")
+        raise Unavailable(f"{verb} {resource}: {status or 'no answer'} {failure.message}")
 
     async def close(self) -> None:
         client, self._client = self._client, None
@@ -138,7 +148,7 @@ def _backoff(attempt: int) -> float:
 
 
 def _error(failure: RequestFailure) -> ClusterError:
-    """The error for a 4xx answer."""
+    """The error for an answer that another attempt would not change."""
     return _ERRORS.get(failure.kind, Refused)(failure.message)
 
 
@@ -147,4 +157,5 @@ _ERRORS: Mapping[FailureKind, type[ClusterError]] = {
     FailureKind.UNKNOWN_RESOURCE: BackendMissing,
     FailureKind.ALREADY_EXISTS: AlreadyExists,
     FailureKind.CONFLICT: Conflict,
+    FailureKind.WEBHOOK_FAILED: WebhookFailed,
 }

@@ -20,6 +20,10 @@ class ObservedRun:
     suspended: bool = False
     """Whether a queue (Kueue) holds it back; we never touch that switch."""
     uid: str = ""
+    created: str = ""
+    """When it was created (RFC 3339)."""
+    reconciled: bool = True
+    """Whether the backend's controller has ever reconciled it."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,9 @@ class ObservedPod:
     report: FinalReport | None = None
     """From the termination message."""
     disruption: str = ""
-    """Why Kubernetes removed the pod (Preempted, Evicted, NodeLost ...); empty if it did not."""
+    """Why Kubernetes removed or rejected the pod (Preempted, Evicted, OutOfcpu ...), and its sentence, if it did."""
+    failure: str = ""
+    """Which container other than the trainer's failed, of a pod that has failed; empty if none did."""
     waiting: str = ""
     """Why it does not run yet, as Kubernetes reports it; empty if it runs or if nothing is reported."""
     termination_deadline: str = ""
@@ -65,9 +71,11 @@ class Observed:
     backend: bool = True
     """Whether the backend's resource exists in this cluster."""
     refusal: str = ""
-    """The API server's message when it refused to create the current run; empty if it did not."""
+    """Why the API server could not create the current run when it was asked last; empty if it could."""
     pods_refusal: str = ""
     """Its message when it refused a pod of that run; empty if it did not."""
+    previous: tuple[str, ...] = ()
+    """Runs and pods that a deleted job of the same name has left."""
     claim: ObservedClaim = field(default_factory=ObservedClaim)
     """The claim that the output lies on, of a job without a run; empty if there is no such claim."""
 

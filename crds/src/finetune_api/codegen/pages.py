@@ -46,7 +46,9 @@ _CONDITIONS = {
     c.SUSPENDED: "The job was stopped and can be resumed. In the status file of `finetune run` the reason is "
     "`Stopped`.",
     c.COMPLETE: "The job succeeded. The reason is `Succeeded`, or the one below.",
-    c.FAILED: "The job ended without a result. The reason is one of the trainer's "
+    c.FAILURE_TARGET: "The job is going to be Failed or Cancelled, and nothing changes that any more: the phase is "
+    "`Stopping` until none of its pods is left that has not ended. Reasons are those of Failed.",
+    c.FAILED: "The job ended without a result, and its pods have ended. The reason is one of the trainer's "
     "([exit codes](exit-codes.md)), or one below.",
     c.READY: "True when the job has succeeded; tools that know kstatus read this condition. The reason of a job that "
     "has ended is that of Complete or Failed.",

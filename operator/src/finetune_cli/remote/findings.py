@@ -59,8 +59,8 @@ def refused(snapshot: Snapshot) -> Iterator[Problem]:
 
 
 def failed(snapshot: Snapshot) -> Iterator[Problem]:
-    """The job has failed."""
-    found = condition(snapshot.job, c.FAILED)
+    """The job has failed, or is going to when its pods have ended."""
+    found = condition(snapshot.job, c.FAILED) or condition(snapshot.job, c.FAILURE_TARGET)
     if found and found["status"] == "True":
         name = snapshot.job["metadata"]["name"]
         remedy = f"`finetune logs {name}` shows the logs of its pods."
@@ -92,7 +92,15 @@ def no_backend(snapshot: Snapshot) -> Iterator[Problem]:
 def not_created(snapshot: Snapshot) -> Iterator[Problem]:
     """The operator cannot create the run: a queue, the API server or a setting prevents it."""
     ready = condition(snapshot.job, c.PODS_READY)
-    reported_elsewhere = {*POD_REASONS, "Creating", "BackendMissing", "Suspended", "Restarting"}
+    reported_elsewhere = {
+        *POD_REASONS,
+        "Creating",
+        "BackendMissing",
+        "BackendSilent",
+        "Suspended",
+        "Restarting",
+        "Stopping",
+    }
     if not ready or ready["status"] != "False" or has_ended(snapshot.job):
         return
     if ready["reason"] not in reported_elsewhere:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import click
 
+from finetune_api.resource import conditions as c
 from finetune_api.validation.predicates import find
 
 from .api_client import Json
 from .cluster import ClusterClient
 from .errors import invalid
-from .views import has_ended, phase
+from .views import condition_is_true, has_ended, phase
 
 
 def suspend(cluster: ClusterClient, name: str) -> None:
@@ -50,10 +51,11 @@ def delete(cluster: ClusterClient, name: str, *, wait: bool) -> None:
 
 
 def _unfinished(cluster: ClusterClient, name: str, action: str) -> Json:
-    """The job, unless it has ended."""
+    """The job, unless it has ended, or nothing changes that it is going to."""
     job = cluster.job(name)
-    if has_ended(job):
-        message = f"The job has ended ({phase(job)}) and cannot be {action}."
+    if has_ended(job) or condition_is_true(job, c.FAILURE_TARGET):
+        state = "has ended" if has_ended(job) else "is ending"
+        message = f"The job {state} ({phase(job)}) and cannot be {action}."
         raise invalid(f"finetunejob {name}", "Ended", message, "To train again, submit it under another name.")
     return job
 

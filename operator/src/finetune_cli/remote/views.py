@@ -15,7 +15,7 @@ from finetune_cli.local.format_record import format_duration, format_number
 from .api_client import Json
 
 COLOURS = {"Succeeded": "green", "Training": "cyan", "Failed": "red", "Cancelled": "red",
-           "Suspended": "yellow"}  # fmt: skip
+           "Suspended": "yellow", "Stopping": "yellow"}  # fmt: skip
 COLUMNS = ("NAME", "PHASE", "MODEL", "METHOD", "GPUS", "STEP", "LOSS", "ETA", "AGE")
 NONE = "-"
 
@@ -52,7 +52,7 @@ def _row(job: Json, at: datetime) -> tuple[str, ...]:
         str(find(status, "layout.worldSize") or NONE),
         NONE if step is None else f"{step}/{total}",
         NONE if progress.get("loss") is None else format_number(progress["loss"]),
-        NONE if eta is None or done or phase(job) == "Suspended" else format_duration(eta),
+        NONE if eta is None or done or phase(job) in ("Suspended", "Stopping") else format_duration(eta),
         age(job["metadata"]["creationTimestamp"], at),
     )
 

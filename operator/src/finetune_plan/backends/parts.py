@@ -35,7 +35,7 @@ def rendezvous(address: str, rank_label: str) -> list[dict[str, Any]]:
     ]
 
 
-def observed_run(raw: Mapping[str, Any], suspend_key: str) -> ObservedRun:
+def observed_run(raw: Mapping[str, Any], suspend_key: str, *, reconciled: bool) -> ObservedRun:
     """A run from its object."""
     found = raw["metadata"]
     return ObservedRun(
@@ -44,6 +44,8 @@ def observed_run(raw: Mapping[str, Any], suspend_key: str) -> ObservedRun:
         deleting="deletionTimestamp" in found,
         suspended=bool(find(raw, suspend_key)),
         uid=found["uid"],
+        created=found.get("creationTimestamp", ""),
+        reconciled=reconciled,
     )
 
 
