@@ -2,6 +2,7 @@
 
 ClusterError
 ├── Unavailable      the server did not answer, or asked us to come back: later passes try again
+│   └── TimedOut     the pass as a whole took too long
 ├── Conflict         the decision was based on an old version: reconcile again
 ├── AlreadyExists    the name is taken; apply.py checks by whom
 ├── NotFound         the object is gone
@@ -20,6 +21,10 @@ class ClusterError(Exception):
 
 class Unavailable(ClusterError):
     reason = "Unavailable"
+
+
+class TimedOut(Unavailable):
+    reason = "TimedOut"
 
 
 class Conflict(ClusterError):

@@ -60,6 +60,7 @@ def pod(raw: Json, backend: Backend) -> ObservedPod:
         disruption=_disruption(status),
         waiting=_waiting(status) if status.get("phase") == "Pending" else "",
         termination_deadline=metadata.get("deletionTimestamp", ""),
+        node=(raw.get("spec") or {}).get("nodeName") or "",
     )
 
 
