@@ -70,8 +70,8 @@ class _Node:
 class ReadSchedule:
     """Which log is read next, and when. It has no task and no timer, so that a test controls the clock.
 
-    Each log is read at once, and again `interval(number of logs)` seconds after each read, but never during its node's
-    back-off, nor while as many others of its node are read as may be.
+    Each log is read at once, and again `interval(number of logs)` seconds after each read; but never during its
+    node's back-off, nor while as many others of its node are read as may be.
     """
 
     def __init__(self, clock: Callable[[], float], interval: Callable[[int], float]) -> None:

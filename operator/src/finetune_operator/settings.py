@@ -114,8 +114,8 @@ class Settings(BaseSettings):
     progress_timeout_seconds: float = Field(
         default=5,
         gt=0,
-        description="Seconds until a read of a log is given up. Its node is then left alone for 10 s, and longer after "
-        "each failure in a row, up to two minutes. Default 5: the end of a log is a megabyte at most.",
+        description="Seconds until a read of a log is given up. Its node is then left alone for 10 s, and longer "
+        "after each failure in a row, up to two minutes. Default 5: the end of a log is a megabyte at most.",
     )
     canary_seconds: float = Field(
         default=30, gt=0, description="Seconds between two heartbeats through the API server. Default 30."
