@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import count, pairwise
 
 import pytest
 
@@ -150,11 +150,12 @@ POD = ObservedPod("a-1-worker-0", "uid-a", run=1, node_rank=0, phase="Running", 
 JOB = Key("team", "a")
 
 
-def read(cluster: Logs, settings: Settings) -> tuple[Progress, list[Key]]:
-    """What a few reads come to."""
-    changed: list[Key] = []
-    clock = iter(range(0, 100_000, 11))
-    progress = Progress(cluster, settings, lambda: float(next(clock)), changed.append, lambda *_: None)  # type: ignore[arg-type]
+def read(cluster: Logs) -> tuple[Progress, list[Key], list[tuple[PodLog, str]]]:
+    """What a few reads come to: also the jobs whose records have changed, and the logs that are unreadable."""
+    changed, unreadable = list[Key](), list[tuple[PodLog, str]]()
+    clock = count(step=200)  # longer than every pause
+    say = lambda found, error: unreadable.append((found, error))  # noqa: E731
+    progress = Progress(cluster, Settings(), lambda: float(next(clock)), changed.append, say)  # type: ignore[arg-type]
 
     async def play() -> None:
         progress.follow(JOB, POD)
@@ -165,11 +166,11 @@ def read(cluster: Logs, settings: Settings) -> tuple[Progress, list[Key]]:
         reader.cancel()
 
     asyncio.run(play())
-    return progress, changed
+    return progress, changed, unreadable
 
 
 def test_records_stay_until_a_pass_has_taken_them() -> None:
-    progress, changed = read(Logs(checkpoint(1).line(), "no record", checkpoint(2).line()), Settings())
+    progress, changed, _ = read(Logs(checkpoint(1).line(), "no record", checkpoint(2).line()))
     assert changed == [JOB, JOB], "a read without a record calls for no pass"
     records = progress.follow(JOB, POD)
     assert records == (checkpoint(2),)
@@ -182,8 +183,19 @@ def test_records_stay_until_a_pass_has_taken_them() -> None:
     ("error", "failed"), [(Unavailable("no answer"), 1), (NotFound("no such pod"), 0)], ids=["the node", "the pod"]
 )
 def test_only_a_read_that_the_node_failed_makes_its_other_logs_wait(error: ClusterError, failed: int) -> None:
-    progress, changed = read(Logs(error), Settings())
+    progress, changed, _ = read(Logs(error))
     assert (progress.schedule.unreadable_nodes(), changed) == (failed, [])
+
+
+class Down(Logs):
+    async def get_job(self, key: Key) -> Json | None:
+        raise Unavailable("no answer")
+
+
+@pytest.mark.parametrize(("logs", "said"), [(Logs, 1), (Down, 0)], ids=["it does", "it does not"])
+def test_a_log_is_called_unreadable_once_while_the_server_itself_answers(logs: type[Logs], said: int) -> None:
+    _, _, unreadable = read(logs(*[Unavailable("no answer")] * 8))
+    assert unreadable == [(PodLog(JOB, POD.name, POD.uid, POD.node), "no answer")] * said
 
 
 def test_the_newest_record_of_each_kind_of_two_reads_is_kept() -> None:

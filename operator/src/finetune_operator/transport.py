@@ -125,7 +125,7 @@ class Transport:
             )
             data: bytes = await answer.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            return 0, 0.0, f"{type(error).__name__}: {error}".encode()
+            return 0, 0.0, ": ".join(filter(None, (type(error).__name__, str(error)))).encode()
         return int(answer.status), _retry_after(answer.headers.get("Retry-After")), data
 
     async def _login(self) -> ApiClient:
