@@ -105,6 +105,7 @@ class Holding(Lens):
         return method == "POST" and path.endswith(self._path)
 
 
+@pytest.mark.timeout(600)
 def test_500_jobs_in_trouble_leave_one_that_is_fine(plane: ControlPlane, tmp_path: Path) -> None:
     """Some are refused again and again, others wait for an answer that does not come."""
     api = plane.cluster.api

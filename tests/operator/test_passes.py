@@ -264,5 +264,5 @@ def test_a_job_whose_log_cannot_be_read_says_so_and_what_to_do() -> None:
     assert (event["reason"], event["involvedObject"]["name"]) == ("ProgressUnknown", "sample")
     assert event["message"] == (
         "The log of pod sample-1-worker-0 cannot be read, so progress is unknown: get pods/log: no answer. "
-        "The job goes on. Check the kubelet of node mute: `kubectl describe node mute`."
+        "The job continues. Check the kubelet of node mute: `kubectl describe node mute`."
     )

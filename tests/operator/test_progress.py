@@ -12,7 +12,7 @@ from builders import Json
 from finetune_api.runtime.report import CheckpointRecord, Record
 from finetune_operator.errors import ClusterError, NotFound, Unavailable
 from finetune_operator.identity import Key
-from finetune_operator.progress import PodLog, Progress, ReadSchedule, merged
+from finetune_operator.progress import PodLog, ProgressReaders, ReadSchedule, merged
 from finetune_operator.settings import Settings
 from finetune_plan.model import ObservedPod
 
@@ -150,12 +150,12 @@ POD = ObservedPod("a-1-worker-0", "uid-a", run=1, node_rank=0, phase="Running", 
 JOB = Key("team", "a")
 
 
-def read(cluster: Logs) -> tuple[Progress, list[Key], list[tuple[PodLog, str]]]:
+def read(cluster: Logs) -> tuple[ProgressReaders, list[Key], list[tuple[PodLog, str]]]:
     """What a few reads come to: also the jobs whose records have changed, and the logs that are unreadable."""
     changed, unreadable = list[Key](), list[tuple[PodLog, str]]()
     clock = count(step=200)  # longer than every pause
     say = lambda found, error: unreadable.append((found, error))  # noqa: E731
-    progress = Progress(cluster, Settings(), lambda: float(next(clock)), changed.append, say)  # type: ignore[arg-type]
+    progress = ProgressReaders(cluster, Settings(), lambda: float(next(clock)), changed.append, say)  # type: ignore[arg-type]
 
     async def play() -> None:
         progress.follow(JOB, POD)

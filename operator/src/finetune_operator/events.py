@@ -32,7 +32,7 @@ def of_change(job: Json, before: Json, after: Json, now: str) -> list[Json]:
 def progress_unknown(job: Json, pod: str, uid: str, node: str, error: str, now: str) -> Json:
     """The event that says why a job's progress stands still; one for each pod."""
     message = (
-        f"The log of pod {pod} cannot be read, so progress is unknown: {error.removesuffix('.')}. The job goes on. "
+        f"The log of pod {pod} cannot be read, so progress is unknown: {error.removesuffix('.')}. The job continues. "
         f"Check the kubelet of node {node}: `kubectl describe node {node}`."
     )
     return _event(job, [uid, PROGRESS_UNKNOWN], "Warning", PROGRESS_UNKNOWN, message, now)

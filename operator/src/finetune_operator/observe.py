@@ -13,7 +13,7 @@ from . import metrics
 from .cache import Cache
 from .cluster import Cluster, Kind
 from .identity import Json, Key, key_of
-from .progress import Progress
+from .progress import ProgressReaders
 
 BACKEND_SECONDS = 5.0
 """Seconds for which the answer about the backend's resource is cached."""
@@ -26,7 +26,7 @@ TERMINATION_POLL_SECONDS = 4.0
 class Observer:
     """Keeps no state but the times of its last reads."""
 
-    def __init__(self, cluster: Cluster, cache: Cache, progress: Progress, clock: Callable[[], float]) -> None:
+    def __init__(self, cluster: Cluster, cache: Cache, progress: ProgressReaders, clock: Callable[[], float]) -> None:
         self._cluster, self._cache, self.progress, self._clock = cluster, cache, progress, clock
         self._backend: tuple[float, bool] | None = None
         self._terminating: dict[Key, float] = {}

@@ -175,7 +175,7 @@ class ReadSchedule:
             heapq.heappush(self._heap, (due, source))
 
 
-class Progress:
+class ProgressReaders:
     """The newest records of each running job that no pass has taken yet."""
 
     def __init__(

@@ -23,7 +23,7 @@ from .event_queue import EventQueue
 from .health import Canary, Watches, task_names
 from .identity import Json, Key, key_of
 from .observe import Observer
-from .progress import PodLog, Progress
+from .progress import PodLog, ProgressReaders
 from .reconcile import Reconciler, process
 from .settings import Settings
 from .workqueue import WorkQueue
@@ -43,7 +43,7 @@ class Operator:
         self.cache = Cache(backend)
         self.queue = WorkQueue(time.monotonic, settings.workers)
         self.events = EventQueue(cluster.create_event)
-        self.progress = Progress(cluster, settings, time.monotonic, self.enqueue, self.on_unreadable_log)
+        self.progress = ProgressReaders(cluster, settings, time.monotonic, self.enqueue, self.on_unreadable_log)
         observer = Observer(cluster, self.cache, self.progress, time.monotonic)
         applier = Applier(cluster, self.cache, backend.kind, self.events)
         self.reconciler = Reconciler(observer, applier, settings, backend, time.monotonic, lambda: datetime.now(UTC))
