@@ -99,6 +99,16 @@ def test_a_node_that_answers_again_is_read_as_before() -> None:
     assert world.schedule.unreadable_nodes() == 0
 
 
+def test_a_pod_that_is_gone_says_nothing_about_its_node() -> None:
+    world = World()
+    for name in "ab":
+        world.schedule.follow(pod_log(name))
+        assert world.schedule.take() == pod_log(name)
+    world.schedule.done(pod_log("a"), 0, read=False, node_failed=True)
+    world.schedule.done(pod_log("b"), 0, read=False)
+    assert world.schedule.back_off_seconds("node") == 10
+
+
 def test_what_is_followed_no_more_is_read_no_more() -> None:
     world = World()
     world.schedule.follow(pod_log("a"))

@@ -86,7 +86,7 @@ class ReadSchedule:
 
     def follow(self, source: PodLog) -> None:
         """Read this log of its job from now on, and no other."""
-        if self._logs.get(source.job) != source:
+        if not self.follows(source):
             self.forget(source.job)
             self._logs[source.job] = source
             self._plan(source, self._clock())
@@ -96,6 +96,10 @@ class ReadSchedule:
         if known := self._logs.pop(job, None):
             self._due.pop(known, None)
             self._read.pop(known, None)
+
+    def follows(self, source: PodLog) -> bool:
+        """Whether this log is the one of its job that is read."""
+        return self._logs.get(source.job) == source
 
     def take(self) -> PodLog | None:
         """A log that is due, or None. done() must follow."""
@@ -118,14 +122,14 @@ class ReadSchedule:
         return None if read is None else int(self._clock() - read) + OVERLAP_SECONDS
 
     def done(self, source: PodLog, started: float, *, read: bool, node_failed: bool = False) -> None:
-        """The read is over; when the node failed, all its logs wait."""
+        """The read is over; when the node failed, all its logs wait. It may be neither's fault, but the pod's."""
         node, now = self._nodes[source.node], self._clock()
         node.reading -= 1
         if node_failed:
             node.failing_since = node.failing_since if node.failures else now
             node.retry_at = now + min(BACKOFF[1], BACKOFF[0] * 2 ** min(node.failures, 10))
             node.failures += 1
-        elif node.failures:
+        elif read and node.failures:
             self._nodes[source.node] = node = _Node(node.reading, node.waiting)
         waiting, node.waiting = node.waiting, []
         for each in waiting:
@@ -170,7 +174,7 @@ class ReadSchedule:
         self._nodes = {name: n for name, n in self._nodes.items() if name in used or n.reading}
 
     def _plan(self, source: PodLog, due: float) -> None:
-        if self._logs.get(source.job) == source:
+        if self.follows(source):
             self._due[source] = due
             heapq.heappush(self._heap, (due, source))
 
@@ -262,7 +266,7 @@ class ProgressReaders:
             return False
 
     def _put(self, found: PodLog, records: tuple[Record, ...]) -> None:
-        if not records:
+        if not records or not self.schedule.follows(found):
             return
         uid, known = self._records.get(found.job, ("", ()))
         self._records[found.job] = (found.uid, merged(known, records) if uid == found.uid else records)
