@@ -196,6 +196,9 @@ OTHER: dict[str, Any] = {
     "shared_memory": "16Gi",
     "grace_period_seconds": 3000000,
     "workers": 3,
+    "pass_seconds": 77.0,
+    "progress_readers": 7,
+    "progress_timeout_seconds": 2.5,
     "requests_per_second": 0.5,
     "request_burst": 10_000_000,
     "request_timeout_seconds": 7,
@@ -257,7 +260,7 @@ def test_a_stale_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         (tmp_path / path).write_bytes((ROOT / path).read_bytes())
     monkeypatch.chdir(tmp_path)
     assert helm_chart.main(["--check"]) == 0
-    helm_chart.VALUES.write_text(helm_chart.VALUES.read_text().replace("workers: 8", "workers: 9"))
+    helm_chart.VALUES.write_text(helm_chart.VALUES.read_text().replace("workers: 16", "workers: 17"))
     assert helm_chart.main(["--check"]) == 1
     assert capsys.readouterr().err == f"{helm_chart.VALUES} is stale: run `python -m finetune_operator.helm_chart`\n"
     assert helm_chart.main([]) == 0

@@ -10,7 +10,11 @@ import pytest
 
 from builders import Json, resource
 from finetune_operator.cluster import Kind
+from finetune_operator.errors import Refused
+from finetune_operator.event_queue import EventQueue
 from finetune_operator.identity import Key
+from finetune_operator.metrics import REGISTRY
+from finetune_operator.progress import PodLog
 from finetune_operator.reconcile import process
 from finetune_operator.runtime import Operator
 from finetune_operator.settings import Settings
@@ -185,3 +189,80 @@ def test_a_pod_with_odd_labels_harms_nobody(operator: Operator, labels: Json) ->
     pod = {"metadata": metadata | {"labels": {"finetune.dev/job-uid": "uid-sample", **labels}}, "status": {}}
     operator.on_event(Kind.PODS, "ADDED", pod)
     assert [found.run for found in operator.cache.pods.of("uid-sample")] == [0]
+
+
+class Hanging(Cluster):
+    """Its status is written, and the answer never comes."""
+
+    async def patch_status(self, key: Key, patch: Json) -> Json:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+def test_a_pass_that_takes_too_long_is_given_up_and_comes_again() -> None:
+    operator = Operator(Hanging(), Settings(pass_seconds=0.05), BACKEND)
+    operator.on_event(Kind.JOBS, "ADDED", job(1))
+    key = operator.queue.take()
+    assert key is not None
+    asyncio.run(process(operator.queue, operator.reconciler, key))
+    assert operator.queue.take() is None
+    assert 0 < (operator.queue.wait_seconds() or 0) < 1, "a moment later"
+    assert REGISTRY.get_sample_value("finetune_operator_reconcile_errors_total", {"reason": "TimedOut"}) == 1
+
+
+def test_events_that_the_server_takes_slowly_hold_no_pass_and_too_many_are_dropped_and_counted() -> None:
+    taken: list[Json] = []
+    events = [
+        {"reason": str(number), "involvedObject": {"namespace": "team", "name": "sample"}} for number in range(9)
+    ]
+
+    async def slow(event: Json) -> None:
+        await asyncio.sleep(0.01)
+        taken.append(event)
+        if event["reason"] == "1":
+            raise Refused("not now")
+
+    async def play() -> None:
+        queue = EventQueue(slow, most_waiting=4)
+        for event in events:
+            queue.put(event)
+        writer = asyncio.create_task(queue.write())
+        await queue.drained()
+        writer.cancel()
+
+    dropped = REGISTRY.get_sample_value("finetune_operator_dropped_events_total") or 0
+    asyncio.run(play())
+    assert taken == events[:4]
+    assert REGISTRY.get_sample_value("finetune_operator_dropped_events_total") == dropped + 5 + 1
+
+
+class Recording(Cluster):
+    """Remembers events."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[Json] = []
+
+    async def create_event(self, event: Json) -> None:
+        self.events.append(event)
+
+
+def test_a_job_whose_log_cannot_be_read_says_so_and_what_to_do() -> None:
+    cluster = Recording()
+    operator = Operator(cluster, Settings(), BACKEND)
+    operator.on_event(Kind.JOBS, "ADDED", job(1))
+    for each in (KEY, Key("team", "gone")):
+        operator.on_unreadable_log(PodLog(each, "sample-1-worker-0", "uid", "mute"), "get pods/log: no answer")
+
+    async def write() -> None:
+        writer = asyncio.create_task(operator.events.write())
+        await operator.events.drained()
+        writer.cancel()
+
+    asyncio.run(write())
+    [event] = cluster.events
+    assert (event["reason"], event["involvedObject"]["name"]) == ("ProgressUnknown", "sample")
+    assert event["message"] == (
+        "The log of pod sample-1-worker-0 cannot be read, so progress is unknown: get pods/log: no answer. "
+        "The job continues. Check the kubelet of node mute: `kubectl describe node mute`."
+    )

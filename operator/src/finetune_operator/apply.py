@@ -15,7 +15,8 @@ from finetune_plan.model import CreateRun, DeleteRun, Observed, Plan, RecordResu
 from . import events
 from .cache import Cache
 from .cluster import Cluster
-from .errors import AlreadyExists, ClusterError, Conflict, NotFound, Refused
+from .errors import AlreadyExists, Conflict, NotFound, Refused
+from .event_queue import EventQueue
 from .identity import Json, Key, key_of, log_fields
 from .status_change import StatusChange
 
@@ -28,6 +29,7 @@ class Applier:
     cache: Cache
     kind: str
     """Of the objects of runs."""
+    events: EventQueue
 
     async def apply(self, observed: Observed, answer: Plan, change: StatusChange, now: str) -> bool:
         """Carry out a plan; True if that changed anything: watch events of our own writes trigger no pass.
@@ -49,13 +51,13 @@ class Applier:
                 await self._execute(key, job, action)
         finally:
             if patch:
-                await self._emit_events(key, job, change, now)
+                self._emit_events(job, change, now)
         return changed
 
     async def report(self, key: Key, job: Json, change: StatusChange, now: str) -> None:
         """Write a status that comes from no plan, and its events. Raises ClusterError."""
         if await self._write_status(key, job, change.patch):
-            await self._emit_events(key, job, change, now)
+            self._emit_events(job, change, now)
 
     async def _record_result(self, key: Key, result: RecordResult) -> None:
         """Best effort: the job is complete even if the claim is gone or may not be written to."""
@@ -125,12 +127,6 @@ class Applier:
         self.cache.runs.put(live)
         return True
 
-    async def _emit_events(self, key: Key, job: Json, change: StatusChange, now: str) -> None:
-        """Events are best effort: a job does not wait for them."""
+    def _emit_events(self, job: Json, change: StatusChange, now: str) -> None:
         for event in events.of_change(job, change.before, change.after, now):
-            try:
-                await self.cluster.create_event(event)
-            except ClusterError as error:
-                log.warning(
-                    "event not created", extra=log_fields(key) | {"error": str(error), "event": event["reason"]}
-                )
+            self.events.put(event)

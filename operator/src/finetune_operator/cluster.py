@@ -21,7 +21,7 @@ from finetune_plan.backends.protocol import Backend, api_version
 from .errors import AlreadyExists, BackendMissing, NotFound
 from .identity import Json, Key
 from .settings import Settings
-from .transport import MERGE, Transport
+from .transport import Transport
 
 CLAIMS_PLURAL = "persistentvolumeclaims"
 PAGE = 100
@@ -68,7 +68,7 @@ class Cluster(Protocol):
         """Set one annotation of a PersistentVolumeClaim. Raises NotFound."""
 
     async def read_log(self, key: Key, since_seconds: int | None) -> str:
-        """The end of a training pod's log."""
+        """The end of a training pod's log. One attempt, in a few seconds: the caller has a schedule of its own."""
 
     async def create_event(self, event: Json) -> None:
         """Create an Event; one that exists is fine."""
@@ -85,7 +85,7 @@ class KubernetesCluster:
 
     def __init__(self, settings: Settings, backend: Backend) -> None:
         self._http, self._backend = Transport(settings), backend
-        self._namespace = settings.watch_namespace
+        self._namespace, self._log_seconds = settings.watch_namespace, settings.progress_timeout_seconds
         self._resources = {
             Kind.JOBS: (API_VERSION, PLURAL),
             Kind.RUNS: (api_version(backend), backend.plural),
@@ -135,7 +135,7 @@ class KubernetesCluster:
     async def patch_status(self, key: Key, patch: Json) -> Json:
         path, query = f"{_path(API_VERSION, PLURAL, key)}/status", {"fieldManager": names.FIELD_MANAGER}
         resource = f"{PLURAL}/status"
-        return _object(await self._http.request("patch", resource, path, query=query, body=patch, content_type=MERGE))
+        return _object(await self._http.request("patch", resource, path, query=query, body=patch))
 
     async def claim(self, key: Key) -> Json | None:
         return await self._find(CLAIMS_PLURAL, _path("v1", CLAIMS_PLURAL, key))
@@ -143,14 +143,15 @@ class KubernetesCluster:
     async def annotate_claim(self, key: Key, annotation: str, text: str) -> None:
         body, path = {"metadata": {"annotations": {annotation: text}}}, _path("v1", CLAIMS_PLURAL, key)
         query = {"fieldManager": names.FIELD_MANAGER}
-        await self._http.request("patch", CLAIMS_PLURAL, path, query=query, body=body, content_type=MERGE)
+        await self._http.request("patch", CLAIMS_PLURAL, path, query=query, body=body)
 
     async def read_log(self, key: Key, since_seconds: int | None) -> str:
         query = {"container": self._backend.container, "tailLines": str(LOG_LINES), "limitBytes": str(LOG_BYTES)}
         if since_seconds is not None:
             query["sinceSeconds"] = str(since_seconds)
         path = f"{_path('v1', 'pods', key)}/log"
-        return (await self._http.request("get", "pods/log", path, query=query)).decode(errors="replace")
+        answer = await self._http.request("get", "pods/log", path, query=query, once_in_seconds=self._log_seconds)
+        return answer.decode(errors="replace")
 
     async def create_event(self, event: Json) -> None:
         path = _path("v1", "events", Key(event["metadata"]["namespace"], ""))
@@ -168,7 +169,7 @@ class KubernetesCluster:
         }
         path = _path("coordination.k8s.io/v1", "leases", key)
         try:
-            await self._http.request("patch", "leases", path, body={"spec": lease["spec"]}, content_type=MERGE)
+            await self._http.request("patch", "leases", path, body={"spec": lease["spec"]})
         except NotFound:
             await self._http.request("create", "leases", path.rpartition("/")[0], body=lease)
 

@@ -2,7 +2,8 @@
 
 ClusterError
 ├── Unavailable      the server did not answer, or asked us to come back: later passes try again
-│   └── WebhookFailed   it could not ask an admission webhook; its message goes into the status
+│   ├── WebhookFailed   it could not ask an admission webhook; its message goes into the status
+│   └── TimedOut     the pass as a whole took too long
 ├── Conflict         the decision was based on an old version: reconcile again
 ├── AlreadyExists    the name is taken; apply.py checks by whom
 ├── NotFound         the object is gone
@@ -25,6 +26,10 @@ class Unavailable(ClusterError):
 
 class WebhookFailed(Unavailable):
     reason = "WebhookFailed"
+
+
+class TimedOut(Unavailable):
+    reason = "TimedOut"
 
 
 class Conflict(ClusterError):

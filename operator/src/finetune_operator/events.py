@@ -15,16 +15,28 @@ from .identity import Json
 
 MESSAGE_LENGTH = 1024
 """Longest message of an Event."""
+PROGRESS_UNKNOWN = "ProgressUnknown"
+"""Reason of the one event that no condition has: the job's state is known, only its progress is not."""
 _REDUNDANT = {
     c.PODS_READY: {r.CREATING, r.SUSPENDED, r.RESTARTING, r.STOPPING, *(reason for _, reason in WAITING)},
     c.TRAINING: {r.STARTING, r.SUSPENDED, r.QUEUED},
 }
 """Reasons that only follow another condition, or that the pods' own events report better."""
+_BAD = {(c.FAILED, "True"), (c.FAILURE_TARGET, "True"), (c.ACCEPTED, "False"), (c.READY, "False")}
 
 
 def of_change(job: Json, before: Json, after: Json, now: str) -> list[Json]:
     """Events for the conditions whose status or reason differs between two statuses."""
-    return [_event(job, condition, now) for condition in _changed(before, after)]
+    return [_of_condition(job, condition, now) for condition in _changed(before, after)]
+
+
+def progress_unknown(job: Json, pod: str, uid: str, node: str, error: str, now: str) -> Json:
+    """The event that says why a job's progress stands still; one for each pod."""
+    message = (
+        f"The log of pod {pod} cannot be read, so progress is unknown: {error.removesuffix('.')}. The job continues. "
+        f"Check the kubelet of node {node}: `kubectl describe node {node}`."
+    )
+    return _event(job, [uid, PROGRESS_UNKNOWN], "Warning", PROGRESS_UNKNOWN, message, now)
 
 
 def _changed(before: Json, after: Json) -> Iterator[Json]:
@@ -49,27 +61,26 @@ def _deserves_event(condition: Json, *, doomed: bool, ended: bool) -> bool:
     return not (condition["reason"] in redundant or (doomed and kind in _REDUNDANT))
 
 
-def _event(job: Json, condition: Json, now: str) -> Json:
+def _of_condition(job: Json, condition: Json, now: str) -> Json:
+    bad = (condition["type"], condition["status"]) in _BAD
+    identity = [condition[k] for k in ("type", "status", "reason", "lastTransitionTime")]
+    message = f"{condition['type']}={condition['status']}: {condition['message']}"
+    return _event(job, identity, "Warning" if bad else "Normal", condition["reason"], message, now)
+
+
+def _event(job: Json, identity: list[str], sort: str, reason: str, message: str, now: str) -> Json:
+    """An event about a job. Two with the same identity are one."""
     metadata = job["metadata"]
-    identity = "/".join(
-        [metadata["uid"], *(condition[k] for k in ("type", "status", "reason", "lastTransitionTime"))]
-    )
-    name = f"{metadata['name']}.{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
-    bad = (condition["type"], condition["status"]) in (
-        (c.FAILED, "True"),
-        (c.FAILURE_TARGET, "True"),
-        (c.ACCEPTED, "False"),
-        (c.READY, "False"),
-    )
+    digest = hashlib.sha256("/".join([metadata["uid"], *identity]).encode()).hexdigest()
     about = {k: metadata[k] for k in ("name", "namespace", "uid")}
     return {
         "apiVersion": "v1",
         "kind": "Event",
-        "metadata": {"name": name, "namespace": metadata["namespace"]},
+        "metadata": {"name": f"{metadata['name']}.{digest[:16]}", "namespace": metadata["namespace"]},
         "involvedObject": {"apiVersion": API_VERSION, "kind": KIND, **about},
-        "type": "Warning" if bad else "Normal",
-        "reason": condition["reason"],
-        "message": f"{condition['type']}={condition['status']}: {condition['message']}"[:MESSAGE_LENGTH],
+        "type": sort,
+        "reason": reason,
+        "message": message[:MESSAGE_LENGTH],
         "source": {"component": names.FIELD_MANAGER},
         "firstTimestamp": now,
         "lastTimestamp": now,

@@ -36,6 +36,16 @@ BACKEND_MISSING = Gauge(
 UNREADABLE_PROGRESS = Counter(
     "finetune_operator_unreadable_progress_total", "Reads of a job's progress that failed.", registry=REGISTRY
 )
+UNREADABLE_NODES = Gauge(
+    "finetune_operator_unreadable_nodes",
+    "Nodes from which the log of a job's first pod could not be read at the last attempt.",
+    registry=REGISTRY,
+)
+DROPPED_EVENTS = Counter(
+    "finetune_operator_dropped_events_total",
+    "Events that were not created, because too many waited or the API server took none.",
+    registry=REGISTRY,
+)
 CANARY_SECONDS = Gauge(
     "finetune_operator_canary_age_seconds",
     "Age of the oldest heartbeat that was written and has not come back through the watch; 0: none.",

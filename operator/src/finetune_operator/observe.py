@@ -1,27 +1,18 @@
-"""Reads: a job, its runs, its pods and the records of rank 0, as one frozen Observed."""
+"""Reads: a job, its runs, its pods and what was read of rank 0's log, as one frozen Observed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from finetune_api.runtime import report
-from finetune_api.runtime.report import (
-    CheckpointRecord,
-    DatasetRecord,
-    EvaluationRecord,
-    ProgressRecord,
-    Record,
-    ResumeRecord,
-)
+from finetune_api.runtime.report import Record
 from finetune_plan import gang, job_settings, results
 from finetune_plan.model import Observed, ObservedClaim, ObservedPod
 
 from . import metrics
 from .cache import Cache
 from .cluster import Cluster, Kind
-from .errors import ClusterError
 from .identity import Json, Key, key_of
-from .settings import Settings
+from .progress import ProgressReaders
 
 BACKEND_SECONDS = 5.0
 """Seconds for which the answer about the backend's resource is cached."""
@@ -29,18 +20,13 @@ CLAIM_SECONDS = 1.0
 """Seconds for which a claim is cached, so that a burst of jobs on one claim reads it once."""
 TERMINATION_POLL_SECONDS = 4.0
 """Seconds between lists of a terminating run's children: less than POLL_SECONDS in finetune_plan/decide.py."""
-OVERLAP_SECONDS = 5
-"""Read twice rather than never: clocks of nodes differ."""
-_ORDER = (DatasetRecord, ResumeRecord, ProgressRecord, EvaluationRecord, CheckpointRecord)
 
 
 class Observer:
     """Keeps no state but the times of its last reads."""
 
-    def __init__(self, cluster: Cluster, cache: Cache, settings: Settings, clock: Callable[[], float]) -> None:
-        self._cluster, self._cache, self._settings, self._clock = cluster, cache, settings, clock
-        self._read: dict[str, float] = {}
-        """When each rank 0, by UID of its pod, was read last."""
+    def __init__(self, cluster: Cluster, cache: Cache, progress: ProgressReaders, clock: Callable[[], float]) -> None:
+        self._cluster, self._cache, self.progress, self._clock = cluster, cache, progress, clock
         self._backend: tuple[float, bool] | None = None
         self._terminating: dict[Key, float] = {}
         """When the children of jobs with a terminating run were last listed, or first seen terminating."""
@@ -49,6 +35,7 @@ class Observer:
         """What is known of a job now; None if there is none, or if it is being deleted and needs nothing."""
         job = self._cache.job(key)
         if job is None or "deletionTimestamp" in job["metadata"]:
+            self.progress.forget(key)
             return None
         uid = job["metadata"]["uid"]
         over = bool(job["status"].get("completionTime"))
@@ -60,18 +47,13 @@ class Observer:
             resource=job,
             runs=runs,
             pods=pods,
-            records=() if over else await self._records(key, pods),
+            records=self._records(key, () if over else pods),
             backend=bool(runs) or over or await self.backend(),
             refusal=refusal,
             pods_refusal=next((found for r in runs if (found := self._cache.refusals.of(r.uid))), ""),
             previous=() if over or runs else self._left_by_predecessors(key, uid),
             claim=ObservedClaim() if over or runs or job["status"].get("run") else await self._claim(key, job),
         )
-
-    def progress_seconds(self) -> float:
-        """Seconds between two reads of one job: more jobs, each less often."""
-        reads = len(self._read) / self._settings.progress_reads_per_second
-        return max(self._settings.progress_seconds, reads)
 
     @property
     def has_backend(self) -> bool:
@@ -137,52 +119,21 @@ class Observer:
             self._cache.claims[claim] = (now, known)
         return known
 
-    async def _records(self, key: Key, pods: Iterable[ObservedPod]) -> tuple[Record, ...]:
-        """The newest record of each kind, if a read is due."""
+    def _records(self, key: Key, pods: Iterable[ObservedPod]) -> tuple[Record, ...]:
+        """The newest record of each kind that no pass has taken yet."""
         first = next((p for p in pods if p.node_rank == 0 and p.phase == "Running"), None)
-        if first is None:
-            return ()
-        now, last = self._clock(), self._read.get(first.uid)
-        if last is not None and now - last < self.progress_seconds():
-            return ()
-        self._read[first.uid] = now
-        try:
-            since = None if last is None else int(now - last) + OVERLAP_SECONDS
-            text = await self._cluster.read_log(Key(key.namespace, first.name), since)
-        except ClusterError:  # progress that cannot be read is unknown; the job continues
-            metrics.UNREADABLE_PROGRESS.inc()
-            return ()
-        return newest(text.splitlines())
+        if first is not None:
+            return self.progress.follow(key, first)
+        self.progress.forget(key)
+        return ()
 
-    def forget(self, alive: set[str]) -> None:
-        """Drop the read times of pods that no longer exist, and expired caches."""
+    def forget(self) -> None:
+        """Drop expired caches, and what is known of jobs that no longer exist."""
         self._cache.claims.clear()
         self._terminating.clear()
-        self._read = {uid: at for uid, at in self._read.items() if uid in alive}
+        self.progress.keep({key for key, _ in self._cache.jobs.items()})
 
 
 def _observed_claim(claim: Json) -> ObservedClaim:
     modes = claim.get("spec", {}).get("accessModes") or ()
     return ObservedClaim(claim.get("metadata", {}).get("annotations") or {}, tuple(modes))
-
-
-def newest(lines: Iterable[str]) -> tuple[Record, ...]:
-    """The last record of each kind, in the order in which a run makes them; of datasets, that of each split.
-
-    A final report in the log is not taken: only the termination message of a pod that has ended is the end.
-    """
-    found: dict[str, Record] = {}
-    for line in reversed(list(lines)):
-        kind = _kind(line)  # a thousand lines of progress are not parsed for the sake of one
-        if kind not in found and (record := report.parse(line)):
-            found[kind] = record
-    return tuple(sorted((r for r in found.values() if type(r) in _ORDER), key=lambda r: _ORDER.index(type(r))))
-
-
-def _kind(line: str) -> str:
-    """The kind of record that the line holds, from its prefix."""
-    record, _, rest = line.partition(",")
-    return f"{record},{rest.partition(',')[0]}" if record == _DATASET else record
-
-
-_DATASET = '{"record":"dataset"'

@@ -61,6 +61,7 @@ def pod(raw: Json, backend: Backend) -> ObservedPod:
         failure=_failure(status, backend.container) if status.get("phase") == "Failed" else "",
         waiting=_waiting(status) if status.get("phase") == "Pending" else "",
         termination_deadline=metadata.get("deletionTimestamp", ""),
+        node=(raw.get("spec") or {}).get("nodeName") or "",
     )
 
 

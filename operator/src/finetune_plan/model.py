@@ -48,6 +48,8 @@ class ObservedPod:
     """Why it does not run yet, as Kubernetes reports it; empty if it runs or if nothing is reported."""
     termination_deadline: str = ""
     """End of its termination grace period (RFC 3339) if it is being deleted; else empty."""
+    node: str = ""
+    """That it is bound to."""
 
 
 @dataclass(frozen=True)
