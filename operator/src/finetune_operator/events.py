@@ -1,9 +1,12 @@
-"""Kubernetes Events: one for every condition that changed, under a name that makes a second one impossible."""
+"""Kubernetes Events: one for every condition that changed and for every object that was skipped.
+
+Their names make a second one impossible.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from finetune_api.resource import conditions as c
 from finetune_api.resource import names
@@ -15,6 +18,8 @@ from .identity import Json
 
 MESSAGE_LENGTH = 1024
 """Longest message of an Event."""
+MALFORMED = "MalformedObject"
+"""Reason of the Event about an object that was skipped; no condition has it."""
 _REDUNDANT = {
     c.PODS_READY: {r.CREATING, r.SUSPENDED, r.RESTARTING, *(reason for _, reason in WAITING)},
     c.TRAINING: {r.STARTING, r.SUSPENDED, r.QUEUED},
@@ -24,7 +29,7 @@ _REDUNDANT = {
 
 def of_change(job: Json, before: Json, after: Json, now: str) -> list[Json]:
     """Events for the conditions whose status or reason differs between two statuses."""
-    return [_event(job, condition, now) for condition in _changed(before, after)]
+    return [_of_condition(job, condition, now) for condition in _changed(before, after)]
 
 
 def _changed(before: Json, after: Json) -> Iterator[Json]:
@@ -43,22 +48,32 @@ def _deserves_event(condition: Json, *, ended: bool) -> bool:
     return not (condition["reason"] in redundant or (ended and kind in _REDUNDANT))
 
 
-def _event(job: Json, condition: Json, now: str) -> Json:
-    metadata = job["metadata"]
-    identity = "/".join(
-        [metadata["uid"], *(condition[k] for k in ("type", "status", "reason", "lastTransitionTime"))]
-    )
-    name = f"{metadata['name']}.{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+def of_skipped(job: Json, what: str, why: str, now: str) -> Json:
+    """The Event about an object that names the job as its owner and is not counted."""
+    message = f"{what} is ignored: {why}. Correct or delete it."
+    return _event(job, MALFORMED, message, (what, why), now, bad=True)
+
+
+def _of_condition(job: Json, condition: Json, now: str) -> Json:
+    identity = [condition[k] for k in ("type", "status", "reason", "lastTransitionTime")]
+    message = f"{condition['type']}={condition['status']}: {condition['message']}"
     bad = (condition["type"], condition["status"]) in ((c.FAILED, "True"), (c.ACCEPTED, "False"), (c.READY, "False"))
+    return _event(job, condition["reason"], message, identity, now, bad=bad)
+
+
+def _event(job: Json, reason: str, message: str, identity: Iterable[str], now: str, *, bad: bool) -> Json:
+    """`identity` is what makes two Events one."""
+    metadata = job["metadata"]
+    digest = hashlib.sha256("/".join([metadata["uid"], *identity]).encode()).hexdigest()
     about = {k: metadata[k] for k in ("name", "namespace", "uid")}
     return {
         "apiVersion": "v1",
         "kind": "Event",
-        "metadata": {"name": name, "namespace": metadata["namespace"]},
+        "metadata": {"name": f"{metadata['name']}.{digest[:16]}", "namespace": metadata["namespace"]},
         "involvedObject": {"apiVersion": API_VERSION, "kind": KIND, **about},
         "type": "Warning" if bad else "Normal",
-        "reason": condition["reason"],
-        "message": f"{condition['type']}={condition['status']}: {condition['message']}"[:MESSAGE_LENGTH],
+        "reason": reason,
+        "message": message[:MESSAGE_LENGTH],
         "source": {"component": names.FIELD_MANAGER},
         "firstTimestamp": now,
         "lastTimestamp": now,

@@ -20,7 +20,7 @@ from finetune_plan.model import Observed, ObservedClaim, ObservedPod
 from . import metrics
 from .cache import Cache
 from .cluster import Cluster, Kind
-from .errors import ClusterError
+from .errors import ClusterError, NameTaken, Refused
 from .identity import Json, Key, key_of
 from .settings import Settings
 
@@ -46,24 +46,26 @@ class Observer:
         self._terminating: dict[Key, float] = {}
         """When the children of jobs with a terminating run were last listed, or first seen terminating."""
 
-    async def observe(self, key: Key, refusal: str = "") -> Observed | None:
+    async def observe(self, key: Key, refusal: Refused | None = None) -> Observed | None:
         """What is known of a job now; None if there is none, or if it is being deleted and needs nothing."""
         job = self._cache.job(key)
         if job is None or "deletionTimestamp" in job["metadata"]:
             return None
-        uid = job["metadata"]["uid"]
         over = bool(job["status"].get("completionTime"))
         if not over and self._children_may_be_stale(key, job):
-            await self._relist_children(key.namespace, uid)
-        runs, pods = self._cache.runs.of(uid), self._cache.pods.of(uid)
+            await self._relist_children(job)
+        runs, pods = self._cache.children(job)
         return Observed(
             resource=job,
             runs=runs,
             pods=pods,
             records=() if over else await self._records(key, pods),
             backend=bool(runs) or over or await self.backend(),
-            refusal=refusal,
-            pods_refusal=next((found for r in runs if (found := self._cache.refusals.of(r.uid))), ""),
+            refusal=str(refusal or ""),
+            name_taken=isinstance(refusal, NameTaken),
+            pods_refusal=next(
+                (found for r in runs if (found := self._cache.refusals.of(Key(key.namespace, r.name), r.uid))), ""
+            ),
             claim=ObservedClaim() if over or runs or job["status"].get("run") else await self._claim(key, job),
         )
 
@@ -94,8 +96,7 @@ class Observer:
 
         A complete gang with missing pods is listed at once; a terminating run is listed periodically.
         """
-        uid = job["metadata"]["uid"]
-        runs, pods = self._cache.runs.of(uid), self._cache.pods.of(uid)
+        runs, pods = self._cache.children(job)
         if missing_pods(job["status"], pods):
             return True
         if not any(r.deleting for r in runs) and (runs or not pods):
@@ -106,15 +107,16 @@ class Observer:
             self._terminating[key] = now
         return asked is not None and now - asked >= TERMINATION_POLL_SECONDS
 
-    async def _relist_children(self, namespace: str, uid: str) -> None:
+    async def _relist_children(self, job: Json) -> None:
         """Bring the children of one job up to date."""
+        namespace, uid = job["metadata"]["namespace"], job["metadata"]["uid"]
         for kind in (Kind.RUNS, Kind.PODS):
             listed: set[Key] = set()
             async for items, version in self._cluster.pages(kind, namespace, uid):  # noqa: B007
                 listed.update(map(key_of, items))
                 for raw in items:
                     self._cache.put(kind, raw)
-            self._cache.keep_of(kind, uid, listed, version)
+            self._cache.keep_of(kind, job, listed, version)
 
     async def _claim(self, key: Key, job: Json) -> ObservedClaim:
         """The claim that the output of a new job lies on."""
@@ -154,7 +156,7 @@ class Observer:
 
 def _observed_claim(claim: Json) -> ObservedClaim:
     modes = claim.get("spec", {}).get("accessModes") or ()
-    return ObservedClaim(claim.get("metadata", {}).get("annotations") or {}, tuple(modes))
+    return ObservedClaim(results.of_claim(claim.get("metadata", {}).get("annotations") or {}), tuple(modes))
 
 
 def newest(lines: Iterable[str]) -> tuple[Record, ...]:

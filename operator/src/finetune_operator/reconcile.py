@@ -45,16 +45,17 @@ class Reconciler:
         self._applier = Applier(cluster, cache, backend.kind)
         self._cluster, self._cache, self._settings, self._backend = cluster, cache, settings, backend
         self._plan_settings, self._clock, self._now = settings.plan(), clock, now
-        self._refusals: dict[Key, str] = {}
+        self._refusals: dict[Key, Refused] = {}
         self._written: dict[Key, float] = {}
 
     async def reconcile(self, key: Key) -> float | None:
         """One pass. Seconds until the next one is due without an event, or None. Raises ClusterError."""
-        observed = await self.observer.observe(key, self._refusals.get(key, ""))
+        observed = await self.observer.observe(key, self._refusals.get(key))
         if observed is None:
             self._forget(key)
             return None
         now = self._now()
+        await self._applier.report_skipped(key, dict(observed.resource), _time(now))
         answer = plan(observed, self._plan_settings, now, self._backend)
         change = self._change(key, observed, answer)
         try:
@@ -64,7 +65,7 @@ class Reconciler:
             raise
         except Refused as error:
             if any(isinstance(a, CreateRun) for a in answer.actions):
-                self._refusals[key] = str(error)
+                self._refusals[key] = error
             raise
         except BackendMissing:
             self.observer.invalidate_backend()

@@ -15,7 +15,7 @@ from finetune_api.resource.names import PLURAL
 from finetune_plan.backends.protocol import Backend
 
 from . import metrics
-from .cache import Cache, subject
+from .cache import Cache
 from .cluster import Cluster, Kind
 from .errors import ClusterError
 from .health import Canary, Watches, task_names
@@ -57,7 +57,7 @@ class Operator:
             self.cache.drop(kind, raw)
         elif not self.cache.put(kind, raw):
             return
-        self.enqueue(subject(kind, raw))
+        self.enqueue(self.cache.subject(kind, raw))
 
     def on_refusal_event(self, change: str | None, event: Json) -> None:
         """A watch reports an Event about pods that were refused."""
@@ -107,7 +107,7 @@ class Operator:
         for key in keys:
             self.enqueue(key)
         self.reconciler.observer.forget({entry.value.uid for _, entry in self.cache.pods.items()})
-        self.cache.refusals.keep({entry.value.uid for _, entry in self.cache.runs.items()})
+        self.cache.refusals.keep()
 
     def unhealthy_reason(self) -> str:
         """Why this process should restart; empty while its watches work."""

@@ -66,6 +66,8 @@ class Observed:
     """Whether the backend's resource exists in this cluster."""
     refusal: str = ""
     """The API server's message when it refused to create the current run; empty if it did not."""
+    name_taken: bool = False
+    """Whether it is refused because a foreign object has its name."""
     pods_refusal: str = ""
     """Its message when it refused a pod of that run; empty if it did not."""
     claim: ObservedClaim = field(default_factory=ObservedClaim)
