@@ -71,7 +71,10 @@ class RefusalEvents:
             return None
         key, run = key_of(event), Key(key_of(event).namespace, _text(about.name))
         refusal = _Refusal(_text(about.uid), key.name, _text(event.get("message") or "")[:SENTENCE_LENGTH])
-        owner, known = self._owner(run, refusal.uid), self._refusals.get(run)
+        owner, early = self._owner(run, refusal.uid), self._early.get(run)
+        if owner and early and early.uid == refusal.uid:
+            self._refusals.setdefault(run, self._early.pop(run))
+        known = self._refusals.get(run)
         if change == "DELETED":
             if known and known.event == key.name:
                 del self._refusals[run]

@@ -1,0 +1,199 @@
+"""Nobody's objects stop the service of others, and none is taken for a job's own unless its owners say so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import pytest
+
+from bench.operator_figures import resident_mib
+from builders import Json
+from finetune_api.codegen.crd import crd
+from finetune_api.resource import names
+from finetune_api.runtime.exits import Exit
+from finetune_plan import job_settings, results
+from operating.hostile import ANNOTATIONS, Target, Tenant, chart_limit_mib, client, peak_mib, seconds
+from operating.process import OperatorProcess
+from operating.team import SMALL, Team, condition, message, report
+from testbed.api import ApiError
+from testbed.control_plane import ControlPlane
+from testbed.pods import end_pod
+from testbed.training_operator import pytorchjob_crd
+from testbed.watch import wait_for, wait_for_all
+
+MANY, MORE = 200, 2000
+GROWTH = 1.2
+SLACK_S = 2.0
+"""Besides twice the time without a flood: the machine is shared."""
+
+
+def stranger(team: Team, name: str, namespace: str, labels: Json) -> None:
+    """A pod with a success report that says by its labels alone that it is a job's."""
+    team.api.create({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": namespace, "labels": labels},
+        "spec": {"containers": [{"name": "pytorch", "image": "x"}]},
+    })  # fmt: skip
+    end_pod(team.api, namespace, name, message=report(Exit.OK, "not yours").line())
+
+
+def ping(team: Team) -> None:
+    """A job that is made now is served: whatever was written before was taken note of."""
+    team.submit(SMALL, name="ping")
+    wait_for(team.api, f"{team.runs}/ping-1", lambda found: found is not None, timeout_s=team.patience_s)
+
+
+@pytest.mark.parametrize("elsewhere", [True, False], ids=["in another namespace", "without an owner"])
+def test_a_strangers_pod_does_not_end_a_job(team: Team, control_plane: ControlPlane, elsewhere: bool) -> None:
+    owner = team.submit(SMALL)["metadata"]["uid"]
+    team.start(pods=1)
+    labels = {names.JOB_LABEL: "sample", names.JOB_UID_LABEL: owner, names.RUN_LABEL: "99",
+              "training.kubeflow.org/replica-index": "0"}  # fmt: skip
+    namespace = control_plane.cluster.namespace() if elsewhere else team.namespace
+    stranger(team, "sample-99-worker-0", namespace, labels)
+    ping(team)
+    assert condition(team.status(), "Complete") == ("", "")
+    team.end("sample-1-worker-0")
+    assert team.until_phase("Succeeded")["run"] == 1
+
+
+def test_a_copy_of_a_pytorchjob_with_its_labels_is_not_deleted(team: Team) -> None:
+    team.submit(SMALL)
+    wait_for(team.api, f"{team.runs}/sample-1", lambda found: found is not None)
+    own = team.api.get(f"{team.runs}/sample-1")
+    kept = {k: own["metadata"][k] for k in ("namespace", "labels")}
+    team.api.create({k: own[k] for k in ("apiVersion", "kind", "spec")} | {"metadata": kept | {"name": "copy"}})
+    ping(team)
+    team.edit({"suspend": True})
+    team.until_phase("Suspended")
+    wait_for(team.api, f"{team.runs}/sample-1", lambda found: found is None)
+    assert "deletionTimestamp" not in team.api.get(f"{team.runs}/copy")["metadata"]
+
+
+def test_an_object_that_names_the_job_as_its_owner_and_is_no_run_is_said_once(team: Team) -> None:
+    team.submit(SMALL)
+    wait_for(team.api, f"{team.runs}/sample-1", lambda found: found is not None)
+    own = team.api.get(f"{team.runs}/sample-1")
+    kept = {k: own["metadata"][k] for k in ("namespace", "labels", "ownerReferences")}
+    team.api.create({k: own[k] for k in ("apiVersion", "kind", "spec")} | {"metadata": kept | {"name": "copy"}})
+    team.until_event("MalformedObject")
+    ping(team)
+    assert team.events().count("MalformedObject") == 1
+    team.edit({"suspend": True})
+    team.until_phase("Suspended")
+    assert "deletionTimestamp" not in team.api.get(f"{team.runs}/copy")["metadata"]
+
+
+def test_a_name_that_a_foreign_object_has_is_said_and_the_run_follows_when_it_is_free(team: Team) -> None:
+    metadata = {"name": "sample-1", "namespace": team.namespace}
+    team.api.create({"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "metadata": metadata,
+                     "spec": {"pytorchReplicaSpecs": {}}})  # fmt: skip
+    team.submit(SMALL)
+    status = team.until(lambda s: condition(s, "PodsReady") == ("False", "NameTaken"))
+    said = message(status, "PodsReady")
+    assert said.startswith("PyTorchJob sample-1 has the name of the next run. It is not this job's.")
+    assert "Delete it, or rename the job" in said
+    team.until_event("NameTaken")
+    team.api.delete(f"{team.runs}/sample-1")
+    team.until(lambda s: condition(s, "PodsReady")[1] == "Waiting", timeout_s=60)
+    assert team.status()["run"] == 1
+
+
+def test_a_name_that_a_foreign_pod_has_is_said(team: Team) -> None:
+    stranger(team, "sample-1-worker-0", team.namespace, {})
+    team.submit(SMALL)
+    status = team.until(lambda s: condition(s, "PodsReady") == ("False", "PodNameTaken"))
+    assert 'pods "sample-1-worker-0" already exists' in message(status, "PodsReady")
+    assert condition(status, "Complete") == ("", "")
+
+
+@pytest.mark.parametrize("text", ["[" * ANNOTATIONS, "[]", '{"configuration": NaN}'], ids=["deep", "list", "NaN"])
+def test_a_claim_may_say_anything_about_results(team: Team, text: str) -> None:
+    team.claim("models")
+    body = {"spec": {"output": {"uri": "pvc://models/out"}}, "metadata": {"name": "sample"}}
+    key = results._annotation(job_settings.read(body))
+    path = f"/api/v1/namespaces/{team.namespace}/persistentvolumeclaims/models"
+    team.api.patch(path, {"metadata": {"annotations": {key: text}}})
+    team.submit()
+    wait_for(team.api, f"{team.runs}/sample-1", lambda found: found is not None)
+    assert condition(team.status(), "Ready")[1] == "NotFinished"
+
+
+# A flood
+
+
+@dataclass
+class Neighbours:
+    """Healthy jobs in a namespace of their own, one after the other."""
+
+    team: Team
+    made: int = 0
+    taken: list[float] = field(default_factory=list)
+
+    def one(self) -> None:
+        self.made += 1
+        name = f"job-{self.made}"
+
+        def life() -> None:
+            self.team.submit(SMALL, name=name)
+            wait_for(self.team.api, f"{self.team.runs}/{name}-1", lambda found: found is not None, timeout_s=60)
+
+        self.taken.append(seconds(life))
+
+    def measure(self, number: int) -> float:
+        """The slowest of so many."""
+        self.taken = []
+        for _ in range(number):
+            self.one()
+        return max(self.taken)
+
+
+@pytest.fixture
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    folder = tmp_path_factory.mktemp("hostile")
+    with ControlPlane(folder, crds=[pytorchjob_crd(), crd()]) as plane:
+        yield plane
+
+
+def target(team: Team, name: str) -> Target:
+    uid = team.submit(SMALL, name=name)["metadata"]["uid"]
+    [run] = wait_for_all(team.api, team.runs, lambda found: len(found) == 1)
+    return Target(name, uid, run["metadata"]["uid"])
+
+
+def test_a_flood_of_malformed_objects_stops_nobody_and_costs_bounded_memory(
+    alone: ControlPlane, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"RESYNC_SECONDS": "5", "LOG_LEVEL": "info"}
+    with OperatorProcess(alone.cluster.kubeconfig, alone.folder, settings) as operator:
+        theirs, mine = (Team(alone.cluster.api, alone.cluster.namespace(), patience_s=60) for _ in range(2))
+        targets = (target(theirs, "victim"), target(Team(alone.cluster.api, alone.cluster.namespace()), "far"))
+        neighbours = Neighbours(mine)
+        quiet = neighbours.measure(20)
+        tenant = Tenant(client(alone, theirs.namespace), theirs.namespace, targets)
+        taken, resident = 0, {}
+        for first, last in ((0, MANY), (MANY, MORE)):
+            flooded = neighbours.taken = []
+            with ThreadPoolExecutor(1) as pool:
+                flood = pool.submit(tenant.flood, first, last)
+                while not flood.done():
+                    neighbours.one()
+            taken += flood.result()
+            neighbours.measure(5)
+            resident[last] = resident_mib(operator.pid)
+            with capsys.disabled():
+                print(f"\n{taken} of {last} objects taken, {len(flooded)} jobs beside them: slowest "
+                      f"{max(flooded):.2f} s, before {quiet:.2f} s; resident {resident[last]:.0f} MiB, "
+                      f"peak {peak_mib(operator.pid):.0f} MiB")  # fmt: skip
+            assert max(flooded) <= 2 * quiet + SLACK_S
+        with pytest.raises(ApiError, match="403"):
+            tenant.api.get(mine.pods)
+        assert operator._child is not None
+        assert operator._child.poll() is None
+        assert peak_mib(operator.pid) < chart_limit_mib()
+        assert resident[MORE] <= GROWTH * resident[MANY]
+        assert [line for line in operator.lines() if "failed" in line["message"] and line["level"] == "error"] == []
+        assert {e["reason"] for e in alone.cluster.api.items(f"/api/v1/namespaces/{mine.namespace}/events")} == {
+            "Accepted", "Creating"
+        } & {"Accepted", "Creating"}  # fmt: skip
