@@ -137,7 +137,7 @@ def _owner(version: str, kind: str, name: str, uid: str, *, control: bool = True
 
 def _size(draw: random.Random) -> int:
     """Mostly small, sometimes as large as the server takes."""
-    return draw.choices((10, 5_000, 100_000, LARGE), (80, 12, 6, 2))[0]
+    return draw.choices((10, 5_000, 100_000, LARGE), (90, 6, 3, 1))[0]
 
 
 def peak_mib(pid: int) -> float:
