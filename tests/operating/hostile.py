@@ -107,7 +107,9 @@ class Tenant:
 
     def _run(self, number: int, draw: random.Random) -> Json:
         name = draw.choice((f"run-{number}", f"{self.targets[0].job}-{number}"))
-        spec = draw.choice(({"pytorchReplicaSpecs": {}}, {"pytorchReplicaSpecs": {}, "runPolicy": {"suspend": True}}))
+        spec: Json = draw.choice(
+            ({"pytorchReplicaSpecs": {}}, {"pytorchReplicaSpecs": {}, "runPolicy": {"suspend": True}})
+        )
         conditions = [{"type": f"c{n}", "status": "True", "message": "m"} for n in range(_size(draw) // 500)]
         return {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "metadata": self._metadata(name, draw),
                 "spec": spec, "status": {"conditions": conditions, "replicaStatuses": {}}}  # fmt: skip

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import pytest
@@ -189,7 +190,7 @@ def test_a_flood_of_malformed_objects_stops_nobody_and_costs_bounded_memory(
         resident, beside = {}, {}
         for first, last in ((0, MANY), (MANY, MORE)):
             begin = time.monotonic()
-            beside[last], taken = neighbours.during(lambda first=first, last=last: tenant.flood(first, last))
+            beside[last], taken = neighbours.during(partial(tenant.flood, first, last))
             lists = metric(operator, LISTS)
             while metric(operator, LISTS) < lists + 2 * (taken // 4 // PAGE + 1):  # all that there is was listed
                 neighbours.measure(1)

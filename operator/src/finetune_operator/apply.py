@@ -115,7 +115,7 @@ class Applier:
         return False
 
     async def _live(self, name: Key) -> Json | None:
-        """The object of that name now, whoever owns it."""
+        """The object of that name now; another owner may have it."""
         live = await self.cluster.get_run(name)
         if live is None:
             self.cache.runs.forget(name)

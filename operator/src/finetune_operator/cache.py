@@ -62,7 +62,7 @@ class Store(Generic[T]):
         self._gone: dict[Key, int] = {}
 
     def put(self, raw: Json) -> bool:
-        """Take a version of an object; False if a newer one, or its end, is known, or if it is nobody's."""
+        """Take a version of an object; False if a newer one, or its end, is known, or if it has no owner that counts."""
         key, version = key_of(raw), _version(raw)
         known = self._entries.get(key)
         if version <= self._gone.get(key, 0) or (known and version <= known.version):

@@ -11,7 +11,6 @@ from collections import OrderedDict
 from typing import NamedTuple, TypeVar
 
 from . import metrics
-from .cluster import Kind
 from .identity import Json, Key, key_of
 from .transform import Malformed
 
@@ -39,24 +38,24 @@ class SkippedObjects:
 
     def __init__(self) -> None:
         self._versions: OrderedDict[tuple[str, Key], str] = OrderedDict()
-        self._untold: OrderedDict[Key, list[Skipped]] = OrderedDict()
+        self._unreported: OrderedDict[Key, list[Skipped]] = OrderedDict()
 
-    def skip(self, kind: Kind | str, raw: Json, error: Exception, job: Key | None = None) -> bool:
-        """Take note of an object; False if this version is known. `job`: the one to be told."""
+    def skip(self, kind: str, raw: Json, error: Exception, job: Key | None = None) -> bool:
+        """Take note of an object; False if this version is known. `job`: the one on which it is reported."""
         key, version = key_of(raw), _version(raw)
         if self._versions.get((kind, key)) == version:
             return False
         _remember(self._versions, (kind, key), version)
         why = str(error) if isinstance(error, Malformed) else f"{type(error).__name__} in one of its fields"
-        metrics.MALFORMED.labels(kind=str(kind)).inc()
-        log.warning("malformed object skipped", extra={"kind": str(kind), "object": str(key), "error": why})
-        if job and len(untold := self._untold.get(job, [])) < MOST_OF_JOB:
-            _remember(self._untold, job, [*untold, Skipped(f"{raw.get('kind') or kind} {key.name}", why)])
+        metrics.MALFORMED.labels(kind=kind).inc()
+        log.warning("malformed object skipped", extra={"kind": kind, "object": str(key), "error": why})
+        if job and len(unreported := self._unreported.get(job, [])) < MOST_OF_JOB:
+            _remember(self._unreported, job, [*unreported, Skipped(f"{raw.get('kind') or kind} {key.name}", why)])
         return True
 
     def take(self, job: Key) -> list[Skipped]:
         """What is to be reported on a job, once."""
-        return self._untold.pop(job, [])
+        return self._unreported.pop(job, [])
 
 
 def _version(raw: Json) -> str:

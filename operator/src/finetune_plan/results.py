@@ -35,7 +35,7 @@ def claim(job: JobSettings) -> str:
 
 
 def of_claim(annotations: Mapping[str, str]) -> dict[str, str]:
-    """The annotations of a claim that may be records: anybody may write what he likes there."""
+    """The annotations of a claim that may be records: others may write anything there."""
     return {k: v for k, v in annotations.items() if k.startswith(PREFIX) and len(v) <= LONGEST_RECORD}
 
 
