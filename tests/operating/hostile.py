@@ -8,18 +8,27 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
+from bench.operator_figures import cpu_seconds, resident_mib
 from builders import Json
 from chart.helm import find, render
 from cli_remote.rights import person
+from finetune_api.codegen.crd import crd
 from finetune_api.runtime.exits import Exit
-from operating.team import report
+from finetune_operator.cluster import PAGE
+from operating.process import OperatorProcess
+from operating.team import SMALL, Team, condition, report
 from testbed.api import Api, ApiError, path_of
 from testbed.control_plane import ControlPlane
+from testbed.training_operator import pytorchjob_crd
+from testbed.watch import wait_for, wait_for_all
 
 RIGHTS: list[Json] = [
     {"apiGroups": [""], "verbs": ["*"],
@@ -30,6 +39,7 @@ LARGE = 1_300_000
 """Bytes of the largest statuses: with the rest of the object just below the server's limit of 1.5 MiB."""
 ANNOTATIONS = 250_000
 """Bytes of the largest annotations, just below the server's limit of 256 KiB."""
+LISTS = 'finetune_operator_api_requests_total{code="200",resource="pods",verb="list"}'
 LIMITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 
 
@@ -152,6 +162,101 @@ def chart_limit_mib() -> float:
     """Memory that the chart allows the operator."""
     text = find(render(), "Deployment")["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]["memory"]
     return float(text[:-2]) * LIMITS[text[-2:]] / 2**20
+
+
+@dataclass
+class Flood:
+    """An operator, a tenant who floods it, and healthy jobs beside that."""
+
+    operator: OperatorProcess
+    tenant: Tenant
+    neighbours: Neighbours
+    taken: int = 0
+
+    def add(self, first: int, last: int) -> Delays:
+        """Objects of these numbers; how healthy jobs fared meanwhile."""
+        delays, taken = self.neighbours.during(partial(self.tenant.flood, first, last))
+        self.taken += taken
+        return delays
+
+    def settle(self) -> None:
+        """Until everything was listed once more."""
+        lists = self._metric(LISTS)
+        while self._metric(LISTS) < lists + 2 * (self.taken // 4 // PAGE + 1):
+            self.neighbours.measure(1)
+
+    def check(self) -> None:
+        """The same process serves every healthy job, within the memory that the chart allows."""
+        assert peak_mib(self.operator.pid) < chart_limit_mib()
+        assert [line for line in self.operator.lines() if line["level"] == "error"] == []
+        team = self.neighbours.team
+        served = [condition(job["status"], "Ready")[1] for job in team.api.items(team.jobs)]
+        assert served == ["NotFinished"] * self.neighbours.made
+        assert self._metric("finetune_operator_malformed_objects_total") > 0
+
+    def __str__(self) -> str:
+        pid = self.operator.pid
+        return (f"{self.taken} malformed objects; resident {resident_mib(pid):.0f} MiB, peak {peak_mib(pid):.0f} MiB "
+                f"of {chart_limit_mib():.0f} MiB, CPU {cpu_seconds([pid]):.0f} s")  # fmt: skip
+
+    def _metric(self, name: str) -> int:
+        lines = self.operator.answer("metrics")[1].splitlines()
+        return sum(int(float(line.split()[-1])) for line in lines if line.startswith(name))
+
+
+@contextmanager
+def flooded(folder: Path) -> Iterator[Flood]:
+    """A control plane of its own, with no flood yet."""
+    with (
+        ControlPlane(folder, crds=[pytorchjob_crd(), crd()]) as plane,
+        OperatorProcess(plane.cluster.kubeconfig, folder, {"RESYNC_SECONDS": "8"}) as operator,
+    ):
+        theirs, far, mine = (Team(plane.cluster.api, plane.cluster.namespace(), patience_s=60) for _ in range(3))
+        targets = (target(theirs, "victim"), target(far, "far"))
+        yield Flood(operator, Tenant(client(plane, theirs.namespace), theirs.namespace, targets), Neighbours(mine))
+
+
+def target(team: Team, name: str) -> Target:
+    uid = team.submit(SMALL, name=name)["metadata"]["uid"]
+    [run] = wait_for_all(team.api, team.runs, lambda found: len(found) == 1)
+    return Target(name, uid, run["metadata"]["uid"])
+
+
+class Delays(NamedTuple):
+    """From the creation of a job to its PyTorchJob."""
+
+    jobs: int
+    slowest: float
+    """Of so few, the 99th percentile."""
+
+    def __str__(self) -> str:
+        return f"slowest of {self.jobs} jobs {self.slowest:.2f} s"
+
+
+@dataclass
+class Neighbours:
+    """Healthy jobs in a namespace of their own, one after the other."""
+
+    team: Team
+    made: int = 0
+
+    def measure(self, number: int) -> Delays:
+        return Delays(number, max(seconds(self._one) for _ in range(number)))
+
+    def during(self, act: Callable[[], int]) -> tuple[Delays, int]:
+        """About one job a second while something else goes on, and what that came to."""
+        taken: list[float] = []
+        with ThreadPoolExecutor(1) as pool:
+            other = pool.submit(act)
+            while wait([other], timeout=1).not_done:
+                taken.append(seconds(self._one))
+        return Delays(len(taken), max(taken)), other.result()
+
+    def _one(self) -> None:
+        self.made += 1
+        name = f"job-{self.made}"
+        self.team.submit(SMALL, name=name)
+        wait_for(self.team.api, f"{self.team.runs}/{name}-1", lambda found: found is not None, timeout_s=60)
 
 
 def seconds(act: Callable[[], object]) -> float:

@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
-from functools import partial
-from typing import NamedTuple
-
 import pytest
 
-from bench.operator_figures import cpu_seconds, resident_mib
 from builders import Json
-from finetune_api.codegen.crd import crd
 from finetune_api.resource import names
 from finetune_api.runtime.exits import Exit
-from finetune_operator.cluster import PAGE
 from finetune_plan import job_settings, results
-from operating.hostile import ANNOTATIONS, Target, Tenant, chart_limit_mib, client, peak_mib, seconds
-from operating.process import OperatorProcess
+from operating.hostile import ANNOTATIONS, flooded
 from operating.team import SMALL, Team, condition, message, report
-from testbed.api import ApiError
 from testbed.control_plane import ControlPlane
 from testbed.pods import end_pod
-from testbed.training_operator import pytorchjob_crd
-from testbed.watch import wait_for, wait_for_all
+from testbed.watch import wait_for
 
-MANY, MORE = 200, 2000
-GROWTH = 1.2
-LISTS = 'finetune_operator_api_requests_total{code="200",resource="pods",verb="list"}'
 SLACK_S = 2.0
 """Besides twice the time without a flood: the machine is shared."""
 
@@ -126,91 +110,14 @@ def test_a_claim_may_say_anything_about_results(team: Team, text: str) -> None:
     assert condition(team.status(), "Ready")[1] == "NotFinished"
 
 
-# A flood
-
-
-class Delays(NamedTuple):
-    """From the creation of a job to its PyTorchJob."""
-
-    jobs: int
-    slowest: float
-    """Of so few, the 99th percentile."""
-
-    def __str__(self) -> str:
-        return f"slowest of {self.jobs} jobs {self.slowest:.2f} s"
-
-
-@dataclass
-class Neighbours:
-    """Healthy jobs in a namespace of their own, one after the other."""
-
-    team: Team
-    made: int = 0
-
-    def measure(self, number: int) -> Delays:
-        return Delays(number, max(seconds(self._one) for _ in range(number)))
-
-    def during(self, act: Callable[[], int]) -> tuple[Delays, int]:
-        """About one job a second while something else goes on, and what that came to."""
-        taken: list[float] = []
-        with ThreadPoolExecutor(1) as pool:
-            other = pool.submit(act)
-            while wait([other], timeout=1).not_done:
-                taken.append(seconds(self._one))
-        return Delays(len(taken), max(taken)), other.result()
-
-    def _one(self) -> None:
-        self.made += 1
-        name = f"job-{self.made}"
-        self.team.submit(SMALL, name=name)
-        wait_for(self.team.api, f"{self.team.runs}/{name}-1", lambda found: found is not None, timeout_s=60)
-
-
-@pytest.fixture
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    folder = tmp_path_factory.mktemp("hostile")
-    with ControlPlane(folder, crds=[pytorchjob_crd(), crd()]) as plane:
-        yield plane
-
-
-def target(team: Team, name: str) -> Target:
-    uid = team.submit(SMALL, name=name)["metadata"]["uid"]
-    [run] = wait_for_all(team.api, team.runs, lambda found: len(found) == 1)
-    return Target(name, uid, run["metadata"]["uid"])
-
-
-def test_a_flood_of_malformed_objects_stops_nobody_and_costs_bounded_memory(
-    alone: ControlPlane, capsys: pytest.CaptureFixture[str]
+def test_a_flood_of_malformed_objects_stops_no_other_job(
+    tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with OperatorProcess(alone.cluster.kubeconfig, alone.folder, {"RESYNC_SECONDS": "8"}) as operator:
-        theirs, mine = (Team(alone.cluster.api, alone.cluster.namespace(), patience_s=60) for _ in range(2))
-        targets = (target(theirs, "victim"), target(Team(alone.cluster.api, alone.cluster.namespace()), "far"))
-        neighbours, tenant = Neighbours(mine), Tenant(client(alone, theirs.namespace), theirs.namespace, targets)
-        before = neighbours.measure(20)
-        resident, beside = {}, {}
-        for first, last in ((0, MANY), (MANY, MORE)):
-            begin = time.monotonic()
-            beside[last], taken = neighbours.during(partial(tenant.flood, first, last))
-            lists = metric(operator, LISTS)
-            while metric(operator, LISTS) < lists + 2 * (taken // 4 // PAGE + 1):  # all that there is was listed
-                neighbours.measure(1)
-            resident[last] = resident_mib(operator.pid)
-            with capsys.disabled():
-                print(f"\n{taken} of {last - first} malformed objects in {time.monotonic() - begin:.0f} s, "
-                      f"{beside[last]}, before {before}; resident {resident[last]:.0f} MiB, "
-                      f"peak {peak_mib(operator.pid):.0f} MiB, CPU {cpu_seconds([operator.pid]):.0f} s")  # fmt: skip
-        assert beside[MANY].slowest <= 2 * before.slowest + SLACK_S
-        assert peak_mib(operator.pid) < chart_limit_mib()
-        assert resident[MORE] <= GROWTH * resident[MANY]
-        assert [line for line in operator.lines() if line["level"] == "error"] == []
-        served = [condition(job["status"], "Ready")[1] for job in mine.api.items(mine.jobs)]
-        assert served == ["NotFinished"] * neighbours.made
-        assert metric(operator, "finetune_operator_malformed_objects_total") > 0
-        with pytest.raises(ApiError, match="403"):
-            tenant.api.get(mine.pods)
-
-
-def metric(operator: OperatorProcess, name: str) -> int:
-    """The sum of what the process shows under that name."""
-    lines = operator.answer("metrics")[1].splitlines()
-    return sum(int(float(line.split()[-1])) for line in lines if line.startswith(name))
+    with flooded(tmp_path_factory.mktemp("hostile")) as flood:
+        before = flood.neighbours.measure(20)
+        beside = flood.add(0, 200)
+        flood.settle()
+        with capsys.disabled():
+            print(f"\n{flood}; {beside}, before {before}")
+        assert beside.slowest <= 2 * before.slowest + SLACK_S
+        flood.check()
