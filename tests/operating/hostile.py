@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -213,7 +213,8 @@ def flooded(folder: Path) -> Iterator[Flood]:
     ):
         theirs, far, mine = (Team(plane.cluster.api, plane.cluster.namespace(), patience_s=60) for _ in range(3))
         targets = (target(theirs, "victim"), target(far, "far"))
-        yield Flood(operator, Tenant(client(plane, theirs.namespace), theirs.namespace, targets), Neighbours(mine))
+        with closing(client(plane, theirs.namespace)) as api:
+            yield Flood(operator, Tenant(api, theirs.namespace, targets), Neighbours(mine))
 
 
 def target(team: Team, name: str) -> Target:
