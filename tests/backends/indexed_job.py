@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from finetune_api.resource import names
 from finetune_api.runtime import protocol
 from finetune_api.validation.predicates import find
 from finetune_plan.backends import parts
@@ -32,6 +33,7 @@ class IndexedJobs:
     container = "trainer"
     suspend_key = "spec.suspend"
     refusal_reason = "FailedCreate"
+    refusal_component = "job-controller"
     rights: tuple[Right, ...] = (Right("batch", "jobs", ("get", "list", "watch", "create", "delete")),)
 
     def render(
@@ -59,10 +61,14 @@ class IndexedJobs:
         return bool(find(raw, "status.startTime"))
 
     def node_rank(self, pod: Mapping[str, Any]) -> int:
-        return int(pod["metadata"]["labels"].get(RANK_LABEL, 0))
+        return names.label_number(pod["metadata"], RANK_LABEL)
 
     def host(self, run: str, node_rank: int) -> str:
         return f"{run}-{node_rank}.{run}"
 
+    def names_pod(self, run: str, node_rank: int, name: str) -> bool:
+        head, _, suffix = name.rpartition("-")
+        return head == f"{run}-{node_rank}" and suffix.isalnum()
+
     def refused_run(self, event: Mapping[str, Any]) -> RunRef | None:
-        return parts.refused_run(event, self.kind)
+        return parts.refused_run(event, self)

@@ -47,8 +47,8 @@ class Cluster(Protocol):
     async def get_run(self, key: Key) -> Json | None:
         """The object of a run as it is now, or None."""
 
-    def pages(self, kind: Kind, namespace: str = "", uid: str = "") -> AsyncIterator[tuple[list[Json], int]]:
-        """All jobs, or all children, or those of one job, page by page, with the version of the list.
+    def pages(self, kind: Kind, job: Key | None = None) -> AsyncIterator[tuple[list[Json], int]]:
+        """All jobs, or all children, or those of jobs of one name, page by page, with the version of the list.
 
         Where the backend's resource is not served, there are no runs."""
 
@@ -101,10 +101,10 @@ class KubernetesCluster:
     async def get_run(self, key: Key) -> Json | None:
         return await self._find(self._backend.plural, self._run_path(key))
 
-    async def pages(self, kind: Kind, namespace: str = "", uid: str = "") -> AsyncIterator[tuple[list[Json], int]]:
+    async def pages(self, kind: Kind, job: Key | None = None) -> AsyncIterator[tuple[list[Json], int]]:
         version, plural = self._resources[kind]
-        path = _path(version, plural, Key(namespace or self._namespace, ""))
-        selector = f"{names.JOB_UID_LABEL}={uid}" if uid else names.JOB_UID_LABEL
+        path = _path(version, plural, Key(job.namespace if job else self._namespace, ""))
+        selector = f"{names.JOB_UID_LABEL},{names.JOB_LABEL}={job.name}" if job else names.JOB_UID_LABEL
         every = {} if kind is Kind.JOBS else {"labelSelector": selector}
         query: dict[str, str] | None = first_page(every, PAGE)
         while query is not None:

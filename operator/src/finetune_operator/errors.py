@@ -9,6 +9,7 @@ ClusterError
 ├── NotFound         the object is gone
 ├── BackendMissing   the backend's resource itself is unknown to this cluster
 └── Refused          the server rejects the request (quota, admission, RBAC); its message goes into the status
+    └── NameTaken    a foreign object has the name of the run; likewise
 """
 
 from __future__ import annotations
@@ -50,3 +51,7 @@ class BackendMissing(ClusterError):
 
 class Refused(ClusterError):
     reason = "Refused"
+
+
+class NameTaken(Refused):
+    reason = "NameTaken"

@@ -1,9 +1,12 @@
-"""Kubernetes Events: one for every condition that changed, under a name that makes a second one impossible."""
+"""Kubernetes Events: one for every condition that changed and for every object that was skipped.
+
+Their names make a second one impossible.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from finetune_api.resource import conditions as c
 from finetune_api.resource import names
@@ -16,7 +19,8 @@ from .identity import Json
 MESSAGE_LENGTH = 1024
 """Longest message of an Event."""
 PROGRESS_UNKNOWN = "ProgressUnknown"
-"""Reason of the one event that no condition has: the job's state is known, only its progress is not."""
+MALFORMED = "MalformedObject"
+"""Reasons of events that no condition has: the job's state is known, only its progress, or an odd object, is not."""
 _REDUNDANT = {
     c.PODS_READY: {r.CREATING, r.SUSPENDED, r.RESTARTING, r.STOPPING, *(reason for _, reason in WAITING)},
     c.TRAINING: {r.STARTING, r.SUSPENDED, r.QUEUED},
@@ -36,7 +40,13 @@ def progress_unknown(job: Json, pod: str, uid: str, node: str, error: str, now: 
         f"The log of pod {pod} cannot be read, so progress is unknown: {error.removesuffix('.')}. The job continues. "
         f"Check the kubelet of node {node}: `kubectl describe node {node}`."
     )
-    return _event(job, [uid, PROGRESS_UNKNOWN], "Warning", PROGRESS_UNKNOWN, message, now)
+    return _event(job, PROGRESS_UNKNOWN, message, (uid, PROGRESS_UNKNOWN), now, bad=True)
+
+
+def of_skipped(job: Json, what: str, why: str, now: str) -> Json:
+    """The event about an object that names the job as its owner and is not counted."""
+    message = f"{what} is ignored: {why}. Correct or delete it."
+    return _event(job, MALFORMED, message, (what, why), now, bad=True)
 
 
 def _changed(before: Json, after: Json) -> Iterator[Json]:
@@ -62,13 +72,13 @@ def _deserves_event(condition: Json, *, doomed: bool, ended: bool) -> bool:
 
 
 def _of_condition(job: Json, condition: Json, now: str) -> Json:
-    bad = (condition["type"], condition["status"]) in _BAD
     identity = [condition[k] for k in ("type", "status", "reason", "lastTransitionTime")]
     message = f"{condition['type']}={condition['status']}: {condition['message']}"
-    return _event(job, identity, "Warning" if bad else "Normal", condition["reason"], message, now)
+    bad = (condition["type"], condition["status"]) in _BAD
+    return _event(job, condition["reason"], message, identity, now, bad=bad)
 
 
-def _event(job: Json, identity: list[str], sort: str, reason: str, message: str, now: str) -> Json:
+def _event(job: Json, reason: str, message: str, identity: Iterable[str], now: str, *, bad: bool) -> Json:
     """An event about a job. Two with the same identity are one."""
     metadata = job["metadata"]
     digest = hashlib.sha256("/".join([metadata["uid"], *identity]).encode()).hexdigest()
@@ -78,7 +88,7 @@ def _event(job: Json, identity: list[str], sort: str, reason: str, message: str,
         "kind": "Event",
         "metadata": {"name": f"{metadata['name']}.{digest[:16]}", "namespace": metadata["namespace"]},
         "involvedObject": {"apiVersion": API_VERSION, "kind": KIND, **about},
-        "type": sort,
+        "type": "Warning" if bad else "Normal",
         "reason": reason,
         "message": message[:MESSAGE_LENGTH],
         "source": {"component": names.FIELD_MANAGER},

@@ -28,6 +28,12 @@ REQUESTS = Counter(
     registry=REGISTRY,
 )
 QUEUE_DEPTH = Gauge("finetune_operator_queue_depth", "Jobs that are due to be reconciled.", registry=REGISTRY)
+MALFORMED = Counter(
+    "finetune_operator_malformed_objects_total",
+    "Versions of objects that could not be read and were skipped, by kind.",
+    ["kind"],
+    registry=REGISTRY,
+)
 BACKEND_MISSING = Gauge(
     "finetune_operator_backend_missing",
     "1 while the cluster does not know the resource that runs are made of.",

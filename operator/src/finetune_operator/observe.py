@@ -11,6 +11,7 @@ from finetune_plan.model import Observed, ObservedClaim, ObservedPod
 from . import metrics
 from .cache import Cache
 from .cluster import Cluster, Kind
+from .errors import NameTaken, Refused, WebhookFailed
 from .identity import Json, Key, key_of
 from .progress import ProgressReaders
 
@@ -31,27 +32,28 @@ class Observer:
         self._terminating: dict[Key, float] = {}
         """When the children of jobs with a terminating run were last listed, or first seen terminating."""
 
-    async def observe(self, key: Key, refusal: str = "") -> Observed | None:
+    async def observe(self, key: Key, refusal: Refused | WebhookFailed | None = None) -> Observed | None:
         """What is known of a job now; None if there is none, or if it is being deleted and needs nothing."""
         job = self._cache.job(key)
         if job is None or "deletionTimestamp" in job["metadata"]:
             self.progress.forget(key)
             return None
-        uid = job["metadata"]["uid"]
         over = bool(job["status"].get("completionTime"))
         if not over and self._children_may_be_stale(key, job):
-            for owner in (uid, *self._cache.predecessors(key, uid)):
-                await self._relist_children(key.namespace, owner)
-        runs, pods = self._cache.runs.of(uid), self._cache.pods.of(uid)
+            await self._relist_children(job)
+        runs, pods = self._cache.children(job)
         return Observed(
             resource=job,
             runs=runs,
             pods=pods,
             records=self._records(key, () if over else pods),
             backend=bool(runs) or over or await self.backend(),
-            refusal=refusal,
-            pods_refusal=next((found for r in runs if (found := self._cache.refusals.of(r.uid))), ""),
-            previous=() if over or runs else self._left_by_predecessors(key, uid),
+            refusal=str(refusal or ""),
+            name_taken=isinstance(refusal, NameTaken),
+            pods_refusal=next(
+                (found for r in runs if (found := self._cache.refusals.of(Key(key.namespace, r.name), r.uid))), ""
+            ),
+            previous=() if over or runs else self._left_by_predecessors(job),
             claim=ObservedClaim() if over or runs or job["status"].get("run") else await self._claim(key, job),
         )
 
@@ -78,11 +80,10 @@ class Observer:
         A complete gang with missing pods is listed at once; a run that ends, and what a previous job of the name has
         left, are listed periodically.
         """
-        uid = job["metadata"]["uid"]
-        runs, pods = self._cache.runs.of(uid), self._cache.pods.of(uid)
+        runs, pods = self._cache.children(job)
         if gang.has_changed(job["status"], pods):
             return True
-        ending = any(r.deleting for r in runs) or bool(not runs and (pods or self._cache.predecessors(key, uid)))
+        ending = any(r.deleting for r in runs) or bool(not runs and (pods or any(self._cache.predecessors(job))))
         if not ending:
             self._terminating.pop(key, None)
             return False
@@ -91,21 +92,21 @@ class Observer:
             self._terminating[key] = now
         return asked is not None and now - asked >= TERMINATION_POLL_SECONDS
 
-    def _left_by_predecessors(self, key: Key, uid: str) -> tuple[str, ...]:
+    def _left_by_predecessors(self, job: Json) -> tuple[str, ...]:
         """Runs and pods of deleted jobs of the same name."""
-        owners = sorted(self._cache.predecessors(key, uid))
-        runs = [f"run {run.name}" for owner in owners for run in self._cache.runs.of(owner)]
-        return (*runs, *(f"pod {pod.name}" for owner in owners for pod in self._cache.pods.of(owner)))
+        runs, pods = self._cache.predecessors(job)
+        return (*(f"run {run.name}" for run in runs), *(f"pod {pod.name}" for pod in pods))
 
-    async def _relist_children(self, namespace: str, uid: str) -> None:
-        """Bring the children of one job up to date."""
+    async def _relist_children(self, job: Json) -> None:
+        """Bring the children of one job, and of deleted ones of its name, up to date."""
+        name = key_of(job)
         for kind in (Kind.RUNS, Kind.PODS):
             listed: set[Key] = set()
-            async for items, version in self._cluster.pages(kind, namespace, uid):  # noqa: B007
+            async for items, version in self._cluster.pages(kind, name):  # noqa: B007
                 listed.update(map(key_of, items))
                 for raw in items:
                     self._cache.put(kind, raw)
-            self._cache.keep_of(kind, uid, listed, version)
+            self._cache.keep_of(kind, name, listed, version)
 
     async def _claim(self, key: Key, job: Json) -> ObservedClaim:
         """The claim that the output of a new job lies on."""
@@ -136,4 +137,4 @@ class Observer:
 
 def _observed_claim(claim: Json) -> ObservedClaim:
     modes = claim.get("spec", {}).get("accessModes") or ()
-    return ObservedClaim(claim.get("metadata", {}).get("annotations") or {}, tuple(modes))
+    return ObservedClaim(results.of_claim(claim.get("metadata", {}).get("annotations") or {}), tuple(modes))

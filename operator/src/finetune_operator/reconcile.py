@@ -46,7 +46,7 @@ class Reconciler:
         self.observer, self._applier, self._settings, self._backend = observer, applier, settings, backend
         self._cluster, self._cache = applier.cluster, applier.cache
         self._plan_settings, self._clock, self._now = settings.plan(), clock, now
-        self._refusals: dict[Key, str] = {}
+        self._refusals: dict[Key, Refused | WebhookFailed] = {}
         self._written: dict[Key, float] = {}
 
     async def reconcile(self, key: Key) -> float | None:
@@ -67,11 +67,12 @@ class Reconciler:
             raise TimedOut(f"the pass took longer than {seconds:g} s") from error
 
     async def _pass(self, key: Key) -> float | None:
-        observed = await self.observer.observe(key, self._refusals.get(key, ""))
+        observed = await self.observer.observe(key, self._refusals.get(key))
         if observed is None:
             self._forget(key)
             return None
         now = self._now()
+        self._applier.report_skipped(key, dict(observed.resource), _time(now))
         answer = plan(observed, self._plan_settings, now, self._backend)
         change = self._change(key, observed, answer)
         try:
@@ -81,7 +82,7 @@ class Reconciler:
             raise
         except (Refused, WebhookFailed) as error:
             if any(isinstance(a, CreateRun) for a in answer.actions):
-                self._refusals[key] = str(error)
+                self._refusals[key] = error
             raise
         except BackendMissing:
             self.observer.invalidate_backend()

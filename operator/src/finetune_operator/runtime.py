@@ -16,7 +16,7 @@ from finetune_plan.backends.protocol import Backend
 
 from . import events
 from .apply import Applier
-from .cache import Cache, subject
+from .cache import Cache
 from .cluster import Cluster, Kind
 from .errors import ClusterError
 from .event_queue import EventQueue
@@ -63,7 +63,7 @@ class Operator:
             self.cache.drop(kind, raw)
         elif not self.cache.put(kind, raw):
             return
-        self.enqueue(subject(kind, raw))
+        self.enqueue(self.cache.subject(kind, raw))
 
     def on_refusal_event(self, change: str | None, event: Json) -> None:
         """A watch reports an Event about pods that were refused."""
@@ -119,7 +119,7 @@ class Operator:
         for key in keys:
             self.enqueue(key)
         self.reconciler.observer.forget()
-        self.cache.refusals.keep({entry.value.uid for _, entry in self.cache.runs.items()})
+        self.cache.refusals.keep()
 
     def unhealthy_reason(self) -> str:
         """Why this process should restart; empty while its watches work."""

@@ -260,7 +260,11 @@ def starting(ctx: ReconcileContext) -> Plan | None:
     previous = names.run_name(ctx.observed.resource["metadata"]["name"], number - 1) if number > 1 else ""
     if number == ctx.run:
         refusal = ctx.observed.refusal
-        status = statuses.create_refused(ctx.status, refusal, now=ctx.time) if refusal else ctx.status
+        status = (
+            statuses.create_refused(ctx.status, refusal, now=ctx.time, taken=ctx.observed.name_taken)
+            if refusal
+            else ctx.status
+        )
     else:
         status = statuses.claimed(statuses.started(ctx.status, work, now=ctx.time), now=ctx.time)
     return Plan((CreateRun(manifest, previous),), status)

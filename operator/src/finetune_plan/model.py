@@ -74,6 +74,8 @@ class Observed:
     """Whether the backend's resource exists in this cluster."""
     refusal: str = ""
     """Why the API server could not create the current run when it was asked last; empty if it could."""
+    name_taken: bool = False
+    """Whether it could not because a foreign object has its name."""
     pods_refusal: str = ""
     """Its message when it refused a pod of that run; empty if it did not."""
     previous: tuple[str, ...] = ()

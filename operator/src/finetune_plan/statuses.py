@@ -85,15 +85,18 @@ def running(status: Status, run: int, *, now: str) -> Status:
     return _with(status, run=run, startTime=status.startTime or now, phase=_phase_of_running(status.phase))
 
 
-def create_refused(status: Status, message: str, *, now: str) -> Status:
+def create_refused(status: Status, message: str, *, now: str, taken: bool = False) -> Status:
     """The claimed run could not be created; it is tried again."""
-    return _set(status, c.PODS_READY, False, *_of(r.CREATE_REFUSED, message=message), now)
+    return _set(status, c.PODS_READY, False, *_of(r.NAME_TAKEN if taken else r.CREATE_REFUSED, message=message), now)
 
 
 def is_claimed(status: Status) -> bool:
     """Whether the run that the status names was never observed."""
     found = _find(status, c.PODS_READY)
-    return status.run is not None and found is not None and found.reason in (r.CREATING.name, r.CREATE_REFUSED.name)
+    return status.run is not None and found is not None and found.reason in _CLAIMED
+
+
+_CLAIMED = {r.CREATING.name, r.CREATE_REFUSED.name, r.NAME_TAKEN.name}
 
 
 def run_is_over(status: Status) -> bool:

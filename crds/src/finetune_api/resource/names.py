@@ -20,6 +20,9 @@ NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 NAME_LENGTH = 45
 """Longest name of a job: the names of its pods and services, <name>-<run>-worker-<index>, end at 63."""
 
+OBJECT_NAME_LENGTH = 253
+"""Longest name that Kubernetes takes for any object."""
+
 JOB_LABEL = f"{GROUP}/job"
 """Label on every child: name of the FinetuneJob."""
 JOB_UID_LABEL = f"{GROUP}/job-uid"

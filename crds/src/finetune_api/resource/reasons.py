@@ -70,6 +70,10 @@ CREATE_REFUSED = Reason(
     "CreateRefused", (c.PODS_READY,), "{message}",
     "The operator tries again automatically; ask an administrator, or change the job so that it is allowed.",
 )  # fmt: skip
+NAME_TAKEN = Reason(
+    "NameTaken", (c.PODS_READY,), "{message}",
+    "Delete it, or rename the job; the operator tries again automatically.",
+)  # fmt: skip
 BACKEND_MISSING = Reason(
     "BackendMissing", (c.PODS_READY,), "This cluster has no {kind} resource.",
     "{install}; the job then starts automatically.",
@@ -136,6 +140,10 @@ NO_PRIORITY_CLASS = Reason(
 NO_SERVICE_ACCOUNT = Reason(
     "NoServiceAccount", (c.PODS_READY,), "{message}",
     f"Create the ServiceAccount, or change pods.serviceAccountName. {_RETRY}",
+)  # fmt: skip
+POD_NAME_TAKEN = Reason(
+    "PodNameTaken", (c.PODS_READY,), "{message}",
+    f"It is not this job's: delete it, or rename the job. {_RETRY}",
 )  # fmt: skip
 PODS_REFUSED = Reason(
     "PodsRefused", (c.PODS_READY,), "{message}",

@@ -139,6 +139,7 @@ CHECKS: tuple[Callable[[Snapshot], Iterator[Problem]], ...] = (
 )  # fmt: skip
 _CREATE = {
     "Queued": "Wait until the queue has capacity, or choose another one: queue.name.",
+    "NameTaken": "Delete the object that the message names, or rename the job; the operator then tries again.",
     "CreateRefused": "Ask the administrator of the cluster, or change the job; the operator then tries again.",
 }
 

@@ -11,7 +11,7 @@ from finetune_api.validation.predicates import find
 from finetune_plan.model import ObservedRun
 from finetune_plan.workload import RENDEZVOUS_PORT, Workload
 
-from .protocol import RunRef
+from .protocol import Backend, RunRef
 
 
 def metadata(work: Workload, namespace: str | None, owner: dict[str, Any] | None) -> dict[str, Any]:
@@ -49,10 +49,12 @@ def observed_run(raw: Mapping[str, Any], suspend_key: str, *, reconciled: bool) 
     )
 
 
-def refused_run(event: Mapping[str, Any], kind: str) -> RunRef | None:
+def refused_run(event: Mapping[str, Any], backend: Backend) -> RunRef | None:
     """The run that an Event is about, where the controller tells it of the run's own object."""
     about = event["involvedObject"]
-    return RunRef(about["name"], about["uid"]) if about.get("kind") == kind else None
+    if about.get("kind") != backend.kind or find(event, "source.component") != backend.refusal_component:
+        return None
+    return RunRef(about["name"], about["uid"])
 
 
 def _labels(work: Workload) -> dict[str, str]:
