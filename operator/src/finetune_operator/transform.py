@@ -108,7 +108,7 @@ def _waiting(status: Json) -> str:
     return ""
 
 
-def _sentence(said: Json) -> str:
+def _sentence(state: Json) -> str:
     """A reason and its message, as Kubernetes reports them."""
-    words = ": ".join(part for part in (said.get("reason"), said.get("message")) if part)
-    return words.strip()[:LONGEST_SENTENCE].rstrip(".")
+    text = ": ".join(part for part in (state.get("reason"), state.get("message")) if part)
+    return text.strip()[:LONGEST_SENTENCE].rstrip(".")
