@@ -86,6 +86,10 @@ CASES: dict[str, tuple[Snapshot, str, str, str, str]] = {
     "the job has failed": (
         snapshot(job(None, ("Failed", "True", "OutOfMemory", "A device ran out."), status__completionTime=LONG_AGO)),
         "finetunejob sample", "OutOfMemory", "A device ran out.", "`finetune logs sample`"),
+    "the job is going to be failed": (
+        snapshot(job(None, ("FailureTarget", "True", "DataRefused", "Line 3"),
+                     ("PodsReady", "False", "Stopping", ""))),
+        "finetunejob sample", "DataRefused", "Line 3", "finetune logs sample"),
     "the job is suspended": (snapshot(job({"suspend": True})), "finetunejob sample", "Suspended", "is suspended.",
         "`finetune resume sample`"),
     "a submission was interrupted": (snapshot(job({"suspend": True}, metadata__annotations={AWAITING: "x"})),

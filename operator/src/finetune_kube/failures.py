@@ -30,7 +30,7 @@ class FailureKind(StrEnum):
     UNAVAILABLE = "Unavailable"
     """The API server is overloaded or failing: try again later."""
     WEBHOOK_FAILED = "WebhookFailed"
-    """The API server could not ask an admission webhook, which fails until somebody mends it."""
+    """The API server could not ask an admission webhook, which needs an administrator."""
     OTHER = "Other"
 
 

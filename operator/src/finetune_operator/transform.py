@@ -176,7 +176,7 @@ def _waiting(status: Json) -> str:
     return ""
 
 
-def _sentence(said: Json) -> str:
+def _sentence(state: Json) -> str:
     """A reason and its message, as Kubernetes reports them."""
-    parts = (_word(said.get(key) or "", SENTENCE_LENGTH) for key in ("reason", "message"))
+    parts = (_word(state.get(key) or "", SENTENCE_LENGTH) for key in ("reason", "message"))
     return ": ".join(filter(None, parts)).strip()[:SENTENCE_LENGTH].rstrip(".")

@@ -302,7 +302,7 @@ def _end(ctx: ReconcileContext, status: Status) -> Plan:
 def _stop(ctx: ReconcileContext, status: Status, release: datetime, *, keep: bool = False) -> Plan | None:
     """Wait for the job's pods, and delete its runs at `release`; None once no pod is left that has not ended.
 
-    keep: only if pods are active that nobody has deleted; deleting the run would end these no sooner, but its logs.
+    keep: not while all of them are being deleted already: that ends none of them earlier, and the logs would go.
     """
     pods = stopping.active(ctx.observed.pods)
     due = release <= ctx.now and not (keep and not stopping.undeleted(pods))

@@ -26,7 +26,7 @@ def active(pods: Iterable[ObservedPod]) -> tuple[ObservedPod, ...]:
 
 
 def undeleted(pods: Iterable[ObservedPod]) -> tuple[ObservedPod, ...]:
-    """Active pods that nobody has deleted yet."""
+    """Active pods that are not being deleted."""
     return tuple(p for p in active(pods) if not p.termination_deadline)
 
 
