@@ -60,7 +60,19 @@ def pod(raw: Json, backend: Backend) -> ObservedPod:
         disruption=_disruption(status),
         waiting=_waiting(status) if status.get("phase") == "Pending" else "",
         termination_deadline=metadata.get("deletionTimestamp", ""),
+        bound_since=_bound_since(raw),
+        ended_at=ended.get("finishedAt") or "",
     )
+
+
+def _bound_since(raw: Json) -> str:
+    """When the scheduler bound it, else when its node took it, else when it was created."""
+    status = raw.get("status") or {}
+    if not raw["spec"].get("nodeName") or status.get("phase") in ("Succeeded", "Failed"):
+        return ""
+    scheduled = (c for c in status.get("conditions") or () if (c["type"], c["status"]) == ("PodScheduled", "True"))
+    times = (*(c.get("lastTransitionTime") for c in scheduled), status.get("startTime"))
+    return str(next(filter(None, times), raw["metadata"].get("creationTimestamp", "")))
 
 
 def _container_state(status: Json, name: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from finetune_api.runtime.report import FinalReport
 from finetune_api.validation.predicates import find
 from finetune_api.validation.problem import Problem
 
-from . import job_settings, results, retry, statuses
+from . import active_time, backoff, job_settings, lifetimes, results, retry, statuses
 from .backends.protocol import Backend
 from .job_settings import JobSettings
 from .model import CreateRun, DeleteRun, Observed, ObservedPod, Plan
@@ -51,6 +51,9 @@ RELEASE_SECONDS = 60.0
 """Seconds after the job's end in which running pods may exit by themselves before they are deleted."""
 
 
+NO_PROGRESS = "Restarts are free, but {count} in a row brought no new checkpoint."
+
+
 @dataclass(frozen=True)
 class ReconcileContext:
     """One pass over one job. Expensive values are computed once, and only if a check needs them."""
@@ -70,8 +73,10 @@ class ReconcileContext:
 
     @cached_property
     def written(self) -> Status:
-        """The status as it was written last."""
+        """The status as it was written last, with the time of its pods since then."""
         status = Status.model_validate(self.observed.resource.get("status") or {})
+        active = active_time.counted(status.active, self.observed.pods, self.time)
+        status = status if status.completionTime else status.model_copy(update={"active": active})
         return statuses.recovered(status.model_copy(update={"observedGeneration": self.generation}), now=self.time)
 
     @cached_property
@@ -81,12 +86,18 @@ class ReconcileContext:
 
     @property
     def admission(self) -> Status:
-        return statuses.admission(self.verdict, now=self.time, generation=self.generation, before=self.written)
+        status = statuses.admission(self.verdict, now=self.time, generation=self.generation, before=self.written)
+        return lifetimes.pinned(status, self.written, self.settings)
 
     @property
     def generation(self) -> int | None:
         number: int | None = self.observed.resource["metadata"].get("generation")
         return number
+
+    @property
+    def uid(self) -> str:
+        found: str = self.observed.resource["metadata"].get("uid", "")
+        return found
 
     @property
     def time(self) -> str:
@@ -114,7 +125,11 @@ def plan(observed: Observed, settings: PlanSettings, now: datetime, backend: Bac
     """The plan for a job as it is seen now (UTC)."""
     ctx = ReconcileContext(observed, settings, now, backend)
     answer = next(answer for each in CHECKS if (answer := each(ctx)) is not None)
-    return replace(answer, requeue_after=_earliest(answer.requeue_after, _deadline(ctx, answer.status)))
+    if answer.status.completionTime:
+        active = active_time.closed(answer.status.active, ctx.time, ctx.time)
+        return replace(answer, status=answer.status.model_copy(update={"active": active}))
+    left = _deadline(ctx, answer.status)
+    return replace(answer, requeue_after=_earliest(answer.requeue_after, left if left and left > 0 else None))
 
 
 def finished(ctx: ReconcileContext) -> Plan | None:
@@ -123,7 +138,7 @@ def finished(ctx: ReconcileContext) -> Plan | None:
     if not ended:
         return None
     times = [RELEASE_SECONDS] if any(p.phase == "Running" for p in ctx.pods) else []
-    ttl = ctx.job.lifecycle.ttl.value
+    ttl = lifetimes.ttl(ctx.job, ctx.status)
     times += [] if ttl is None else [ttl]
     if not times or not any(not r.deleting for r in ctx.observed.runs):
         return Plan((), ctx.status)
@@ -191,7 +206,7 @@ def deadline_exceeded(ctx: ReconcileContext) -> Plan | None:
     left = _deadline(ctx, ctx.status)
     if left is None or left > 0:
         return None
-    limit = ctx.job.lifecycle.active_deadline.value
+    limit = lifetimes.active_deadline(ctx.job, ctx.status)
     status = statuses.ended(ctx.status, Phase.FAILED, reasons.DEADLINE_EXCEEDED, now=ctx.time, limit=limit)
     return Plan(ctx.remove_runs(), status)
 
@@ -221,11 +236,16 @@ def failed(ctx: ReconcileContext) -> Plan | None:
         return None
     if (left := _peer_lost_grace(ctx, cause)) > 0:
         return Plan((), ctx.status, requeue_after=left)
-    restarts = ctx.status.restarts or 0
-    if not retry.should_retry(cause, restarts, ctx.job.lifecycle.max_restarts.value):
+    restarts, allowed = ctx.status.restarts or 0, ctx.job.lifecycle.max_restarts.value
+    if not retry.should_retry(cause, restarts, allowed):
         # The run stays, for its logs; the backend, or `finished`, ends the pods that still run.
         return Plan((), statuses.failed(ctx.status, cause.exit_code, cause.message, now=ctx.time))
-    status = statuses.restarting(ctx.status, restarts + (0 if cause.free else 1), cause.message, now=ctx.time)
+    attempt = backoff.counted(ctx.status, cause, retry.saved_step(ctx.pods), allowed)
+    if cause.free and (attempt.freeRestarts or 0) > ctx.settings.max_free_restarts:
+        message = f"{cause.message} {NO_PROGRESS.format(count=ctx.settings.max_free_restarts)}"
+        return Plan((), statuses.failed(ctx.status, cause.exit_code, message, now=ctx.time))
+    attempt = backoff.scheduled(attempt, ctx.uid, ctx.now, ctx.settings, free=cause.free)
+    status = statuses.restarting(ctx.status, restarts + (not cause.free), attempt, now=ctx.time)
     return Plan(ctx.remove_runs(), status, requeue_after=POLL_SECONDS)
 
 
@@ -241,6 +261,8 @@ def starting(ctx: ReconcileContext) -> Plan | None:
         return None
     if problem := _blocking_problem(ctx):
         return Plan((), statuses.blocked(ctx.status, problem, now=ctx.time))
+    if (left := backoff.seconds_left(ctx.status, ctx.now)) > 0:
+        return Plan((), statuses.next_run(ctx.status, now=ctx.time), requeue_after=left)
     number = ctx.run if statuses.is_claimed(ctx.status) else ctx.run + 1
     work = _workload(ctx, number)
     manifest = ctx.backend.render(work, ctx.observed.resource["metadata"].get("namespace"), _owner(ctx))
@@ -321,8 +343,7 @@ def _workload(ctx: ReconcileContext, number: int) -> Workload:
     """The workload of a run. The first one is resolved; later ones take what was resolved then."""
     if ctx.verdict.resolution is None:
         raise ValueError("an invalid job has no workload")
-    uid = ctx.observed.resource["metadata"].get("uid", "")
-    work = workload(ctx.verdict.resolution, ctx.settings, number, uid)
+    work = workload(ctx.verdict.resolution, ctx.settings, number, ctx.uid)
     resolved, layout = ctx.written.resolved, ctx.written.layout
     if not ctx.run or not resolved or not resolved.runConfig or not layout:
         return work
@@ -336,11 +357,9 @@ def _workload(ctx: ReconcileContext, number: int) -> Workload:
 
 
 def _deadline(ctx: ReconcileContext, status: Status) -> float | None:
-    """Seconds until lifecycle.activeDeadlineSeconds is over; None if there is no such time."""
-    limit = ctx.job.lifecycle.active_deadline.value
-    if limit is None or not status.startTime or status.completionTime or status.phase is Phase.SUSPENDED:
-        return None
-    return (_after(status.startTime, limit) - ctx.now).total_seconds()
+    """Seconds until the deadline is over; None if there is none, or while no pod is bound to a node."""
+    limit = lifetimes.active_deadline(ctx.job, status)
+    return None if limit is None else active_time.seconds_left(status, limit, ctx.time)
 
 
 def _earliest(one: float | None, other: float | None) -> float | None:
