@@ -104,7 +104,9 @@ class Hub(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         name = self.path.partition("org/")[2].partition("/")[0]
         status, _, files = name.partition("-")
-        self._answer(int(files if "/resolve/" in self.path else status), _TREE if "/tree/" in self.path else _MODEL)
+        self._answer(
+            int((files if "/resolve/" in self.path else status) or 404), _TREE if "/tree/" in self.path else _MODEL
+        )
 
     do_HEAD = do_GET  # noqa: N815
 
@@ -158,7 +160,7 @@ def test_a_hub_that_cannot_answer_now_is_not_a_hub_that_refuses(tmp_path: Path) 
     for name, (code, message) in zip(ANSWERS, found, strict=True):
         assert message.startswith(f"model org/{name}: ")
         assert ("cannot be used now" in message, "check the name" in message) == (code == U, code == R)
-    assert "429 Client Error" in found[0][1]
+    assert "429 Too Many Requests" in found[0][1]
 
 
 def test_a_hub_whose_address_has_no_host_may_be_there_later(tmp_path: Path) -> None:

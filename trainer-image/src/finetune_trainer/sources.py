@@ -109,7 +109,7 @@ def _hub_failure(name: str, error: Exception) -> RunError:
     from huggingface_hub.errors import LocalEntryNotFoundError  # noqa: PLC0415
 
     cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) and error.__cause__ else error
-    said = (str(cause).splitlines() or [type(cause).__name__])[0]
+    said = (str(cause).splitlines() or [type(cause).__name__])[0].rstrip(".")
     status = getattr(getattr(cause, "response", None), "status_code", 0)
     if isinstance(cause, TransportError) or status in _TRY_LATER or status >= _SERVER_ERROR:
         return SourceUnavailable(
