@@ -189,7 +189,8 @@ def test_an_output_that_cannot_be_written_fails_the_run(place: Path) -> None:
     (place / "out" / "logs").write_text("no folder")
     done = _run(place, "--output", "out")
     assert done.returncode == 1
-    assert "error: spec.output.uri: The output could not be written. (File exists) [StorageFailed]" in done.stderr
+    said = "A volume could not be written or read. (File exists) [StorageFailed]"
+    assert f"error: spec.output.uri: {said}" in done.stderr
 
 
 def test_an_output_that_is_a_file_is_refused(place: Path) -> None:

@@ -19,7 +19,7 @@ TESTS = str(Path(__file__).parents[1])
 SOURCES = ("operator/src", "crds/src", "trainer-image/src")
 SOURCE = "OPERATOR_SRC"
 """Environment variable: another tree whose operator the tests drive, to see that a test is red on it."""
-QUICK = {"PROGRESS_SECONDS": "1", "HTTP_HOST": "127.0.0.1", "LOG_LEVEL": "debug"}
+QUICK = {"PROGRESS_SECONDS": "1", "BACKOFF_SECONDS": "0.2", "HTTP_HOST": "127.0.0.1", "LOG_LEVEL": "debug"}
 """Settings of the operator in tests, where nothing else is said."""
 HANGS_S = 120
 """A process that still runs so long after SIGTERM will not end by itself. The operator's own limit is 25 s."""

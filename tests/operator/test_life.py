@@ -209,8 +209,10 @@ def test_children_go_when_their_time_is_over(team: Team) -> None:
     assert team.status()["phase"] == "Succeeded"
 
 
-def test_the_deadline_ends_a_quiet_job(team: Team) -> None:
+def test_the_deadline_ends_a_quiet_job(team: Team, kubelet: Kubelet) -> None:
     team.submit({"lifecycle.activeDeadlineSeconds": 2})
+    for pod in team.until_run("sample-1"):
+        kubelet.run(pod["metadata"]["name"])
     status = team.until_phase("Failed")
     assert condition(status, "Failed") == ("True", "DeadlineExceeded")
     team.until_gone(team.runs)

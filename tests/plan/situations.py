@@ -24,7 +24,8 @@ def seen(changes: Json | None = None, status: Json | None = None, **parts: Any) 
 
 
 def decided(observed: Observed) -> Plan:
-    return plan(observed, PlanSettings(), NOW, BACKEND)
+    """What is done now. Restarts do not wait here; how long they do is in test_restarts.py."""
+    return plan(observed, PlanSettings(backoff_seconds=0), NOW, BACKEND)
 
 
 def created(answer: Plan) -> list[str]:

@@ -188,7 +188,7 @@ def test_a_failed_pod_ends_the_run_of_the_gang(case: str) -> None:
 def test_the_deadline_is_ours() -> None:
     start = (NOW - timedelta(seconds=100)).strftime("%Y-%m-%dT%H:%M:%SZ")
     answer = decided(seen({"lifecycle.activeDeadlineSeconds": 60}, status=accepted(startTime=start), runs=RUN1,
-                          pods=(pod(0), pod(1))))  # fmt: skip
+                          pods=(pod(0, bound_since=start), pod(1))))  # fmt: skip
     assert deleted(answer) == ["sample-1"]
     assert condition(answer, "FailureTarget") == ("True", "DeadlineExceeded")
     assert condition(decided(seen(status=written(answer))), "Failed") == ("True", "DeadlineExceeded")
@@ -365,10 +365,11 @@ def test_a_pod_that_waits_says_why() -> None:
 
 
 def test_time_alone_wakes_a_job_with_a_deadline() -> None:
+    bound = pod(0, bound_since="2026-01-01T11:59:00Z")
     answer = decided(
-        seen({"lifecycle.activeDeadlineSeconds": 600}, status=accepted(), runs=RUN1, pods=(pod(0), pod(1)))
+        seen({"lifecycle.activeDeadlineSeconds": 600}, status=accepted(), runs=RUN1, pods=(bound, pod(1)))
     )
-    assert answer.requeue_after == 600
+    assert answer.requeue_after == 540
 
 
 def test_an_edit_of_the_lifecycle_is_seen_by_generation() -> None:

@@ -267,10 +267,11 @@ def lives(data: Json) -> list[Observed]:
     run = (ObservedRun("sample-1", 1),)
     started = {"run": 1, "startTime": "2025-12-31T00:00:00Z", "phase": "Training"}
     ended = {**started, "completionTime": "2025-12-31T01:00:00Z", "phase": "Succeeded"}
+    running = ObservedPod("sample-1-0", "u", 1, 0, "Running", bound_since="2025-12-31T00:00:00Z")
     crashed = ObservedPod("sample-1-0", "u", 1, 0, "Failed", exit_code=1)
     return [
         Observed(data),
-        Observed({**data, "status": started}, run, (ObservedPod("sample-1-0", "u", 1, 0, "Running"),)),
+        Observed({**data, "status": started}, run, (running,)),
         Observed({**data, "status": started}, run, (crashed,)),
         Observed({**data, "status": ended}, run),
     ]

@@ -69,7 +69,7 @@ STOPS: dict[str, Stop] = {
     "so does a suspended one": Stop(
         SUSPEND, accepted(), RUN1, BOTH, ["sample-1"], Phase.STOPPING, NOW_STOPS),
     "and one whose time is over": Stop(
-        DEADLINE, accepted(startTime=ago(100)), RUN1, BOTH, ["sample-1"], Phase.STOPPING, NOW_STOPS),
+        DEADLINE, accepted(active={"seconds": 100}), RUN1, BOTH, ["sample-1"], Phase.STOPPING, NOW_STOPS),
     "a run is deleted again if the operator died before it did so": Stop(
         CANCEL, stopped(CANCEL), RUN1, BOTH, ["sample-1"], Phase.STOPPING, NOW_STOPS),
     "pods that wait for a node go too": Stop(
@@ -93,7 +93,7 @@ STOPS: dict[str, Stop] = {
         {}, stopped(CANCEL), LEAVING, (ended(0, Exit.OK), going(1)), [], Phase.STOPPING,
         "1 pod with 4 GPUs (sample-1-1)"),
     "nor is a deadline, by a longer one": Stop(
-        {}, stopped(DEADLINE, startTime=ago(100)), RUN1, BOTH, ["sample-1"], Phase.STOPPING, NOW_STOPS),
+        {}, stopped(DEADLINE, active={"seconds": 100}), RUN1, BOTH, ["sample-1"], Phase.STOPPING, NOW_STOPS),
     "a job that is cancelled while it stops for a suspension is cancelled": Stop(
         {**SUSPEND, **CANCEL}, stopped(SUSPEND), LEAVING, (going(0), going(1)), [], Phase.STOPPING, GRACE),
     "and ends so": Stop(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,17 @@ from finetune_api.runtime.report import Cause, FinalReport, parse
 from finetune_data import DatasetRefused
 from finetune_tokens import TokenizerRefused
 from finetune_trainer import failures
-from finetune_trainer.errors import DataRefused, StorageFailed
+from finetune_trainer.errors import DataRefused, ModelRefused, StorageFailed
 from finetune_trainer.outcome import failure
 from finetune_trainer.publish import publish, truncated_report
 
 GLOO = "[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.0.0.7]:4711"
+
+
+def after(cause: Exception, error: Exception) -> Exception:
+    """An error that another one led to."""
+    error.__context__ = cause
+    return error
 
 
 @pytest.mark.parametrize(
@@ -50,6 +57,10 @@ GLOO = "[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed b
             id="the store",
         ),
         pytest.param(dist.DistBackendError("NCCL error"), 9, "Another rank exited or became unreachable.", id="NCCL"),
+        pytest.param(OSError(errno.ESTALE, "Stale handle", "/in/rows"), 10, "/in/rows: Stale", id="a volume"),
+        pytest.param(after(OSError(errno.EIO, "I/O", "/a"), ModelRefused("bad")), 10, "/a: I/O", id="its model"),
+        pytest.param(after(OSError(errno.ENOSPC, "Full"), DatasetRefused("a", "b", "c")), 10, "Full;", id="its rows"),
+        pytest.param(after(OSError(errno.ENOENT, "No"), ModelRefused("none")), 4, "none", id="no such file"),
         pytest.param(KeyError("x"), 1, "KeyError: 'x'", id="an unknown error is a crash"),
     ],
 )

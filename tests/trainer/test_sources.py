@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+import threading
 from fnmatch import fnmatch
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from finetune_api.runtime.exits import Exit
 from finetune_trainer import preparation, sources
 from finetune_trainer.errors import ConfigRefused, DataRefused, ModelRefused
 
@@ -89,6 +96,82 @@ def test_a_data_uri_that_cannot_be_read_is_refused(uri: str, reason: str) -> Non
 def test_a_name_that_the_hub_cannot_have_is_refused() -> None:
     with pytest.raises(ModelRefused, match=r"model org/name\.git: .*check the name"):
         sources.model_folder("org/name.git")
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Answers about the model org/A-B with the HTTP status A, and for its files with B; 0 closes the connection."""
+
+    def do_GET(self) -> None:
+        name = self.path.partition("org/")[2].partition("/")[0]
+        status, _, files = name.partition("-")
+        self._answer(
+            int((files if "/resolve/" in self.path else status) or 404), _TREE if "/tree/" in self.path else _MODEL
+        )
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def _answer(self, status: int, body: bytes) -> None:
+        if status:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
+_MODEL, _TREE = (
+    b'{"id": "x", "sha": "%s"}' % (b"a" * 40),
+    b'[{"type": "file", "path": "config.json", "size": 2, "oid": "b"}]',
+)
+U, R = int(Exit.SOURCE_UNAVAILABLE), int(Exit.MODEL_REFUSED)
+ANSWERS = {
+    "429-0": U, "500-0": U, "503-0": U, "0-0": U, "200-501": U,
+    "401-0": R, "403-0": R, "404-0": R, "200-403": R,
+}  # fmt: skip
+"""Model of that Hub -> exit code."""
+ASK = """
+import json, sys
+from finetune_trainer import failures, sources
+for name in sys.argv[1:]:
+    try:
+        sources.model_folder(f"org/{name}")
+    except Exception as error:
+        report = failures.report(error, 0, 0, 0)
+        print(json.dumps([report.exit_code, report.message]))
+"""
+
+
+def asked_of(endpoint: str, cache: Path, *names: str, offline: str = "0") -> list[tuple[int, str]]:
+    """Exit codes and messages of trainers that need models. The library reads the Hub's address at its import."""
+    environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_OFFLINE": offline}
+    command = [sys.executable, "-c", ASK, *names]
+    done = subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE, text=True)
+    return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
+
+
+def test_a_hub_that_cannot_answer_now_is_not_a_hub_that_refuses(tmp_path: Path) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as hub:
+        threading.Thread(target=hub.serve_forever, daemon=True).start()
+        found = asked_of(f"http://127.0.0.1:{hub.server_port}", tmp_path, *ANSWERS)
+        hub.shutdown()
+    assert dict(zip(ANSWERS, (code for code, _ in found), strict=True)) == ANSWERS
+    for name, (code, message) in zip(ANSWERS, found, strict=True):
+        assert message.startswith(f"model org/{name}: ")
+        assert ("cannot be used now" in message, "check the name" in message) == (code == U, code == R)
+    assert "429 Too Many Requests" in found[0][1]
+
+
+def test_a_hub_whose_address_has_no_host_may_be_there_later(tmp_path: Path) -> None:
+    [(code, message)] = asked_of("http://hub.invalid", tmp_path, "name")
+    assert code == Exit.SOURCE_UNAVAILABLE
+    assert "check the network and HF_ENDPOINT" in message
+
+
+def test_a_hub_that_is_switched_off_is_said(tmp_path: Path) -> None:
+    refused = "model org/name: it is not in the cache and the Hub is switched off; unset HF_HUB_OFFLINE"
+    assert asked_of("http://127.0.0.1:1", tmp_path, "name", offline="1") == [(Exit.MODEL_REFUSED, refused)]
 
 
 @pytest.mark.parametrize(

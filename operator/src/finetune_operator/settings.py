@@ -59,6 +59,37 @@ class Settings(BaseSettings):
         ge=30,
         description="Seconds that pods have for one more step and a checkpoint. Default 300: a large model's save.",
     )
+    backoff_seconds: float = Field(
+        default=_PLAN.backoff_seconds,
+        ge=0,
+        description="Seconds between a failure and the next run, doubled with every failure in a row for the same "
+        "reason without a new checkpoint, and spread by a fifth. Default 10; 0 restarts at once. The first restart "
+        "after lost pods never waits.",
+    )
+    max_backoff_seconds: float = Field(
+        default=_PLAN.max_backoff_seconds,
+        ge=0,
+        description="Longest of these delays in seconds, before it is spread. Default 600: an outage of an hour is "
+        "tried a few times, and its end is noticed within minutes.",
+    )
+    max_free_restarts: int = Field(
+        default=_PLAN.max_free_restarts,
+        ge=0,
+        description="Restarts that cost a job nothing (its pods were preempted, evicted or deleted) between two "
+        "checkpoints; one more fails the job. Default 10: with the delays, about forty minutes without progress.",
+    )
+    active_deadline_seconds: int | None = Field(
+        default=_PLAN.active_deadline_seconds,
+        ge=1,
+        description="Value of lifecycle.activeDeadlineSeconds where a job sets none, pinned when it is accepted. "
+        "Default: none.",
+    )
+    ttl_seconds_after_finished: int | None = Field(
+        default=_PLAN.ttl_seconds_after_finished,
+        ge=0,
+        description="Value of lifecycle.ttlSecondsAfterFinished where a job sets none, pinned when it is accepted. "
+        "Default: none, so that failed pods keep their logs until the job is deleted.",
+    )
     workers: int = Field(
         default=16,
         ge=1,
@@ -154,4 +185,9 @@ class Settings(BaseSettings):
             service_accounts=self.service_accounts,
             shared_memory=self.shared_memory,
             grace_period_seconds=self.grace_period_seconds,
+            backoff_seconds=self.backoff_seconds,
+            max_backoff_seconds=self.max_backoff_seconds,
+            max_free_restarts=self.max_free_restarts,
+            active_deadline_seconds=self.active_deadline_seconds,
+            ttl_seconds_after_finished=self.ttl_seconds_after_finished,
         )

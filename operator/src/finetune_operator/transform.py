@@ -114,6 +114,8 @@ def pod(raw: Json, backend: Backend) -> ObservedPod:
         waiting=_waiting(status) if phase == "Pending" else "",
         termination_deadline=_word(metadata.get("deletionTimestamp", "")),
         node=_word((raw.get("spec") or {}).get("nodeName") or "", names.OBJECT_NAME_LENGTH),
+        bound_since=_bound_since(raw),
+        ended_at=_word(ended.get("finishedAt") or ""),
     )
 
 
@@ -128,6 +130,16 @@ def _exit_code(ended: Json) -> int | None:
     if code is not None and type(code) is not int:
         raise Malformed("an exit code is not a number")
     return code
+
+
+def _bound_since(raw: Json) -> str:
+    """When the scheduler bound it, else when its node took it, else when it was created."""
+    status = raw.get("status") or {}
+    if not (raw.get("spec") or {}).get("nodeName") or status.get("phase") in ("Succeeded", "Failed"):
+        return ""
+    scheduled = (c for c in status.get("conditions") or () if (c["type"], c["status"]) == ("PodScheduled", "True"))
+    times = (*(c.get("lastTransitionTime") for c in scheduled), status.get("startTime"))
+    return _word(next(filter(None, times), raw["metadata"]["creationTimestamp"]))
 
 
 def _container_state(status: Json, name: str) -> dict[str, Any]:

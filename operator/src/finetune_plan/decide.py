@@ -14,12 +14,12 @@ from typing import Any
 
 from finetune_api.resource import names, reasons
 from finetune_api.resource.names import GROUP, KIND
-from finetune_api.resource.status import Phase, Status
+from finetune_api.resource.status import Status
 from finetune_api.runtime.exits import Exit
 from finetune_api.runtime.report import FinalReport
 from finetune_api.validation.problem import Problem
 
-from . import gang, job_settings, results, retry, statuses, stopping
+from . import active_time, backoff, gang, job_settings, lifetimes, results, retry, statuses, stopping
 from .backends.protocol import Backend
 from .job_settings import JobSettings
 from .model import CreateRun, DeleteRun, Observed, ObservedPod, Plan
@@ -48,10 +48,11 @@ FIXED_AT_ACCEPTANCE = {"Unsupported", "OutputNotKept", "OutputNotShared"}
 SILENT_SECONDS = 60.0
 """Seconds after which a run that the backend's controller has not reconciled is reported."""
 
-WITHOUT_DEADLINE = {Phase.SUSPENDED, Phase.STOPPING}
-
 AT_ONCE = {reasons.CANCELLED.name, reasons.DEADLINE_EXCEEDED.name}
 """Verdicts that end the pods. After a failure the backend does, and the run is kept for its logs."""
+
+
+NO_PROGRESS = "Restarts are free, but {count} in a row brought no new checkpoint."
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,10 @@ class ReconcileContext:
 
     @cached_property
     def written(self) -> Status:
-        """The status as it was written last."""
+        """The status as it was written last, with the time of its pods since then."""
         status = Status.model_validate(self.observed.resource.get("status") or {})
+        active = active_time.counted(status.active, self.observed.pods, self.time)
+        status = status if status.completionTime else status.model_copy(update={"active": active})
         return statuses.recovered(status.model_copy(update={"observedGeneration": self.generation}), now=self.time)
 
     @cached_property
@@ -84,12 +87,18 @@ class ReconcileContext:
 
     @property
     def admission(self) -> Status:
-        return statuses.admission(self.verdict, now=self.time, generation=self.generation, before=self.written)
+        status = statuses.admission(self.verdict, now=self.time, generation=self.generation, before=self.written)
+        return lifetimes.pinned(status, self.written, self.settings)
 
     @property
     def generation(self) -> int | None:
         number: int | None = self.observed.resource["metadata"].get("generation")
         return number
+
+    @property
+    def uid(self) -> str:
+        found: str = self.observed.resource["metadata"].get("uid", "")
+        return found
 
     @property
     def time(self) -> str:
@@ -117,7 +126,11 @@ def plan(observed: Observed, settings: PlanSettings, now: datetime, backend: Bac
     """The plan for a job as it is seen now (UTC)."""
     ctx = ReconcileContext(observed, settings, now, backend)
     answer = next(answer for each in CHECKS if (answer := each(ctx)) is not None)
-    return replace(answer, requeue_after=_earliest(answer.requeue_after, _deadline(ctx, answer.status)))
+    if answer.status.completionTime:
+        active = active_time.closed(answer.status.active, ctx.time, ctx.time)
+        return replace(answer, status=answer.status.model_copy(update={"active": active}))
+    left = _deadline(ctx, answer.status)
+    return replace(answer, requeue_after=_earliest(answer.requeue_after, left if left and left > 0 else None))
 
 
 def finished(ctx: ReconcileContext) -> Plan | None:
@@ -126,7 +139,7 @@ def finished(ctx: ReconcileContext) -> Plan | None:
     if not ended:
         return None
     times = [stopping.RELEASE_SECONDS] if stopping.undeleted(ctx.observed.pods) else []
-    ttl = ctx.job.lifecycle.ttl.value
+    ttl = lifetimes.ttl(ctx.job, ctx.status)
     times += [] if ttl is None else [ttl]
     if not times or not any(not r.deleting for r in ctx.observed.runs):
         return Plan((), ctx.status)
@@ -198,7 +211,7 @@ def deadline_exceeded(ctx: ReconcileContext) -> Plan | None:
     left = _deadline(ctx, ctx.status)
     if left is None or left > 0:
         return None
-    limit = ctx.job.lifecycle.active_deadline.value
+    limit = lifetimes.active_deadline(ctx.job, ctx.status)
     return _end(ctx, statuses.over(ctx.status, reasons.DEADLINE_EXCEEDED, now=ctx.time, limit=limit))
 
 
@@ -227,10 +240,15 @@ def failed(ctx: ReconcileContext) -> Plan | None:
         return None
     if (left := _peer_lost_grace(ctx, cause)) > 0:
         return Plan((), ctx.status, requeue_after=left)
-    restarts = ctx.status.restarts or 0
-    if not retry.should_retry(cause, restarts, ctx.job.lifecycle.max_restarts.value):
+    restarts, allowed = ctx.status.restarts or 0, ctx.job.lifecycle.max_restarts.value
+    if not retry.should_retry(cause, restarts, allowed):
         return _end(ctx, statuses.failing(ctx.status, cause.exit_code, cause.message, now=ctx.time))
-    status = statuses.restarting(ctx.status, restarts + (0 if cause.free else 1), cause.message, now=ctx.time)
+    attempt = backoff.counted(ctx.status, cause, retry.saved_step(ctx.pods), allowed)
+    if cause.free and (attempt.freeRestarts or 0) > ctx.settings.max_free_restarts:
+        message = f"{cause.message} {NO_PROGRESS.format(count=ctx.settings.max_free_restarts)}"
+        return _end(ctx, statuses.failing(ctx.status, cause.exit_code, message, now=ctx.time))
+    attempt = backoff.scheduled(attempt, ctx.uid, ctx.now, ctx.settings, free=cause.free)
+    status = statuses.restarting(ctx.status, restarts + (not cause.free), attempt, now=ctx.time)
     return Plan(ctx.remove_runs(), status, requeue_after=POLL_SECONDS)
 
 
@@ -254,6 +272,8 @@ def starting(ctx: ReconcileContext) -> Plan | None:
         return None
     if problem := _blocking_problem(ctx):
         return Plan((), statuses.blocked(ctx.status, problem, now=ctx.time))
+    if (left := backoff.seconds_left(ctx.status, ctx.now)) > 0:
+        return Plan((), statuses.next_run(ctx.status, now=ctx.time), requeue_after=left)
     number = ctx.run if statuses.is_claimed(ctx.status) else ctx.run + 1
     work = _workload(ctx, number)
     manifest = ctx.backend.render(work, ctx.observed.resource["metadata"].get("namespace"), _owner(ctx))
@@ -358,8 +378,7 @@ def _workload(ctx: ReconcileContext, number: int) -> Workload:
     """The workload of a run. The first one is resolved; later ones take what was resolved then."""
     if ctx.verdict.resolution is None:
         raise ValueError("an invalid job has no workload")
-    uid = ctx.observed.resource["metadata"].get("uid", "")
-    work = workload(ctx.verdict.resolution, ctx.settings, number, uid)
+    work = workload(ctx.verdict.resolution, ctx.settings, number, ctx.uid)
     resolved, layout = ctx.written.resolved, ctx.written.layout
     if not ctx.run or not resolved or not resolved.runConfig or not layout:
         return work
@@ -373,11 +392,9 @@ def _workload(ctx: ReconcileContext, number: int) -> Workload:
 
 
 def _deadline(ctx: ReconcileContext, status: Status) -> float | None:
-    """Seconds until lifecycle.activeDeadlineSeconds is over; None if there is no such time."""
-    limit = ctx.job.lifecycle.active_deadline.value
-    if limit is None or not status.startTime or status.completionTime or status.phase in WITHOUT_DEADLINE:
-        return None
-    return (_after(status.startTime, limit) - ctx.now).total_seconds()
+    """Seconds until the deadline is over; None if there is none, or while no pod is bound to a node."""
+    limit = lifetimes.active_deadline(ctx.job, status)
+    return None if limit is None else active_time.seconds_left(status, limit, ctx.time)
 
 
 def _earliest(one: float | None, other: float | None) -> float | None:

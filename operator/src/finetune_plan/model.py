@@ -50,6 +50,10 @@ class ObservedPod:
     """End of its termination grace period (RFC 3339) if it is being deleted; else empty."""
     node: str = ""
     """That it is bound to."""
+    bound_since: str = ""
+    """When it was bound to a node (RFC 3339); empty if it is not, or if it has ended."""
+    ended_at: str = ""
+    """When the trainer ended (RFC 3339); empty if it has not, or if nothing says so."""
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,11 @@ def should_retry(cause: Failure, restarts: int, allowed: int) -> bool:
     return retry is Retry.BUDGET and restarts < allowed
 
 
+def saved_step(pods: tuple[ObservedPod, ...]) -> int:
+    """Step of the checkpoint that a stopped run reports; 0 if none was stopped. Its log may be gone unread."""
+    return max((p.report.step for p in pods if p.report and p.report.exit_code == Exit.STOPPED), default=0)
+
+
 def _from_pod(pod: ObservedPod) -> Failure:
     code = Exit.CRASHED if pod.exit_code is None else pod.exit_code
     sentence = pod.report.message if pod.report else exits.meaning(code).sentence

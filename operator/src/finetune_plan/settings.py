@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from finetune_api.resource import defaults
+
 
 @dataclass(frozen=True)
 class Accelerator:
@@ -44,3 +46,12 @@ class PlanSettings:
     """Size of /dev/shm where neither pods.sharedMemory nor pods.memory sets one: NCCL's buffers of one node."""
     grace_period_seconds: int = 300
     """Seconds for one step and a checkpoint, where lifecycle.terminationGracePeriodSeconds is absent."""
+    backoff_seconds: float = defaults.BACKOFF_SECONDS
+    """Delay of a restart after the first failure; 0 restarts at once, always."""
+    max_backoff_seconds: float = defaults.MAX_BACKOFF_SECONDS
+    max_free_restarts: int = defaults.MAX_FREE_RESTARTS
+    """Restarts that cost nothing and follow each other without a new checkpoint."""
+    active_deadline_seconds: int | None = None
+    """Of jobs without lifecycle.activeDeadlineSeconds."""
+    ttl_seconds_after_finished: int | None = None
+    """Of jobs without lifecycle.ttlSecondsAfterFinished."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from functools import singledispatch
 from typing import Any
 
@@ -19,6 +20,7 @@ from finetune_api.resource.status import (
     ProgressStatus,
     Resolved,
     ResultStatus,
+    RetryStatus,
     Status,
     condition,
     set_condition,
@@ -70,7 +72,8 @@ def started(status: Status, work: Workload, *, now: str) -> Status:
     status = _clear_suspended(status, now)
     if _find(status, c.TRAINING):
         status = _set(status, c.TRAINING, False, *_of(r.STARTING), now)
-    status = _with(status, run=work.run, podsDigest=None, resolved=resolved)
+    retry = status.retry and status.retry.model_copy(update={"nextTime": None})
+    status = _with(status, run=work.run, podsDigest=None, resolved=resolved, retry=retry)
     return _with(status, phase=Phase.STARTING, startTime=status.startTime or now)
 
 
@@ -248,11 +251,22 @@ def blocked(status: Status, problem: Problem, *, now: str) -> Status:
     )
 
 
-def restarting(status: Status, restarts: int, message: str, *, now: str) -> Status:
+def restarting(status: Status, restarts: int, retry: RetryStatus, *, now: str) -> Status:
     """The run has failed and another one follows."""
     status = _clear_running(status, r.RESTARTING.name, now)
-    status = _set(status, c.TRAINING, False, *_of(r.RESTARTING, message=message), now)
-    return _with(status, restarts=restarts, phase=Phase.STARTING)
+    status = _set(status, c.TRAINING, False, *_of(r.RESTARTING, message=retry.message or ""), now)
+    return next_run(_with(status, restarts=restarts, retry=retry, phase=Phase.STARTING), now=now)
+
+
+def next_run(status: Status, *, now: str) -> Status:
+    """When the next run starts, if it has to wait."""
+    retry = status.retry
+    if not retry or not retry.nextTime:
+        return status
+    time = f"{datetime.fromisoformat(retry.nextTime):%H:%M:%S} UTC"
+    message = r.NEXT_RUN.text(run=(status.run or 0) + 1, time=time, attempts=retry.attempts, reason=retry.reason,
+                              used=status.restarts or 0, allowed=retry.allowed)  # fmt: skip
+    return _set(status, c.PODS_READY, False, r.RESTARTING.name, message, now)
 
 
 def waiting_for_previous(status: Status, left: str, *, now: str) -> Status:
@@ -331,7 +345,9 @@ def _succeeded(status: Status, result: ResultStatus, reason: str, message: str, 
 
 
 def _clear_running(status: Status, reason: str, now: str) -> Status:
-    """What is known of a running run, turned off with it."""
+    """What is known of a running run, turned off with it, and no next one announced."""
+    if status.retry:
+        status = _with(status, retry=status.retry.model_copy(update={"nextTime": None}))
     for kind, off in ((c.PODS_READY, r.NO_PODS), (c.TRAINING, r.NOT_TRAINING)):
         if _find(status, kind):
             status = _set(status, kind, False, reason, off.text(), now)

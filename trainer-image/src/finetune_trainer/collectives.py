@@ -13,6 +13,7 @@ from typing import TypeVar, cast
 import torch.distributed as dist
 
 from .errors import RunError
+from .files import storage_failure
 
 T = TypeVar("T")
 
@@ -54,7 +55,7 @@ def _attempt(work: Callable[[], T]) -> T | RunError:
     try:
         return work()
     except RunError as error:
-        return error
+        return storage_failure(error) or error  # what led to an error is not sent to other ranks
 
 
 def _values(outcomes: list[T | RunError]) -> list[T]:

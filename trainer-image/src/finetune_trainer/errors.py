@@ -44,5 +44,9 @@ class StorageFailed(RunError):
     exit = Exit.STORAGE_FAILED
 
 
+class SourceUnavailable(RunError):
+    exit = Exit.SOURCE_UNAVAILABLE
+
+
 class PeerLost(RunError):
     exit = Exit.PEER_LOST

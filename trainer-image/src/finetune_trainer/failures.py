@@ -16,6 +16,7 @@ from finetune_data import DatasetRefused
 from finetune_tokens import TokenizerRefused
 
 from .errors import RunError
+from .files import storage_failure
 from .outcome import failure
 
 _BY_CLASS: dict[str, Exit] = {
@@ -34,6 +35,7 @@ _BY_TEXT = (
 
 def exit_code_of(error: BaseException) -> Exit:
     """The exit code for `error`; CRASHED for an unknown error, which is a bug."""
+    error = storage_failure(error) or error
     if isinstance(error, RunError):
         return error.exit
     if isinstance(error, DatasetRefused):
@@ -48,6 +50,7 @@ def exit_code_of(error: BaseException) -> Exit:
 
 def report(error: BaseException, rank: int, node: int, step: int) -> FinalReport:
     """The final report of a run that failed with `error` after `step` steps."""
+    error = storage_failure(error) or error
     code = exit_code_of(error)
     message = _message(error, code)
     return failure(code, message, Cause(rank=rank, node=node, time=time.time(), error=message), step)

@@ -103,6 +103,20 @@ def remove_tree(folder: Path, files: Files = DISK) -> None:
     files.remove(folder)
 
 
+def storage_failure(error: BaseException) -> StorageFailed | None:
+    """The failure of a volume that led to `error`, if one did: the input is not to blame, and it may pass.
+
+    An error of ours keeps its own message.
+    """
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, StorageFailed):
+        if isinstance(cause, OSError) and cause.errno in _FAILING:
+            where = cause.filename or "a volume"
+            return StorageFailed(f"{where}: {cause.strerror}; check that the volume is mounted and has free space")
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
     """Turn an OSError into StorageFailed with the path, the reason and the remedy."""
@@ -118,6 +132,8 @@ def describe(error: OSError, path: Path) -> str:
     return f"cannot write {error.filename or path}: {error.strerror or error}; {remedy}"
 
 
+_FAILING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE})
+"""Errors of the storage itself, whatever was read or written."""
 _FULL = "free space on the output volume, or lower training.save_total_limit"
 _DENIED = "grant write access to the user that the trainer runs as"
 _REMEDIES = {

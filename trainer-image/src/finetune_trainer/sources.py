@@ -13,15 +13,17 @@ from typing import Any
 from finetune_api.validation import uris
 from finetune_api.validation.uris import Scheme, Source, Use
 
-from .errors import DataRefused, ModelRefused
+from .errors import DataRefused, ModelRefused, RunError, SourceUnavailable
 
 _WEIGHTS = "*.safetensors"
 _WANTED = ("*.json", "*.jinja", "*.model", "*.txt")
 """Files of a model that are read besides its weights. Pickled weights and code are excluded."""
+_TRY_LATER, _SERVER_ERROR = (408, 425, 429), 500
+"""HTTP status codes that say nothing about the request itself."""
 
 
 def model_folder(uri: str, *, weights: bool = True) -> Path:
-    """The folder with config.json and safetensors weights. Raises ModelRefused.
+    """The folder with config.json and safetensors weights. Raises ModelRefused or SourceUnavailable.
 
     weights: whether this node reads the weights; otherwise they are not downloaded.
     """
@@ -83,7 +85,8 @@ def _require_model(folder: Path, weights: bool) -> None:
 def _download(source: Source, weights: bool) -> Path:
     # Imported here: most runs use a folder, and the import is slow.
     import huggingface_hub  # noqa: PLC0415
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError  # noqa: PLC0415
+    from httpx2 import HTTPError  # noqa: PLC0415 - the errors of its connections
+    from huggingface_hub.errors import HFValidationError  # noqa: PLC0415
 
     name = source.name + (f"@{source.revision}" if source.revision else "")
     try:
@@ -92,14 +95,29 @@ def _download(source: Source, weights: bool) -> Path:
             revision=source.revision or None,
             allow_patterns=[*_WANTED, _WEIGHTS] if weights else list(_WANTED),
         )
-    except LocalEntryNotFoundError as error:
-        raise ModelRefused(
-            f"model {name}: it is not in the cache and the Hub is unreachable; check the network and "
-            "HF_ENDPOINT, or use a folder as model"
-        ) from error
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise ModelRefused(
-            f"model {name}: {str(error).splitlines()[0]}; check the name, and that the job has a token with "
-            "read access (HF_TOKEN)"
-        ) from error
+    except (HTTPError, HFValidationError, OSError) as error:
+        raise _hub_failure(name, error) from error
     return Path(folder)
+
+
+def _hub_failure(name: str, error: Exception) -> RunError:
+    """Why a download failed. An answer that may be another one later is no refusal.
+
+    Where a model is neither on the Hub nor in the cache, the library reports the latter because of the former.
+    """
+    from httpx2 import TransportError  # noqa: PLC0415
+    from huggingface_hub.errors import LocalEntryNotFoundError  # noqa: PLC0415
+
+    cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) and error.__cause__ else error
+    message = (str(cause).splitlines() or [type(cause).__name__])[0].rstrip(".")
+    status = getattr(getattr(cause, "response", None), "status_code", 0)
+    if isinstance(cause, TransportError) or status in _TRY_LATER or status >= _SERVER_ERROR:
+        return SourceUnavailable(
+            f"model {name}: the Hub cannot be used now: {message}; check the network and HF_ENDPOINT, set a token "
+            "(HF_TOKEN) if it limits the rate, or use a folder as model"
+        )
+    if isinstance(error, LocalEntryNotFoundError) and not status:
+        return ModelRefused(f"model {name}: it is not in the cache and the Hub is switched off; unset HF_HUB_OFFLINE")
+    return ModelRefused(
+        f"model {name}: {message}; check the name, and that the job has a token with read access (HF_TOKEN)"
+    )

@@ -33,5 +33,9 @@ DEEPSPEED_STAGE = 2
 FSDP_SHARDING_STRATEGY = "full_shard"
 
 MAX_RESTARTS = 3
+BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 10.0, 600.0
+"""Delay of a restart after the first failure of a cause, and the longest; doubled in between."""
+MAX_FREE_RESTARTS = 10
+"""Restarts that cost nothing and follow each other without a new checkpoint."""
 TOKEN_KEY = "token"  # noqa: S105 - the name of a key in a Secret
 """Key of a Hugging Face token inside its Secret."""

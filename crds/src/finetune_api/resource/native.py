@@ -130,16 +130,19 @@ class Lifecycle(Native):
     """Restarts, time limits, clean-up. May change at any time."""
 
     maxRestarts: Annotated[int, Field(ge=0, le=1000)] | None = declare(  # noqa: N815
-        f"New runs after failures. Preemption and suspension do not count. {defaults.MAX_RESTARTS} if absent."
+        "New runs after failures, each after a longer delay. Preemption and suspension do not count. "
+        f"{defaults.MAX_RESTARTS} if absent."
     )
     activeDeadlineSeconds: Annotated[int, Field(ge=1, le=31536000)] | None = declare(  # noqa: N815
-        "Longest time from the first start, in seconds, suspended time not counted. None if absent."
+        "Seconds for which pods of the job may be bound to nodes. Suspended, queued and unscheduled time and the "
+        "delay before a restart do not count. The operator's default if absent, which is none unless set."
     )
     terminationGracePeriodSeconds: Annotated[int, Field(ge=30, le=86400)] | None = declare(  # noqa: N815
         "Seconds a pod has for one more step and a checkpoint. 300 if absent."
     )
     ttlSecondsAfterFinished: Seconds | None = declare(  # noqa: N815
-        "Seconds after the end until the run and its pods are removed. They stay if absent."
+        "Seconds after the end until the run and its pods are removed. The operator's default if absent; they stay "
+        "if there is none."
     )
 
 

@@ -99,6 +99,12 @@ NO_PODS = Reason("", (c.PODS_READY,), "No pods are needed.")
 STARTING = Reason("Starting", (c.TRAINING,), "Training has not started yet.")
 STEPPING = Reason("Stepping", (c.TRAINING,), "Optimizer steps are running.")
 RESTARTING = Reason("Restarting", (c.PODS_READY, c.TRAINING), "{message}")
+NEXT_RUN = Reason(
+    "", (c.PODS_READY,),
+    "Run {run} starts at {time} (attempt {attempts} after {reason}; {used} of {allowed} restarts used).",
+    "Suspend and resume the job to start it at once.",
+)  # fmt: skip
+"""Likewise, while the next run waits."""
 NOT_TRAINING = Reason("", (c.TRAINING,), "Training is not running.")
 """Likewise."""
 
@@ -111,8 +117,8 @@ STOPPING = Reason("Stopping", (c.PODS_READY,), "These have not ended yet: {left}
 CANCELLED = Reason("Cancelled", (c.FAILURE_TARGET, c.FAILED, c.READY), "spec.cancel is true.")
 DEADLINE_EXCEEDED = Reason(
     "DeadlineExceeded", (c.FAILURE_TARGET, c.FAILED, c.READY),
-    "The job ran longer than lifecycle.activeDeadlineSeconds ({limit} s).",
-    "Raise it, or shorten the training.",
+    "Pods of the job were on nodes for longer than the deadline of {limit} s.",
+    "Set a longer lifecycle.activeDeadlineSeconds, or shorten the training.",
 )  # fmt: skip
 
 _RETRY = "The pods are created again with increasing delays; suspend and resume the job to retry at once."

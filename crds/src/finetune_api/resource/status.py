@@ -33,10 +33,10 @@ class ConditionStatus(StrEnum):
 
 
 class Part(BaseModel):
-    """Base of the status' parts. A key that is absent is not known yet."""
+    """Base of the status' parts. A key that is absent is not known yet; one of another version is kept as it is."""
 
     model_config = ConfigDict(
-        frozen=True, extra="ignore", defer_build=True, protected_namespaces=(), allow_inf_nan=False
+        frozen=True, extra="allow", defer_build=True, protected_namespaces=(), allow_inf_nan=False
     )
 
 
@@ -67,6 +67,12 @@ class Resolved(Part):
     network: Text | None = key("Network profile.")
     digest: Text | None = key("Digest of the run configuration.")
     runConfig: Long | None = key("The run configuration, as every run gets it.")  # noqa: N815
+    activeDeadlineSeconds: Int | None = key(  # noqa: N815
+        "The operator's default at acceptance; lifecycle.activeDeadlineSeconds overrides it."
+    )
+    ttlSecondsAfterFinished: Int | None = key(  # noqa: N815
+        "The operator's default at acceptance; lifecycle.ttlSecondsAfterFinished overrides it."
+    )
 
 
 class LayoutStatus(Part):
@@ -110,6 +116,25 @@ class ProgressStatus(Part):
     checkpointStep: Int | None = key("Step of the newest checkpoint.")  # noqa: N815
 
 
+class RetryStatus(Part):
+    """The last restart after a failure, and the next run if it has to wait. status.restarts is what was used."""
+
+    reason: Text | None = key("Why the last run ended.")
+    message: Long | None = key("The same in sentences.")
+    attempts: Int | None = key("Runs in a row that ended for this reason without a new checkpoint.")
+    freeRestarts: Int | None = key("Restarts that cost nothing since the last new checkpoint.")  # noqa: N815
+    allowed: Int | None = key("lifecycle.maxRestarts at that time.")
+    checkpointStep: Int | None = key("Newest checkpoint at that time; a newer one is progress.")  # noqa: N815
+    nextTime: Time | None = key("When the next run starts; absent if nothing has to wait.")  # noqa: N815
+
+
+class ActiveStatus(Part):
+    """How long pods of the job were bound to nodes: this is what a deadline limits."""
+
+    seconds: Int | None = key("Seconds in which at least one pod was bound to a node, without those since `since`.")
+    since: Time | None = key("Since when a pod is bound; absent while none is.")
+
+
 class ResultStatus(Part):
     uri: Text | None = key("Where the result is.")
     digest: Text | None = key("Digest of the run that made it.")
@@ -132,6 +157,8 @@ class Status(Part):
         "Digest of the UIDs of the run's pods once all of them ran; another one means that pods were replaced."
     )
     restarts: Int | None = key("Runs that failed and were replaced; these count against lifecycle.maxRestarts.")
+    retry: RetryStatus | None = key("The last restart after a failure, and when the next run starts.")
+    active: ActiveStatus | None = key("How long pods of the job were bound to nodes.")
     resolved: Resolved | None = key("What was decided when the job was accepted.")
     layout: LayoutStatus | None = key("How ranks are laid out.")
     network: NetworkStatus | None = key("How ranks reach each other.")

@@ -33,6 +33,7 @@ class Exit(IntEnum):
     OUT_OF_MEMORY = 8
     PEER_LOST = 9
     STORAGE_FAILED = 10
+    SOURCE_UNAVAILABLE = 11
     STOPPED = 75  # EX_TEMPFAIL of sysexits.h: stopped on request, a checkpoint is written, try again later
 
 
@@ -106,8 +107,14 @@ MEANINGS: dict[Exit, Meaning] = {
     Exit.STORAGE_FAILED: Meaning(
         "StorageFailed",
         Retry.BUDGET,
-        "The output could not be written.",
-        "Free space on the output volume, or check that it is writable.",
+        "A volume could not be written or read.",
+        "Free space on the volume that the message names, or check that it is mounted and writable.",
+    ),
+    Exit.SOURCE_UNAVAILABLE: Meaning(
+        "SourceUnavailable",
+        Retry.BUDGET,
+        "The model could not be downloaded for now: the Hub was overloaded, failed, or could not be reached.",
+        "Wait, or check the network and HF_ENDPOINT; a token raises the Hub's rate limit.",
     ),
     Exit.STOPPED: Meaning(
         "Stopped",

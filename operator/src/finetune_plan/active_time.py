@@ -1,0 +1,47 @@
+"""How long pods of the job were bound to nodes, which is what a deadline limits.
+
+Suspended, queued and unscheduled pods hold no node, and neither does a job that waits for its next run. The status
+keeps the closed intervals as seconds and the beginning of the open one. Times are those of the pods where they are
+known, so an operator that was down counts the same; only of pods that ended and disappeared while it was down is the
+end unknown, and their time counts until it looks again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+
+from finetune_api.resource.status import ActiveStatus, Status
+
+from .model import ObservedPod
+
+
+def counted(active: ActiveStatus | None, pods: Iterable[ObservedPod], now: str) -> ActiveStatus | None:
+    """The active time as of `now`; None until the first pod was bound."""
+    pods = tuple(pods)
+    bound = [p.bound_since for p in pods if p.bound_since]
+    known = active or ActiveStatus(seconds=0)
+    if bound:
+        return known if known.since else known.model_copy(update={"since": min(*bound, now)})
+    return closed(active, max((p.ended_at for p in pods), default="") or now, now)
+
+
+def closed(active: ActiveStatus | None, end: str, now: str) -> ActiveStatus | None:
+    """With its open interval ended at `end`, which is at most `now`."""
+    if active is None or not active.since:
+        return active
+    added = max(0, int(_seconds(active.since, min(end, now))))
+    return active.model_copy(update={"seconds": (active.seconds or 0) + added, "since": None})
+
+
+def seconds_left(status: Status, limit: int, now: str) -> float | None:
+    """Seconds until the deadline is over, 0 or less if it is; None while no time passes."""
+    active = status.active or ActiveStatus()
+    left = limit - (active.seconds or 0)
+    if active.since:
+        return left - _seconds(active.since, now)
+    return 0.0 if left <= 0 else None
+
+
+def _seconds(start: str, end: str) -> float:
+    return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
