@@ -68,7 +68,7 @@ def pod(raw: Json, backend: Backend) -> ObservedPod:
 def _bound_since(raw: Json) -> str:
     """When the scheduler bound it, else when its node took it, else when it was created."""
     status = raw.get("status") or {}
-    if not raw["spec"].get("nodeName") or status.get("phase") in ("Succeeded", "Failed"):
+    if not (raw.get("spec") or {}).get("nodeName") or status.get("phase") in ("Succeeded", "Failed"):
         return ""
     scheduled = (c for c in status.get("conditions") or () if (c["type"], c["status"]) == ("PodScheduled", "True"))
     times = (*(c.get("lastTransitionTime") for c in scheduled), status.get("startTime"))
