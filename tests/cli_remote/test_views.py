@@ -81,6 +81,13 @@ def test_a_condition_of_several_lines_stays_readable() -> None:
     assert told.splitlines()[-3:] == ["  Accepted no  since 1m00s: Why", "               one", "               two"]
 
 
+def test_a_job_that_waits_for_its_next_run_says_until_when_and_why() -> None:
+    retry = {"reason": "StorageFailed", "attempts": 2, "allowed": 5, "nextTime": "2026-11-21T12:00:20Z"}
+    told = describe(job({"run": 3, "restarts": 2, "retry": retry}), NOW)
+    assert "  run:      3, 2 restarts after failures; the next starts at 2026-11-21T12:00:20Z " in told
+    assert "(attempt 2 after StorageFailed, 5 restarts allowed)" in told
+
+
 def test_managed_fields_are_kept_from_people_and_programs() -> None:
     shown = job()
     put(shown, "metadata.managedFields", [1])

@@ -136,8 +136,9 @@ def message(status: Json, kind: str) -> str:
 def essence(status: Json) -> Json:
     """What a status says, without the times at which it said so and the pods that it saw."""
     words = {c["type"]: (c["status"], c["reason"], c["message"]) for c in status.get("conditions", [])}
-    times = ("conditions", "startTime", "completionTime", "podsDigest")
-    return {k: v for k, v in status.items() if k not in times} | {"conditions": words}
+    times = ("conditions", "startTime", "completionTime", "podsDigest", "active", "retry")
+    retry = {k: v for k, v in status.get("retry", {}).items() if k != "nextTime"}
+    return {k: v for k, v in status.items() if k not in times} | {"conditions": words, "retry": retry}
 
 
 def report(code: Exit, sentence: str) -> FinalReport:

@@ -37,10 +37,19 @@ def _details(job: Json, now: datetime) -> Iterator[tuple[str, str]]:
     yield from _progress(status)
     yield from _result(status)
     if status.get("run"):
-        yield "run", f"{status['run']}, {status.get('restarts') or 'no'} restarts after failures"
+        yield "run", f"{status['run']}, {status.get('restarts') or 'no'} restarts after failures{_next_run(status)}"
     yield "time", _time(job, now)
     if status.get("informational"):
         yield "ignored", ", ".join(path.removeprefix("spec.") for path in status["informational"])
+
+
+def _next_run(status: Json) -> str:
+    """Of a job that waits for its next run: when that starts, and what the last one ended for."""
+    retry = status.get("retry") or {}
+    if not retry.get("nextTime"):
+        return ""
+    attempt = f"attempt {retry.get('attempts')} after {retry.get('reason')}, {retry.get('allowed')} restarts allowed"
+    return f"; the next starts at {retry['nextTime']} ({attempt})"
 
 
 def _layout(status: Json) -> Iterator[tuple[str, str]]:
