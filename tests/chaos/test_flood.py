@@ -1,4 +1,4 @@
-"""Ten times as many malformed objects cost no more memory."""
+"""Ten times as many malformed objects cost little more memory."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import pytest
 from bench.operator_figures import resident_mib
 from operating.hostile import flooded
 
-GROWTH = 1.2
+GROWTH = 1.5
+"""kopf remembers each object that it watches, some kilobytes, until the object is deleted."""
 
 
 @pytest.mark.timeout(900)
-def test_2000_malformed_objects_cost_as_much_memory_as_200(
+def test_2000_malformed_objects_cost_little_more_memory_than_200(
     tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with flooded(tmp_path_factory.mktemp("flood")) as flood:

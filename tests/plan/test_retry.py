@@ -53,6 +53,9 @@ CASES: dict[str, tuple[tuple[ObservedPod, ...], tuple[int, str, bool]]] = {
         (Exit.CRASHED, "Pod p1: container proxy exited with code 1 (Error).", False)),
     "a pod that failed and says nothing": (
         (pod(0), failed(1)), (Exit.CRASHED, "Pod p1: it failed and does not say why.", False)),
+    "a pod that was deleted before it could end": (
+        (pod(0), replace(failed(1), termination_deadline="2026-01-01T12:00:00Z")),
+        (Exit.PEER_LOST, "Pod p1 was deleted.", True)),
     "a pod that was rejected is named although another one waits": (
         (failed(0), pod(1, lost="OutOfcpu: Pod was rejected")),
         (Exit.PEER_LOST, "The cluster removed pod p1: OutOfcpu: Pod was rejected.", True)),

@@ -63,6 +63,8 @@ def _failed_otherwise(pods: tuple[ObservedPod, ...]) -> Failure | None:
     pod = next((p for p in pods if p.phase == "Failed" and not p.exit_code), None)
     if pod is None:
         return None
+    if pod.termination_deadline and not pod.failure:  # as the pods of a Job say that were deleted by force
+        return Failure(Exit.PEER_LOST, f"Pod {pod.name} was deleted.", free=True)
     return Failure(Exit.CRASHED, f"Pod {pod.name}: {pod.failure or 'it failed and does not say why'}.", free=False)
 
 
