@@ -57,6 +57,7 @@ PROGRAMS = {
     ),
     "kube-controller-manager": _kubernetes("kube-controller-manager"),
     "kube-scheduler": _kubernetes("kube-scheduler"),
+    "kueue": Program("kueue", "sigs.k8s.io/kueue/cmd/kueue"),
     "kwok": Program("kwok", "sigs.k8s.io/kwok/cmd/kwok"),
     "kubelet": _kubernetes("kubelet"),
     "kube-proxy": _kubernetes("kube-proxy"),
