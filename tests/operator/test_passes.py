@@ -57,6 +57,9 @@ class Cluster:
         self.job = self._write(self.job | {"status": self.job["status"] | patch["status"]})
         return self.job
 
+    async def workload(self, namespace: str, run_uid: str) -> Json | None:
+        return None
+
     async def claim(self, key: Key) -> Json | None:
         return None
 

@@ -17,7 +17,7 @@ MESSAGE_LENGTH = 1024
 """Longest message of an Event."""
 _REDUNDANT = {
     c.PODS_READY: {r.CREATING, r.SUSPENDED, r.RESTARTING, *(reason for _, reason in WAITING)},
-    c.TRAINING: {r.STARTING, r.SUSPENDED, r.QUEUED},
+    c.TRAINING: {r.STARTING, r.SUSPENDED, r.QUEUED, r.QUEUE_UNMANAGED},
 }
 """Reasons that only follow another condition, or that the pods' own events report better."""
 

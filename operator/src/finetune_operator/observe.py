@@ -15,9 +15,9 @@ from finetune_api.runtime.report import (
 )
 from finetune_plan import job_settings, results
 from finetune_plan.decide import missing_pods
-from finetune_plan.model import Observed, ObservedClaim, ObservedPod
+from finetune_plan.model import Observed, ObservedClaim, ObservedPod, ObservedQueue, ObservedRun
 
-from . import metrics
+from . import metrics, transform
 from .cache import Cache
 from .cluster import Cluster, Kind
 from .errors import ClusterError
@@ -43,6 +43,8 @@ class Observer:
         self._read: dict[str, float] = {}
         """When each rank 0, by UID of its pod, was read last."""
         self._backend: tuple[float, bool] | None = None
+        self._queues: dict[str, tuple[float, ObservedQueue]] = {}
+        """When and what was read last of each run, by UID, that a queue holds back."""
         self._terminating: dict[Key, float] = {}
         """When the children of jobs with a terminating run were last listed, or first seen terminating."""
 
@@ -64,6 +66,7 @@ class Observer:
             backend=bool(runs) or over or await self.backend(),
             refusal=refusal,
             pods_refusal=next((found for r in runs if (found := self._cache.refusals.of(r.uid))), ""),
+            queue=ObservedQueue() if over else await self._queue(key, runs),
             claim=ObservedClaim() if over or runs or job["status"].get("run") else await self._claim(key, job),
         )
 
@@ -71,6 +74,10 @@ class Observer:
         """Seconds between two reads of one job: more jobs, each less often."""
         reads = len(self._read) / self._settings.progress_reads_per_second
         return max(self._settings.progress_seconds, reads)
+
+    def queue_seconds(self) -> float:
+        """Seconds between two reads of why one run is queued; likewise."""
+        return max(self._settings.progress_seconds, len(self._queues) / self._settings.progress_reads_per_second)
 
     @property
     def has_backend(self) -> bool:
@@ -128,6 +135,26 @@ class Observer:
             self._cache.claims[claim] = (now, known)
         return known
 
+    async def _queue(self, key: Key, runs: Iterable[ObservedRun]) -> ObservedQueue:
+        """Why a queue holds the job's run back. Kueue may not have seen the run yet when it is first asked for."""
+        for run in runs:
+            if not run.suspended:
+                self._queues.pop(run.uid, None)
+                continue
+            now, (read, known) = self._clock(), self._queues.get(run.uid, (None, ObservedQueue()))
+            if read is None or now - read >= self.queue_seconds():
+                known = await self._read_queue(key, run, known, first=read is None)
+                self._queues[run.uid] = (now, known)
+            return known
+        return ObservedQueue()
+
+    async def _read_queue(self, key: Key, run: ObservedRun, known: ObservedQueue, *, first: bool) -> ObservedQueue:
+        try:
+            workload = await self._cluster.workload(key.namespace, run.uid)
+        except ClusterError:  # why it waits is unknown; that it waits is not
+            return known
+        return transform.queue(workload, managed=first or bool(known.message))
+
     async def _records(self, key: Key, pods: Iterable[ObservedPod]) -> tuple[Record, ...]:
         """The newest record of each kind, if a read is due."""
         first = next((p for p in pods if p.node_rank == 0 and p.phase == "Running"), None)
@@ -146,10 +173,11 @@ class Observer:
         return newest(text.splitlines())
 
     def forget(self, alive: set[str]) -> None:
-        """Drop the read times of pods that no longer exist, and expired caches."""
+        """Drop what was read of pods and runs that no longer exist, by UID, and expired caches."""
         self._cache.claims.clear()
         self._terminating.clear()
         self._read = {uid: at for uid, at in self._read.items() if uid in alive}
+        self._queues = {uid: found for uid, found in self._queues.items() if uid in alive}
 
 
 def _observed_claim(claim: Json) -> ObservedClaim:

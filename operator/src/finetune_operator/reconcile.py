@@ -105,6 +105,8 @@ class Reconciler:
         times = [answer.requeue_after, change.wait_seconds]
         if answer.status.completionTime is None and any(p.phase == "Running" for p in observed.pods):
             times.append(self.observer.progress_seconds())
+        if answer.status.completionTime is None and any(r.suspended for r in observed.runs):
+            times.append(self.observer.queue_seconds())
         return min((t for t in times if t is not None), default=None)
 
     async def _refresh(self, key: Key) -> None:

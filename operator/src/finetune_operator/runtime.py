@@ -106,8 +106,9 @@ class Operator:
         keys = [key for key, _ in self.cache.jobs.items()] if first else self.cache.unfinished()
         for key in keys:
             self.enqueue(key)
-        self.reconciler.observer.forget({entry.value.uid for _, entry in self.cache.pods.items()})
-        self.cache.refusals.keep({entry.value.uid for _, entry in self.cache.runs.items()})
+        runs = {entry.value.uid for _, entry in self.cache.runs.items()}
+        self.reconciler.observer.forget(runs | {entry.value.uid for _, entry in self.cache.pods.items()})
+        self.cache.refusals.keep(runs)
 
     def unhealthy_reason(self) -> str:
         """Why this process should restart; empty while its watches work."""

@@ -11,7 +11,7 @@ from finetune_api.resource.names import API_VERSION, KIND
 from finetune_api.runtime import report
 from finetune_api.runtime.report import FinalReport
 from finetune_plan.backends.protocol import Backend
-from finetune_plan.model import ObservedPod
+from finetune_plan.model import ObservedPod, ObservedQueue
 
 from .identity import Json
 
@@ -61,6 +61,14 @@ def pod(raw: Json, backend: Backend) -> ObservedPod:
         waiting=_waiting(status) if status.get("phase") == "Pending" else "",
         termination_deadline=metadata.get("deletionTimestamp", ""),
     )
+
+
+def queue(workload: Json | None, *, managed: bool) -> ObservedQueue:
+    """Why Kueue's Workload is not admitted: no quota (yet), or quota without the checks that admission waits for."""
+    conditions = {c["type"]: c for c in ((workload or {}).get("status") or {}).get("conditions") or ()}
+    unmet = (conditions.get(kind) or {} for kind in ("QuotaReserved", "Admitted"))
+    message = next((c.get("message") or "" for c in unmet if c.get("status") == "False"), "")
+    return ObservedQueue(message, managed or workload is not None)
 
 
 def _container_state(status: Json, name: str) -> dict[str, Any]:

@@ -211,7 +211,11 @@ def queued(ctx: ReconcileContext) -> Plan | None:
     """A queue that removes a run's pods will admit it again; that is not a failure."""
     if not any(r.suspended for r in ctx.observed.runs):
         return None
-    return Plan((), statuses.queued(ctx.status, now=ctx.time))
+    queue = ctx.observed.queue
+    if queue.managed or not ctx.job.queue.value:
+        return Plan((), statuses.queued(ctx.status, queue.message, now=ctx.time))
+    status = statuses.queue_unmanaged(ctx.status, ctx.job.queue.value, ctx.backend, now=ctx.time)
+    return Plan((), status)
 
 
 def failed(ctx: ReconcileContext) -> Plan | None:

@@ -18,7 +18,7 @@ class ObservedRun:
     number: int
     deleting: bool = False
     suspended: bool = False
-    """Whether a queue (Kueue) holds it back; we never touch that switch."""
+    """Whether a queue (Kueue) holds it back; we set that switch at creation only (docs/adr/0024)."""
     uid: str = ""
 
 
@@ -53,6 +53,16 @@ class ObservedClaim:
 
 
 @dataclass(frozen=True)
+class ObservedQueue:
+    """What is known of a run that a queue holds back."""
+
+    message: str = ""
+    """Why Kueue has not admitted it, in Kueue's words; empty if that is not known."""
+    managed: bool = True
+    """Whether Kueue knows the run, or may only not have seen it yet."""
+
+
+@dataclass(frozen=True)
 class Observed:
     """Everything that a decision may depend on, read at one moment."""
 
@@ -68,6 +78,8 @@ class Observed:
     """The API server's message when it refused to create the current run; empty if it did not."""
     pods_refusal: str = ""
     """Its message when it refused a pod of that run; empty if it did not."""
+    queue: ObservedQueue = field(default_factory=ObservedQueue)
+    """Of the run that is held back; without meaning if none is."""
     claim: ObservedClaim = field(default_factory=ObservedClaim)
     """The claim that the output lies on, of a job without a run; empty if there is no such claim."""
 

@@ -131,6 +131,7 @@ CHECKS: tuple[Callable[[Snapshot], Iterator[Problem]], ...] = (
 )  # fmt: skip
 _CREATE = {
     "Queued": "Wait until the queue has capacity, or choose another one: queue.name.",
+    "QueueUnmanaged": "Ask the administrator of the cluster, or run the job without spec.queue.",
     "CreateRefused": "Ask the administrator of the cluster, or change the job; the operator then tries again.",
 }
 
