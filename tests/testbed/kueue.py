@@ -47,9 +47,9 @@ def start_kueue(plane: ControlPlane) -> Process:
     return process
 
 
-def create_queue(cluster: Cluster, namespace: str, name: str, quota: Mapping[str, int]) -> None:
+def create_queue(cluster: Cluster, namespace: str, name: str, quota: Mapping[str, str]) -> None:
     """A LocalQueue of a namespace over a ClusterQueue of its own, in which the higher priority preempts."""
-    flavor = {"name": "default", "resources": [{"name": k, "nominalQuota": str(v)} for k, v in quota.items()]}
+    flavor = {"name": "default", "resources": [{"name": k, "nominalQuota": v} for k, v in quota.items()]}
     group = {"coveredResources": list(quota), "flavors": [flavor]}
     theirs = {"matchLabels": {"kubernetes.io/metadata.name": namespace}}
     with suppress_conflict():

@@ -218,6 +218,15 @@ def queued(ctx: ReconcileContext) -> Plan | None:
     return Plan((), status)
 
 
+def admitted_early(ctx: ReconcileContext) -> Plan | None:
+    """Pods of the last admission still end; backends take them for failures of this one. Another run, for free."""
+    if not statuses.is_queued(ctx.status) or not any(p.termination_deadline for p in ctx.pods):
+        return None
+    message = "The queue admitted the job again before its pods had ended; the next run waits for them."
+    status = statuses.restarting(ctx.status, ctx.status.restarts or 0, message, now=ctx.time)
+    return Plan(ctx.remove_runs(), status, requeue_after=POLL_SECONDS)
+
+
 def failed(ctx: ReconcileContext) -> Plan | None:
     """One failed pod ends the whole gang's run: another run follows, or the job fails."""
     cause = retry.root_cause(ctx.pods) or _deleted_pods(ctx)
@@ -279,7 +288,7 @@ def missing_pods(status: Mapping[str, Any], pods: Iterable[ObservedPod]) -> int:
 
 CHECKS: tuple[Callable[[ReconcileContext], Plan | None], ...] = (
     finished, succeeded, cancelled, refused, already_complete, output_not_shared, suspended, deadline_exceeded,
-    terminating, queued, failed, backend_missing, starting, running,
+    terminating, queued, admitted_early, failed, backend_missing, starting, running,
 )  # fmt: skip
 
 

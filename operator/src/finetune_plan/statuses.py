@@ -94,6 +94,12 @@ def is_claimed(status: Status) -> bool:
     return status.run is not None and found is not None and found.reason in (r.CREATING.name, r.CREATE_REFUSED.name)
 
 
+def is_queued(status: Status) -> bool:
+    """Whether a queue held the run back when it was observed last."""
+    found = _find(status, c.PODS_READY)
+    return found is not None and found.reason in (r.QUEUED.name, r.QUEUE_UNMANAGED.name)
+
+
 def run_is_over(status: Status) -> bool:
     """Whether the current run is over, failed and counted or suspended; it only has to go."""
     training, suspended = _find(status, c.TRAINING), _find(status, c.SUSPENDED)
