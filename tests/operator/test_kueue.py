@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import pytest
@@ -192,7 +192,7 @@ def play(team: Team, ledger: Ledger, step: str) -> None:
     pytest.fail(f"{step}: not within {PATIENCE_S} s: {ledger}")
 
 
-DONE = {
+DONE: dict[str, Callable[[Ledger, list[Json]], object]] = {
     "begin": lambda ledger, holding: len(holding) == QUOTA,
     "preempt": lambda ledger, holding: ledger.of(URGENT) and len(holding) == QUOTA,
     "finish": lambda ledger, holding: sum(pod.succeeded for pod in ledger.pods.values()) == 1 + len(ORDINARY),
