@@ -215,7 +215,7 @@ def test_ten_jobs_share_quota_for_two_and_outlive_a_preemption_at_no_cost(plane:
     assert "more needed" in message(status, "PodsReady") or "Preempted" in message(status, "PodsReady")
     play(team, ledger, "finish")
     ended = {name: team.until_phase("Succeeded", name) for name in (*ORDINARY, URGENT)}
-    print(table(ledger, ended, victim))
+    print(table(ledger, ended, victim), f"{victim}: {message(status, 'PodsReady')}", sep="\n")
     assert ledger.most == QUOTA
     assert {name: status.get("restarts", 0) for name, status in ended.items()} == dict.fromkeys(ended, 0)
     assert {name: status["run"] for name, status in ended.items()} == dict.fromkeys(ended, 1)
