@@ -51,7 +51,7 @@ class IndexedJobs:
             "apiVersion": "batch/v1",
             "kind": self.kind,
             "metadata": parts.metadata(work, namespace, owner),
-            "spec": gang | {"template": template},
+            "spec": gang | parts.suspend(work) | {"template": template},
         }
 
     def observe(self, raw: Mapping[str, Any]) -> ObservedRun:

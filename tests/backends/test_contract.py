@@ -129,10 +129,12 @@ def test_a_run_is_observed_as_it_is(team: Team) -> None:
     wait_for(team.api, f"{team.runs}/{RUN}", lambda found: found and team.backend.is_reconciled(found))
 
 
-def test_a_queue_takes_a_runs_pods_and_gives_them_back(team: Team) -> None:
-    create(team)
-    team.until_run(RUN, NODES)
-    for suspend, pods in ((True, 0), (False, NODES)):
+def test_a_run_waits_for_its_queue_which_gives_takes_and_gives_again_its_pods(team: Team) -> None:
+    _, run = create(team, {"queue.name": "research"})
+    assert team.backend.observe(run).suspended
+    wait_for(team.api, f"{team.runs}/{RUN}", lambda found: found and found.get("status"))
+    assert team.api.items(team.pods) == []
+    for suspend, pods in ((False, NODES), (True, 0), (False, NODES)):
         body: Json = {}
         put(body, team.backend.suspend_key, suspend)
         run = team.api.patch(f"{team.runs}/{RUN}", body)

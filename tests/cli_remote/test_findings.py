@@ -98,6 +98,8 @@ CASES: dict[str, tuple[Snapshot, str, str, str, str]] = {
         "PyTorchJob resource is not installed", "Install the Training Operator 1.9"),
     "a queue holds the job back": (snapshot(job(None, ("PodsReady", "False", "Queued", "Not admitted."))),
         "finetunejob sample", "Queued", "Not admitted.", "Wait until the queue has capacity"),
+    "nothing manages its queue": (snapshot(job(None, ("PodsReady", "False", "QueueUnmanaged", "It waits."))),
+        "finetunejob sample", "QueueUnmanaged", "It waits.", "run the job without spec.queue"),
     "the server refuses the run": (
         snapshot(job(None, ("PodsReady", "False", "CreateRefused", "count/pytorchjobs=1"))),
         "finetunejob sample", "CreateRefused", "count/pytorchjobs=1", "the operator then tries again"),

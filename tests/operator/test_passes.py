@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from builders import Json, resource
+from finetune_operator.cache import Cache
 from finetune_operator.cluster import Kind
 from finetune_operator.errors import Refused
 from finetune_operator.event_queue import EventQueue
 from finetune_operator.identity import Key
 from finetune_operator.metrics import REGISTRY
+from finetune_operator.observe import Observer
 from finetune_operator.progress import PodLog
 from finetune_operator.reconcile import process
 from finetune_operator.runtime import Operator
@@ -21,6 +23,7 @@ from finetune_operator.settings import Settings
 from finetune_operator.status_change import merge_patch
 from finetune_plan.backends import DEFAULT as BACKEND
 from finetune_plan.backends.pytorchjob import PyTorchJobs
+from finetune_plan.model import ObservedQueue
 
 KEY = Key("team", "sample")
 
@@ -36,6 +39,9 @@ class Cluster:
 
     def __init__(self) -> None:
         self.job, self.run, self.version, self.writes = job(1), None, 1, 0
+        self.queued: Json | None = None
+        self.reads: list[str] = []
+        """UIDs of runs whose Workload was asked for."""
 
     def _write(self, body: Json) -> Json:
         self.version, self.writes = self.version + 1, self.writes + 1
@@ -60,6 +66,10 @@ class Cluster:
         assert merge_patch(self.job["status"], patch["status"]), "a write that changes nothing"
         self.job = self._write(self.job | {"status": self.job["status"] | patch["status"]})
         return self.job
+
+    async def workload(self, namespace: str, run_uid: str) -> Json | None:
+        self.reads.append(run_uid)
+        return self.queued
 
     async def claim(self, key: Key) -> Json | None:
         return None
@@ -149,6 +159,45 @@ def test_words_wait_the_longer_the_more_jobs_are_unfinished(operator: Operator, 
     wait = operator.queue.wait_seconds()
     assert wait == pytest.approx(seconds, abs=1)
     assert operator.cache.phases() == {"Starting": 1, "Succeeded": 5000} | ({"Queued": 999} if others > 1 else {})
+
+
+def held(number: int) -> Json:
+    labels = {"finetune.dev/job-uid": f"uid-job-{number}", "finetune.dev/run": "1"}
+    metadata = {"name": f"job-{number}-1", "namespace": "team", "uid": f"uid-run-{number}", "resourceVersion": "1"}
+    owner = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FinetuneJob", "name": f"job-{number}",
+             "uid": f"uid-job-{number}", "controller": True}  # fmt: skip
+    return {
+        "metadata": metadata | {"labels": labels, "ownerReferences": [owner]},
+        "spec": {"runPolicy": {"suspend": True}},
+    }
+
+
+@pytest.mark.parametrize(("jobs", "seconds"), [(1, 10), (1000, 20)])
+def test_why_a_job_is_queued_is_asked_the_less_often_the_more_jobs_are(jobs: int, seconds: float) -> None:
+    cluster, cache, clock = Cluster(), Cache(BACKEND), [0.0]
+    readers = Operator(cluster, Settings(), BACKEND).progress
+    observer = Observer(cluster, cache, readers, Settings(), lambda: clock[0])
+    for number in range(jobs):
+        cache.jobs.put(job(1, f"job-{number}"))
+        cache.runs.put(held(number))
+
+    def queues() -> set[ObservedQueue]:
+        found = (asyncio.run(observer.observe(Key("team", f"job-{number}"))) for number in range(jobs))
+        return {each.queue for each in found if each}
+
+    assert queues() == {ObservedQueue()}, "Kueue may not have seen the run yet"
+    clock[0] = seconds - 1
+    assert queues() == {ObservedQueue()}
+    assert len(cluster.reads) == jobs
+    clock[0] = seconds
+    assert queues() == {ObservedQueue(managed=False)}
+    cluster.queued = {"status": {"conditions": [UNMET]}}
+    clock[0] = 2 * seconds
+    assert queues() == {ObservedQueue("8 more needed")}
+    assert len(cluster.reads) == 3 * jobs
+
+
+UNMET = {"type": "QuotaReserved", "status": "False", "reason": "Pending", "message": "8 more needed"}
 
 
 class Broken(PyTorchJobs):

@@ -12,9 +12,10 @@ from finetune_api.resource.reasons import RESTARTING
 from finetune_api.resource.status import Phase
 from finetune_api.runtime.exits import Exit
 from finetune_api.runtime.report import ProgressRecord
+from finetune_api.validation.predicates import find
 from finetune_plan.backends import DEFAULT as BACKEND
 from finetune_plan.decide import POLL_SECONDS, plan
-from finetune_plan.model import CreateRun, ObservedClaim, ObservedPod, ObservedRun
+from finetune_plan.model import CreateRun, ObservedClaim, ObservedPod, ObservedQueue, ObservedRun
 from finetune_plan.settings import PlanSettings
 from plan.situations import NOW, RUN1, accepted, condition, created, decided, deleted, ended, pod, seen, written
 
@@ -302,6 +303,43 @@ def test_a_queue_that_takes_the_pods_away_is_no_failure() -> None:
     assert condition(answer, "PodsReady") == ("False", "Queued")
     back = decided(seen(status=written(answer), runs=RUN1, pods=()))
     assert (back.actions, back.status.phase) == ((), Phase.STARTING)
+
+
+QUEUE: Json = {"queue.name": "research"}
+HELD = (ObservedRun("sample-1", 1, suspended=True),)
+
+
+@pytest.mark.parametrize(
+    ("changes", "queue", "reason", "end"),
+    [
+        (QUEUE, ObservedQueue(), "Queued", "it starts when quota is free."),
+        (QUEUE, ObservedQueue("8 more needed"), "Queued", "it starts when quota is free. Kueue: 8 more needed"),
+        (QUEUE, ObservedQueue(managed=False), "QueueUnmanaged", "create it again without spec.queue."),
+        ({}, ObservedQueue(managed=False), "Queued", "it starts when quota is free."),
+    ],
+    ids=["not read yet", "Kueue says why", "nothing manages the queue", "somebody suspended a job without a queue"],
+)
+def test_a_queued_job_says_why(changes: Json, queue: ObservedQueue, reason: str, end: str) -> None:
+    answer = decided(replace(seen(changes, status=accepted(), runs=HELD), queue=queue))
+    [said] = [x for x in answer.status.conditions or () if x.type == "PodsReady"]
+    assert (answer.actions, answer.status.phase, said.reason) == ((), Phase.QUEUED, reason)
+    assert said.message.endswith(end)
+
+
+@pytest.mark.parametrize("code", [None, 137], ids=["they still run", "they were killed"])
+def test_a_job_that_is_admitted_before_its_pods_have_ended_gets_another_run_for_free(code: int | None) -> None:
+    held = decided(seen(QUEUE, status=accepted(restarts=3), runs=HELD))
+    old = replace(pod(0, exit_code=code), termination_deadline="2026-01-01T12:05:00Z")
+    answer = decided(seen(QUEUE, status=written(held), runs=RUN1, pods=(old,)))
+    assert (deleted(answer), answer.status.restarts) == (["sample-1"], 3)
+    assert created(decided(seen(QUEUE, status=written(answer)))) == ["sample-2"]
+
+
+def test_a_run_that_names_a_queue_is_created_suspended() -> None:
+    for changes, expected in (({}, None), (QUEUE, True)):
+        [create] = decided(seen(changes)).actions
+        assert isinstance(create, CreateRun)
+        assert find(create.manifest, BACKEND.suspend_key) is expected
 
 
 def test_a_refused_job_that_is_looked_at_again_says_the_same_at_the_same_time() -> None:

@@ -23,6 +23,8 @@ from .identity import Json, Key
 from .settings import Settings
 from .transport import Transport
 
+KUEUE_VERSION = "kueue.x-k8s.io/v1beta2"
+WORKLOADS_PLURAL = "workloads"
 CLAIMS_PLURAL = "persistentvolumeclaims"
 PAGE = 100
 """Objects of one page of a list."""
@@ -60,6 +62,9 @@ class Cluster(Protocol):
 
     async def patch_status(self, key: Key, patch: Json) -> Json:
         """Merge into the status of a FinetuneJob. Raises Conflict if metadata.resourceVersion is old."""
+
+    async def workload(self, namespace: str, run_uid: str) -> Json | None:
+        """Kueue's Workload of a run; None if there is none, or no Kueue."""
 
     async def claim(self, key: Key) -> Json | None:
         """A PersistentVolumeClaim; None if there is no such claim."""
@@ -136,6 +141,16 @@ class KubernetesCluster:
         path, query = f"{_path(API_VERSION, PLURAL, key)}/status", {"fieldManager": names.FIELD_MANAGER}
         resource = f"{PLURAL}/status"
         return _object(await self._http.request("patch", resource, path, query=query, body=patch))
+
+    async def workload(self, namespace: str, run_uid: str) -> Json | None:
+        path = _path(KUEUE_VERSION, WORKLOADS_PLURAL, Key(namespace, ""))
+        # Version 0: whatever the API server has in memory.
+        query = {"labelSelector": f"{names.KUEUE_JOB_UID_LABEL}={run_uid}", "resourceVersion": "0"}
+        try:
+            answer = json.loads(await self._http.request("list", WORKLOADS_PLURAL, path, query=query))
+        except (NotFound, BackendMissing):
+            return None
+        return next(iter(answer["items"]), None)
 
     async def claim(self, key: Key) -> Json | None:
         return await self._find(CLAIMS_PLURAL, _path("v1", CLAIMS_PLURAL, key))

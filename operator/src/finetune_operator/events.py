@@ -23,7 +23,7 @@ MALFORMED = "MalformedObject"
 """Reasons of events that no condition has: the job's state is known, only its progress, or an odd object, is not."""
 _REDUNDANT = {
     c.PODS_READY: {r.CREATING, r.SUSPENDED, r.RESTARTING, r.STOPPING, *(reason for _, reason in WAITING)},
-    c.TRAINING: {r.STARTING, r.SUSPENDED, r.QUEUED},
+    c.TRAINING: {r.STARTING, r.SUSPENDED, r.QUEUED, r.QUEUE_UNMANAGED},
 }
 """Reasons that only follow another condition, or that the pods' own events report better."""
 _BAD = {(c.FAILED, "True"), (c.FAILURE_TARGET, "True"), (c.ACCEPTED, "False"), (c.READY, "False")}

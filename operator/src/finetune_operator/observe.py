@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 
 from finetune_api.runtime.report import Record
 from finetune_plan import gang, job_settings, results
-from finetune_plan.model import Observed, ObservedClaim, ObservedPod
+from finetune_plan.model import Observed, ObservedClaim, ObservedPod, ObservedQueue, ObservedRun
 
-from . import metrics
+from . import metrics, transform
 from .cache import Cache
 from .cluster import Cluster, Kind
-from .errors import NameTaken, Refused, WebhookFailed
+from .errors import ClusterError, NameTaken, Refused, WebhookFailed
 from .identity import Json, Key, key_of
 from .progress import ProgressReaders
+from .settings import Settings
 
 BACKEND_SECONDS = 5.0
 """Seconds for which the answer about the backend's resource is cached."""
@@ -26,9 +27,15 @@ TERMINATION_POLL_SECONDS = 4.0
 class Observer:
     """Keeps no state but the times of its last reads."""
 
-    def __init__(self, cluster: Cluster, cache: Cache, progress: ProgressReaders, clock: Callable[[], float]) -> None:
-        self._cluster, self._cache, self.progress, self._clock = cluster, cache, progress, clock
+    def __init__(
+        self, cluster: Cluster, cache: Cache, progress: ProgressReaders, settings: Settings,
+        clock: Callable[[], float],
+    ) -> None:  # fmt: skip
+        self._cluster, self._cache, self.progress, self._settings = cluster, cache, progress, settings
+        self._clock = clock
         self._backend: tuple[float, bool] | None = None
+        self._queues: dict[str, tuple[float, ObservedQueue]] = {}
+        """When and what was read last of each run, by UID, that a queue holds back."""
         self._terminating: dict[Key, float] = {}
         """When the children of jobs with a terminating run were last listed, or first seen terminating."""
 
@@ -54,8 +61,13 @@ class Observer:
                 (found for r in runs if (found := self._cache.refusals.of(Key(key.namespace, r.name), r.uid))), ""
             ),
             previous=() if over or runs else self._left_by_predecessors(job),
+            queue=ObservedQueue() if over else await self._queue(key, runs),
             claim=ObservedClaim() if over or runs or job["status"].get("run") else await self._claim(key, job),
         )
+
+    def queue_seconds(self) -> float:
+        """Seconds between two reads of why one run is queued: more jobs, each less often."""
+        return max(self._settings.progress_seconds, len(self._queues) / self._settings.progress_reads_per_second)
 
     @property
     def has_backend(self) -> bool:
@@ -120,6 +132,26 @@ class Observer:
             self._cache.claims[claim] = (now, known)
         return known
 
+    async def _queue(self, key: Key, runs: Iterable[ObservedRun]) -> ObservedQueue:
+        """Why a queue holds the job's run back. Kueue may not have seen the run yet when it is first asked for."""
+        for run in runs:
+            if not run.suspended:
+                self._queues.pop(run.uid, None)
+                continue
+            now, (read, known) = self._clock(), self._queues.get(run.uid, (None, ObservedQueue()))
+            if read is None or now - read >= self.queue_seconds():
+                known = await self._read_queue(key, run, known, first=read is None)
+                self._queues[run.uid] = (now, known)
+            return known
+        return ObservedQueue()
+
+    async def _read_queue(self, key: Key, run: ObservedRun, known: ObservedQueue, *, first: bool) -> ObservedQueue:
+        try:
+            workload = await self._cluster.workload(key.namespace, run.uid)
+        except ClusterError:  # why it waits is unknown; that it waits is not
+            return known
+        return transform.queue(workload, managed=first or bool(known.message))
+
     def _records(self, key: Key, pods: Iterable[ObservedPod]) -> tuple[Record, ...]:
         """The newest record of each kind that no pass has taken yet."""
         first = next((p for p in pods if p.node_rank == 0 and p.phase == "Running"), None)
@@ -128,11 +160,12 @@ class Observer:
         self.progress.forget(key)
         return ()
 
-    def forget(self) -> None:
-        """Drop expired caches, and what is known of jobs that no longer exist."""
+    def forget(self, runs: Container[str]) -> None:
+        """Drop expired caches, and what is known of jobs, and of runs by UID, that no longer exist."""
         self._cache.claims.clear()
         self._terminating.clear()
         self.progress.keep({key for key, _ in self._cache.jobs.items()})
+        self._queues = {uid: found for uid, found in self._queues.items() if uid in runs}
 
 
 def _observed_claim(claim: Json) -> ObservedClaim:

@@ -89,7 +89,7 @@ class Reconciler:
             raise
         self._refusals.pop(key, None)
         self.observer.progress.taken(key, observed.records)
-        return 0.0 if changed else _earliest(answer.requeue_after, change.wait_seconds)
+        return 0.0 if changed else self._next(observed, answer, change)
 
     async def _report_bug(self, key: Key, error: Exception) -> None:
         job, now = self._cache.job(key), _time(self._now())
@@ -118,6 +118,11 @@ class Reconciler:
         """Seconds that a change of text waits: the more jobs, the longer, so that jobs waiting for a run go first."""
         share = self._cache.working() / self._settings.progress_reads_per_second
         return max(self._settings.progress_seconds, share)
+
+    def _next(self, observed: Observed, answer: Plan, change: StatusChange) -> float | None:
+        held = answer.status.completionTime is None and any(r.suspended for r in observed.runs)
+        times = (answer.requeue_after, change.wait_seconds, self.observer.queue_seconds() if held else None)
+        return min((t for t in times if t is not None), default=None)
 
     async def _refresh(self, key: Key) -> None:
         live = await self._cluster.get_job(key)

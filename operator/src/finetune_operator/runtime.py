@@ -44,7 +44,7 @@ class Operator:
         self.queue = WorkQueue(time.monotonic, settings.workers)
         self.events = EventQueue(cluster.create_event)
         self.progress = ProgressReaders(cluster, settings, time.monotonic, self.enqueue, self.on_unreadable_log)
-        observer = Observer(cluster, self.cache, self.progress, time.monotonic)
+        observer = Observer(cluster, self.cache, self.progress, settings, time.monotonic)
         applier = Applier(cluster, self.cache, backend.kind, self.events)
         self.reconciler = Reconciler(observer, applier, settings, backend, time.monotonic, lambda: datetime.now(UTC))
         self.canary = Canary(time.monotonic)
@@ -118,7 +118,7 @@ class Operator:
         keys = [key for key, _ in self.cache.jobs.items()] if first else self.cache.unfinished()
         for key in keys:
             self.enqueue(key)
-        self.reconciler.observer.forget()
+        self.reconciler.observer.forget({entry.value.uid for _, entry in self.cache.runs.items()})
         self.cache.refusals.keep()
 
     def unhealthy_reason(self) -> str:

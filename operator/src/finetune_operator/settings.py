@@ -131,8 +131,9 @@ class Settings(BaseSettings):
     progress_reads_per_second: float = Field(
         default=50,
         gt=0,
-        description="Reads of progress per second over all jobs, and status writes that change only text: with "
-        "more than 500 running jobs each is read, and with more than 500 unfinished ones written to, less often. "
+        description="Reads of progress, and of why jobs are queued, per second over all jobs, and status writes that "
+        "change only text: with more than 500 running jobs each is read, and with more than 500 unfinished ones "
+        "written to, less often. "
         "Default 50: a read is one request that the API server passes on to a node.",
     )
     progress_readers: int = Field(

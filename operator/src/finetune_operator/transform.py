@@ -16,7 +16,7 @@ from finetune_api.resource.names import API_VERSION, GROUP, KIND
 from finetune_api.runtime import report
 from finetune_api.runtime.report import FinalReport
 from finetune_plan.backends.protocol import Backend
-from finetune_plan.model import ObservedPod, ObservedRun
+from finetune_plan.model import ObservedPod, ObservedQueue, ObservedRun
 
 from .identity import Json, Key, controller_of, key_of
 
@@ -117,6 +117,14 @@ def pod(raw: Json, backend: Backend) -> ObservedPod:
         bound_since=_bound_since(raw),
         ended_at=_word(ended.get("finishedAt") or ""),
     )
+
+
+def queue(workload: Json | None, *, managed: bool) -> ObservedQueue:
+    """Why Kueue's Workload is not admitted: no quota (yet), or quota without the checks that admission waits for."""
+    conditions = {c["type"]: c for c in ((workload or {}).get("status") or {}).get("conditions") or ()}
+    unmet = (conditions.get(kind) or {} for kind in ("QuotaReserved", "Admitted"))
+    message = next((c.get("message") or "" for c in unmet if c.get("status") == "False"), "")
+    return ObservedQueue(_word(message, SENTENCE_LENGTH), managed or workload is not None)
 
 
 def _word(value: object, length: int = WORD_LENGTH) -> str:

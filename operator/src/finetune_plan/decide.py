@@ -230,7 +230,19 @@ def queued(ctx: ReconcileContext) -> Plan | None:
     """A queue that removes a run's pods will admit it again; that is not a failure."""
     if not any(r.suspended for r in ctx.observed.runs):
         return None
-    return Plan((), statuses.queued(ctx.status, now=ctx.time))
+    queue = ctx.observed.queue
+    if queue.managed or not ctx.job.queue.value:
+        return Plan((), statuses.queued(ctx.status, queue.message, now=ctx.time))
+    status = statuses.queue_unmanaged(ctx.status, ctx.job.queue.value, ctx.backend, now=ctx.time)
+    return Plan((), status)
+
+
+def admitted_early(ctx: ReconcileContext) -> Plan | None:
+    """Pods of the last admission still end; backends take them for failures of this one. Another run, for free."""
+    if not statuses.is_queued(ctx.status) or not any(p.termination_deadline for p in ctx.pods):
+        return None
+    message = "The queue admitted the job again before its pods had ended; the next run waits for them."
+    return _end_or_restart(ctx, retry.Failure(Exit.PEER_LOST, message, free=True))
 
 
 def failed(ctx: ReconcileContext) -> Plan | None:
@@ -240,6 +252,10 @@ def failed(ctx: ReconcileContext) -> Plan | None:
         return None
     if (left := _peer_lost_grace(ctx, cause)) > 0:
         return Plan((), ctx.status, requeue_after=left)
+    return _end_or_restart(ctx, cause)
+
+
+def _end_or_restart(ctx: ReconcileContext, cause: retry.Failure) -> Plan:
     restarts, allowed = ctx.status.restarts or 0, ctx.job.lifecycle.max_restarts.value
     if not retry.should_retry(cause, restarts, allowed):
         return _end(ctx, statuses.failing(ctx.status, cause.exit_code, cause.message, now=ctx.time))
@@ -305,7 +321,7 @@ def running(ctx: ReconcileContext) -> Plan:
 
 CHECKS: tuple[Callable[[ReconcileContext], Plan | None], ...] = (
     finished, doomed, succeeded, cancelled, refused, already_complete, output_not_shared, suspended,
-    deadline_exceeded, terminating, queued, failed, previous_job, backend_missing, starting, running,
+    deadline_exceeded, terminating, queued, admitted_early, failed, previous_job, backend_missing, starting, running,
 )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ class ObservedRun:
     number: int
     deleting: bool = False
     suspended: bool = False
-    """Whether a queue (Kueue) holds it back; we never touch that switch."""
+    """Whether a queue (Kueue) holds it back; we set that switch at creation only (docs/adr/0024)."""
     uid: str = ""
     created: str = ""
     """When it was created (RFC 3339)."""
@@ -65,6 +65,16 @@ class ObservedClaim:
 
 
 @dataclass(frozen=True)
+class ObservedQueue:
+    """What is known of a run that a queue holds back."""
+
+    message: str = ""
+    """Why Kueue has not admitted it, in Kueue's words; empty if that is not known."""
+    managed: bool = True
+    """Whether Kueue knows the run, or may only not have seen it yet."""
+
+
+@dataclass(frozen=True)
 class Observed:
     """Everything that a decision may depend on, read at one moment."""
 
@@ -84,6 +94,8 @@ class Observed:
     """Its message when it refused a pod of that run; empty if it did not."""
     previous: tuple[str, ...] = ()
     """Runs and pods that a deleted job of the same name has left."""
+    queue: ObservedQueue = field(default_factory=ObservedQueue)
+    """Of the run that is held back; without meaning if none is."""
     claim: ObservedClaim = field(default_factory=ObservedClaim)
     """The claim that the output lies on, of a job without a run; empty if there is no such claim."""
 

@@ -102,6 +102,12 @@ def is_claimed(status: Status) -> bool:
 _CLAIMED = {r.CREATING.name, r.CREATE_REFUSED.name, r.NAME_TAKEN.name}
 
 
+def is_queued(status: Status) -> bool:
+    """Whether a queue held the run back when it was observed last."""
+    found = _find(status, c.PODS_READY)
+    return found is not None and found.reason in (r.QUEUED.name, r.QUEUE_UNMANAGED.name)
+
+
 def run_is_over(status: Status) -> bool:
     """Whether the current run is over, failed and counted or suspended; it only has to go."""
     training, suspended = _find(status, c.TRAINING), _find(status, c.SUSPENDED)
@@ -232,10 +238,18 @@ def suspended(status: Status, *, now: str) -> Status:
     return _with(_set(status, c.SUSPENDED, True, *_of(r.SUSPENDED), now), phase=Phase.SUSPENDED)
 
 
-def queued(status: Status, *, now: str) -> Status:
-    """A queue holds the run back, or has taken its pods."""
+def queued(status: Status, message: str, *, now: str) -> Status:
+    """A queue holds the run back, or has taken its pods. `message` is the queue's own."""
+    text = f"{r.QUEUED.text()} {message and f'Kueue: {message}'}".strip()[:MESSAGE_LENGTH]
     status = _clear_running(status, r.QUEUED.name, now)
-    return _with(_set(status, c.PODS_READY, False, *_of(r.QUEUED), now), phase=Phase.QUEUED)
+    return _with(_set(status, c.PODS_READY, False, r.QUEUED.name, text, now), phase=Phase.QUEUED)
+
+
+def queue_unmanaged(status: Status, queue: str, backend: Backend, *, now: str) -> Status:
+    """The run waits for a queue, and nothing manages it."""
+    status = _clear_running(status, r.QUEUE_UNMANAGED.name, now)
+    reason, message = _of(r.QUEUE_UNMANAGED, queue=queue, kind=backend.kind)
+    return _with(_set(status, c.PODS_READY, False, reason, message, now), phase=Phase.QUEUED)
 
 
 def backend_missing(status: Status, backend: Backend, *, now: str) -> Status:

@@ -35,6 +35,8 @@ FIELD_MANAGER = "finetune-operator"
 LEASE = "finetune-operator"
 """Name of the Lease that carries the operator's heartbeat, in the operator's own namespace."""
 KUEUE_QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+KUEUE_JOB_UID_LABEL = "kueue.x-k8s.io/job-uid"
+"""Label on Kueue's Workload: UID of the object that it admits."""
 KUEUE_PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
 
 

@@ -85,6 +85,13 @@ BACKEND_SILENT = Reason(
     "BackendSilent", (c.PODS_READY,), "The {controller} has not reconciled run {run} since {created}.",
     "Check its pods: {inspect}",
 )  # fmt: skip
+QUEUE_UNMANAGED = Reason(
+    "QueueUnmanaged", (c.PODS_READY, c.TRAINING),
+    "The job waits for the queue {queue}, but Kueue does not know its {kind}: Kueue is not installed, or does not "
+    "manage the {kind}s of this namespace.",
+    "Have {kind} enabled in Kueue's integrations.frameworks; the job then starts automatically. To run without a "
+    "queue, delete the job and create it again without spec.queue.",
+)  # fmt: skip
 RUNNING = Reason("Running", (c.PODS_READY,), "{ready} of {wanted} pods are running.")
 WAITING = Reason("Waiting", (c.PODS_READY,), "{ready} of {wanted} pods are running.")
 POD_OVERDUE = Reason(

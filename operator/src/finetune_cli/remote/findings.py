@@ -140,6 +140,7 @@ CHECKS: tuple[Callable[[Snapshot], Iterator[Problem]], ...] = (
 _CREATE = {
     "Queued": "Wait until the queue has capacity, or choose another one: queue.name.",
     "NameTaken": "Delete the object that the message names, or rename the job; the operator then tries again.",
+    "QueueUnmanaged": "Ask the administrator of the cluster, or run the job without spec.queue.",
     "CreateRefused": "Ask the administrator of the cluster, or change the job; the operator then tries again.",
 }
 

@@ -25,6 +25,11 @@ def metadata(work: Workload, namespace: str | None, owner: dict[str, Any] | None
     return {k: v for k, v in found.items() if v}
 
 
+def suspend(work: Workload) -> dict[str, bool]:
+    """A run that names a queue waits for it from the start: where nothing manages the queue, it uses no quota."""
+    return {"suspend": True} if work.job.queue.value else {}
+
+
 def rendezvous(address: str, rank_label: str) -> list[dict[str, Any]]:
     """Environment of a pod that has its node rank as a label."""
     rank = {"fieldRef": {"fieldPath": f"metadata.labels['{rank_label}']"}}

@@ -52,7 +52,8 @@ class Backend(Protocol):
     container: str
     """Name of the trainer's container in every pod."""
     suspend_key: str
-    """Path in the object at which a queue holds the run back. We read it and never write it."""
+    """Path in the object at which a queue holds the run back. A run that names a queue is rendered so; later only the
+    queue writes it."""
     refusal_reason: str
     """Reason of the controller's Events about a pod that it could not create."""
     refusal_component: str

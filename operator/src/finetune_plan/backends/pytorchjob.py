@@ -53,7 +53,7 @@ class PyTorchJobs:
             "metadata": parts.metadata(work, namespace, owner),
             "spec": {
                 "nprocPerNode": str(work.processes_per_node),
-                "runPolicy": {"cleanPodPolicy": "Running"},
+                "runPolicy": {"cleanPodPolicy": "Running"} | parts.suspend(work),
                 "pytorchReplicaSpecs": replicas,
             },
         }
