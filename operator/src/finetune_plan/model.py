@@ -18,7 +18,7 @@ class ObservedRun:
     number: int
     deleting: bool = False
     suspended: bool = False
-    """Whether a queue (Kueue) holds it back; we set that switch at creation only (docs/adr/0024)."""
+    """Whether a queue (Kueue) holds it back; we set that switch at creation only (docs/adr/0028)."""
     uid: str = ""
     created: str = ""
     """When it was created (RFC 3339)."""
