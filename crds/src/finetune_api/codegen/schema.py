@@ -77,8 +77,8 @@ def _array(given: Mapping[str, Any], defs: Mapping[str, Any], path: str) -> Sche
 
 
 def _string(given: Mapping[str, Any], _: Mapping[str, Any], path: str) -> Schema:
-    if "enum" in given:
-        return {"enum": list(given["enum"])}
+    if "const" in given or "enum" in given:  # a choice of one has a keyword of its own
+        return {"enum": given.get("enum", [given.get("const")])}
     return {**_bounded(given, path, "maxLength"), **_copied(given, "minLength", "pattern", "format")}
 
 
