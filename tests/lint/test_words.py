@@ -31,7 +31,7 @@ NAMES = {
     "look": "reconcile",
     "looks": "reconcile",
     "mend": "correct",
-    "mentions": "references, paths_read",
+    "mentions": "references, paths",
     "mirror": "cache",
     "misshapen": "malformed",
     "news": "status_diff",

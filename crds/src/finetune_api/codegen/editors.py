@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from finetune_api.resource.names import API_VERSION, KIND, NAME_LENGTH, NAME_PATTERN
-from finetune_api.resource.v1alpha1 import FinetuneJob, Spec
+from finetune_api.resource.names import API_VERSION, DESCRIPTION, KIND, NAME_LENGTH, NAME_PATTERN
+from finetune_api.resource.v1alpha1 import Spec
 
 from .schema import Schema, structural
 
@@ -17,7 +17,7 @@ def json_schema() -> Schema:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": KIND,
-        "description": FinetuneJob.__doc__,
+        "description": DESCRIPTION,
         "type": "object",
         "required": ["apiVersion", "kind", "metadata", "spec"],
         "properties": {

@@ -15,6 +15,7 @@ KIND = "FinetuneJob"
 PLURAL = "finetunejobs"
 SHORT_NAME = "ftj"
 CATEGORY = "finetune"
+DESCRIPTION = "Finetunes a language model on a GPU cluster."
 
 NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 NAME_LENGTH = 45
@@ -33,7 +34,6 @@ LEASE = "finetune-operator"
 """Name of the Lease that carries the operator's heartbeat, in the operator's own namespace."""
 KUEUE_QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 KUEUE_PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
-
 
 LABEL_DIGITS = 9
 """Longest number that we write into a label."""
