@@ -9,12 +9,13 @@ from __future__ import annotations
 import secrets
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import Any
 
 from finetune_api.resource.names import API_VERSION, KIND
 from finetune_api.validation.predicates import find
+from finetune_cli.local.supervise import handled_signals
 from finetune_kube.failures import FailureKind
 from finetune_plan.mounts import CLAIMS
 from finetune_plan.pod_reasons import REFUSED, match_reason
@@ -50,19 +51,13 @@ def transfer_pod(
             cluster.delete("v1", "pods", name)
 
 
-@contextmanager
-def interruptible() -> Iterator[None]:
+def interruptible() -> AbstractContextManager[None]:
     """SIGTERM and SIGHUP clean up as Ctrl-C does."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return handled_signals((signal.SIGTERM, signal.SIGHUP), interrupt)
 
 
 def manifest(job: Json, name: str, claim: str, *, image: str | None, read_only: bool) -> Json:
