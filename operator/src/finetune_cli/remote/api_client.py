@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,13 +98,8 @@ class ApiClient:
         return common | ({"authorization": token} if token else {})
 
     def _lines(self, answer: urllib3.BaseHTTPResponse) -> Iterator[str]:
-        rest = b""
         with self._connection_errors():
-            for chunk in answer.stream(1 << 16, decode_content=True):
-                *whole, rest = (rest + chunk).split(b"\n")
-                yield from (line.decode(errors="replace") for line in whole)
-        if rest:
-            yield rest.decode(errors="replace")
+            yield from lines(answer.stream(1 << 16, decode_content=True))
 
     @contextmanager
     def _connection_errors(self) -> Iterator[None]:
@@ -112,6 +107,16 @@ class ApiClient:
             yield
         except HTTPError as error:
             raise Unreachable(self.configuration.host, _cause(error)) from None
+
+
+def lines(chunks: Iterable[bytes]) -> Iterator[str]:
+    """The lines of a text that arrives in pieces, without their ends."""
+    rest = b""
+    for chunk in chunks:
+        *whole, rest = (rest + chunk).split(b"\n")
+        yield from (line.decode(errors="replace") for line in whole)
+    if rest:
+        yield rest.decode(errors="replace")
 
 
 def connect(options: ClusterOptions, *, connect_seconds: float = CONNECT_SECONDS) -> tuple[ApiClient, str]:
@@ -153,10 +158,6 @@ def _in_cluster(configuration: Configuration, searched: str) -> str | None:
     except client_config.ConfigException:
         message = f"the file {searched} does not exist, and this process does not run in a pod"
         raise FileNotFoundError(message) from None
-    return _own_namespace()
-
-
-def _own_namespace() -> str | None:
     path = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
     return path.read_text().strip() if path.is_file() else None
 

@@ -12,11 +12,9 @@ from queue import SimpleQueue
 
 import click
 
-from finetune_kube.failures import FailureKind
-
 from .api_client import Json
 from .cluster import ClusterClient
-from .errors import ApiError, NotFound, Unreachable, failed, invalid
+from .errors import ApiError, Forbidden, NotFound, Unreachable, failed, invalid
 from .log_lines import LogLine, LogPod, log_pod, merge, parse
 from .views import has_ended
 
@@ -54,9 +52,9 @@ def _log(cluster: ClusterClient, found: LogPod, selection: Selection) -> list[Lo
     try:
         with cluster.log(found.name, timestamps="true", **tail) as lines:
             return [parse(line, found.node) for line in lines]
+    except Forbidden:
+        raise
     except ApiError as error:
-        if error.kind is FailureKind.FORBIDDEN:
-            raise
         click.echo(f"The log of node {found.node} cannot be read: {error.message}", err=True)
         return []
 
@@ -141,9 +139,10 @@ class _Follower:
                     return
             except NotFound:
                 return
-            except (ApiError, Unreachable) as error:
-                if isinstance(error, ApiError) and error.kind is FailureKind.FORBIDDEN:
-                    raise
+            except Forbidden:
+                raise
+            except (ApiError, Unreachable):
+                pass
             time.sleep(PAUSE_SECONDS)
 
     def _read_once(self, found: LogPod) -> None:

@@ -10,14 +10,13 @@ from typing import TypeVar
 from finetune_api.resource import names
 from finetune_api.resource.names import run_name
 from finetune_api.validation.predicates import find
-from finetune_kube.failures import FailureKind
 from finetune_plan.backends import DEFAULT as BACKEND
 from finetune_plan.backends.protocol import api_version
 
 from . import volume_refs
 from .api_client import Json
 from .cluster import LEASES, ClusterClient
-from .errors import ApiError, UnknownResource
+from .errors import Forbidden, UnknownResource
 from .views import has_ended, now
 
 T = TypeVar("T")
@@ -56,9 +55,7 @@ class _PermittedReader:
     def read(self, what: str, request: Callable[[ClusterClient], T]) -> T | None:
         try:
             return request(self.cluster)
-        except ApiError as error:
-            if error.kind is not FailureKind.FORBIDDEN:
-                raise
+        except Forbidden:
             self.hidden.append(what)
             return None
 

@@ -36,7 +36,10 @@ def command(cluster: ClusterClient, file: str, wait: bool, dry_run: bool, form: 
     image = options.pop("transfer_image")
     prepared = prepare(job_file.read(file), Overrides(**options), cluster)
     if dry_run:
-        printing.document(views.without_managed_fields(submitting.dry_run(cluster, prepared)), form or "yaml")
+        printing.document(
+            views.without_managed_fields(submitting.submit(cluster, prepared, image=image, dry_run=True)),
+            form or "yaml",
+        )
         return
     job = submitting.submit(cluster, prepared, image=image)
     if not form:
