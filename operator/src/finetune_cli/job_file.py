@@ -21,8 +21,7 @@ from finetune_api.validation.problem import Problem
 from . import dialects, kubernetes_yaml
 from .dialects import STDIN
 from .errors import InvalidInput
-from .kubernetes_yaml import Document, InvalidYaml
-from .nesting import too_deep
+from .kubernetes_yaml import Document, InvalidYaml, too_deep
 
 
 @dataclass(frozen=True)

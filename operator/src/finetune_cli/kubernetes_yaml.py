@@ -17,11 +17,13 @@ from typing import Any
 
 import yaml
 
-from .nesting import MAX_DEPTH, MESSAGE
-
 _Loader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """libyaml's reader is several times faster; some builds of PyYAML lack it."""
 
+MAX_DEPTH = 100
+"""Several times the depth of the deepest key of a job; tags may have any shape. Parsers and validation recurse;
+libyaml's C code even crashes without an error."""
+TOO_DEEP = f"nested more than {MAX_DEPTH} levels deep"
 MAX_VALUES = 100_000
 """A job has hundreds; aliases of aliases can stand for more values than memory holds."""
 _OCTAL = re.compile(r"([-+]?)0[oO]?([0-7]+)")
@@ -101,6 +103,17 @@ def value(text: str) -> Any:
     return found[0].value if found else None
 
 
+def too_deep(value: Any) -> bool:
+    """Whether maps and lists are nested deeper than MAX_DEPTH. Iterative, for values without shared parts."""
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        nested = [each for each in level if isinstance(each, (dict, list))]
+        level = [inner for each in nested for inner in (each.values() if isinstance(each, dict) else each)]
+        if not level:
+            return False
+    return True
+
+
 class Reader(_Loader):  # type: ignore[misc, valid-type] # chosen when the module is loaded
     """A safe loader with Kubernetes' implicit types. Values are what JSON has."""
 
@@ -138,7 +151,7 @@ def _check_size(text: str) -> None:
 def _excess(levels: int, values: int) -> str:
     """What there is too much of; empty if there is not."""
     if levels > MAX_DEPTH:
-        return MESSAGE
+        return TOO_DEEP
     return f"more than {MAX_VALUES:,} values, aliases expanded" if values > MAX_VALUES else ""
 
 

@@ -41,7 +41,7 @@ VERBS = {
     "resume": Verb("Continue a suspended job.", "lifecycle", "resume"),
     "cancel": Verb("End a job permanently.", "lifecycle", "cancel"),
     "delete": Verb("Delete a job and its pods.", "lifecycle", "delete"),
-    "fetch": Verb("Download the result of a job.", "fetch"),
+    "fetch": Verb("Download the result of a job.", "jobs", "fetch"),
     "completion": Verb("Print a completion script for a shell.", "completion"),
     "version": Verb("Print the version.", "version"),
 }

@@ -13,7 +13,7 @@ from finetune_kube.pages import first_page, next_page
 from finetune_kube.paths import path
 from finetune_plan.backends import DEFAULT as BACKEND
 
-from .api_client import AGENT, MERGE, ApiClient, ClusterOptions, Json, connect
+from .api_client import AGENT, MERGE, ApiClient, Json, connect
 from .errors import ApiError, Forbidden, Invalid, NotFound, explain, invalid, invalid_manifest
 from .list_watch import list_and_watch
 
@@ -31,9 +31,9 @@ class ClusterClient:
         """Whether -n was given."""
 
     @classmethod
-    def connect(cls, options: ClusterOptions, **settings: Any) -> ClusterClient:
-        """The cluster and namespace of the options and the kubeconfig. Raises InvalidInput."""
-        return cls(*connect(options, **settings), namespace_given=options.namespace is not None)
+    def connect(cls, **options: Any) -> ClusterClient:
+        """The cluster and namespace that the options of api_client.connect select. Raises InvalidInput."""
+        return cls(*connect(**options), namespace_given=options.get("namespace") is not None)
 
     def path(self, version: str, plural: str, name: str = "", *, all_namespaces: bool = False) -> str:
         """Path of an object, or of a collection without a name."""

@@ -60,7 +60,8 @@ def waiting(snapshot: Snapshot) -> Iterator[Problem]:
             for found in pending_reasons(pod, snapshot.events):
                 pods.setdefault(found, []).append(pod["metadata"]["name"])
     for (reason, message, remedy), names in pods.items():
-        yield Problem(_path(names), reason, message, remedy)
+        path = f"pod {names[0]}" if len(names) == 1 else f"pods {', '.join(sorted(names))}"
+        yield Problem(path, reason, message, remedy)
 
 
 def pending_reasons(pod: Json, events: Iterable[Json]) -> Iterator[PendingReason]:
@@ -114,7 +115,3 @@ def _current(snapshot: Snapshot) -> list[Json]:
 def _is_creation_failure(event: Json, uid: str) -> bool:
     is_ours = event["involvedObject"].get("uid") == uid
     return is_ours and event.get("reason") == BACKEND.refusal_reason
-
-
-def _path(names: list[str]) -> str:
-    return f"pod {names[0]}" if len(names) == 1 else f"pods {', '.join(sorted(names))}"

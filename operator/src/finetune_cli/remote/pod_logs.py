@@ -113,7 +113,8 @@ class _Follower:
             self._lines.put(error)
 
     def _watch_pods(self) -> None:
-        for pods in self._cluster.watch_pods(self._job, _on_lost):
+        message = "connection lost: {}; retrying"
+        for pods in self._cluster.watch_pods(self._job, lambda why: click.echo(message.format(why), err=True)):
             for found in map(log_pod, pods):
                 started = found.phase == "Running" or found.has_ended
                 if started and self._selection.selects(found) and found.uid not in self._readers:
@@ -161,7 +162,3 @@ class _Follower:
     def _has_ended(self, found: LogPod) -> bool:
         pod = self._cluster.find("v1", "pods", found.name)
         return pod is None or pod["metadata"]["uid"] != found.uid or log_pod(pod).has_ended
-
-
-def _on_lost(why: str) -> None:
-    click.echo(f"connection lost: {why}; retrying", err=True)

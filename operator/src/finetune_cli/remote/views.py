@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -28,18 +28,13 @@ def table(jobs: Iterable[Json], at: datetime, *, namespaces: bool = False) -> st
     if namespaces:
         first = ["NAMESPACE", *(job["metadata"]["namespace"] for job in jobs)]
         rows = [(namespace, *row) for namespace, row in zip(first, rows, strict=True)]
-    return "\n".join(columns(rows, COLOURS))
-
-
-def columns(rows: Sequence[Sequence[str]], colours: dict[str, str]) -> list[str]:
-    """Rows as aligned lines; cells whose text is in `colours` are coloured."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
         cells[-1] = cells[-1].rstrip()
-        lines.append("   ".join(click.style(c, fg=colours[c.strip()]) if c.strip() in colours else c for c in cells))
-    return lines
+        lines.append("   ".join(click.style(c, fg=COLOURS[c.strip()]) if c.strip() in COLOURS else c for c in cells))
+    return "\n".join(lines)
 
 
 def _row(job: Json, at: datetime) -> tuple[str, ...]:

@@ -1,13 +1,15 @@
-"""`finetune list`, `status`, `watch`, `logs` and `diagnose`: what jobs do on a cluster."""
+"""`finetune list`, `status`, `watch`, `logs`, `diagnose` and `fetch`: jobs on a cluster, and their results."""
 
 from __future__ import annotations
 
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from finetune_api.runtime.protocol import RESULT
 from finetune_cli import exit_codes, printing
 from finetune_cli.errors import format_problem
 from finetune_cli.remote.options import job_name, on_cluster
@@ -111,3 +113,21 @@ def diagnose(cluster: ClusterClient, name: str, form: str | None) -> None:
             click.echo(f"note: you may not read: {', '.join(found.hidden)}", err=True)
     if problems:
         sys.exit(exit_codes.FAILED)
+
+
+@click.command()
+@job_name
+@click.option("--to", "target", metavar="FOLDER", help=f"New folder for the result; default: NAME-{RESULT}.")
+@click.option("--transfer-image", metavar="IMAGE", help="Image with python for the pod that reads the claim.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+@on_cluster
+def fetch(cluster: ClusterClient, name: str, target: str | None, transfer_image: str | None, quiet: bool) -> None:
+    """Download the result of the job NAME, an adapter or a model, from its claim to a local folder.
+
+    A short-lived pod reads the claim and is deleted afterwards. The folder appears when the download is complete.
+    """
+    from finetune_cli.remote import fetching  # noqa: PLC0415
+
+    folder = Path(target or f"{name}-{RESULT}")
+    fetching.fetch(cluster, name, folder, image=transfer_image, quiet=quiet)
+    click.echo(str(folder))
