@@ -4,8 +4,6 @@ Called by `finetune validate` and by the operator (for clusters where the admiss
 tests/api/test_server.py compares both.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A problem of a job, with its remedy."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

@@ -1,7 +1,5 @@
 """A small line plot in Unicode characters."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from itertools import pairwise

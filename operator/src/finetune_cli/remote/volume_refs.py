@@ -1,7 +1,5 @@
 """References of a job to claims and ConfigMaps. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`finetune run`: the plan of a cluster, executed by local processes."""
 
-from __future__ import annotations
-
 import shlex
 import sys
 from dataclasses import replace

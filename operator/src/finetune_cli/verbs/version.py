@@ -1,7 +1,5 @@
 """`finetune version`."""
 
-from __future__ import annotations
-
 from importlib import metadata
 
 import click
