@@ -175,7 +175,7 @@ def _config_map(snapshot: Snapshot, name: str, item: str, key: str) -> Iterator[
         message = f"The ConfigMap {name}, which spec.{key} names, does not exist."
         yield Problem(path, "NotFound", message, "Create it; the pods then start automatically.")
         return
-    items = {**_section(found, "data"), **_section(found, "binaryData")}
+    items = {*(found.get("data") or ()), *(found.get("binaryData") or ())}
     if item not in items:
         message = f"The ConfigMap {name} has no key {item}. Its keys: {', '.join(sorted(items)) or 'none'}."
         yield Problem(path, "NotFound", message, f"Correct spec.{key}, or add the key.")
@@ -195,8 +195,3 @@ def _claim(snapshot: Snapshot, claim: str, key: str) -> Iterator[Problem]:
     cause = f": {events[-1]['message']}" if events else "."
     remedy = f"Check its storage class and size: kubectl describe pvc {claim}"
     yield Problem(path, "ClaimPending", f"The claim {claim} is not bound to a volume{cause}", remedy)
-
-
-def _section(found: dict[str, object], name: str) -> dict[str, object]:
-    section = found.get(name)
-    return section if isinstance(section, dict) else {}

@@ -49,7 +49,9 @@ def failure(job: Json) -> CommandError | None:
         remedy = f"`finetune logs {job['metadata']['name']}` shows the logs of its pods."
         return failed(path, found["reason"], found["message"], remedy)
     accepted = condition(job, c.ACCEPTED)
-    if not has_ended(job) and accepted and accepted["status"] == "False" and _is_current(job):
+    generation = job["metadata"]["generation"]
+    is_current = find(job, "status.observedGeneration") in (None, generation)
+    if not has_ended(job) and accepted and accepted["status"] == "False" and is_current:
         remedy = "Correct the job: delete it and submit it again, or `kubectl apply` the corrected file."
         return invalid(path, accepted["reason"], accepted["message"], remedy)
     return None
@@ -106,12 +108,6 @@ def _to_end(cluster: ClusterClient, job: Json, view: Display, records: list[Reco
             return found
         last = found
     raise AssertionError("a watch without a time limit does not end")
-
-
-def _is_current(job: Json) -> bool:
-    """Whether the status belongs to the current generation."""
-    observed: int | None = job["status"].get("observedGeneration")
-    return observed is None or observed == job["metadata"]["generation"]
 
 
 def _outcome(job: Json) -> Outcome:

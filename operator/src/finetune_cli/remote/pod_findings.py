@@ -36,11 +36,14 @@ PendingReason = tuple[str, str, str]
 
 def missing(snapshot: Snapshot) -> Iterator[Problem]:
     """Pods that could not be created: the events of the run name the cause."""
-    required = find(snapshot.job, "status.layout.nodes") or 1
-    if snapshot.run is None or len(_current(snapshot)) >= required:
+    if snapshot.run is None:
         return
-    uid = snapshot.run["metadata"]["uid"]
-    for text in dict.fromkeys(e["message"] for e in snapshot.events if _is_creation_failure(e, uid)):
+    required, uid = find(snapshot.job, "status.layout.nodes") or 1, snapshot.run["metadata"]["uid"]
+    own = [p for p in snapshot.pods if any(o["uid"] == uid for o in p["metadata"].get("ownerReferences") or ())]
+    if len(own) >= required:
+        return
+    events = [e for e in snapshot.events if e["involvedObject"].get("uid") == uid]
+    for text in dict.fromkeys(e["message"] for e in events if e.get("reason") == BACKEND.refusal_reason):
         known = match_reason(REFUSED, text)
         yield Problem(run_path(snapshot.run), known.name, f"A pod cannot be created: {text}", known.remedy)
 
@@ -101,15 +104,3 @@ def _mount_failures(pod: Json, events: Iterable[Json]) -> Iterator[PendingReason
     if own:
         remedy = "Create or repair the volume that the message names; the node then tries again."
         yield own[-1]["reason"], own[-1]["message"], remedy
-
-
-def _current(snapshot: Snapshot) -> list[Json]:
-    """Pods of the current run."""
-    assert snapshot.run is not None
-    uid = snapshot.run["metadata"]["uid"]
-    return [p for p in snapshot.pods if any(o["uid"] == uid for o in p["metadata"].get("ownerReferences") or ())]
-
-
-def _is_creation_failure(event: Json, uid: str) -> bool:
-    is_ours = event["involvedObject"].get("uid") == uid
-    return is_ours and event.get("reason") == BACKEND.refusal_reason

@@ -1,6 +1,7 @@
 """References of a job to claims and ConfigMaps. Pure."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from finetune_api.validation import uris
@@ -15,10 +16,8 @@ def sources(spec: Mapping[str, Any]) -> Iterator[tuple[str, Source]]:
     for key, use in uris.KEYS.items():
         value = find(spec, key)
         if isinstance(value, str):
-            try:
+            with suppress(ValueError):  # validation reports it
                 yield key, use.parse(value)
-            except ValueError:  # validation reports it
-                continue
 
 
 def claims(spec: Mapping[str, Any]) -> dict[str, str]:
