@@ -3,6 +3,8 @@
 With --check it writes nothing, names the files that are not what they should be, and exits 1.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import sys

@@ -4,6 +4,8 @@ kubectl passes the arguments so far, the last one incomplete. It reads one candi
 description, and a last line with a colon and a directive: 0 lets the shell complete file names, 4 does not.
 """
 
+from __future__ import annotations
+
 import sys
 
 import click

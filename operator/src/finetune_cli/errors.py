@@ -1,5 +1,7 @@
 """How a command ends with an error that it expects: problems, each with a remedy, and an exit code."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import IO, Any
 

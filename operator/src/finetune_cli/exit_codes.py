@@ -1,5 +1,7 @@
 """Every exit code of the command line, and the one place that turns an exception into one."""
 
+from __future__ import annotations
+
 import os
 import sys
 from collections.abc import Callable

@@ -3,6 +3,8 @@
 Finds the one job of the file; validation comes later.
 """
 
+from __future__ import annotations
+
 import errno
 import json
 import stat

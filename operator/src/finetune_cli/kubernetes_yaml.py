@@ -8,6 +8,8 @@ Stricter than Kubernetes in two cases, in which Kubernetes silently drops a valu
 are strings.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass

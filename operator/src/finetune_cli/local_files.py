@@ -4,6 +4,8 @@
 Hub) are skipped.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path

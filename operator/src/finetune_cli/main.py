@@ -1,5 +1,7 @@
 """The table of verbs. A verb's module is imported when the verb is used, so that `--help` is fast."""
 
+from __future__ import annotations
+
 import gc
 import io
 import os

@@ -1,5 +1,7 @@
 """The options that override values of a job: --dataset, --examples, --model, --output and --set."""
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -1,5 +1,7 @@
 """From a job file and overrides to a validated job: the path that validate, render, run and submit share."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any

@@ -1,5 +1,7 @@
 """Data for programs on standard output: one JSON or YAML document."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Callable
 from typing import Any, TypeVar

@@ -3,6 +3,8 @@
 With --check it writes nothing and exits with 1 if the page is out of date.
 """
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """From an HTTP status and a body to what the API server means by them."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass

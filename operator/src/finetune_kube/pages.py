@@ -1,5 +1,7 @@
 """Lists that arrive page by page."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Paths of objects and collections."""
 
+from __future__ import annotations
+
 
 def path(version: str, plural: str, namespace: str = "", name: str = "") -> str:
     """Path of an object, or of a collection without `name`, or of all namespaces without `namespace`.

@@ -1,5 +1,7 @@
 """The CustomResourceDefinition, generated from the models and the rules. Called by __main__ and by tests."""
 
+from __future__ import annotations
+
 import re
 from typing import Any
 

@@ -1,5 +1,7 @@
 """The schema as plain JSON Schema, for editors that complete and check YAML. Called by __main__."""
 
+from __future__ import annotations
+
 from typing import Any
 
 from finetune_api.resource.names import API_VERSION, DESCRIPTION, KIND, NAME_LENGTH, NAME_PATTERN

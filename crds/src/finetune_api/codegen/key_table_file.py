@@ -1,5 +1,7 @@
 """keys.json: the models' keys with their shapes and fates, and without descriptions. Called by __main__."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping
 from typing import Any

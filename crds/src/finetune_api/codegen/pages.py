@@ -1,5 +1,7 @@
 """The pages of docs/reference that follow from models, rules, reasons and exit codes. Called by __main__."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator
 
 from finetune_api.resource import conditions as c

@@ -5,6 +5,8 @@ validation: a misspelt key would change the training silently. So the mirrored s
 unknown keys in the schema, and this policy refuses them.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from typing import Any
 

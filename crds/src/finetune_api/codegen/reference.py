@@ -3,6 +3,8 @@
 Called by `finetune explain` and by pages.py, which writes docs/reference.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache

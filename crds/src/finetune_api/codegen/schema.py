@@ -5,6 +5,8 @@ description on every key, and a bound on every text, list and map, because the A
 over values without bounds, and because whatever is stored in etcd should have an end.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Names of the conditions of a job. status.py sets them, reasons.py has their reasons."""
 
+from __future__ import annotations
+
 READY = "Ready"
 """True when the job has succeeded (kstatus reads this one)."""
 ACCEPTED = "Accepted"

@@ -6,6 +6,8 @@ The schema itself has no defaults: they would be written into stored jobs, and a
 queued job means.
 """
 
+from __future__ import annotations
+
 SEQUENCE_LENGTH = 2048
 """Tokens, or the model's own limit if that is smaller."""
 LEARNING_RATE_FFT, LEARNING_RATE_ADAPTERS = 1e-5, 2e-4

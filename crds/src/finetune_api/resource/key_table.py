@@ -4,6 +4,8 @@ keys.json is generated (codegen/key_table_file.py). Importing pydantic and build
 everything else that `finetune validate` does together. Called by validation and by the plan.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterator, Mapping
 from enum import StrEnum

@@ -5,6 +5,8 @@ Every key has one of three fates, declared where the key is: honoured (something
 reason). A key that is not declared is refused by name. Nothing is dropped in silence.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache

@@ -3,6 +3,8 @@
 Separate from the models: most importers need a name and no model.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any
 

@@ -5,6 +5,8 @@ A reason's name is part of the API: programs may compare it, so none ever change
 ended (runtime/exits.py) on Complete and Failed. docs/reference/conditions.md is generated from this table.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 from . import conditions as c

@@ -4,6 +4,8 @@ Pure data and one question. The trainer asks before anything is loaded, the plan
 is sent; the documentation's table is made from the same lines.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 

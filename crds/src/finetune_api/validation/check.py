@@ -4,6 +4,8 @@ Called by `finetune validate` and by the operator (for clusters where the admiss
 tests/api/test_server.py compares both.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping
 from typing import Any
 

@@ -1,5 +1,7 @@
 """A resource as plain JSON data, read as the API server reads it. Called by check.py."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -5,6 +5,8 @@ Paths are relative to spec (compute.gpu_type). In CEL `self` is the spec, and no
 a parent exists.
 """
 
+from __future__ import annotations
+
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping

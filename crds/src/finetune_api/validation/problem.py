@@ -1,5 +1,7 @@
 """A problem of a job, with its remedy."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 

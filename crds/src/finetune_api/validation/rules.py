@@ -5,6 +5,8 @@ A rule is about the job only; what this version's trainer can do is in capabilit
 allows is in the operator's settings.
 """
 
+from __future__ import annotations
+
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cache

@@ -4,6 +4,8 @@ The keywords of the schema have the semantics of the API server: the length of a
 the end of the text, and a mistake in an entry of a list is reported at that entry.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 

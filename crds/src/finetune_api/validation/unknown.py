@@ -4,6 +4,8 @@ In the mirrored sections the admission policy refuses the same keys; elsewhere s
 server does, which kubectl asks for.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping
 from typing import Any
 

@@ -4,6 +4,8 @@ The rules, and with them the CRD, follow this table; the plan, the command line 
 So every URI that is accepted can be parsed and read.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum

@@ -8,6 +8,8 @@ rephrase(text)          a sentence about keys of a FinetuneJob, with the keys as
 Modules are imported when a file is in their dialect: most files are YAML.
 """
 
+from __future__ import annotations
+
 import re
 from importlib import import_module
 from types import ModuleType

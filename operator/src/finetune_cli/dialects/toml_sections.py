@@ -3,6 +3,8 @@
 The name of the job comes from the name of the file.
 """
 
+from __future__ import annotations
+
 import re
 import tomllib
 from pathlib import Path

@@ -1,5 +1,7 @@
 """Progress of a run for people: a bar on a terminal, lines in a log, or nothing."""
 
+from __future__ import annotations
+
 import sys
 
 import click

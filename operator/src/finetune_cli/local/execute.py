@@ -1,5 +1,7 @@
 """Runs a workload from start to end. Called by `finetune run`."""
 
+from __future__ import annotations
+
 import os
 import tempfile
 from contextlib import closing

@@ -1,5 +1,7 @@
 """The trainer's records as one line of text each."""
 
+from __future__ import annotations
+
 from finetune_api.runtime.report import (
     CheckpointRecord,
     DatasetRecord,

@@ -4,6 +4,8 @@ Command and environment are those of the plan. Only what a cluster provides diff
 address of rank 0, and the python interpreter.
 """
 
+from __future__ import annotations
+
 import socket
 import sys
 from collections.abc import Mapping

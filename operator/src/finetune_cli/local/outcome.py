@@ -1,5 +1,7 @@
 """How a run ended: from the exit codes and final reports of its replicas to the replica with the root cause."""
 
+from __future__ import annotations
+
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

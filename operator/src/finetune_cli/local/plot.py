@@ -1,5 +1,7 @@
 """A small line plot in Unicode characters."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from itertools import pairwise

@@ -1,5 +1,7 @@
 """Replicas as processes: each in its own session, its output read line by line, killed with all its children."""
 
+from __future__ import annotations
+
 import ctypes
 import os
 import signal

@@ -1,5 +1,7 @@
 """Records the output of replicas: records update the status and the display, every line goes to a log file."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic

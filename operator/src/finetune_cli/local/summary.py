@@ -1,5 +1,7 @@
 """The summary that is printed after a run: the result and where it is, or the failure and its remedy."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path

@@ -3,6 +3,8 @@
 One thread handles all events, in the order in which they arrive.
 """
 
+from __future__ import annotations
+
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager

@@ -4,6 +4,8 @@ The official client provides kubeconfig, exec plugins, TLS and proxies. Its mode
 forward what the server answers. It is the synchronous client: a command does one thing at a time.
 """
 
+from __future__ import annotations
+
 import json
 import logging
 import os

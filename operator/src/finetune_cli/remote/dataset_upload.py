@@ -4,6 +4,8 @@ Names and paths are derived from the content: the same rows have the same URI, w
 and a file that is already there is not uploaded again.
 """
 
+from __future__ import annotations
+
 import base64
 import hashlib
 import re

@@ -4,6 +4,8 @@ ApiError and Unreachable are what requests raise. A command turns them into Inva
 wrong) or OperationFailed (exit code 1: the input is right, and the operation failed).
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping
 from typing import Any

@@ -1,5 +1,7 @@
 """Downloads the result of a job from its claim. Called by `finetune fetch`."""
 
+from __future__ import annotations
+
 from contextlib import ExitStack
 from pathlib import Path
 

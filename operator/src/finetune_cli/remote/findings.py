@@ -3,6 +3,8 @@
 Each finding is a Problem: the object that reports it, a reason, a message and a remedy.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 
 from finetune_api.resource import conditions as c

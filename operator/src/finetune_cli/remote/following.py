@@ -1,5 +1,7 @@
 """Follows a job to its end, for `finetune watch` and `submit --wait`."""
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Iterator
 from contextlib import closing

@@ -1,5 +1,7 @@
 """The items of a collection, now and after every change: list, watch, and list again when the watch breaks."""
 
+from __future__ import annotations
+
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping

@@ -1,5 +1,7 @@
 """Lines of pods' logs: which pod wrote them, when, and how they are shown. Pure."""
 
+from __future__ import annotations
+
 import heapq
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime

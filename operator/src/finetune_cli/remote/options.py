@@ -1,5 +1,7 @@
 """Options of every command that talks to a cluster: -n, --context, --kubeconfig, and the name of a job."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -49,10 +51,12 @@ def _complete_names(context: click.Context, _: click.Parameter, incomplete: str)
     """Names of jobs; none after an error, which would only disturb the command line that is being typed."""
     from .cluster import ClusterClient  # noqa: PLC0415
 
-    options = {name: context.params.get(name) for name in CLUSTER_OPTIONS}
+    found: list[CompletionItem] = []
     try:
-        jobs = ClusterClient.connect(**options, connect_seconds=COMPLETION_SECONDS).jobs()
+        options = {name: context.params.get(name) for name in CLUSTER_OPTIONS}
+        for job in ClusterClient.connect(**options, connect_seconds=COMPLETION_SECONDS).jobs():
+            phase = (job.get("status") or {}).get("phase", "")
+            found.append(CompletionItem(job["metadata"]["name"], help=phase))
     except Exception:  # noqa: BLE001 - see above
         return []
-    phases = {job["metadata"]["name"]: (job.get("status") or {}).get("phase", "") for job in jobs}
-    return [CompletionItem(name, help=phase) for name, phase in phases.items() if name.startswith(incomplete)]
+    return [item for item in found if item.value.startswith(incomplete)]

@@ -5,6 +5,8 @@ its channel: 0 stdin, 1 stdout, 2 stderr, 3 the final Status object. Why this is
 docs/adr/0020-own-exec-stream.md.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager

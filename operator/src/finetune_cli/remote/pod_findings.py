@@ -4,6 +4,8 @@ Reasons are those that the operator writes into the job's conditions (finetune_p
 problem of every pod is listed, and each part of the scheduler's message has a remedy of its own.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator
 
 from finetune_api.validation.predicates import find

@@ -1,5 +1,7 @@
 """Logs of all pods of a job: once, or followed until the job has ended."""
 
+from __future__ import annotations
+
 import threading
 import time
 from collections.abc import Callable, Iterator

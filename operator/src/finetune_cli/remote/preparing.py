@@ -1,5 +1,7 @@
 """From a job file and overrides to a locally validated manifest for a cluster. Called by `finetune submit`."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,5 +1,7 @@
 """Progress of a transfer: a bar on a terminal, lines in a log, nothing when quiet."""
 
+from __future__ import annotations
+
 import sys
 import time
 from collections.abc import Callable, Iterator

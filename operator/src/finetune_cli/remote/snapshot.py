@@ -1,5 +1,7 @@
 """A snapshot of a job and everything that can explain why it does not run. Called by `finetune diagnose`."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime

@@ -5,6 +5,8 @@ ConfigMap or the transfer pod, which are then deleted with it. Any error deletes
 the job stays suspended with an annotation that names what it waits for, and the same command resumes it.
 """
 
+from __future__ import annotations
+
 from contextlib import suppress
 
 import click

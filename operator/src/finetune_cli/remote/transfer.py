@@ -1,5 +1,7 @@
 """Files to and from a claim, through a command in the transfer pod. Its other end: pod_programs/."""
 
+from __future__ import annotations
+
 import json
 import shutil
 import time

@@ -4,6 +4,8 @@ It is deleted when the transfer ends, however it ends. If this process is killed
 IDLE_SECONDS, and it is deleted with the job, which owns it.
 """
 
+from __future__ import annotations
+
 import secrets
 import signal
 from collections.abc import Callable, Iterator

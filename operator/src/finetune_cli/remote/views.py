@@ -1,5 +1,7 @@
 """Views of FinetuneJobs as the server returns them, for people. Pure."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any

@@ -1,5 +1,7 @@
 """References of a job to claims and ConfigMaps. Pure."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any

@@ -1,5 +1,7 @@
 """`finetune completion`: a script that completes commands, options and file names in a shell."""
 
+from __future__ import annotations
+
 import click
 from click.shell_completion import get_completion_class
 

@@ -1,5 +1,7 @@
 """`finetune explain`: the meaning of a key, its valid values, its effect, and the rules that involve it."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import click

@@ -1,5 +1,7 @@
 """`finetune render`: the manifest, run configuration and status that a cluster would have, without a cluster."""
 
+from __future__ import annotations
+
 import json
 from typing import Any
 

@@ -1,5 +1,7 @@
 """`finetune run`: the plan of a cluster, executed by local processes."""
 
+from __future__ import annotations
+
 import shlex
 import sys
 from dataclasses import replace

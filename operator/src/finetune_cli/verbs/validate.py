@@ -1,5 +1,7 @@
 """`finetune validate`: all problems of jobs, without a cluster."""
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict

@@ -1,5 +1,7 @@
 """`finetune version`."""
 
+from __future__ import annotations
+
 from importlib import metadata
 
 import click
