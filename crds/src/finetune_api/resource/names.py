@@ -15,6 +15,7 @@ KIND = "FinetuneJob"
 PLURAL = "finetunejobs"
 SHORT_NAME = "ftj"
 CATEGORY = "finetune"
+DESCRIPTION = "Finetunes a language model on a GPU cluster."
 
 NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 NAME_LENGTH = 45
@@ -38,7 +39,6 @@ KUEUE_QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 KUEUE_JOB_UID_LABEL = "kueue.x-k8s.io/job-uid"
 """Label on Kueue's Workload: UID of the object that it admits."""
 KUEUE_PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
-
 
 LABEL_DIGITS = 9
 """Longest number that we write into a label."""
