@@ -6,7 +6,7 @@ The sequences in full are in tests/plan/test_restarts.py; here, on the real API 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -50,6 +50,10 @@ def created(pod: Json) -> datetime:
     return datetime.fromisoformat(pod["metadata"]["creationTimestamp"])
 
 
+def restarted(times: int) -> Callable[[Json], bool]:
+    return lambda status: status.get("restarts") == times
+
+
 def test_runs_that_fail_in_a_row_follow_each_other_with_growing_delays(
     plane: ControlPlane, team: Team, tmp_path: Path
 ) -> None:
@@ -61,7 +65,7 @@ def test_runs_that_fail_in_a_row_follow_each_other_with_growing_delays(
             births.append(created(pod))
             team.end(pod["metadata"]["name"], Exit.STORAGE_FAILED, "No space left.")
             if run < 4:
-                status = team.until(lambda s, run=run: s.get("restarts") == run)
+                status = team.until(restarted(run))
                 retries.append(status.get("retry", {}))
         status = team.until_phase("Failed")
     lasted = (births[-1] - births[0]).total_seconds()

@@ -19,7 +19,7 @@ _WEIGHTS = "*.safetensors"
 _WANTED = ("*.json", "*.jinja", "*.model", "*.txt")
 """Files of a model that are read besides its weights. Pickled weights and code are excluded."""
 _TRY_LATER, _SERVER_ERROR = (408, 425, 429), 500
-"""HTTP status codes that do not judge the request."""
+"""HTTP status codes that say nothing about the request itself."""
 
 
 def model_folder(uri: str, *, weights: bool = True) -> Path:
@@ -109,15 +109,15 @@ def _hub_failure(name: str, error: Exception) -> RunError:
     from huggingface_hub.errors import LocalEntryNotFoundError  # noqa: PLC0415
 
     cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) and error.__cause__ else error
-    said = (str(cause).splitlines() or [type(cause).__name__])[0].rstrip(".")
+    message = (str(cause).splitlines() or [type(cause).__name__])[0].rstrip(".")
     status = getattr(getattr(cause, "response", None), "status_code", 0)
     if isinstance(cause, TransportError) or status in _TRY_LATER or status >= _SERVER_ERROR:
         return SourceUnavailable(
-            f"model {name}: the Hub cannot be used now: {said}; check the network and HF_ENDPOINT, set a token "
+            f"model {name}: the Hub cannot be used now: {message}; check the network and HF_ENDPOINT, set a token "
             "(HF_TOKEN) if it limits the rate, or use a folder as model"
         )
     if isinstance(error, LocalEntryNotFoundError) and not status:
         return ModelRefused(f"model {name}: it is not in the cache and the Hub is switched off; unset HF_HUB_OFFLINE")
     return ModelRefused(
-        f"model {name}: {said}; check the name, and that the job has a token with read access (HF_TOKEN)"
+        f"model {name}: {message}; check the name, and that the job has a token with read access (HF_TOKEN)"
     )
