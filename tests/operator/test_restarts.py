@@ -6,10 +6,9 @@ The sequences in full are in tests/plan/test_restarts.py; here, on the real API 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -51,6 +50,10 @@ def created(pod: Json) -> datetime:
     return datetime.fromisoformat(pod["metadata"]["creationTimestamp"])
 
 
+def restarted(times: int) -> Callable[[Json], bool]:
+    return lambda status: status.get("restarts") == times
+
+
 def test_runs_that_fail_in_a_row_follow_each_other_with_growing_delays(
     plane: ControlPlane, team: Team, tmp_path: Path
 ) -> None:
@@ -62,7 +65,7 @@ def test_runs_that_fail_in_a_row_follow_each_other_with_growing_delays(
             births.append(created(pod))
             team.end(pod["metadata"]["name"], Exit.STORAGE_FAILED, "No space left.")
             if run < 4:
-                status = team.until(partial(_restarted, run))
+                status = team.until(restarted(run))
                 retries.append(status.get("retry", {}))
         status = team.until_phase("Failed")
     lasted = (births[-1] - births[0]).total_seconds()
@@ -138,7 +141,3 @@ def test_the_operators_default_removes_what_a_finished_job_leaves(
         status = team.until_phase("Succeeded")
         team.until_gone(team.runs)
     assert (status["resolved"]["ttlSecondsAfterFinished"], status["resolved"]["activeDeadlineSeconds"]) == (1, 900)
-
-
-def _restarted(times: int, status: Json) -> bool:
-    return bool(status.get("restarts") == times)

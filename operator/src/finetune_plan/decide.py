@@ -264,7 +264,8 @@ def _end_or_restart(ctx: ReconcileContext, cause: retry.Failure) -> Plan:
         message = f"{cause.message} {NO_PROGRESS.format(count=ctx.settings.max_free_restarts)}"
         return _end(ctx, statuses.failing(ctx.status, cause.exit_code, message, now=ctx.time))
     attempt = backoff.scheduled(attempt, ctx.uid, ctx.now, ctx.settings, free=cause.free)
-    status = statuses.restarting(ctx.status, restarts + (not cause.free), attempt, now=ctx.time)
+    used = restarts + (not cause.free)
+    status = statuses.restarting(ctx.status, used, cause.message, now=ctx.time, retry=attempt)
     return Plan(ctx.remove_runs(), status, requeue_after=POLL_SECONDS)
 
 

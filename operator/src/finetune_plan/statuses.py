@@ -265,11 +265,11 @@ def blocked(status: Status, problem: Problem, *, now: str) -> Status:
     )
 
 
-def restarting(status: Status, restarts: int, retry: RetryStatus, *, now: str) -> Status:
-    """The run has failed and another one follows."""
+def restarting(status: Status, restarts: int, message: str, *, now: str, retry: RetryStatus | None = None) -> Status:
+    """The run has failed and another one follows; `retry` says when, if it has to wait."""
     status = _clear_running(status, r.RESTARTING.name, now)
-    status = _set(status, c.TRAINING, False, *_of(r.RESTARTING, message=retry.message or ""), now)
-    return next_run(_with(status, restarts=restarts, retry=retry, phase=Phase.STARTING), now=now)
+    status = _set(status, c.TRAINING, False, *_of(r.RESTARTING, message=message), now)
+    return next_run(_with(status, restarts=restarts, retry=retry or status.retry, phase=Phase.STARTING), now=now)
 
 
 def next_run(status: Status, *, now: str) -> Status:
