@@ -10,7 +10,7 @@ import pytest
 
 from builders import Json, resource
 from finetune_operator.cluster import Kind
-from finetune_operator.identity import Key
+from finetune_operator.identity import Key, key_of, version_of
 from finetune_operator.reconcile import process
 from finetune_operator.runtime import Operator
 from finetune_operator.settings import Settings
@@ -72,7 +72,11 @@ class Cluster:
     async def write_heartbeat(self, key: Key, holder: str, time: str) -> None:
         return
 
-    async def has_backend(self) -> bool:
+    async def versions(self, kind: Kind) -> AsyncIterator[tuple[dict[Key, int], int]]:
+        async for items, version in self.pages(kind):
+            yield {key_of(raw): version_of(raw) for raw in items}, version
+
+    async def serves(self, kind: Kind) -> bool:
         return True
 
 

@@ -19,7 +19,7 @@ from finetune_plan.model import ObservedClaim, ObservedPod, ObservedRun
 
 from . import transform
 from .cluster import Kind
-from .identity import Json, Key, job_of, key_of
+from .identity import Json, Key, job_of, key_of, version_of
 from .refusal_events import RefusalEvents
 from .transform import CachedJob
 
@@ -51,7 +51,7 @@ class Store(Generic[T]):
 
     def put(self, raw: Json) -> bool:
         """Take a version of an object; False if a newer one, or its end, is known."""
-        key, version = key_of(raw), _version(raw)
+        key, version = key_of(raw), version_of(raw)
         known = self._entries.get(key)
         if version <= self._gone.get(key, 0) or (known and version <= known.version):
             return False
@@ -63,7 +63,7 @@ class Store(Generic[T]):
 
     def drop(self, raw: Json) -> None:
         """The object was deleted."""
-        key, version = key_of(raw), _version(raw)
+        key, version = key_of(raw), version_of(raw)
         self._gone[key] = version
         known = self._entries.get(key)
         if known and known.version <= version:
@@ -168,7 +168,3 @@ def subject(kind: Kind, raw: Json) -> Key | None:
 
 def _owner_label(raw: Json) -> str:
     return str((raw["metadata"].get("labels") or {}).get(names.JOB_UID_LABEL, ""))
-
-
-def _version(raw: Json) -> int:
-    return int(raw["metadata"]["resourceVersion"])

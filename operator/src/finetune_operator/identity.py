@@ -25,6 +25,11 @@ def key_of(raw: Json) -> Key:
     return Key(metadata.get("namespace", ""), metadata["name"])
 
 
+def version_of(raw: Json) -> int:
+    """The resourceVersion of any object, or of a list."""
+    return int(raw["metadata"]["resourceVersion"])
+
+
 def job_of(raw: Json) -> Key | None:
     """The job that a child's label names, or None."""
     name = (raw["metadata"].get("labels") or {}).get(names.JOB_LABEL)

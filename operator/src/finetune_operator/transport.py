@@ -78,15 +78,15 @@ class Transport:
         self._timeout = aiohttp.ClientTimeout(total=settings.request_timeout_seconds, sock_connect=CONNECT_TIMEOUT)
         self._client: ApiClient | None = None
 
-    async def request(
+    async def request(  # noqa: PLR0913
         self, verb: str, resource: str, path: str, *, query: Mapping[str, str] | None = None,
-        body: Json | None = None, content_type: str = JSON,
+        body: Json | None = None, content_type: str = JSON, accept: str = JSON,
     ) -> bytes:  # fmt: skip
         """The answer's body. verb and resource are RBAC terms, for metrics. Raises ClusterError."""
         url = f"{path}?{urlencode(query)}" if query else path
         for attempt in range(1, ATTEMPTS + 1):
             await self._limiter.wait()
-            status, pause, data = await self._once(verb, url, body, content_type)
+            status, pause, data = await self._once(verb, url, body, {"Content-Type": content_type, "Accept": accept})
             metrics.REQUESTS.labels(verb=verb, resource=resource, code=str(status or "none")).inc()
             if 200 <= status < 300:
                 return data
@@ -103,11 +103,13 @@ class Transport:
         if client:
             await client.close()  # type: ignore[no-untyped-call]
 
-    async def _once(self, verb: str, url: str, body: Json | None, content_type: str) -> tuple[int, float, bytes]:
+    async def _once(
+        self, verb: str, url: str, body: Json | None, kinds: Mapping[str, str]
+    ) -> tuple[int, float, bytes]:
         """HTTP status (0: none), seconds that the server asks us to wait, and the body."""
         try:
             client = await self._login()
-            headers = {"Content-Type": content_type, "Accept": JSON, "User-Agent": names.FIELD_MANAGER}
+            headers = {**kinds, "User-Agent": names.FIELD_MANAGER}
             await client.update_params_for_auth(headers, [], ["BearerToken"], url, verb, body)
             host = client.configuration.host
             answer = await client.rest_client.request(  # type: ignore[no-untyped-call]
