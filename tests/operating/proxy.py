@@ -45,6 +45,10 @@ class Lens:
         """Whether a GET at a path, such as /apis/kubeflow.org/v1, finds nothing there."""
         return False
 
+    def answers(self, path: str) -> Json | None:
+        """What a GET at a path is answered with instead; None: what the server says."""
+        return None
+
     def opened(self, kind: str) -> None:
         """A watch of a kind has begun."""
 
@@ -115,6 +119,8 @@ class Proxy:
         body, url = await request.read(), f"{self._server}{request.rel_url}"
         if request.method == "GET" and self._lens.hides(request.path):
             raise web.HTTPNotFound
+        if request.method == "GET" and (bent := self._lens.answers(request.path)) is not None:
+            return web.json_response(bent)
         watched, kind = "watch" in request.query, request.path.rpartition("/")[2]
         if request.method == "GET" and not watched:
             url = f"{self._server}{request.rel_url.update_query(dict(self._lens.listed(kind)))}"
