@@ -142,6 +142,7 @@ def test_a_suspension_that_no_watch_tells_of_is_carried_out(plane: ControlPlane,
     lens = Deaf("finetunejobs")
     with operating(plane, tmp_path, lens) as (team, operator):
         objects(team)
+        until_quiet(team)
         lens.since = time.monotonic()
         team.edit({"suspend": True})
         until_deleted(team)

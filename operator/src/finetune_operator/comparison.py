@@ -58,11 +58,10 @@ class Comparison:
     async def _is_dead(self, kind: Kind, found: _Listed) -> bool:
         watch = self._watches[kind]
         missed = watch.missed(found.behind, found.versions, found.version, found.since)
-        await self._repair(kind, missed, found.versions, found.version)
-        watch.settle(missed, found.versions, found.version)
-        if not found.served:  # nothing watches a kind that does not exist
-            return False
-        if missed:
+        if missed and found.served:
             metrics.MISSED.labels(kind=kind).inc(len(missed))
             log.warning("a watch missed changes", extra={"kind": kind, "objects": sorted(map(str, missed))[:10]})
-        return watch.judge(missed=bool(missed))
+        await self._repair(kind, missed, found.versions, found.version)
+        watch.settle(missed, found.versions, found.version)
+        # nothing watches a kind that does not exist
+        return found.served and watch.judge(missed=bool(missed))
