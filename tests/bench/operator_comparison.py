@@ -23,6 +23,8 @@ LISTED = (Kind.JOBS, Kind.RUNS, Kind.PODS)
 
 def figures(plane: ControlPlane, jobs: int) -> Iterator[Figure]:
     """Seconds of processor and clock, and bytes, in a process of its own cache; a pod for each job is made first."""
+    account = {"name": "default", "namespace": load.NAMESPACE}
+    plane.cluster.api.apply({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": account})
     for number in range(jobs):
         plane.cluster.api.create(_pod(number))
     settings = Settings(kubeconfig=plane.cluster.kubeconfig, own_namespace=load.NAMESPACE)

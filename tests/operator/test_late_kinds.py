@@ -99,7 +99,7 @@ def test_finetunejobs_that_go_and_come_again_are_watched_by_the_same_process(tmp
             team.submit()
             wait_for_all(team.api, team.runs, len, timeout_s=HANGS_S)
             team.api.delete(f"{CRD.rpartition('/')[0]}/finetunejobs.finetune.dev")
-            while not any(line["message"].startswith("task failed") for line in operator.lines()):
+            while not any(line["message"].startswith(("task failed", "watch ends")) for line in operator.lines()):
                 time.sleep(0.5)
             lens.watched.clear()
             plane.cluster.install_crd(crd())
