@@ -138,7 +138,7 @@ class KubernetesCluster:
                     raise
                 yield [], sys.maxsize  # a kind that is not served has no objects, of whatever version
                 return
-            yield answer["items"], version_of(answer)
+            yield answer["items"] or [], version_of(answer)  # an empty list of metadata has null
             query = next_page(query, answer)
 
     async def create_run(self, manifest: Json) -> Json:
