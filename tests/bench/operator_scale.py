@@ -25,6 +25,7 @@ from typing import TypeVar
 import aiohttp
 
 from bench import operator_bare as bare
+from bench import operator_comparison as comparison
 from bench import operator_load as load
 from bench.operator_figures import Figure, cpu_seconds, machine, resident_mib
 from builders import Json, resource
@@ -105,6 +106,7 @@ def _measure(jobs: int, quiet: float) -> Iterator[Figure]:
     yield from bare.figures("bare kopf handler")
     with _control_plane() as plane:
         yield from _operator_phase(plane, jobs, quiet, bare)
+        yield from comparison.figures(plane, jobs)
         yield from _restart(plane, jobs)
 
 

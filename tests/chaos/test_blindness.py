@@ -25,6 +25,8 @@ from testbed.training_operator import pytorchjob_crd, start_training_operator
 from testbed.watch import wait_for, wait_for_all
 
 pytestmark = pytest.mark.timeout(900)
+QUICK = {"RESYNC_SECONDS": "6", "CANARY_SECONDS": "5", "CANARY_PATIENCE_SECONDS": "45"}
+"""A sixth to a third of what is installed."""
 WOUNDED = Path(__file__).with_name("wounded.py")
 
 
@@ -114,28 +116,32 @@ def test_a_change_after_the_watches_went_silent_is_handled(outcome: float) -> No
     assert 5 < outcome <= 90, "silent indeed, and not for long"
 
 
-def wound(bed: Bed, folder: Path, resource: str) -> tuple[int, float]:
-    """Exit code of an operator one of whose watches was cancelled, and how long it took to notice."""
+def wound(bed: Bed, folder: Path, resource: str) -> int:
+    """Exit code after SIGTERM of an operator that lost a watch and began it again."""
     team = _team(bed.plane)
     program = (str(WOUNDED), resource)
-    with OperatorProcess(bed.plane.cluster.kubeconfig, folder, _alone(team), program) as operator:
+    with OperatorProcess(bed.plane.cluster.kubeconfig, folder, _alone(team) | QUICK, program) as operator:
         team.submit()
         team.start("sample-1")
+        objects = [f"{team.jobs}/sample", f"{team.runs}/sample-1", f"{team.pods}/sample-1-worker-0"]
         operator.signal(signal.SIGUSR1)
-        begun = time.monotonic()
-        return operator.wait_ended(200), time.monotonic() - begun
+        while "finetune_operator_watch_restarts_total 1.0" not in operator.answer("metrics")[1]:
+            for path in objects:
+                team.api.patch(path, {"metadata": {"annotations": {"touched": str(time.monotonic_ns())}}})
+            time.sleep(1)
+        team.edit({"suspend": True})
+        team.until_gone(team.runs)
+        return operator.end()
 
 
 @pytest.mark.trial(work=wound, idle=True)
 @pytest.mark.parametrize("resource", ["finetunejobs.v1alpha1", "pytorchjobs.v1", "pods.v1", "leases.v1"])
-def test_an_operator_that_has_lost_a_watch_ends(resource: str, outcome: tuple[int, float]) -> None:
-    code, seconds = outcome
-    assert code == 3
-    assert seconds <= 150
+def test_an_operator_that_has_lost_a_watch_begins_it_again(resource: str, outcome: int) -> None:
+    assert outcome == 0
 
 
 def error(bed: Bed, folder: Path) -> int:
-    """Exit code of an operator that was told of an error of the server in the middle of a watch."""
+    """Exit code after SIGTERM of an operator that was told of an error of the server in the middle of a watch."""
     team, lens = _team(bed.plane), Broken()
     with (
         Proxy(bed.plane.cluster.kubeconfig, folder, lens) as proxy,
@@ -145,12 +151,13 @@ def error(bed: Bed, folder: Path) -> int:
         team.start("sample-1")
         lens.now.set()
         team.edit({"suspend": True})
-        return operator.wait_ended(150)
+        team.until_gone(team.runs)
+        return operator.end()
 
 
 @pytest.mark.trial(work=error, idle=True)
-def test_an_error_amid_a_watch_ends_the_operator_to_start_anew(outcome: int) -> None:
-    assert outcome != 0
+def test_an_error_amid_a_watch_is_survived(outcome: int) -> None:
+    assert outcome == 0
 
 
 def gone(bed: Bed, folder: Path, life: str) -> Outcome:

@@ -49,6 +49,10 @@ class Lens:
         """Whether a request is taken and never answered."""
         return False
 
+    def answers(self, path: str) -> Json | None:
+        """What a GET at a path is answered with instead; None: what the server says."""
+        return None
+
     def opened(self, kind: str) -> None:
         """A watch of a kind has begun."""
 
@@ -121,6 +125,8 @@ class Proxy:
             raise web.HTTPNotFound
         if self._lens.holds(request.method, request.path):
             await asyncio.Event().wait()
+        if request.method == "GET" and (bent := self._lens.answers(request.path)) is not None:
+            return web.json_response(bent)
         watched, kind = "watch" in request.query, request.path.rpartition("/")[2]
         if request.method == "GET" and not watched:
             url = f"{self._server}{request.rel_url.update_query(dict(self._lens.listed(kind)))}"

@@ -24,7 +24,8 @@ HANGS_S = 120
 class LateDiscovery(Lens):
     """A CRD is established, and discovery does not serve its kind until the test says so."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str = "pytorchjobs") -> None:
+        self.kind = kind
         self.serves, self.watched = threading.Event(), threading.Event()
         self.hidden = threading.Semaphore(0)
 
@@ -35,7 +36,7 @@ class LateDiscovery(Lens):
         return hidden
 
     def opened(self, kind: str) -> None:
-        if kind == "pytorchjobs":
+        if kind == self.kind:
             self.watched.set()
 
     def wait_until_missed(self) -> None:
@@ -83,4 +84,26 @@ def test_a_kind_that_goes_and_comes_again_is_watched_by_the_same_process(tmp_pat
             plane.cluster.install_crd(pytorchjob_crd())
             wait_for_all(team.api, team.runs, len, timeout_s=HANGS_S)
             assert lens.watched.wait(HANGS_S), "nothing watches PyTorchJobs"
+            assert operator.end() == 0
+
+
+def test_finetunejobs_that_go_and_come_again_are_watched_by_the_same_process(tmp_path: Path) -> None:
+    with ControlPlane(tmp_path, crds=[crd(), pytorchjob_crd()]) as plane:
+        team = Team(plane.cluster.api, plane.cluster.namespace(), patience_s=HANGS_S)
+        lens = LateDiscovery("finetunejobs")
+        lens.serves.set()
+        with (
+            Proxy(plane.cluster.kubeconfig, tmp_path, lens) as proxy,
+            OperatorProcess(proxy.kubeconfig, tmp_path, {"OWN_NAMESPACE": team.namespace}) as operator,
+        ):
+            team.submit()
+            wait_for_all(team.api, team.runs, len, timeout_s=HANGS_S)
+            team.api.delete(f"{CRD.rpartition('/')[0]}/finetunejobs.finetune.dev")
+            while not any(line["message"].startswith(("task failed", "watch ends")) for line in operator.lines()):
+                time.sleep(0.5)
+            lens.watched.clear()
+            plane.cluster.install_crd(crd())
+            assert lens.watched.wait(HANGS_S), "nothing watches FinetuneJobs"
+            team.submit(name="again")
+            wait_for_all(team.api, team.runs, lambda runs: len(runs) == 2, timeout_s=HANGS_S)
             assert operator.end() == 0

@@ -13,7 +13,7 @@ from finetune_operator.cache import Cache
 from finetune_operator.cluster import Kind
 from finetune_operator.errors import Refused
 from finetune_operator.event_queue import EventQueue
-from finetune_operator.identity import Key
+from finetune_operator.identity import Key, key_of, version_of
 from finetune_operator.metrics import REGISTRY
 from finetune_operator.observe import Observer
 from finetune_operator.progress import PodLog
@@ -53,7 +53,7 @@ class Cluster:
     async def get_run(self, key: Key) -> Json | None:
         return self.run
 
-    async def pages(self, kind: Kind, job: Key | None = None) -> AsyncIterator[tuple[list[Json], int]]:
+    async def pages(self, kind: Kind, of: Key | None = None) -> AsyncIterator[tuple[list[Json], int]]:
         yield ([self.job] if kind is Kind.JOBS else []), self.version
 
     async def create_run(self, manifest: Json) -> Json:
@@ -86,7 +86,11 @@ class Cluster:
     async def write_heartbeat(self, key: Key, holder: str, time: str) -> None:
         return
 
-    async def has_backend(self) -> bool:
+    async def versions(self, kind: Kind) -> AsyncIterator[tuple[dict[Key, int], int]]:
+        async for items, version in self.pages(kind):
+            yield {key_of(raw): version_of(raw) for raw in items}, version
+
+    async def serves(self, kind: Kind) -> bool:
         return True
 
 

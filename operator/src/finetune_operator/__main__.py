@@ -1,6 +1,7 @@
 """`python -m finetune_operator`: read the settings, run the loops, and exit on SIGTERM or when watches are dead.
 
-Exit codes: 0 after SIGTERM; 1 after an error; 3 when a watch is dead (Kubernetes restarts the pod).
+Exit codes: 0 after SIGTERM; 1 after an error that ends the process (supervisor.py); 3 when a watch is dead and a
+restart of the watches did not help (Kubernetes restarts the pod).
 """
 
 from __future__ import annotations
@@ -12,13 +13,11 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Collection, Coroutine
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from typing import Any
 
 import kopf
-from kopf._cogs.clients.errors import APINotFoundError
-from kopf._cogs.structs.references import Insights
 from pydantic import ValidationError
 
 from finetune_plan import backends
@@ -29,14 +28,12 @@ from .cluster import KubernetesCluster
 from .discovery import WatchedKinds
 from .runtime import Operator
 from .settings import Settings
+from .supervisor import supervise
 
 UNHEALTHY = 3
 CHECK_SECONDS = 5.0
 DRAIN_SECONDS = 15.0
 """Seconds that passes in progress, and then events that wait, may take after SIGTERM."""
-KOPF_EXIT_SECONDS = 4.0
-"""Seconds that kopf may take after that. It loses a cancellation that meets the end of a stream, and would wait for
-that watch for ever."""
 SHUTDOWN_SECONDS = 25.0
 """Seconds from SIGTERM to the end, even if something hangs: below the pod's own grace period of 30."""
 
@@ -64,22 +61,22 @@ async def run(settings: Settings, backend: Backend) -> None:
     """Serve until SIGTERM."""
     cluster = KubernetesCluster(settings, backend)
     operator = Operator(cluster, settings, backend)
-    web = await server.serve(operator)
-    ready, terminate, leave = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    web = await supervise("server", lambda: server.serve(operator))
+    ready, terminate = asyncio.Event(), asyncio.Event()
     kinds = WatchedKinds(operator)
     # Before kopf starts: it cancels at its end every task that began after it.
-    workers = _tasks(*(operator.work() for _ in range(settings.workers)))
-    loops = _tasks(
-        operator.resync(),
-        operator.heartbeat(),
-        _exit_when_unhealthy(operator),
-        kinds.follow(),
-        _take_signals(ready, terminate),
-        terminate.wait(),
-        *(operator.progress.read() for _ in range(settings.progress_readers)),
-        *(operator.events.write() for _ in range(event_queue.WRITERS)),
-    )
-    watch = asyncio.create_task(_watch(operator, kinds, ready, leave))
+    workers = [_task("worker", operator.work) for _ in range(settings.workers)]
+    loops = [
+        _task("resync", operator.resync),
+        _task("heartbeat", operator.heartbeat),
+        _task("health check", lambda: _exit_when_unhealthy(operator)),
+        _task("discovery", kinds.follow),
+        _task("signals", lambda: _take_signals(ready, terminate)),
+        *(_task("log reader", operator.progress.read) for _ in range(settings.progress_readers)),
+        *(_task("event writer", operator.events.write) for _ in range(event_queue.WRITERS)),
+        asyncio.create_task(terminate.wait()),
+    ]
+    watch = _task("watches", lambda: _watch(operator, kinds, ready))
     await asyncio.wait([*workers, *loops, watch], return_when=asyncio.FIRST_COMPLETED)
     _end_within(SHUTDOWN_SECONDS)
     operator.stop()
@@ -87,8 +84,6 @@ async def run(settings: Settings, backend: Backend) -> None:
         async with asyncio.timeout(DRAIN_SECONDS):
             await asyncio.wait(workers)
             await operator.events.drained()
-    leave.set()
-    await asyncio.wait([watch], timeout=KOPF_EXIT_SECONDS)
     ended = await _cancelled([*workers, *loops, watch])
     await web.cleanup()
     await cluster.close()
@@ -97,8 +92,8 @@ async def run(settings: Settings, backend: Backend) -> None:
             raise error
 
 
-def _tasks(*loops: Coroutine[Any, Any, Any]) -> list[asyncio.Task[Any]]:
-    return [asyncio.create_task(loop) for loop in loops]
+def _task(name: str, run: Callable[[], Awaitable[None]]) -> asyncio.Task[Any]:
+    return asyncio.create_task(supervise(name, run), name=name)
 
 
 async def _cancelled(tasks: Collection[asyncio.Task[Any]]) -> list[Any]:
@@ -111,24 +106,27 @@ async def _cancelled(tasks: Collection[asyncio.Task[Any]]) -> list[Any]:
     return await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _watch(operator: Operator, kinds: WatchedKinds, ready: asyncio.Event, leave: asyncio.Event) -> None:
-    """Run kopf. It fails when a kind is no longer served, before that watch can be stopped."""
+async def _watch(operator: Operator, kinds: WatchedKinds, ready: asyncio.Event) -> None:
+    """Run kopf, and start it again when a watch is dead. It fails when a kind is no longer served."""
     while True:
+        operator.restart.clear()
+        kopf_task = asyncio.create_task(_kopf(operator, kinds, ready))
+        asked = asyncio.create_task(operator.restart.wait())
         try:
-            return await _kopf(operator, kinds.begin(), ready, leave)
-        except APINotFoundError as error:
-            log.warning("a watched kind is gone; all watches begin again", extra={"error": str(error)})
-            await asyncio.sleep(1)
+            await asyncio.wait([kopf_task, asked], return_when=asyncio.FIRST_COMPLETED)
+            if kopf_task.done():
+                return await kopf_task
+        finally:
+            await _cancelled([kopf_task, asked])
 
 
-async def _kopf(operator: Operator, insights: Insights, ready: asyncio.Event, leave: asyncio.Event) -> None:
+async def _kopf(operator: Operator, kinds: WatchedKinds, ready: asyncio.Event) -> None:
     namespace = operator.settings.watch_namespace
     await kopf.operator(
         registry=handlers.register(operator),
         settings=handlers.kopf_settings(operator.backend),
-        insights=insights,
+        insights=kinds.begin(),
         ready_flag=ready,
-        stop_flag=leave,
         standalone=True,
         clusterwide=not namespace,
         namespaces=[namespace] if namespace else [],
@@ -159,9 +157,10 @@ def _end_within(seconds: float) -> None:
 
 
 async def _exit_when_unhealthy(operator: Operator) -> None:
-    """Exit when a watch is dead. At once: a pass may be interrupted anywhere."""
+    """Exit when a watch stays dead. At once: a pass may be interrupted anywhere."""
     while True:
         await asyncio.sleep(CHECK_SECONDS)
+        operator.check_heartbeat()
         if unhealthy_reason := operator.unhealthy_reason():
             log.error("unhealthy, exiting", extra={"reason": unhealthy_reason})
             os._exit(UNHEALTHY)

@@ -23,7 +23,7 @@ from finetune_plan.model import ObservedClaim, ObservedPod, ObservedRun
 
 from . import transform
 from .cluster import Kind
-from .identity import Json, Key, controller_of, key_of
+from .identity import Json, Key, controller_of, key_of, version_of
 from .malformed import SkippedObjects
 from .refusal_events import RefusalEvents
 from .transform import CachedJob, Owned
@@ -73,7 +73,7 @@ class Store(Generic[T]):
 
     def put(self, raw: Json) -> bool:
         """Take a version of an object; False if a newer one or its end is known, or if no owner counts."""
-        key, version = key_of(raw), _version(raw)
+        key, version = key_of(raw), version_of(raw)
         known = self._entries.get(key)
         if version <= self._gone.get(key, 0) or (known and version <= known.version):
             return False
@@ -89,7 +89,7 @@ class Store(Generic[T]):
 
     def drop(self, raw: Json) -> None:
         """The object was deleted."""
-        key, version = key_of(raw), _version(raw)
+        key, version = key_of(raw), version_of(raw)
         known = self._entries.get(key)
         if known is None and self._read(raw) is None:
             return
@@ -268,7 +268,3 @@ def _last_run(job: Json) -> Key:
     """The run that the status of a job names."""
     key = key_of(job)
     return Key(key.namespace, names.run_name(key.name, job["status"].get("run") or 0))
-
-
-def _version(raw: Json) -> int:
-    return int(raw["metadata"]["resourceVersion"])

@@ -19,25 +19,30 @@ from finetune_kube.pages import first_page, next_page
 from finetune_plan.backends.protocol import Backend, api_version
 
 from .errors import AlreadyExists, BackendMissing, NotFound
-from .identity import Json, Key
+from .identity import Json, Key, key_of, version_of
 from .settings import Settings
-from .transport import Transport
+from .transport import JSON, Transport
 
 KUEUE_VERSION = "kueue.x-k8s.io/v1beta2"
 WORKLOADS_PLURAL = "workloads"
 CLAIMS_PLURAL = "persistentvolumeclaims"
 PAGE = 100
 """Objects of one page of a list."""
+METADATA_PAGE = 500
+"""Likewise, of metadata only."""
+METADATA = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 LOG_LINES = 1000
 LOG_BYTES = 1 << 20
 
 
 class Kind(StrEnum):
-    """What the operator lists."""
+    """What the operator lists and watches, Leases apart."""
 
     JOBS = "jobs"
     RUNS = "runs"
     PODS = "pods"
+    EVENTS = "events"
+    """Those by which the backend reports that pods were refused."""
 
 
 class Cluster(Protocol):
@@ -49,10 +54,13 @@ class Cluster(Protocol):
     async def get_run(self, key: Key) -> Json | None:
         """The object of a run as it is now, or None."""
 
-    def pages(self, kind: Kind, job: Key | None = None) -> AsyncIterator[tuple[list[Json], int]]:
-        """All jobs, or all children, or those of jobs of one name, page by page, with the version of the list.
+    def pages(self, kind: Kind, of: Key | None = None) -> AsyncIterator[tuple[list[Json], int]]:
+        """All of a kind, or those of a namespace, or of jobs of one name there, by pages, with the version of it.
 
         Where the backend's resource is not served, there are no runs."""
+
+    def versions(self, kind: Kind) -> AsyncIterator[tuple[dict[Key, int], int]]:
+        """Likewise, of all of a kind the versions alone: the server sends metadata only."""
 
     async def create_run(self, manifest: Json) -> Json:
         """Create the object of a run. Raises AlreadyExists."""
@@ -81,8 +89,8 @@ class Cluster(Protocol):
     async def write_heartbeat(self, key: Key, holder: str, time: str) -> None:
         """Write a heartbeat into our Lease."""
 
-    async def has_backend(self) -> bool:
-        """Whether this cluster knows the backend's resource."""
+    async def serves(self, kind: Kind) -> bool:
+        """Whether this cluster knows the kind of jobs, or of runs."""
 
 
 class KubernetesCluster:
@@ -95,6 +103,7 @@ class KubernetesCluster:
             Kind.JOBS: (API_VERSION, PLURAL),
             Kind.RUNS: (api_version(backend), backend.plural),
             Kind.PODS: ("v1", "pods"),
+            Kind.EVENTS: ("v1", "events"),
         }
 
     async def close(self) -> None:
@@ -106,21 +115,37 @@ class KubernetesCluster:
     async def get_run(self, key: Key) -> Json | None:
         return await self._find(self._backend.plural, self._run_path(key))
 
-    async def pages(self, kind: Kind, job: Key | None = None) -> AsyncIterator[tuple[list[Json], int]]:
+    def pages(self, kind: Kind, of: Key | None = None) -> AsyncIterator[tuple[list[Json], int]]:
+        namespace, job = of or Key("", "")
+        return self._pages(kind, namespace, self._selector(kind, job), PAGE, JSON)
+
+    async def versions(self, kind: Kind) -> AsyncIterator[tuple[dict[Key, int], int]]:
+        async for items, version in self._pages(kind, "", self._selector(kind), METADATA_PAGE, METADATA):
+            yield {key_of(raw): version_of(raw) for raw in items}, version
+
+    def _selector(self, kind: Kind, job: str = "") -> dict[str, str]:
+        if kind is Kind.JOBS:
+            return {}
+        if kind is Kind.EVENTS:
+            return {"fieldSelector": f"reason={self._backend.refusal_reason}"}
+        named = f",{names.JOB_LABEL}={job}" if job else ""
+        return {"labelSelector": f"{names.JOB_UID_LABEL}{named}"}
+
+    async def _pages(
+        self, kind: Kind, namespace: str, selector: dict[str, str], size: int, accept: str
+    ) -> AsyncIterator[tuple[list[Json], int]]:
         version, plural = self._resources[kind]
-        path = _path(version, plural, Key(job.namespace if job else self._namespace, ""))
-        selector = f"{names.JOB_UID_LABEL},{names.JOB_LABEL}={job.name}" if job else names.JOB_UID_LABEL
-        every = {} if kind is Kind.JOBS else {"labelSelector": selector}
-        query: dict[str, str] | None = first_page(every, PAGE)
+        path = _path(version, plural, Key(namespace or self._namespace, ""))
+        query: dict[str, str] | None = first_page(selector, size)
         while query is not None:
             try:
-                answer = json.loads(await self._http.request("list", plural, path, query=query))
+                answer = json.loads(await self._http.request("list", plural, path, query=query, accept=accept))
             except BackendMissing:
                 if kind is not Kind.RUNS:
                     raise
                 yield [], sys.maxsize  # a kind that is not served has no objects, of whatever version
                 return
-            yield answer["items"], int(answer["metadata"]["resourceVersion"])
+            yield answer["items"] or [], version_of(answer)  # an empty list of metadata has null
             query = next_page(query, answer)
 
     async def create_run(self, manifest: Json) -> Json:
@@ -188,13 +213,13 @@ class KubernetesCluster:
         except NotFound:
             await self._http.request("create", "leases", path.rpartition("/")[0], body=lease)
 
-    async def has_backend(self) -> bool:
-        path = f"/apis/{api_version(self._backend)}"
+    async def serves(self, kind: Kind) -> bool:
+        version, plural = self._resources[kind]
         try:
-            answer = json.loads(await self._http.request("get", "discovery", path))
+            answer = json.loads(await self._http.request("get", "discovery", f"/apis/{version}"))
         except (NotFound, BackendMissing):
             return False
-        return any(r["name"] == self._backend.plural for r in answer["resources"])
+        return any(r["name"] == plural for r in answer["resources"])
 
     def _run_path(self, key: Key) -> str:
         return _path(*self._resources[Kind.RUNS], key)

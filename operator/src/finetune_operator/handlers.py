@@ -77,7 +77,7 @@ def register(operator: Operator) -> kopf.OperatorRegistry:
 
     @kopf.on.event("", "v1", "events", registry=registry)
     async def refused(event: Any, **_: Any) -> None:
-        operator.on_refusal_event(event["type"], event["object"])
+        operator.on_event(Kind.EVENTS, event["type"], event["object"])
 
     @kopf.on.event("coordination.k8s.io", "v1", "leases", registry=registry)
     async def heartbeat(event: Any, **_: Any) -> None:

@@ -1,13 +1,19 @@
 """Whether the operator's watches work. A dead watch leaves everything else looking healthy.
 
-Two checks: a heartbeat written to a Lease must come back through a watch, and the task of every required watch must
-exist. kopf's own liveness endpoint checks neither.
+Each watch has evidence of its own. Of jobs, runs, pods and events, comparison.py compares lists with what the watch
+delivered; the watch of Leases delivers nothing but our own heartbeats, which have to come back. Pure: kopf's own
+liveness endpoint, and the names of its tasks, say nothing about what a stream delivers.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
+
+from .identity import Key
+
+DEAD_AFTER = 2
+"""Comparisons with missed changes, nothing but silence between them, after which a watch is dead. One may be an
+accident, which the comparison has repaired."""
 
 
 class Canary:
@@ -31,26 +37,70 @@ class Canary:
         return 0.0 if oldest is None else self._clock() - oldest
 
 
-class Watches:
-    """The tasks in which kopf watches, by the resource that they watch."""
+class WatchEvidence:
+    """What one watch has delivered: the last version of each object, also of those that the cache does not take."""
 
-    def __init__(self, clock: Callable[[], float], tasks: Callable[[], Iterable[str]]) -> None:
-        self._clock, self._tasks = clock, tasks
-        self._missing: dict[str, float] = {}
+    def __init__(self) -> None:
+        self._versions: dict[Key, int] = {}
+        self._deleted: dict[Key, int] = {}
+        """Deletions since the last list."""
+        self._newest = 0
+        """Newest version that came through the stream; lists of the watch say nothing about its stream."""
+        self._deliveries = 0
+        self._judged = 0
+        """_newest at the last judgement."""
+        self._misses = 0
+        self.restarts = 0
+        """Restarts since the stream last delivered everything."""
 
-    def missing(self, needed: Iterable[str]) -> dict[str, float]:
-        """Seconds since when each needed watch, such as "pods.v1", was found absent."""
-        alive = [name for name in self._tasks() if name.startswith(_PREFIX)]
-        absent = {w for w in needed if not any(name.startswith(f"{_PREFIX}{w}") for name in alive)}
-        now = self._clock()
-        self._missing = {w: self._missing.get(w, now) for w in absent}
-        return {w: now - since for w, since in self._missing.items()}
+    @property
+    def deliveries(self) -> int:
+        """Grows with everything that the watch delivers."""
+        return self._deliveries
 
+    def delivered(self, change: str | None, key: Key, version: int) -> None:
+        """The watch delivered a version; None: in its own list."""
+        self._deliveries += 1
+        if change is not None:
+            self._newest = max(self._newest, version)
+        if change == "DELETED":
+            self._versions.pop(key, None)
+            self._deleted[key] = version
+        else:
+            self._versions[key] = version
 
-_PREFIX = "watcher for "
-"""How kopf names the tasks of its watches; tests/operator/test_health.py notices if it no longer does."""
+    def behind(self, listed: Mapping[Key, int], version: int) -> dict[Key, int]:
+        """Objects that a list of that version shows otherwise than the watch has, with the version of the change."""
+        known, deleted = self._versions, self._deleted
+        newer = {k: v for k, v in listed.items() if v > known.get(k, 0) and v > deleted.get(k, 0)}
+        return newer | {k: version for k, v in known.items() if k not in listed and v <= version}
 
+    def missed(self, behind: Mapping[Key, int], listed: Mapping[Key, int], version: int, since: int) -> set[Key]:
+        """Those of an earlier behind() that will not come: the stream is past them, or it has stood still.
 
-def task_names() -> list[str]:
-    """Names of the tasks that run in this loop."""
-    return [task.get_name() for task in asyncio.all_tasks() if not task.done()]
+        since: deliveries at that time. A stream that merely lags still delivers, in the order of versions.
+        """
+        still, silent = self.behind(listed, version), self._deliveries == since
+        return {k for k, v in behind.items() if k in still and (silent or v <= self._newest)}
+
+    def settle(self, missed: set[Key], listed: Mapping[Key, int], version: int) -> None:
+        """What was missed is known now, and is not missed again."""
+        for key in missed:
+            self._versions.pop(key, None)
+            if key in listed:
+                self._versions[key] = listed[key]
+        self._deleted = {k: v for k, v in self._deleted.items() if v > version}
+
+    def judge(self, *, missed: bool) -> bool:
+        """Whether the watch is dead, after a comparison. A quiet one proves nothing either way."""
+        alive, self._judged = self._newest > self._judged, self._newest
+        if missed:
+            self._misses += 1
+        elif alive:
+            self._misses = self.restarts = 0
+        return self._misses >= DEAD_AFTER
+
+    def restarted(self) -> None:
+        """The watch begins again."""
+        self._misses = 0
+        self.restarts += 1

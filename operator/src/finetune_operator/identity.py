@@ -42,6 +42,11 @@ def controller_of(raw: Json) -> Owner | None:
     return None
 
 
+def version_of(raw: Json) -> int:
+    """The resourceVersion of any object, or of a list."""
+    return int(raw["metadata"]["resourceVersion"])
+
+
 def log_fields(key: Key, uid: str = "", run: int | None = None) -> dict[str, Any]:
     """Fields of a log line about a job."""
     known = {"namespace": key.namespace, "job": key.name, "uid": uid, "run": run}

@@ -57,3 +57,18 @@ CANARY_SECONDS = Gauge(
     "Age of the oldest heartbeat that was written and has not come back through the watch; 0: none.",
     registry=REGISTRY,
 )
+MISSED = Counter(
+    "finetune_operator_watch_missed_total",
+    "Changes that a watch did not deliver, by kind; a comparison with the API server found and repaired them.",
+    ["kind"],
+    registry=REGISTRY,
+)
+WATCH_RESTARTS = Counter(
+    "finetune_operator_watch_restarts_total", "Restarts of the watches because one was dead.", registry=REGISTRY
+)
+TASK_FAILURES = Counter(
+    "finetune_operator_task_failures_total",
+    "Failures of the process's own tasks; they start again.",
+    ["task"],
+    registry=REGISTRY,
+)

@@ -69,16 +69,11 @@ class Observer:
         """Seconds between two reads of why one run is queued: more jobs, each less often."""
         return max(self._settings.progress_seconds, len(self._queues) / self._settings.progress_reads_per_second)
 
-    @property
-    def has_backend(self) -> bool:
-        """Whether the backend's resource existed at the last check."""
-        return self._backend is not None and self._backend[1]
-
     async def backend(self) -> bool:
         """Whether the backend's resource exists."""
         now = self._clock()
         if self._backend is None or now - self._backend[0] >= BACKEND_SECONDS:
-            self._backend = (now, await self._cluster.has_backend())
+            self._backend = (now, await self._cluster.serves(Kind.RUNS))
             metrics.BACKEND_MISSING.set(not self._backend[1])
         return self._backend[1]
 

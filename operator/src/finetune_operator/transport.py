@@ -87,9 +87,9 @@ class Transport:
         self._limiter = RateLimiter(settings.requests_per_second, settings.request_burst)
         self._client: ApiClient | None = None
 
-    async def request(
+    async def request(  # noqa: PLR0913
         self, verb: str, resource: str, path: str, *, query: Mapping[str, str] | None = None,
-        body: Json | None = None, once_in_seconds: float | None = None,
+        body: Json | None = None, accept: str = JSON, once_in_seconds: float | None = None,
     ) -> bytes:  # fmt: skip
         """The answer's body. verb and resource are RBAC terms, for metrics. Raises ClusterError.
 
@@ -101,7 +101,7 @@ class Transport:
         )
         for attempt in range(1, attempts + 1):
             await self._limiter.wait()
-            status, pause, data = await self._once(verb, url, body, seconds)
+            status, pause, data = await self._once(verb, url, body, accept, seconds)
             metrics.REQUESTS.labels(verb=verb, resource=resource, code=str(status or "none")).inc()
             if 200 <= status < 300:
                 return data
@@ -119,12 +119,14 @@ class Transport:
         if client:
             await client.close()  # type: ignore[no-untyped-call]
 
-    async def _once(self, verb: str, url: str, body: Json | None, seconds: float) -> tuple[int, float, bytes]:
+    async def _once(
+        self, verb: str, url: str, body: Json | None, accept: str, seconds: float
+    ) -> tuple[int, float, bytes]:
         """HTTP status (0: none), seconds that the server asks us to wait, and the body."""
         try:
             client = await self._login()
             content_type = MERGE if verb == "patch" else JSON
-            headers = {"Content-Type": content_type, "Accept": JSON, "User-Agent": names.FIELD_MANAGER}
+            headers = {"Content-Type": content_type, "Accept": accept, "User-Agent": names.FIELD_MANAGER}
             await client.update_params_for_auth(headers, [], ["BearerToken"], url, verb, body)
             host, timeout = (
                 client.configuration.host,

@@ -1,0 +1,67 @@
+"""Compares what the API server holds with what the watches delivered, by lists of metadata only.
+
+A change that a watch dropped is counted and repaired: the objects are read, and their jobs reconciled. It is also the
+evidence by which a dead watch is known (health.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from typing import NamedTuple
+
+from . import metrics
+from .cluster import Cluster, Kind
+from .health import WatchEvidence
+from .identity import Key
+
+log = logging.getLogger(__name__)
+
+Repair = Callable[[Kind, set[Key], Mapping[Key, int], int], Awaitable[None]]
+"""Reads missed objects of a kind, given the list that shows them and the version of that list."""
+
+
+class _Listed(NamedTuple):
+    versions: dict[Key, int]
+    version: int
+    behind: dict[Key, int]
+    since: int
+
+    @property
+    def served(self) -> bool:
+        return self.version != sys.maxsize
+
+
+class Comparison:
+    """One for all kinds; grace: seconds that a change which a list shows may take through the watch."""
+
+    def __init__(self, cluster: Cluster, watches: Mapping[Kind, WatchEvidence], repair: Repair, grace: float) -> None:
+        self._cluster, self._watches, self._repair, self._grace = cluster, watches, repair, grace
+
+    async def run(self) -> list[Kind]:
+        """Compare once, and repair; the kinds whose watch is dead. Raises ClusterError."""
+        lists = {kind: await self._list(kind) for kind in self._watches}
+        if any(found.behind for found in lists.values()):
+            await asyncio.sleep(self._grace)
+        return [kind for kind, found in lists.items() if await self._is_dead(kind, found)]
+
+    async def _list(self, kind: Kind) -> _Listed:
+        versions: dict[Key, int] = {}
+        version = 0
+        async for page, version in self._cluster.versions(kind):  # noqa: B007
+            versions.update(page)
+        watch = self._watches[kind]
+        return _Listed(versions, version, watch.behind(versions, version), watch.deliveries)
+
+    async def _is_dead(self, kind: Kind, found: _Listed) -> bool:
+        watch = self._watches[kind]
+        missed = watch.missed(found.behind, found.versions, found.version, found.since)
+        if missed and found.served:
+            metrics.MISSED.labels(kind=kind).inc(len(missed))
+            log.warning("a watch missed changes", extra={"kind": kind, "objects": sorted(map(str, missed))[:10]})
+        await self._repair(kind, missed, found.versions, found.version)
+        watch.settle(missed, found.versions, found.version)
+        # nothing watches a kind that does not exist
+        return found.served and watch.judge(missed=bool(missed))
