@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from finetune_api.resource import names
 from finetune_api.runtime import protocol
 from finetune_api.validation.predicates import find
 from finetune_plan.backends import parts
@@ -32,6 +33,7 @@ class IndexedJobs:
     container = "trainer"
     suspend_key = "spec.suspend"
     refusal_reason = "FailedCreate"
+    refusal_component = "job-controller"
     rights: tuple[Right, ...] = (Right("batch", "jobs", ("get", "list", "watch", "create", "delete")),)
 
     def render(
@@ -49,20 +51,24 @@ class IndexedJobs:
             "apiVersion": "batch/v1",
             "kind": self.kind,
             "metadata": parts.metadata(work, namespace, owner),
-            "spec": gang | {"template": template},
+            "spec": gang | parts.suspend(work) | {"template": template},
         }
 
     def observe(self, raw: Mapping[str, Any]) -> ObservedRun:
-        return parts.observed_run(raw, self.suspend_key)
+        return parts.observed_run(raw, self.suspend_key, reconciled=self.is_reconciled(raw))
 
     def is_reconciled(self, raw: Mapping[str, Any]) -> bool:
         return bool(find(raw, "status.startTime"))
 
     def node_rank(self, pod: Mapping[str, Any]) -> int:
-        return int(pod["metadata"]["labels"].get(RANK_LABEL, 0))
+        return names.label_number(pod["metadata"], RANK_LABEL)
 
     def host(self, run: str, node_rank: int) -> str:
         return f"{run}-{node_rank}.{run}"
 
+    def names_pod(self, run: str, node_rank: int, name: str) -> bool:
+        head, _, suffix = name.rpartition("-")
+        return head == f"{run}-{node_rank}" and suffix.isalnum()
+
     def refused_run(self, event: Mapping[str, Any]) -> RunRef | None:
-        return parts.refused_run(event, self.kind)
+        return parts.refused_run(event, self)

@@ -10,6 +10,7 @@ from finetune_api.resource import names
 from finetune_api.runtime import protocol
 from finetune_api.runtime.exits import Exit
 from finetune_api.validation.predicates import find
+from finetune_operator import transform
 from finetune_plan.resolve import validate
 from finetune_plan.settings import PlanSettings
 from finetune_plan.workload import RENDEZVOUS_PORT, Workload, rendezvous, workload
@@ -81,10 +82,16 @@ def test_a_run_becomes_pods_with_the_workloads_labels_one_for_each_node_rank(tea
     work, run = create(team)
     pods = team.until_run(RUN, NODES)
     assert [team.backend.node_rank(pod) for pod in pods] == [0, 1]
+    called = [pod["metadata"]["name"] for pod in pods]
+    fits = [[team.backend.names_pod(RUN, rank, name) for name in called] for rank in (0, 1)]
+    assert fits == [[True, False], [False, True]], "each pod has a name of its own rank"
+    assert [name for name in called if team.backend.names_pod("sample-11", 0, name)] == []
     assert [pod for pod in pods if not work.labels.items() <= pod["metadata"]["labels"].items()] == []
     assert run["metadata"]["labels"][names.JOB_UID_LABEL] == work.labels[names.JOB_UID_LABEL]
     owners = {o["uid"] for pod in pods for o in pod["metadata"]["ownerReferences"] if o.get("controller")}
     assert owners == {run["metadata"]["uid"]}
+    counted = [*(transform.owned_pod(pod, team.backend) for pod in pods), transform.owned_run(run, team.backend)]
+    assert [each and each.owner.name for each in counted] == [RUN, RUN, "sample"]
 
 
 def test_the_trainers_container_is_as_the_workload_says_and_runs_once(team: Team) -> None:
@@ -122,10 +129,12 @@ def test_a_run_is_observed_as_it_is(team: Team) -> None:
     wait_for(team.api, f"{team.runs}/{RUN}", lambda found: found and team.backend.is_reconciled(found))
 
 
-def test_a_queue_takes_a_runs_pods_and_gives_them_back(team: Team) -> None:
-    create(team)
-    team.until_run(RUN, NODES)
-    for suspend, pods in ((True, 0), (False, NODES)):
+def test_a_run_waits_for_its_queue_which_gives_takes_and_gives_again_its_pods(team: Team) -> None:
+    _, run = create(team, {"queue.name": "research"})
+    assert team.backend.observe(run).suspended
+    wait_for(team.api, f"{team.runs}/{RUN}", lambda found: found and found.get("status"))
+    assert team.api.items(team.pods) == []
+    for suspend, pods in ((False, NODES), (True, 0), (False, NODES)):
         body: Json = {}
         put(body, team.backend.suspend_key, suspend)
         run = team.api.patch(f"{team.runs}/{RUN}", body)
@@ -164,6 +173,7 @@ def test_a_refused_pod_is_told_in_an_event_that_leads_to_its_run(team: Team) -> 
     assert "exceeded quota: few" in found[0]["message"]
     stranger = found[0] | {"involvedObject": found[0]["involvedObject"] | {"kind": "ReplicaSet"}}
     assert team.backend.refused_run(stranger) is None
+    assert team.backend.refused_run(found[0] | {"source": {"component": "somebody"}}) is None
 
 
 # The operator over the backend, with the rights that it declares

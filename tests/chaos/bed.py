@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -14,7 +15,7 @@ from testbed.control_plane import ControlPlane
 from testbed.training_operator import pytorchjob_crd, start_training_operator
 
 from .disturbances import DISTURBANCES
-from .lives import LIVES
+from .lives import LIVES, SAMPLED
 from .records import Ledger
 from .rows import Outcome, Row, undisturbed
 
@@ -55,10 +56,14 @@ class Bed:
         return {life: undisturbed(self.plane, self.ledger, self._folder(life), life) for life in LIVES}
 
     def rows(self) -> Iterator[Row]:
-        """Every disturbance at every write of the reference lives."""
+        """Every disturbance at every write of the reference lives; of some, only the one that removes the run.
+
+        CHAOS=full in the environment: at every write of all of them.
+        """
         for life, reference in self.references.items():
             for number, write in enumerate(reference.writes, 1):
-                for disturbance in DISTURBANCES:
+                whole = life not in SAMPLED or write == "delete-pytorchjobs" or os.environ.get("CHAOS") == "full"
+                for disturbance in DISTURBANCES if whole else ("killed",):
                     yield Row(life, number, write, disturbance)
 
     @cached_property

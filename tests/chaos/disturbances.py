@@ -35,7 +35,7 @@ class Disturbance(Lens):
         if self.struck.is_set():
             return False
         metadata = answer["metadata"]
-        # An Event that was there already, and an object that is gone at once, come without a version.
+        # An object that is gone at once comes without a version.
         self._version = int(metadata.get("resourceVersion", self._version + 1))
         self._uid = metadata.get("uid", "")
         if number != self._number:

@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping
 
 from finetune_api.runtime.exits import Exit
 from operating.team import Team
+from testbed.kwok import Node
+from testbed.pods import bind_pod, remove_pod
+from testbed.watch import wait_for_all
 
 
 def reconsidered(team: Team) -> None:
@@ -43,4 +46,50 @@ def deleted(team: Team) -> None:
     team.start("sample-1")
 
 
-LIVES: Mapping[str, Callable[[Team], None]] = {f.__name__: f for f in (reconsidered, failed, deleted)}
+def cancelled(team: Team) -> None:
+    """Cancelled while it runs; its pods take their time to leave."""
+    _start_bound(team)
+    team.edit({"cancel": True})
+    _leave(team)
+
+
+def late(team: Team) -> None:
+    """Out of time while it runs; its pods take their time to leave."""
+    _start_bound(team)
+    team.edit({"lifecycle": {"activeDeadlineSeconds": 1}})
+    _leave(team)
+
+
+def tidied(team: Team) -> None:
+    """Successful, and its run is deleted when its TTL is over."""
+    team.submit({"lifecycle.ttlSecondsAfterFinished": 1})
+    team.start("sample-1")
+    team.end("sample-1-worker-0")
+    team.until_phase("Succeeded")
+    team.until_gone(team.runs)
+
+
+def _start_bound(team: Team) -> None:
+    """On a node, whose kubelet is the test."""
+    team.api.create(Node(team.namespace).manifest())
+    team.submit()
+    for pod in team.until_run("sample-1"):
+        bind_pod(team.api, team.namespace, pod["metadata"]["name"], team.namespace)
+    team.start("sample-1")
+
+
+def _leave(team: Team) -> None:
+    """The pods were deleted, the job says that it stops, and the pods end."""
+    deleted = wait_for_all(
+        team.api, team.pods, lambda pods: all("deletionTimestamp" in p["metadata"] for p in pods), timeout_s=60
+    )
+    team.until_phase("Stopping")
+    for pod in deleted:
+        remove_pod(team.api, team.namespace, pod["metadata"]["name"])
+
+
+LIVES: Mapping[str, Callable[[Team], None]] = {
+    f.__name__: f for f in (reconsidered, failed, deleted, cancelled, late, tidied)
+}
+SAMPLED = ("cancelled", "late", "tidied")
+"""Lives that are killed at every write, and disturbed otherwise at one."""

@@ -60,7 +60,7 @@ def undisturbed(plane: ControlPlane, ledger: records.Ledger, folder: Path, life:
     team = Team(plane.cluster.api, plane.cluster.namespace(life), PATIENCE_S)
     with _operator(plane.cluster.kubeconfig, folder, team, SETTINGS) as operator:
         LIVES[life](team)
-        status = team.until(lambda s: s.get("phase") in ("Succeeded", "Failed") or life == "deleted")
+        status = team.until(lambda s: s.get("completionTime") or life == "deleted")
         code = operator.end()
         written = tuple(map(records.word, records.writes(plane, team.namespace)))
     _delete(team)

@@ -201,6 +201,14 @@ OTHER: dict[str, Any] = {
     "active_deadline_seconds": 31536000,
     "ttl_seconds_after_finished": 0,
     "workers": 3,
+    "pass_seconds": 77.0,
+    "backoff_seconds": 5.5,
+    "max_backoff_seconds": 78.0,
+    "max_free_restarts": 3,
+    "active_deadline_seconds": 86400,
+    "ttl_seconds_after_finished": 3600,
+    "progress_readers": 7,
+    "progress_timeout_seconds": 2.5,
     "requests_per_second": 0.5,
     "request_burst": 10_000_000,
     "request_timeout_seconds": 7,
@@ -262,7 +270,7 @@ def test_a_stale_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         (tmp_path / path).write_bytes((ROOT / path).read_bytes())
     monkeypatch.chdir(tmp_path)
     assert helm_chart.main(["--check"]) == 0
-    helm_chart.VALUES.write_text(helm_chart.VALUES.read_text().replace("workers: 8", "workers: 9"))
+    helm_chart.VALUES.write_text(helm_chart.VALUES.read_text().replace("workers: 16", "workers: 17"))
     assert helm_chart.main(["--check"]) == 1
     assert capsys.readouterr().err == f"{helm_chart.VALUES} is stale: run `python -m finetune_operator.helm_chart`\n"
     assert helm_chart.main([]) == 0

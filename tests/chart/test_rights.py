@@ -139,6 +139,11 @@ def loses_its_children_after_its_end(team: Team) -> None:
     gone(team, "old-1")
 
 
+def waits_for_a_queue_that_nothing_manages(team: Team) -> None:
+    team.submit({"queue.name": "research"}, "queued")
+    team.until(lambda s: condition(s, "PodsReady")[1] == "QueueUnmanaged", "queued")
+
+
 def is_deleted(team: Team) -> None:
     team.submit(name="short")
     team.until_run("short-1")
@@ -154,7 +159,8 @@ def needs_the_right_that_no_request_shows(found: Installed) -> None:
 
 
 LIVES = (
-    fails_and_restarts, is_suspended_and_resumed, is_cancelled, loses_its_children_after_its_end, is_deleted,
+    fails_and_restarts, is_suspended_and_resumed, is_cancelled, loses_its_children_after_its_end,
+    waits_for_a_queue_that_nothing_manages, is_deleted,
 )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from finetune_api.runtime.report import (
     Record,
 )
 from finetune_cli import kubernetes_yaml
-from finetune_cli.local.display import Quiet
+from finetune_cli.local.display import Display
 from finetune_cli.local.outcome import Outcome
 from finetune_cli.local.processes import OutputLine
 from finetune_cli.local.recorder import RunRecorder, previous_run
@@ -32,7 +32,7 @@ REPORT = FinalReport(time=2.0, exit_code=0, reason="Succeeded", message="Done.",
                      result="out/result", metrics={"val.loss": 1.5, "train.loss": None}, best_step=9)  # fmt: skip
 
 
-class RecordingDisplay(Quiet):
+class RecordingDisplay(Display):
     """A display that remembers."""
 
     def __init__(self) -> None:

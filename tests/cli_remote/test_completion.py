@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cli_remote.calls import Console
+from finetune_cli.main import VERBS
 from operating.team import Team
 
 
@@ -64,5 +65,5 @@ def test_the_help_of_a_verb_needs_no_client_of_the_cluster() -> None:
     for verb in ("submit", "list", "logs", "fetch"):
         done = subprocess.run([sys.executable, "-c", script, verb, "-h"], capture_output=True, text=True, check=True)
         loaded = set(done.stdout.split())
-        assert f"finetune_cli.verbs.{verb}" in loaded
+        assert f"finetune_cli.verbs.{VERBS[verb].module}" in loaded
         assert not loaded & {"kubernetes", "urllib3", "rich", "finetune_data"}

@@ -86,6 +86,10 @@ CASES: dict[str, tuple[Snapshot, str, str, str, str]] = {
     "the job has failed": (
         snapshot(job(None, ("Failed", "True", "OutOfMemory", "A device ran out."), status__completionTime=LONG_AGO)),
         "finetunejob sample", "OutOfMemory", "A device ran out.", "`finetune logs sample`"),
+    "the job is going to be failed": (
+        snapshot(job(None, ("FailureTarget", "True", "DataRefused", "Line 3"),
+                     ("PodsReady", "False", "Stopping", ""))),
+        "finetunejob sample", "DataRefused", "Line 3", "finetune logs sample"),
     "the job is suspended": (snapshot(job({"suspend": True})), "finetunejob sample", "Suspended", "is suspended.",
         "`finetune resume sample`"),
     "a submission was interrupted": (snapshot(job({"suspend": True}, metadata__annotations={AWAITING: "x"})),
@@ -94,6 +98,8 @@ CASES: dict[str, tuple[Snapshot, str, str, str, str]] = {
         "PyTorchJob resource is not installed", "Install the Training Operator 1.9"),
     "a queue holds the job back": (snapshot(job(None, ("PodsReady", "False", "Queued", "Not admitted."))),
         "finetunejob sample", "Queued", "Not admitted.", "Wait until the queue has capacity"),
+    "nothing manages its queue": (snapshot(job(None, ("PodsReady", "False", "QueueUnmanaged", "It waits."))),
+        "finetunejob sample", "QueueUnmanaged", "It waits.", "run the job without spec.queue"),
     "the server refuses the run": (
         snapshot(job(None, ("PodsReady", "False", "CreateRefused", "count/pytorchjobs=1"))),
         "finetunejob sample", "CreateRefused", "count/pytorchjobs=1", "the operator then tries again"),

@@ -12,9 +12,9 @@ from cli.test_recorder import STEP
 from finetune_api.runtime.report import EvaluationRecord, ProgressRecord
 from finetune_cli.local.format_record import format_record
 from finetune_cli.remote import log_lines, views
-from finetune_cli.remote.describe import describe
+from finetune_cli.remote.following import status_diff
 from finetune_cli.remote.progress import format_size
-from finetune_cli.remote.status_diff import status_diff
+from finetune_cli.remote.views import describe
 
 NOW = datetime(2026, 11, 21, 12, 0, 0, tzinfo=UTC)
 

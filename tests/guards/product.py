@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from finetune_api.runtime import report
 from finetune_api.runtime.protocol import CONFIG_ENV
 from finetune_cli.main import cli
-from finetune_operator import events, observe, transform
+from finetune_operator import events, progress, transform
 from finetune_plan import decide
 from finetune_plan.backends import DEFAULT as BACKEND
 from finetune_plan.model import CreateRun, DeleteRun, Observed, ObservedClaim, Plan
@@ -39,7 +39,7 @@ def plan(seen: Mapping[str, Any], settings: Mapping[str, Any], now: str) -> Json
         resource=job,
         runs=tuple(BACKEND.observe(raw) for raw in seen.get("runs", ())),
         pods=tuple(transform.pod(raw, BACKEND) for raw in seen.get("pods", ())),
-        records=observe.newest(seen.get("log", ())),
+        records=progress.newest(seen.get("log", ())),
         backend=seen.get("backend", True),
         refusal=seen.get("refusal", ""),
         pods_refusal=seen.get("pods_refusal", ""),

@@ -11,7 +11,7 @@ from guards import jobs, plans
 LEAST = 100
 """Samples in which each key that is not refused is said."""
 ACTIONS = ("none", "create", "delete", "requeue", "remember")
-PHASES = ("Queued", "Preparing", "Starting", "Training", "Succeeded", "Failed", "Suspended", "Cancelled")
+PHASES = ("Queued", "Preparing", "Starting", "Training", "Stopping", "Succeeded", "Failed", "Suspended", "Cancelled")
 
 
 @pytest.fixture(scope="module")

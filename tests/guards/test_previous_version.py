@@ -122,7 +122,9 @@ def test_it_can_be_suspended_and_resumed() -> None:
     seen["job"]["spec"]["suspend"] = True
     stopped = product.plan(copy.deepcopy(seen), {}, SOON)
     assert [action["delete"] for action in stopped["actions"]] == ["recorded-1"]
-    assert stopped["status"]["phase"] == "Suspended"
+    assert stopped["status"]["phase"] == "Stopping"
+    stopped = product.plan({"job": seen["job"] | {"status": stopped["status"]}}, {}, SOON)
+    assert (stopped["actions"], stopped["status"]["phase"]) == ([], "Suspended")
     seen["job"]["spec"]["suspend"] = False
     resumed = product.plan({"job": seen["job"] | {"status": stopped["status"]}}, {}, SOON)
     [action] = resumed["actions"]

@@ -31,7 +31,7 @@ NAMES = {
     "look": "reconcile",
     "looks": "reconcile",
     "mend": "correct",
-    "mentions": "references, paths_read",
+    "mentions": "references, paths",
     "mirror": "cache",
     "misshapen": "malformed",
     "news": "status_diff",
@@ -87,6 +87,8 @@ ALLOWED_STRINGS = {
 
 SAME_CLASS_NAMES = {
     "NotFound": "the API server answered 404: one for the errors of each of its two clients",
+    "AlreadyExists": "likewise, 409 on creation",
+    "Unavailable": "likewise, 429 or 5xx",
 }
 """Class name that several packages define -> why."""
 

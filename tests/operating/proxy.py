@@ -45,6 +45,10 @@ class Lens:
         """Whether a GET at a path, such as /apis/kubeflow.org/v1, finds nothing there."""
         return False
 
+    def holds(self, method: str, path: str) -> bool:
+        """Whether a request is taken and never answered."""
+        return False
+
     def opened(self, kind: str) -> None:
         """A watch of a kind has begun."""
 
@@ -59,7 +63,7 @@ class Lens:
 class Proxy:
     """A plain HTTP server that passes everything on, as its lens lets it.
 
-    Heartbeats (leases) are passed on and not counted: when they come depends on the clock.
+    Heartbeats (leases) and Events are passed on and not counted: when they come depends on the clock.
     """
 
     def __init__(self, kubeconfig: Path, folder: Path, lens: Lens | None = None) -> None:
@@ -115,6 +119,8 @@ class Proxy:
         body, url = await request.read(), f"{self._server}{request.rel_url}"
         if request.method == "GET" and self._lens.hides(request.path):
             raise web.HTTPNotFound
+        if self._lens.holds(request.method, request.path):
+            await asyncio.Event().wait()
         watched, kind = "watch" in request.query, request.path.rpartition("/")[2]
         if request.method == "GET" and not watched:
             url = f"{self._server}{request.rel_url.update_query(dict(self._lens.listed(kind)))}"
@@ -146,6 +152,6 @@ class Proxy:
         return self._lens.wrote(len(self.writes), answer)
 
     def _is_counted(self, request: web.Request, code: int) -> bool:
-        """What was carried out; an Event that is there already counts, since a clock's second decides about it."""
-        done = code < 400 or (code == 409 and request.path.endswith("/events"))
-        return request.method in WRITES and "/leases" not in request.path and done
+        """What was carried out."""
+        free = "/leases" in request.path or request.path.endswith("/events")
+        return request.method in WRITES and not free and code < 400

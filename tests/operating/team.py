@@ -134,9 +134,9 @@ def message(status: Json, kind: str) -> str:
 
 
 def essence(status: Json) -> Json:
-    """What a status says, without the times at which it said so."""
+    """What a status says, without the times at which it said so and the pods that it saw."""
     words = {c["type"]: (c["status"], c["reason"], c["message"]) for c in status.get("conditions", [])}
-    times = ("conditions", "startTime", "completionTime", "active", "retry")
+    times = ("conditions", "startTime", "completionTime", "podsDigest", "active", "retry")
     retry = {k: v for k, v in status.get("retry", {}).items() if k != "nextTime"}
     return {k: v for k, v in status.items() if k not in times} | {"conditions": words, "retry": retry}
 

@@ -85,7 +85,8 @@ def test_a_job_whose_node_is_lost_goes_on_on_another(tenant: Team) -> None:
     add_node(tenant, "spare")
     say_ready(tenant, "dying", ready=False)
     status = tenant.until(lambda s: condition(s, "Training")[1] == "Restarting")
-    assert message(status, "Training") == "The cluster removed pod sample-1-worker-0: DeletionByTaintManager."
+    said = message(status, "Training").removeprefix("The cluster removed pod sample-1-worker-0: ")
+    assert said == "DeletionByTaintManager: Taint manager: deleting due to NoExecute taint."
     tenant.api.delete(f"{tenant.pods}/sample-1-worker-0", gracePeriodSeconds="1")  # its grace is five minutes
     status = tenant.until(lambda s: condition(s, "PodsReady")[1] == "PodOverdue")
     assert "kubectl delete pod sample-1-worker-0 --force" in message(status, "PodsReady")

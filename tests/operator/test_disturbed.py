@@ -9,13 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from builders import Json
 from finetune_api.codegen.crd import crd
 from operating.process import OperatorProcess
+from operating.proxy import Lens, Proxy
 from operating.team import Team, condition
 from testbed.api import ApiError
 from testbed.control_plane import ControlPlane
+from testbed.pods import run_pod
 from testbed.training_operator import pytorchjob_crd, start_training_operator
-from testbed.watch import wait_for, wait_for_all
+from testbed.watch import wait_for_all
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +94,10 @@ def test_sigterm_lets_looks_finish_and_ends_with_0(plane: ControlPlane, lonely: 
 
 
 def replace(team: Team, pod: str) -> None:
-    """Another pod of that name: the Training Operator's, or the same by us, since it may take minutes over it."""
+    """Another pod of that name: the Training Operator's, or the same by us, since it may take minutes over it.
+
+    Where the Training Operator sees the pod while it is being deleted, it fails the run and deletes all its pods.
+    """
     old = team.api.get(f"{team.pods}/{pod}")
     kept = ("name", "namespace", "labels", "annotations", "ownerReferences")
     new = {**old, "metadata": {k: v for k, v in old["metadata"].items() if k in kept}}
@@ -100,9 +106,8 @@ def replace(team: Team, pod: str) -> None:
         team.api.create(new)
     except ApiError as error:
         assert error.reason == "AlreadyExists", error  # noqa: PT017 - the other answer that is fine
-    wait_for(
-        team.api, f"{team.pods}/{pod}", lambda found: found and found["metadata"]["uid"] != old["metadata"]["uid"]
-    )
+    is_new = lambda found: found["metadata"]["name"] == pod and found["metadata"]["uid"] != old["metadata"]["uid"]  # noqa: E731
+    wait_for_all(team.api, team.pods, lambda found: not found or any(map(is_new, found)))
 
 
 def test_a_pod_that_was_replaced_while_nobody_looked_restarts_the_gang(
@@ -117,3 +122,58 @@ def test_a_pod_that_was_replaced_while_nobody_looked_restarts_the_gang(
         lonely.until_run("sample-2")
         status = lonely.until(lambda s: s.get("run") == 2)
     assert not status.get("restarts"), "a lost pod is not the job's fault"
+
+
+def test_a_pod_that_was_replaced_and_runs_when_the_operator_comes_back_restarts_the_gang(
+    plane: ControlPlane, lonely: Team, tmp_path: Path
+) -> None:
+    """The Training Operator is down as well: it would fail the run if it saw a running pod go."""
+    backend = plane.processes["training-operator"]
+    with operating(plane, tmp_path, lonely):
+        lonely.submit()
+        lonely.start()
+    backend.stop()
+    try:
+        replace(lonely, "sample-1-worker-1")
+        run_pod(lonely.api, lonely.namespace, "sample-1-worker-1")
+        with operating(plane, tmp_path, lonely):
+            status = lonely.until(lambda s: s.get("run") == 2)
+    finally:
+        backend.start()
+        backend.wait_ready()
+    assert not status.get("restarts"), "a lost pod is not the job's fault"
+
+
+class DiesOfAVerdict(Lens):
+    """The operator dies when the API server has its verdict about a job, before it has deleted anything."""
+
+    operator: OperatorProcess
+
+    def wrote(self, number: int, answer: Json) -> bool:
+        status = answer.get("status")
+        said = status.get("conditions", ()) if isinstance(status, dict) else ()
+        verdict = any(each["type"] in ("FailureTarget", "Failed") for each in said)
+        if verdict:
+            self.operator.signal(signal.SIGKILL)
+        return verdict
+
+
+@pytest.mark.parametrize(
+    ("changes", "phase"), [({}, "Cancelled"), ({"lifecycle.activeDeadlineSeconds": 15}, "Failed")], ids=str
+)
+def test_pods_that_wait_hold_no_quota_although_the_operator_dies_of_its_verdict(
+    plane: ControlPlane, lonely: Team, tmp_path: Path, changes: Json, phase: str
+) -> None:
+    lens = DiesOfAVerdict()
+    with Proxy(plane.cluster.kubeconfig, tmp_path, lens) as proxy:
+        places = {"WATCH_NAMESPACE": lonely.namespace, "OWN_NAMESPACE": lonely.namespace}
+        with OperatorProcess(proxy.kubeconfig, tmp_path, places) as lens.operator:
+            lonely.submit(changes)
+            lonely.until_run("sample-1")
+            if not changes:
+                lonely.edit({"cancel": True})
+            assert lens.operator.wait_ended(90) == -signal.SIGKILL
+    with operating(plane, tmp_path, lonely):
+        lonely.until_gone(lonely.pods)
+        lonely.until_gone(lonely.runs)
+        lonely.until_phase(phase)

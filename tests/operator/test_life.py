@@ -193,8 +193,8 @@ def test_a_pytorchjob_of_the_same_name_that_is_a_strangers_is_left_alone(team: T
         "spec": {"pytorchReplicaSpecs": {"Master": {"replicas": 1, "template": template}}},
     })  # fmt: skip
     team.submit()
-    status = team.until(lambda s: condition(s, "PodsReady")[1] == "CreateRefused")
-    assert message(status, "PodsReady").startswith("A PyTorchJob sample-1 that is not this job's exists.")
+    status = team.until(lambda s: condition(s, "PodsReady")[1] == "NameTaken")
+    assert message(status, "PodsReady").startswith("PyTorchJob sample-1 has the name of the next run.")
     team.api.delete(f"{team.runs}/{stranger['metadata']['name']}")
     team.until(lambda s: condition(s, "PodsReady")[1] == "Waiting", timeout_s=30)
     assert team.run_names() == ["sample-1"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from finetune_api.runtime.report import CheckpointRecord, DatasetRecord, EvaluationRecord, ProgressRecord
-from finetune_operator.observe import newest
+from finetune_operator.progress import newest
 
 SPLITS: tuple[Literal["train"], Literal["validation"]] = ("train", "validation")
 

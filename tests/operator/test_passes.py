@@ -9,14 +9,21 @@ from typing import Any
 import pytest
 
 from builders import Json, resource
+from finetune_operator.cache import Cache
 from finetune_operator.cluster import Kind
+from finetune_operator.errors import Refused
+from finetune_operator.event_queue import EventQueue
 from finetune_operator.identity import Key
+from finetune_operator.metrics import REGISTRY
+from finetune_operator.observe import Observer
+from finetune_operator.progress import PodLog
 from finetune_operator.reconcile import process
 from finetune_operator.runtime import Operator
 from finetune_operator.settings import Settings
 from finetune_operator.status_change import merge_patch
 from finetune_plan.backends import DEFAULT as BACKEND
 from finetune_plan.backends.pytorchjob import PyTorchJobs
+from finetune_plan.model import ObservedQueue
 
 KEY = Key("team", "sample")
 
@@ -32,6 +39,9 @@ class Cluster:
 
     def __init__(self) -> None:
         self.job, self.run, self.version, self.writes = job(1), None, 1, 0
+        self.queued: Json | None = None
+        self.reads: list[str] = []
+        """UIDs of runs whose Workload was asked for."""
 
     def _write(self, body: Json) -> Json:
         self.version, self.writes = self.version + 1, self.writes + 1
@@ -43,7 +53,7 @@ class Cluster:
     async def get_run(self, key: Key) -> Json | None:
         return self.run
 
-    async def pages(self, kind: Kind, namespace: str = "", uid: str = "") -> AsyncIterator[tuple[list[Json], int]]:
+    async def pages(self, kind: Kind, job: Key | None = None) -> AsyncIterator[tuple[list[Json], int]]:
         yield ([self.job] if kind is Kind.JOBS else []), self.version
 
     async def create_run(self, manifest: Json) -> Json:
@@ -56,6 +66,10 @@ class Cluster:
         assert merge_patch(self.job["status"], patch["status"]), "a write that changes nothing"
         self.job = self._write(self.job | {"status": self.job["status"] | patch["status"]})
         return self.job
+
+    async def workload(self, namespace: str, run_uid: str) -> Json | None:
+        self.reads.append(run_uid)
+        return self.queued
 
     async def claim(self, key: Key) -> Json | None:
         return None
@@ -147,6 +161,45 @@ def test_words_wait_the_longer_the_more_jobs_are_unfinished(operator: Operator, 
     assert operator.cache.phases() == {"Starting": 1, "Succeeded": 5000} | ({"Queued": 999} if others > 1 else {})
 
 
+def held(number: int) -> Json:
+    labels = {"finetune.dev/job-uid": f"uid-job-{number}", "finetune.dev/run": "1"}
+    metadata = {"name": f"job-{number}-1", "namespace": "team", "uid": f"uid-run-{number}", "resourceVersion": "1"}
+    owner = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FinetuneJob", "name": f"job-{number}",
+             "uid": f"uid-job-{number}", "controller": True}  # fmt: skip
+    return {
+        "metadata": metadata | {"labels": labels, "ownerReferences": [owner]},
+        "spec": {"runPolicy": {"suspend": True}},
+    }
+
+
+@pytest.mark.parametrize(("jobs", "seconds"), [(1, 10), (1000, 20)])
+def test_why_a_job_is_queued_is_asked_the_less_often_the_more_jobs_are(jobs: int, seconds: float) -> None:
+    cluster, cache, clock = Cluster(), Cache(BACKEND), [0.0]
+    readers = Operator(cluster, Settings(), BACKEND).progress
+    observer = Observer(cluster, cache, readers, Settings(), lambda: clock[0])
+    for number in range(jobs):
+        cache.jobs.put(job(1, f"job-{number}"))
+        cache.runs.put(held(number))
+
+    def queues() -> set[ObservedQueue]:
+        found = (asyncio.run(observer.observe(Key("team", f"job-{number}"))) for number in range(jobs))
+        return {each.queue for each in found if each}
+
+    assert queues() == {ObservedQueue()}, "Kueue may not have seen the run yet"
+    clock[0] = seconds - 1
+    assert queues() == {ObservedQueue()}
+    assert len(cluster.reads) == jobs
+    clock[0] = seconds
+    assert queues() == {ObservedQueue(managed=False)}
+    cluster.queued = {"status": {"conditions": [UNMET]}}
+    clock[0] = 2 * seconds
+    assert queues() == {ObservedQueue("8 more needed")}
+    assert len(cluster.reads) == 3 * jobs
+
+
+UNMET = {"type": "QuotaReserved", "status": "False", "reason": "Pending", "message": "8 more needed"}
+
+
 class Broken(PyTorchJobs):
     """A backend with a bug."""
 
@@ -184,4 +237,81 @@ def test_a_pod_with_odd_labels_harms_nobody(operator: Operator, labels: Json) ->
     metadata = {"name": "odd", "namespace": "team", "uid": "u", "resourceVersion": "9"}
     pod = {"metadata": metadata | {"labels": {"finetune.dev/job-uid": "uid-sample", **labels}}, "status": {}}
     operator.on_event(Kind.PODS, "ADDED", pod)
-    assert [found.run for found in operator.cache.pods.of("uid-sample")] == [0]
+    assert list(operator.cache.pods.items()) == []
+
+
+class Hanging(Cluster):
+    """Its status is written, and the answer never comes."""
+
+    async def patch_status(self, key: Key, patch: Json) -> Json:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+def test_a_pass_that_takes_too_long_is_given_up_and_comes_again() -> None:
+    operator = Operator(Hanging(), Settings(pass_seconds=0.05), BACKEND)
+    operator.on_event(Kind.JOBS, "ADDED", job(1))
+    key = operator.queue.take()
+    assert key is not None
+    asyncio.run(process(operator.queue, operator.reconciler, key))
+    assert operator.queue.take() is None
+    assert 0 < (operator.queue.wait_seconds() or 0) < 1, "a moment later"
+    assert REGISTRY.get_sample_value("finetune_operator_reconcile_errors_total", {"reason": "TimedOut"}) == 1
+
+
+def test_events_that_the_server_takes_slowly_hold_no_pass_and_too_many_are_dropped_and_counted() -> None:
+    taken: list[Json] = []
+    events = [
+        {"reason": str(number), "involvedObject": {"namespace": "team", "name": "sample"}} for number in range(9)
+    ]
+
+    async def slow(event: Json) -> None:
+        await asyncio.sleep(0.01)
+        taken.append(event)
+        if event["reason"] == "1":
+            raise Refused("not now")
+
+    async def play() -> None:
+        queue = EventQueue(slow, most_waiting=4)
+        for event in events:
+            queue.put(event)
+        writer = asyncio.create_task(queue.write())
+        await queue.drained()
+        writer.cancel()
+
+    dropped = REGISTRY.get_sample_value("finetune_operator_dropped_events_total") or 0
+    asyncio.run(play())
+    assert taken == events[:4]
+    assert REGISTRY.get_sample_value("finetune_operator_dropped_events_total") == dropped + 5 + 1
+
+
+class Recording(Cluster):
+    """Remembers events."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[Json] = []
+
+    async def create_event(self, event: Json) -> None:
+        self.events.append(event)
+
+
+def test_a_job_whose_log_cannot_be_read_says_so_and_what_to_do() -> None:
+    cluster = Recording()
+    operator = Operator(cluster, Settings(), BACKEND)
+    operator.on_event(Kind.JOBS, "ADDED", job(1))
+    for each in (KEY, Key("team", "gone")):
+        operator.on_unreadable_log(PodLog(each, "sample-1-worker-0", "uid", "mute"), "get pods/log: no answer")
+
+    async def write() -> None:
+        writer = asyncio.create_task(operator.events.write())
+        await operator.events.drained()
+        writer.cancel()
+
+    asyncio.run(write())
+    [event] = cluster.events
+    assert (event["reason"], event["involvedObject"]["name"]) == ("ProgressUnknown", "sample")
+    assert event["message"] == (
+        "The log of pod sample-1-worker-0 cannot be read, so progress is unknown: get pods/log: no answer. "
+        "The job continues. Check the kubelet of node mute: `kubectl describe node mute`."
+    )

@@ -1,65 +1,23 @@
-"""What the plan does about a job, one situation a row."""
+"""What the plan does about a job, one situation a row. How it stops is in test_stopping.py."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from datetime import timedelta
 
 import pytest
 
-from builders import Json, resource
+from builders import Json
 from finetune_api.resource.reasons import RESTARTING
 from finetune_api.resource.status import Phase
 from finetune_api.runtime.exits import Exit
-from finetune_api.runtime.report import Cause, FinalReport, ProgressRecord
+from finetune_api.runtime.report import ProgressRecord
+from finetune_api.validation.predicates import find
 from finetune_plan.backends import DEFAULT as BACKEND
 from finetune_plan.decide import POLL_SECONDS, plan
-from finetune_plan.model import CreateRun, DeleteRun, Observed, ObservedClaim, ObservedPod, ObservedRun, Plan
+from finetune_plan.model import CreateRun, ObservedClaim, ObservedPod, ObservedQueue, ObservedRun
 from finetune_plan.settings import PlanSettings
-
-NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
-RUN1 = (ObservedRun("sample-1", 1),)
-
-
-def seen(changes: Json | None = None, status: Json | None = None, **parts: Any) -> Observed:
-    body = resource({"compute.nodes": 2, **(changes or {})})
-    body["metadata"] |= {"uid": "u-1", "namespace": "team", "generation": 3}
-    return Observed(body | ({"status": status} if status else {}), **parts)
-
-
-def decided(observed: Observed) -> Plan:
-    """What is done now. Restarts do not wait here; how long they do is in test_restarts.py."""
-    return plan(observed, PlanSettings(backoff_seconds=0), NOW, BACKEND)
-
-
-def created(answer: Plan) -> list[str]:
-    return [a.manifest["metadata"]["name"] for a in answer.actions if isinstance(a, CreateRun)]
-
-
-def deleted(answer: Plan) -> list[str]:
-    return [a.name for a in answer.actions if isinstance(a, DeleteRun)]
-
-
-def condition(answer: Plan, kind: str) -> tuple[str, str]:
-    return next((c.status.value, c.reason) for c in answer.status.conditions or () if c.type == kind)
-
-
-def accepted(**more: Any) -> Json:
-    """The status as written after the first run was created."""
-    status = decided(seen()).status.model_dump(mode="json", exclude_none=True)
-    return status | more
-
-
-def pod(rank: int, phase: str = "Running", **more: Any) -> ObservedPod:
-    return ObservedPod(f"sample-1-{rank}", f"uid-{rank}", 1, rank, phase, **more)
-
-
-def ended(rank: int, code: Exit, *, at: float = 10.0, message: str = "why", cause: bool = True) -> ObservedPod:
-    blamed = Cause(rank=rank, node=rank, time=at, error=message) if cause and code else None
-    report = FinalReport(time=at, exit_code=code, reason="x", message=message, step=7, result="/out/result",
-                         digest="sha256:1", metrics={"train.loss": 2.25, "val.loss": 1.5}, cause=blamed)  # fmt: skip
-    return pod(rank, "Succeeded" if code == Exit.OK else "Failed", exit_code=int(code), report=report)
+from plan.situations import NOW, RUN1, accepted, condition, created, decided, deleted, ended, pod, seen, written
 
 
 def test_a_new_job_gets_its_first_run_and_says_what_was_decided() -> None:
@@ -169,15 +127,19 @@ def test_pods_that_still_run_a_minute_after_the_end_are_removed() -> None:
 def test_cancelling_ends_the_job_for_good() -> None:
     answer = decided(seen({"cancel": True}, status=accepted(), runs=RUN1, pods=(pod(0), pod(1))))
     assert deleted(answer) == ["sample-1"]
-    assert answer.status.phase is Phase.CANCELLED
-    assert answer.status.completionTime
+    assert condition(answer, "FailureTarget") == ("True", "Cancelled")
+    over = decided(seen(status=written(answer)))
+    assert (over.actions, over.status.phase) == ((), Phase.CANCELLED)
+    assert over.status.completionTime
 
 
 def test_suspending_gives_the_gpus_back_and_resuming_starts_the_next_run() -> None:
     suspended = decided(seen({"suspend": True}, status=accepted(), runs=RUN1, pods=(pod(0), pod(1))))
     assert deleted(suspended) == ["sample-1"]
+    assert suspended.status.phase is Phase.STOPPING
+    suspended = decided(seen({"suspend": True}, status=written(suspended)))
     assert suspended.status.phase is Phase.SUSPENDED
-    resumed = decided(seen(status=suspended.status.model_dump(mode="json", exclude_none=True)))
+    resumed = decided(seen(status=written(suspended)))
     assert created(resumed) == ["sample-2"]
     assert condition(resumed, "Suspended") == ("False", "Resumed")
 
@@ -220,7 +182,8 @@ def test_a_failed_pod_ends_the_run_of_the_gang(case: str) -> None:
     assert deleted(answer) == (["sample-1"] if again else []), "a run that ended the job stays for its logs"
     assert (answer.status.restarts or 0) == after
     assert (answer.status.phase is Phase.STARTING) == again
-    assert (answer.status.completionTime is None) == again
+    over = decided(seen(changes, status=written(answer), runs=RUN1, pods=tuple(p for p in pods if p.exit_code)))
+    assert (over.status.completionTime is None) == again
 
 
 def test_the_deadline_is_ours() -> None:
@@ -228,18 +191,14 @@ def test_the_deadline_is_ours() -> None:
     answer = decided(seen({"lifecycle.activeDeadlineSeconds": 60}, status=accepted(startTime=start), runs=RUN1,
                           pods=(pod(0, bound_since=start), pod(1))))  # fmt: skip
     assert deleted(answer) == ["sample-1"]
-    assert condition(answer, "Failed") == ("True", "DeadlineExceeded")
+    assert condition(answer, "FailureTarget") == ("True", "DeadlineExceeded")
+    assert condition(decided(seen(status=written(answer))), "Failed") == ("True", "DeadlineExceeded")
 
 
 def test_an_operator_upgrade_that_refuses_a_running_job_leaves_it_alone() -> None:
     answer = decided(seen({"compute.gpu_type": "X9000"}, status=accepted(), runs=RUN1, pods=(pod(0), pod(1))))
     assert answer.actions == ()
     assert answer.status.phase is not Phase.FAILED
-
-
-def written(answer: Plan) -> Json:
-    """The status as the API server gives it back."""
-    return answer.status.model_dump(mode="json", exclude_none=True)
 
 
 def test_a_failure_is_counted_once_although_the_operator_dies_before_it_removed_the_run() -> None:
@@ -346,6 +305,43 @@ def test_a_queue_that_takes_the_pods_away_is_no_failure() -> None:
     assert (back.actions, back.status.phase) == ((), Phase.STARTING)
 
 
+QUEUE: Json = {"queue.name": "research"}
+HELD = (ObservedRun("sample-1", 1, suspended=True),)
+
+
+@pytest.mark.parametrize(
+    ("changes", "queue", "reason", "end"),
+    [
+        (QUEUE, ObservedQueue(), "Queued", "it starts when quota is free."),
+        (QUEUE, ObservedQueue("8 more needed"), "Queued", "it starts when quota is free. Kueue: 8 more needed"),
+        (QUEUE, ObservedQueue(managed=False), "QueueUnmanaged", "create it again without spec.queue."),
+        ({}, ObservedQueue(managed=False), "Queued", "it starts when quota is free."),
+    ],
+    ids=["not read yet", "Kueue says why", "nothing manages the queue", "somebody suspended a job without a queue"],
+)
+def test_a_queued_job_says_why(changes: Json, queue: ObservedQueue, reason: str, end: str) -> None:
+    answer = decided(replace(seen(changes, status=accepted(), runs=HELD), queue=queue))
+    [said] = [x for x in answer.status.conditions or () if x.type == "PodsReady"]
+    assert (answer.actions, answer.status.phase, said.reason) == ((), Phase.QUEUED, reason)
+    assert said.message.endswith(end)
+
+
+@pytest.mark.parametrize("code", [None, 137], ids=["they still run", "they were killed"])
+def test_a_job_that_is_admitted_before_its_pods_have_ended_gets_another_run_for_free(code: int | None) -> None:
+    held = decided(seen(QUEUE, status=accepted(restarts=3), runs=HELD))
+    old = replace(pod(0, exit_code=code), termination_deadline="2026-01-01T12:05:00Z")
+    answer = decided(seen(QUEUE, status=written(held), runs=RUN1, pods=(old,)))
+    assert (deleted(answer), answer.status.restarts) == (["sample-1"], 3)
+    assert created(decided(seen(QUEUE, status=written(answer)))) == ["sample-2"]
+
+
+def test_a_run_that_names_a_queue_is_created_suspended() -> None:
+    for changes, expected in (({}, None), (QUEUE, True)):
+        [create] = decided(seen(changes)).actions
+        assert isinstance(create, CreateRun)
+        assert find(create.manifest, BACKEND.suspend_key) is expected
+
+
 def test_a_refused_job_that_is_looked_at_again_says_the_same_at_the_same_time() -> None:
     first = decided(seen({"compute.gpu_type": None}))
     later = plan(
@@ -355,7 +351,8 @@ def test_a_refused_job_that_is_looked_at_again_says_the_same_at_the_same_time() 
 
 
 def test_a_suspended_run_that_is_still_there_goes_before_the_next_is_created() -> None:
-    suspended = decided(seen({"suspend": True}, status=accepted(), runs=RUN1, pods=(pod(0), pod(1))))
+    suspended = decided(seen({"suspend": True}, status=accepted()))
+    assert suspended.status.phase is Phase.SUSPENDED
     resumed = decided(seen(status=written(suspended), runs=RUN1, pods=(pod(0), pod(1))))
     assert (deleted(resumed), created(resumed)) == (["sample-1"], [])
 
@@ -365,7 +362,10 @@ def test_a_run_that_is_older_than_the_claimed_one_goes() -> None:
     assert (deleted(answer), created(answer)) == (["sample-1"], [])
 
 
-@pytest.mark.parametrize("pods", [(pod(0),), (pod(0), pod(1, "Pending"))], ids=["missing", "replaced"])
+@pytest.mark.parametrize(
+    "pods", [(pod(0),), (pod(0), replace(pod(1, "Pending"), uid="new")), (pod(0), replace(pod(1), uid="new"))],
+    ids=["missing", "replaced by one that waits", "replaced by one that runs"],
+)  # fmt: skip
 def test_a_gang_that_is_no_longer_whole_starts_again_for_free(pods: tuple[ObservedPod, ...]) -> None:
     whole = decided(seen(status=accepted(), runs=RUN1, pods=(pod(0), pod(1))))
     answer = decided(seen(status=written(whole), runs=RUN1, pods=pods))

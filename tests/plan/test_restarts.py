@@ -16,7 +16,7 @@ from finetune_api.resource.status import Phase
 from finetune_api.runtime.exits import Exit, meaning
 from finetune_api.runtime.report import FinalReport, ResumeRecord
 from finetune_plan.backends import DEFAULT as BACKEND
-from finetune_plan.decide import plan
+from finetune_plan.decide import POLL_SECONDS, plan
 from finetune_plan.model import CreateRun, Observed, ObservedPod, ObservedRun, Plan
 from finetune_plan.settings import PlanSettings
 
@@ -226,6 +226,7 @@ def test_only_time_on_a_node_counts_for_the_deadline() -> None:
     assert life.reconcile().requeue_after == 30
     life.wait(30)
     life.reconcile()
+    life.reconcile()
     assert life.says("Failed").startswith("Pods of the job were on nodes for longer than the deadline of 100 s.")
     assert life.status["active"] == {"seconds": 100}
 
@@ -263,6 +264,8 @@ def test_a_suspended_job_past_its_deadline_asks_for_no_pass() -> None:
     life.reconcile()
     life.wait(60)
     life.pods = pods  # its termination grace period is long
+    assert (life.reconcile().requeue_after, life.status["phase"]) == (POLL_SECONDS, Phase.STOPPING)
+    life.pods = ()
     assert (life.reconcile().requeue_after, life.status["phase"]) == (None, Phase.SUSPENDED)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from finetune_api.runtime.exits import Exit
@@ -14,7 +16,13 @@ SIGKILL = 137
 
 def pod(node: int, code: int | None = None, *, time: float | None = None, lost: str = "") -> ObservedPod:
     report = None if time is None or code is None else _report(code, time)
-    return ObservedPod(f"p{node}", f"u{node}", 1, node, "Failed", exit_code=code, report=report, disruption=lost)
+    phase = "Failed" if code or lost else "Running" if code is None else "Succeeded"
+    return ObservedPod(f"p{node}", f"u{node}", 1, node, phase, exit_code=code, report=report, disruption=lost)
+
+
+def failed(node: int, code: int | None = None, why: str = "") -> ObservedPod:
+    """A pod of phase Failed, whatever its trainer came to."""
+    return replace(pod(node, code), phase="Failed", failure=why)
 
 
 def _report(code: int, time: float) -> FinalReport:
@@ -34,6 +42,23 @@ CASES: dict[str, tuple[tuple[ObservedPod, ...], tuple[int, str, bool]]] = {
     "if all have lost a peer, the first of them": (
         (pod(0, Exit.PEER_LOST, time=2.0), pod(1, Exit.PEER_LOST, time=1.0)),
         (Exit.PEER_LOST, "Pod p1: own words", False)),
+    "a pod whose trainer never started": (
+        (pod(0), failed(1, why="init container mesh exited with code 3 (Error: no route)")),
+        (Exit.CRASHED, "Pod p1: init container mesh exited with code 3 (Error: no route).", False)),
+    "the same, whose peer gave up first": (
+        (pod(0, Exit.PEER_LOST, time=1.0), failed(1, why="init container mesh exited with code 3 (Error)")),
+        (Exit.CRASHED, "Pod p1: init container mesh exited with code 3 (Error).", False)),
+    "a pod that failed although its trainer ended well": (
+        (pod(0), failed(1, Exit.OK, "container proxy exited with code 1 (Error)")),
+        (Exit.CRASHED, "Pod p1: container proxy exited with code 1 (Error).", False)),
+    "a pod that failed and says nothing": (
+        (pod(0), failed(1)), (Exit.CRASHED, "Pod p1: it failed and does not say why.", False)),
+    "a pod that was deleted before it could end": (
+        (pod(0), replace(failed(1), termination_deadline="2026-01-01T12:00:00Z")),
+        (Exit.PEER_LOST, "Pod p1 was deleted.", True)),
+    "a pod that was rejected is named although another one waits": (
+        (failed(0), pod(1, lost="OutOfcpu: Pod was rejected")),
+        (Exit.PEER_LOST, "The cluster removed pod p1: OutOfcpu: Pod was rejected.", True)),
 }  # fmt: skip
 """Pods; exit code and message of the cause, and whether the next run is free."""
 

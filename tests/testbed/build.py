@@ -57,6 +57,7 @@ PROGRAMS = {
     ),
     "kube-controller-manager": _kubernetes("kube-controller-manager"),
     "kube-scheduler": _kubernetes("kube-scheduler"),
+    "kueue": Program("kueue", "sigs.k8s.io/kueue/cmd/kueue"),
     "kwok": Program("kwok", "sigs.k8s.io/kwok/cmd/kwok"),
     "kubelet": _kubernetes("kubelet"),
     "kube-proxy": _kubernetes("kube-proxy"),
@@ -69,6 +70,28 @@ EXTRAS = {
         "manifests/base/crds",
         ("kubeflow.org_pytorchjobs.yaml",),
     ),
+    "kueue-crds": Extra(
+        "kueue",
+        "sigs.k8s.io/kueue",
+        "config/components/crd/bases",
+        tuple(
+            f"kueue.x-k8s.io_{plural}.yaml"
+            for plural in (
+                "admissionchecks",
+                "clusterqueues",
+                "cohorts",
+                "localqueues",
+                "multikueueclusters",
+                "multikueueconfigs",
+                "provisioningrequestconfigs",
+                "resourceflavors",
+                "topologies",
+                "workloadpriorityclasses",
+                "workloads",
+            )
+        ),
+    ),
+    "kueue-webhooks": Extra("kueue", "sigs.k8s.io/kueue", "config/components/webhook", ("manifests.yaml",)),
     "stages": Extra(
         "kwok",
         "sigs.k8s.io/kwok",

@@ -7,6 +7,7 @@ folders of the test.
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 import sys
 import threading
@@ -53,10 +54,7 @@ class Kubelet:
     def __enter__(self) -> Self:
         self._thread.start()
         assert self._ready.wait(10)
-        address = [{"type": "InternalIP", "address": "127.0.0.1"}]
-        status: Json = {"addresses": address, "daemonEndpoints": {"kubeletEndpoint": {"Port": self._port}}}
-        self._api.create({"apiVersion": "v1", "kind": "Node", "metadata": {"name": self.name}})
-        self._api.patch(f"/api/v1/nodes/{self.name}/status", {"status": status})
+        register_node(self._api, self.name, self._port)
         return self
 
     def __exit__(
@@ -69,11 +67,7 @@ class Kubelet:
 
     def run(self, pod: str) -> None:
         """The pod is here, and runs."""
-        path = f"/api/v1/namespaces/{self.namespace}/pods/{pod}"
-        target = {"apiVersion": "v1", "kind": "Node", "name": self.name}
-        binding: Json = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": pod}, "target": target}
-        self._api.request("POST", f"{path}/binding", binding)
-        run_pod(self._api, self.namespace, pod)
+        bind_and_run(self._api, self.namespace, pod, self.name)
 
     def say(self, pod: str, *lines: str) -> None:
         """The pod writes to its log."""
@@ -188,6 +182,41 @@ class Kubelet:
         """Paths of the pod are folders of the test."""
         folder = self.claims.parent
         return word.replace("/mnt/claims", str(self.claims)).replace("/tmp/finetune-alive", str(folder / "alive"))
+
+
+class SilentKubelet:
+    """A Node whose kubelet takes connections and never answers; `with` registers and removes it."""
+
+    def __init__(self, api: Api, name: str) -> None:
+        self.name, self._api, self._socket = name, api, socket.socket()
+
+    def __enter__(self) -> Self:
+        self._socket.bind(("127.0.0.1", 0))
+        self._socket.listen(1024)  # the kernel takes connections, and nobody reads
+        register_node(self._api, self.name, self._socket.getsockname()[1])
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._api.delete(f"/api/v1/nodes/{self.name}")
+        self._socket.close()
+
+
+def register_node(api: Api, name: str, port: int) -> None:
+    """A Node whose kubelet listens on a port of this machine."""
+    address = [{"type": "InternalIP", "address": "127.0.0.1"}]
+    status: Json = {"addresses": address, "daemonEndpoints": {"kubeletEndpoint": {"Port": port}}}
+    api.create({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
+    api.patch(f"/api/v1/nodes/{name}/status", {"status": status})
+
+
+def bind_and_run(api: Api, namespace: str, pod: str, node: str) -> None:
+    """The pod is on that node, and runs."""
+    target = {"apiVersion": "v1", "kind": "Node", "name": node}
+    binding: Json = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": pod}, "target": target}
+    api.request("POST", f"/api/v1/namespaces/{namespace}/pods/{pod}/binding", binding)
+    run_pod(api, namespace, pod)
 
 
 def _status(code: int) -> bytes:

@@ -29,6 +29,33 @@ def end_pod(api: Api, namespace: str, name: str, *, exit_code: int = 0, message:
     )
 
 
+def bind_pod(api: Api, namespace: str, name: str, node: str) -> None:
+    """The scheduler's word: from now on a deletion gives the pod its grace, and remove_pod ends it."""
+    body: Json = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name}, "target": {"name": node}}
+    api.request("POST", f"/api/v1/namespaces/{namespace}/pods/{name}/binding", body)
+
+
+def remove_pod(api: Api, namespace: str, name: str) -> None:
+    """The kubelet's last word about a pod that was deleted: it has ended."""
+    api.delete(f"/api/v1/namespaces/{namespace}/pods/{name}", gracePeriodSeconds="0")
+
+
+def reject_pod(api: Api, namespace: str, name: str, reason: str, message: str) -> Json:
+    """The kubelet takes a pod that the scheduler gave it and does not start it: there is no container status."""
+    status = {"phase": "Failed", "reason": reason, "message": f"Pod was rejected: {message}", "startTime": _now()}
+    return api.patch(f"/api/v1/namespaces/{namespace}/pods/{name}/status", {"status": status})
+
+
+def fail_init(api: Api, namespace: str, name: str, container: str, exit_code: int, message: str) -> Json:
+    """An init container, which somebody's webhook added, fails; the trainer's own container never starts."""
+    ended = {"exitCode": exit_code, "reason": "Error", "message": message, "finishedAt": _now()}
+    init = {"name": container, "image": "", "imageID": "", "ready": False, "restartCount": 0, "started": False}
+    main = init | {"name": "pytorch", "state": {"waiting": {"reason": "PodInitializing"}}}
+    status = {"phase": "Failed", "initContainerStatuses": [init | {"state": {"terminated": ended}}],
+              "containerStatuses": [main]}  # fmt: skip
+    return api.patch(f"/api/v1/namespaces/{namespace}/pods/{name}/status", {"status": status})
+
+
 def _write(api: Api, namespace: str, name: str, status: Json, container: Json) -> Json:
     path = f"/api/v1/namespaces/{namespace}/pods/{name}"
     containers = [

@@ -46,7 +46,8 @@ def files() -> Mapping[str, str]:
 
 def stale(root: Path) -> list[str]:
     """Files below `root` that are absent or differ from what they should be."""
-    return [name for name, text in files().items() if not _holds(root / name, text)]
+    present = {name: (root / name).read_text(encoding="utf-8") for name in files() if (root / name).is_file()}
+    return [name for name, text in files().items() if present.get(name) != text]
 
 
 def write(root: Path) -> None:
@@ -82,10 +83,6 @@ def _write(path: Path, text: str) -> None:
 def _kept(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The same, and it stays when a release is removed or leaves it out: with the definition would go all jobs."""
     return {**manifest, "metadata": {**manifest["metadata"], "annotations": KEPT}}
-
-
-def _holds(path: Path, text: str) -> bool:
-    return path.is_file() and path.read_text(encoding="utf-8") == text
 
 
 class _Dumper(yaml.SafeDumper):

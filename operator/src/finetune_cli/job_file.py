@@ -21,8 +21,7 @@ from finetune_api.validation.problem import Problem
 from . import dialects, kubernetes_yaml
 from .dialects import STDIN
 from .errors import InvalidInput
-from .kubernetes_yaml import Document, InvalidYaml
-from .nesting import too_deep
+from .kubernetes_yaml import Document, InvalidYaml, too_deep
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,12 @@ def read(file: str) -> JobFile:
     label = "<stdin>" if file == STDIN else file
     dialect = dialects.of(file, text)
     if dialect:
-        return JobFile(label, dialect.resource(text, file), rephrase=dialect.rephrase, is_resource=False)
+        return JobFile(
+            label,
+            dialect.resource(text, "job" if file == STDIN else file),
+            rephrase=dialect.rephrase,
+            is_resource=False,
+        )
     document = _job(_documents(text, label), label)
     if not isinstance(document.value, dict):
         raise InvalidInput([_not_a_job(label, "The document is not a map of keys and values.")])

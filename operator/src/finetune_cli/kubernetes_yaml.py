@@ -17,14 +17,15 @@ from typing import Any
 
 import yaml
 
-from .nesting import MAX_DEPTH, MESSAGE
-
 _Loader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """libyaml's reader is several times faster; some builds of PyYAML lack it."""
 
+MAX_DEPTH = 100
+"""Several times the depth of the deepest key of a job; tags may have any shape. Parsers and validation recurse;
+libyaml's C code even crashes without an error."""
+TOO_DEEP = f"nested more than {MAX_DEPTH} levels deep"
 MAX_VALUES = 100_000
 """A job has hundreds; aliases of aliases can stand for more values than memory holds."""
-_TRUE = {"y", "yes", "true", "on"}
 _OCTAL = re.compile(r"([-+]?)0[oO]?([0-7]+)")
 
 IMPLICIT = (
@@ -102,10 +103,22 @@ def value(text: str) -> Any:
     return found[0].value if found else None
 
 
+def too_deep(value: Any) -> bool:
+    """Whether maps and lists are nested deeper than MAX_DEPTH. Iterative, for values without shared parts."""
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        nested = [each for each in level if isinstance(each, (dict, list))]
+        level = [inner for each in nested for inner in (each.values() if isinstance(each, dict) else each)]
+        if not level:
+            return False
+    return True
+
+
 class Reader(_Loader):  # type: ignore[misc, valid-type] # chosen when the module is loaded
     """A safe loader with Kubernetes' implicit types. Values are what JSON has."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's own name
+    bool_values = _Loader.bool_values | {"y": True, "n": False}
 
 
 class Writer(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
@@ -113,7 +126,7 @@ class Writer(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[mis
 
 
 def _check_size(text: str) -> None:
-    """Raises InvalidYaml before anything recurses over the text, or expands its aliases."""
+    """Raises an error before anything recurses over the text, or expands its aliases."""
     anchors: dict[str | None, tuple[int, int]] = {}  # levels and values of each anchored collection
     stack: list[tuple[str | None, int, int]] = []  # anchor, and levels and values so far, of each open collection
     for event in yaml.parse(text, Loader=_Loader):
@@ -126,29 +139,20 @@ def _check_size(text: str) -> None:
             anchors[anchor] = levels, values
         elif isinstance(event, yaml.AliasEvent):
             if any(anchor == event.anchor for anchor, _, _ in stack):
-                raise _invalid(event, f"the anchor {event.anchor} contains itself")
+                raise _error(event, f"the anchor {event.anchor} contains itself")
             levels, values = anchors.get(event.anchor, (0, 1))
         if stack:
             anchor, highest, total = stack[-1]
             stack[-1] = anchor, max(highest, levels + 1), total + values
             if excess := _excess(len(stack) - 1 + stack[-1][1], stack[-1][2]):
-                raise _invalid(event, excess)
+                raise _error(event, excess)
 
 
 def _excess(levels: int, values: int) -> str:
     """What there is too much of; empty if there is not."""
     if levels > MAX_DEPTH:
-        return MESSAGE
+        return TOO_DEEP
     return f"more than {MAX_VALUES:,} values, aliases expanded" if values > MAX_VALUES else ""
-
-
-def _invalid(event: yaml.Event, message: str) -> InvalidYaml:
-    mark = event.start_mark
-    return InvalidYaml(message, *((mark.line + 1, mark.column + 1) if mark else (1, 1)))
-
-
-def _bool(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> bool:
-    return str(node.value).lower() in _TRUE
 
 
 def _int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
@@ -175,26 +179,22 @@ def _map(loader: yaml.SafeLoader, node: yaml.MappingNode) -> Iterator[dict[str, 
     loader.flatten_mapping(node)  # merge keys: their entries come first, and may be overridden
     earlier: set[str] = set()
     for key_node, value_node in node.value:
-        key = _key(loader, key_node)
+        key = loader.construct_object(key_node)
+        if not isinstance(key, str):
+            raise _error(key_node, f"the key {key_node.value!r} is not a string; put it in quotes")
         if id(key_node) in own and key in earlier:
             raise _error(key_node, f"duplicate key {key!r}")
         earlier |= {key} if id(key_node) in own else set()
         result[key] = loader.construct_object(value_node, deep=True)
 
 
-def _key(loader: yaml.SafeLoader, node: yaml.Node) -> str:
-    key = loader.construct_object(node)
-    if isinstance(key, str):
-        return key
-    raise _error(node, f"the key {node.value!r} is not a string; put it in quotes")
-
-
 def _unknown(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
     raise _error(node, f"the tag {node.tag} is not supported")
 
 
-def _error(node: yaml.Node, message: str) -> yaml.constructor.ConstructorError:
-    return yaml.constructor.ConstructorError(None, None, message, node.start_mark)
+def _error(at: yaml.Node | yaml.Event, message: str) -> yaml.constructor.ConstructorError:
+    mark: Any = at.start_mark  # libyaml's has a type of its own
+    return yaml.constructor.ConstructorError(None, None, message, mark)
 
 
 def _child(node: yaml.Node, part: str) -> tuple[yaml.Node, yaml.Node] | None:
@@ -209,7 +209,7 @@ def _child(node: yaml.Node, part: str) -> tuple[yaml.Node, yaml.Node] | None:
 for _type, _pattern, _first in IMPLICIT:
     for _class in (Reader, Writer):
         _class.add_implicit_resolver(f"tag:yaml.org,2002:{_type}", re.compile(f"(?:{_pattern})$"), list(_first))
-for _type, _constructor in (("bool", _bool), ("int", _int), ("float", _float), ("map", _map)):
+for _type, _constructor in (("int", _int), ("float", _float), ("map", _map)):
     Reader.add_constructor(f"tag:yaml.org,2002:{_type}", _constructor)
 for _type in ("timestamp", "binary", "set", "omap", "pairs"):
     Reader.add_constructor(f"tag:yaml.org,2002:{_type}", _unknown)

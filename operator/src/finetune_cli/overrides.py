@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import click
@@ -59,10 +59,6 @@ def apply(resource: Mapping[str, Any], overrides: Overrides) -> dict[str, Any]:
     for assignment in overrides.assignments:
         _set(result, *_parse(assignment))
     return result
-
-
-def with_output(overrides: Overrides, output: str) -> Overrides:
-    return replace(overrides, output=output)
 
 
 def _parse(assignment: str) -> tuple[str, Any]:

@@ -28,15 +28,11 @@ class ValidatedJob:
     resource: dict[str, Any]
     verdict: Verdict
 
-
-@dataclass(frozen=True)
-class AcceptedJob:
-    """A job without problems."""
-
-    file: JobFile
-    resource: dict[str, Any]
-    verdict: Verdict
-    resolution: Resolution
+    @property
+    def resolution(self) -> Resolution:
+        """What the plan decided; only of a job that it does not refuse."""
+        assert self.verdict.resolution is not None
+        return self.verdict.resolution
 
 
 def validate(file: JobFile, given: Overrides, *, cluster: bool = True) -> ValidatedJob:
@@ -45,12 +41,12 @@ def validate(file: JobFile, given: Overrides, *, cluster: bool = True) -> Valida
     return ValidatedJob(file, resource, resolve.validate(resource, SETTINGS, cluster=cluster))
 
 
-def accept(file: JobFile, given: Overrides, *, cluster: bool = True) -> AcceptedJob:
-    """Raises InvalidInput with all problems."""
+def accept(file: JobFile, given: Overrides, *, cluster: bool = True) -> ValidatedJob:
+    """A job without problems. Raises InvalidInput with all of them."""
     found = validate(file, given, cluster=cluster)
     if found.verdict.resolution is None or not found.verdict.valid:
         raise found.file.invalid(found.verdict.problems)
-    return AcceptedJob(found.file, found.resource, found.verdict, found.verdict.resolution)
+    return found
 
 
 def print_notes(resolution: Resolution) -> None:

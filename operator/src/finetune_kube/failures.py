@@ -29,6 +29,8 @@ class FailureKind(StrEnum):
     """The resource version or the continue token is too old: list again."""
     UNAVAILABLE = "Unavailable"
     """The API server is overloaded or failing: try again later."""
+    WEBHOOK_FAILED = "WebhookFailed"
+    """The API server could not ask an admission webhook, which needs an administrator."""
     OTHER = "Other"
 
 
@@ -55,6 +57,8 @@ _KINDS = {
     422: FailureKind.INVALID,
     429: FailureKind.UNAVAILABLE,
 }
+_WEBHOOK = "failed calling webhook"
+"""How the API server begins to say so, with status 500."""
 LONGEST_TEXT = 500
 """Bytes of an answer that is no Status object, such as a proxy's page."""
 
@@ -72,6 +76,8 @@ def _kind(code: int, status: Mapping[str, Any]) -> FailureKind:
         return FailureKind.NOT_FOUND if _details(status).get("name") else FailureKind.UNKNOWN_RESOURCE
     if code == 409 and status.get("reason") == "AlreadyExists":
         return FailureKind.ALREADY_EXISTS
+    if code == 500 and _WEBHOOK in str(status.get("message")):
+        return FailureKind.WEBHOOK_FAILED
     return _KINDS.get(code, FailureKind.UNAVAILABLE if code >= 500 else FailureKind.OTHER)
 
 

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Collection, Coroutine
+from contextlib import suppress
 from typing import Any
 
 import kopf
@@ -23,7 +24,7 @@ from pydantic import ValidationError
 from finetune_plan import backends
 from finetune_plan.backends.protocol import Backend
 
-from . import handlers, logs, server
+from . import event_queue, handlers, logs, server
 from .cluster import KubernetesCluster
 from .discovery import WatchedKinds
 from .runtime import Operator
@@ -32,7 +33,7 @@ from .settings import Settings
 UNHEALTHY = 3
 CHECK_SECONDS = 5.0
 DRAIN_SECONDS = 15.0
-"""Seconds that passes in progress may take after SIGTERM."""
+"""Seconds that passes in progress, and then events that wait, may take after SIGTERM."""
 KOPF_EXIT_SECONDS = 4.0
 """Seconds that kopf may take after that. It loses a cancellation that meets the end of a stream, and would wait for
 that watch for ever."""
@@ -75,12 +76,17 @@ async def run(settings: Settings, backend: Backend) -> None:
         kinds.follow(),
         _take_signals(ready, terminate),
         terminate.wait(),
+        *(operator.progress.read() for _ in range(settings.progress_readers)),
+        *(operator.events.write() for _ in range(event_queue.WRITERS)),
     )
     watch = asyncio.create_task(_watch(operator, kinds, ready, leave))
     await asyncio.wait([*workers, *loops, watch], return_when=asyncio.FIRST_COMPLETED)
     _end_within(SHUTDOWN_SECONDS)
     operator.stop()
-    await asyncio.wait(workers, timeout=DRAIN_SECONDS)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_SECONDS):
+            await asyncio.wait(workers)
+            await operator.events.drained()
     leave.set()
     await asyncio.wait([watch], timeout=KOPF_EXIT_SECONDS)
     ended = await _cancelled([*workers, *loops, watch])

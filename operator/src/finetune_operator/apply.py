@@ -8,15 +8,17 @@ after a crash in between, the next pass reads what was intended.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from finetune_plan.model import CreateRun, DeleteRun, Observed, Plan, RecordResult
 
 from . import events
 from .cache import Cache
-from .cluster import Cluster
-from .errors import AlreadyExists, ClusterError, Conflict, NotFound, Refused
-from .identity import Json, Key, key_of, log_fields
+from .cluster import Cluster, Kind
+from .errors import AlreadyExists, Conflict, NameTaken, NotFound, Refused
+from .event_queue import EventQueue
+from .identity import Json, Key, controller_of, key_of, log_fields
 from .status_change import StatusChange
 
 log = logging.getLogger(__name__)
@@ -28,6 +30,7 @@ class Applier:
     cache: Cache
     kind: str
     """Of the objects of runs."""
+    events: EventQueue
 
     async def apply(self, observed: Observed, answer: Plan, change: StatusChange, now: str) -> bool:
         """Carry out a plan; True if that changed anything: watch events of our own writes trigger no pass.
@@ -49,13 +52,13 @@ class Applier:
                 await self._execute(key, job, action)
         finally:
             if patch:
-                await self._emit_events(key, job, change, now)
+                self._emit_events(job, change, now)
         return changed
 
     async def report(self, key: Key, job: Json, change: StatusChange, now: str) -> None:
         """Write a status that comes from no plan, and its events. Raises ClusterError."""
         if await self._write_status(key, job, change.patch):
-            await self._emit_events(key, job, change, now)
+            self._emit_events(job, change, now)
 
     async def _record_result(self, key: Key, result: RecordResult) -> None:
         """Best effort: the job is complete even if the claim is gone or may not be written to."""
@@ -95,42 +98,55 @@ class Applier:
 
     async def _delete(self, run: Key, uid: str) -> None:
         if going := await self.cluster.delete_run(run, uid):
-            self.cache.runs.put(going)
+            self.cache.put(Kind.RUNS, going)
         else:
             self.cache.runs.forget(run)
 
     async def _create(self, key: Key, job: Json, action: CreateRun) -> bool:
         """Create a run unless it is there; True if it was us."""
         own = Key(key.namespace, action.manifest["metadata"]["name"])
-        if action.previous and await self._exists(Key(key.namespace, action.previous), job):
+        if action.previous and self._is_ours(await self._live(Key(key.namespace, action.previous)), job):
             raise Conflict(f"{action.previous} is still there")
-        if await self._exists(own, job):
-            return False
-        try:
-            self.cache.runs.put(await self.cluster.create_run(dict(action.manifest)))
-        except AlreadyExists:
-            await self._exists(own, job)
-            return False
-        return True
+        if self._is_free(await self._live(own), job):
+            try:
+                self.cache.put(Kind.RUNS, await self.cluster.create_run(dict(action.manifest)))
+            except AlreadyExists:
+                self._is_free(await self._live(own), job)
+            else:
+                return True
+        return False
 
-    async def _exists(self, name: Key, job: Json) -> bool:
-        """Whether our run of that name exists now, live. Raises Refused if another owner holds the name."""
+    async def _live(self, name: Key) -> Json | None:
+        """The object of that name now; another owner may have it."""
         live = await self.cluster.get_run(name)
         if live is None:
             self.cache.runs.forget(name)
-            return False
-        owners = {o["uid"] for o in live["metadata"].get("ownerReferences") or ()}
-        if job["metadata"]["uid"] not in owners:
-            raise Refused(f"A {self.kind} {name.name} that is not this job's exists. Delete it, or rename the job.")
-        self.cache.runs.put(live)
-        return True
+        else:
+            self.cache.put(Kind.RUNS, live)
+        return live
 
-    async def _emit_events(self, key: Key, job: Json, change: StatusChange, now: str) -> None:
-        """Events are best effort: a job does not wait for them."""
-        for event in events.of_change(job, change.before, change.after, now):
-            try:
-                await self.cluster.create_event(event)
-            except ClusterError as error:
-                log.warning(
-                    "event not created", extra=log_fields(key) | {"error": str(error), "event": event["reason"]}
-                )
+    def _is_free(self, live: Json | None, job: Json) -> bool:
+        """Whether a run may have that name: not if ours has it already. Raises NameTaken if a foreign object has."""
+        if live is not None and not self._is_ours(live, job):
+            state = " and is being deleted" if "deletionTimestamp" in live["metadata"] else ""
+            raise NameTaken(
+                f"{self.kind} {key_of(live).name} has the name of the next run. It is not this job's{state}."
+            )
+        return live is None
+
+    @staticmethod
+    def _is_ours(live: Json | None, job: Json) -> bool:
+        owner = controller_of(live) if live else None
+        return owner is not None and owner.uid == job["metadata"]["uid"]
+
+    def report_skipped(self, key: Key, job: Json, now: str) -> None:
+        """Say on a job which objects that name it as their owner could not be read."""
+        found = self.cache.skipped.take(key)
+        self._emit(events.of_skipped(job, each.what, each.why, now) for each in found)
+
+    def _emit_events(self, job: Json, change: StatusChange, now: str) -> None:
+        self._emit(events.of_change(job, change.before, change.after, now))
+
+    def _emit(self, found: Iterable[Json]) -> None:
+        for event in found:
+            self.events.put(event)

@@ -21,8 +21,10 @@ from finetune_plan.backends.protocol import Backend, api_version
 from .errors import AlreadyExists, BackendMissing, NotFound
 from .identity import Json, Key
 from .settings import Settings
-from .transport import MERGE, Transport
+from .transport import Transport
 
+KUEUE_VERSION = "kueue.x-k8s.io/v1beta2"
+WORKLOADS_PLURAL = "workloads"
 CLAIMS_PLURAL = "persistentvolumeclaims"
 PAGE = 100
 """Objects of one page of a list."""
@@ -47,8 +49,8 @@ class Cluster(Protocol):
     async def get_run(self, key: Key) -> Json | None:
         """The object of a run as it is now, or None."""
 
-    def pages(self, kind: Kind, namespace: str = "", uid: str = "") -> AsyncIterator[tuple[list[Json], int]]:
-        """All jobs, or all children, or those of one job, page by page, with the version of the list.
+    def pages(self, kind: Kind, job: Key | None = None) -> AsyncIterator[tuple[list[Json], int]]:
+        """All jobs, or all children, or those of jobs of one name, page by page, with the version of the list.
 
         Where the backend's resource is not served, there are no runs."""
 
@@ -61,6 +63,9 @@ class Cluster(Protocol):
     async def patch_status(self, key: Key, patch: Json) -> Json:
         """Merge into the status of a FinetuneJob. Raises Conflict if metadata.resourceVersion is old."""
 
+    async def workload(self, namespace: str, run_uid: str) -> Json | None:
+        """Kueue's Workload of a run; None if there is none, or no Kueue."""
+
     async def claim(self, key: Key) -> Json | None:
         """A PersistentVolumeClaim; None if there is no such claim."""
 
@@ -68,7 +73,7 @@ class Cluster(Protocol):
         """Set one annotation of a PersistentVolumeClaim. Raises NotFound."""
 
     async def read_log(self, key: Key, since_seconds: int | None) -> str:
-        """The end of a training pod's log."""
+        """The end of a training pod's log. One attempt, in a few seconds: the caller has a schedule of its own."""
 
     async def create_event(self, event: Json) -> None:
         """Create an Event; one that exists is fine."""
@@ -85,7 +90,7 @@ class KubernetesCluster:
 
     def __init__(self, settings: Settings, backend: Backend) -> None:
         self._http, self._backend = Transport(settings), backend
-        self._namespace = settings.watch_namespace
+        self._namespace, self._log_seconds = settings.watch_namespace, settings.progress_timeout_seconds
         self._resources = {
             Kind.JOBS: (API_VERSION, PLURAL),
             Kind.RUNS: (api_version(backend), backend.plural),
@@ -101,10 +106,10 @@ class KubernetesCluster:
     async def get_run(self, key: Key) -> Json | None:
         return await self._find(self._backend.plural, self._run_path(key))
 
-    async def pages(self, kind: Kind, namespace: str = "", uid: str = "") -> AsyncIterator[tuple[list[Json], int]]:
+    async def pages(self, kind: Kind, job: Key | None = None) -> AsyncIterator[tuple[list[Json], int]]:
         version, plural = self._resources[kind]
-        path = _path(version, plural, Key(namespace or self._namespace, ""))
-        selector = f"{names.JOB_UID_LABEL}={uid}" if uid else names.JOB_UID_LABEL
+        path = _path(version, plural, Key(job.namespace if job else self._namespace, ""))
+        selector = f"{names.JOB_UID_LABEL},{names.JOB_LABEL}={job.name}" if job else names.JOB_UID_LABEL
         every = {} if kind is Kind.JOBS else {"labelSelector": selector}
         query: dict[str, str] | None = first_page(every, PAGE)
         while query is not None:
@@ -135,7 +140,17 @@ class KubernetesCluster:
     async def patch_status(self, key: Key, patch: Json) -> Json:
         path, query = f"{_path(API_VERSION, PLURAL, key)}/status", {"fieldManager": names.FIELD_MANAGER}
         resource = f"{PLURAL}/status"
-        return _object(await self._http.request("patch", resource, path, query=query, body=patch, content_type=MERGE))
+        return _object(await self._http.request("patch", resource, path, query=query, body=patch))
+
+    async def workload(self, namespace: str, run_uid: str) -> Json | None:
+        path = _path(KUEUE_VERSION, WORKLOADS_PLURAL, Key(namespace, ""))
+        # Version 0: whatever the API server has in memory.
+        query = {"labelSelector": f"{names.KUEUE_JOB_UID_LABEL}={run_uid}", "resourceVersion": "0"}
+        try:
+            answer = json.loads(await self._http.request("list", WORKLOADS_PLURAL, path, query=query))
+        except (NotFound, BackendMissing):
+            return None
+        return next(iter(answer["items"]), None)
 
     async def claim(self, key: Key) -> Json | None:
         return await self._find(CLAIMS_PLURAL, _path("v1", CLAIMS_PLURAL, key))
@@ -143,14 +158,15 @@ class KubernetesCluster:
     async def annotate_claim(self, key: Key, annotation: str, text: str) -> None:
         body, path = {"metadata": {"annotations": {annotation: text}}}, _path("v1", CLAIMS_PLURAL, key)
         query = {"fieldManager": names.FIELD_MANAGER}
-        await self._http.request("patch", CLAIMS_PLURAL, path, query=query, body=body, content_type=MERGE)
+        await self._http.request("patch", CLAIMS_PLURAL, path, query=query, body=body)
 
     async def read_log(self, key: Key, since_seconds: int | None) -> str:
         query = {"container": self._backend.container, "tailLines": str(LOG_LINES), "limitBytes": str(LOG_BYTES)}
         if since_seconds is not None:
             query["sinceSeconds"] = str(since_seconds)
         path = f"{_path('v1', 'pods', key)}/log"
-        return (await self._http.request("get", "pods/log", path, query=query)).decode(errors="replace")
+        answer = await self._http.request("get", "pods/log", path, query=query, once_in_seconds=self._log_seconds)
+        return answer.decode(errors="replace")
 
     async def create_event(self, event: Json) -> None:
         path = _path("v1", "events", Key(event["metadata"]["namespace"], ""))
@@ -168,7 +184,7 @@ class KubernetesCluster:
         }
         path = _path("coordination.k8s.io/v1", "leases", key)
         try:
-            await self._http.request("patch", "leases", path, body={"spec": lease["spec"]}, content_type=MERGE)
+            await self._http.request("patch", "leases", path, body={"spec": lease["spec"]})
         except NotFound:
             await self._http.request("create", "leases", path.rpartition("/")[0], body=lease)
 

@@ -13,6 +13,7 @@ import kopf
 
 from finetune_api.resource import names
 from finetune_api.resource.names import GROUP, PLURAL, VERSION
+from finetune_api.validation.predicates import find
 from finetune_plan.backends.protocol import Backend
 
 from .cluster import PAGE, Kind
@@ -81,7 +82,7 @@ def register(operator: Operator) -> kopf.OperatorRegistry:
     @kopf.on.event("coordination.k8s.io", "v1", "leases", registry=registry)
     async def heartbeat(event: Any, **_: Any) -> None:
         if key_of(event["object"]) == Key(operator.settings.own_namespace, names.LEASE):
-            operator.canary.received(event["object"]["spec"].get("renewTime", ""))
+            operator.canary.received(find(event["object"], "spec.renewTime") or "")
 
     @kopf.on.login(registry=registry)
     async def login(**_: Any) -> kopf.ConnectionInfo:

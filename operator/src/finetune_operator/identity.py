@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from finetune_api.resource import names
-
 Json = dict[str, Any]
 
 
@@ -19,16 +17,29 @@ class Key(NamedTuple):
         return f"{self.namespace}/{self.name}"
 
 
+class Owner(NamedTuple):
+    """The controller of an object, from its ownerReferences: an object of the same namespace."""
+
+    group: str
+    kind: str
+    key: Key
+    uid: str
+
+
 def key_of(raw: Json) -> Key:
-    """The key of any object."""
-    metadata = raw["metadata"]
-    return Key(metadata.get("namespace", ""), metadata["name"])
+    """The key of any object; of a malformed one, as much as there is."""
+    metadata = raw.get("metadata")
+    found = metadata if isinstance(metadata, dict) else {}
+    return Key(str(found.get("namespace", "")), str(found.get("name", "")))
 
 
-def job_of(raw: Json) -> Key | None:
-    """The job that a child's label names, or None."""
-    name = (raw["metadata"].get("labels") or {}).get(names.JOB_LABEL)
-    return Key(raw["metadata"].get("namespace", ""), name) if name else None
+def controller_of(raw: Json) -> Owner | None:
+    """The owner that controls an object. Raises where its ownerReferences are malformed."""
+    for each in raw["metadata"].get("ownerReferences") or ():
+        if each.get("controller") is True:
+            group, _, _ = each["apiVersion"].rpartition("/")
+            return Owner(group, each["kind"], Key(key_of(raw).namespace, each["name"]), each["uid"])
+    return None
 
 
 def log_fields(key: Key, uid: str = "", run: int | None = None) -> dict[str, Any]:

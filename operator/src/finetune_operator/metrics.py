@@ -28,6 +28,12 @@ REQUESTS = Counter(
     registry=REGISTRY,
 )
 QUEUE_DEPTH = Gauge("finetune_operator_queue_depth", "Jobs that are due to be reconciled.", registry=REGISTRY)
+MALFORMED = Counter(
+    "finetune_operator_malformed_objects_total",
+    "Versions of objects that could not be read and were skipped, by kind.",
+    ["kind"],
+    registry=REGISTRY,
+)
 BACKEND_MISSING = Gauge(
     "finetune_operator_backend_missing",
     "1 while the cluster does not know the resource that runs are made of.",
@@ -35,6 +41,16 @@ BACKEND_MISSING = Gauge(
 )
 UNREADABLE_PROGRESS = Counter(
     "finetune_operator_unreadable_progress_total", "Reads of a job's progress that failed.", registry=REGISTRY
+)
+UNREADABLE_NODES = Gauge(
+    "finetune_operator_unreadable_nodes",
+    "Nodes from which the log of a job's first pod could not be read at the last attempt.",
+    registry=REGISTRY,
+)
+DROPPED_EVENTS = Counter(
+    "finetune_operator_dropped_events_total",
+    "Events that were not created, because too many waited or the API server took none.",
+    registry=REGISTRY,
 )
 CANARY_SECONDS = Gauge(
     "finetune_operator_canary_age_seconds",

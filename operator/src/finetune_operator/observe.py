@@ -1,27 +1,19 @@
-"""Reads: a job, its runs, its pods and the records of rank 0, as one frozen Observed."""
+"""Reads: a job, its runs, its pods and what was read of rank 0's log, as one frozen Observed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 
-from finetune_api.runtime import report
-from finetune_api.runtime.report import (
-    CheckpointRecord,
-    DatasetRecord,
-    EvaluationRecord,
-    ProgressRecord,
-    Record,
-    ResumeRecord,
-)
-from finetune_plan import job_settings, results
-from finetune_plan.decide import missing_pods
-from finetune_plan.model import Observed, ObservedClaim, ObservedPod
+from finetune_api.runtime.report import Record
+from finetune_plan import gang, job_settings, results
+from finetune_plan.model import Observed, ObservedClaim, ObservedPod, ObservedQueue, ObservedRun
 
-from . import metrics
+from . import metrics, transform
 from .cache import Cache
 from .cluster import Cluster, Kind
-from .errors import ClusterError
+from .errors import ClusterError, NameTaken, Refused, WebhookFailed
 from .identity import Json, Key, key_of
+from .progress import ProgressReaders
 from .settings import Settings
 
 BACKEND_SECONDS = 5.0
@@ -30,47 +22,52 @@ CLAIM_SECONDS = 1.0
 """Seconds for which a claim is cached, so that a burst of jobs on one claim reads it once."""
 TERMINATION_POLL_SECONDS = 4.0
 """Seconds between lists of a terminating run's children: less than POLL_SECONDS in finetune_plan/decide.py."""
-OVERLAP_SECONDS = 5
-"""Read twice rather than never: clocks of nodes differ."""
-_ORDER = (DatasetRecord, ResumeRecord, ProgressRecord, EvaluationRecord, CheckpointRecord)
 
 
 class Observer:
     """Keeps no state but the times of its last reads."""
 
-    def __init__(self, cluster: Cluster, cache: Cache, settings: Settings, clock: Callable[[], float]) -> None:
-        self._cluster, self._cache, self._settings, self._clock = cluster, cache, settings, clock
-        self._read: dict[str, float] = {}
-        """When each rank 0, by UID of its pod, was read last."""
+    def __init__(
+        self, cluster: Cluster, cache: Cache, progress: ProgressReaders, settings: Settings,
+        clock: Callable[[], float],
+    ) -> None:  # fmt: skip
+        self._cluster, self._cache, self.progress, self._settings = cluster, cache, progress, settings
+        self._clock = clock
         self._backend: tuple[float, bool] | None = None
+        self._queues: dict[str, tuple[float, ObservedQueue]] = {}
+        """When and what was read last of each run, by UID, that a queue holds back."""
         self._terminating: dict[Key, float] = {}
         """When the children of jobs with a terminating run were last listed, or first seen terminating."""
 
-    async def observe(self, key: Key, refusal: str = "") -> Observed | None:
+    async def observe(self, key: Key, refusal: Refused | WebhookFailed | None = None) -> Observed | None:
         """What is known of a job now; None if there is none, or if it is being deleted and needs nothing."""
         job = self._cache.job(key)
         if job is None or "deletionTimestamp" in job["metadata"]:
+            self.progress.forget(key)
             return None
-        uid = job["metadata"]["uid"]
         over = bool(job["status"].get("completionTime"))
         if not over and self._children_may_be_stale(key, job):
-            await self._relist_children(key.namespace, uid)
-        runs, pods = self._cache.runs.of(uid), self._cache.pods.of(uid)
+            await self._relist_children(job)
+        runs, pods = self._cache.children(job)
         return Observed(
             resource=job,
             runs=runs,
             pods=pods,
-            records=() if over else await self._records(key, pods),
+            records=self._records(key, () if over else pods),
             backend=bool(runs) or over or await self.backend(),
-            refusal=refusal,
-            pods_refusal=next((found for r in runs if (found := self._cache.refusals.of(r.uid))), ""),
+            refusal=str(refusal or ""),
+            name_taken=isinstance(refusal, NameTaken),
+            pods_refusal=next(
+                (found for r in runs if (found := self._cache.refusals.of(Key(key.namespace, r.name), r.uid))), ""
+            ),
+            previous=() if over or runs else self._left_by_predecessors(job),
+            queue=ObservedQueue() if over else await self._queue(key, runs),
             claim=ObservedClaim() if over or runs or job["status"].get("run") else await self._claim(key, job),
         )
 
-    def progress_seconds(self) -> float:
-        """Seconds between two reads of one job: more jobs, each less often."""
-        reads = len(self._read) / self._settings.progress_reads_per_second
-        return max(self._settings.progress_seconds, reads)
+    def queue_seconds(self) -> float:
+        """Seconds between two reads of why one run is queued: more jobs, each less often."""
+        return max(self._settings.progress_seconds, len(self._queues) / self._settings.progress_reads_per_second)
 
     @property
     def has_backend(self) -> bool:
@@ -92,13 +89,14 @@ class Observer:
     def _children_may_be_stale(self, key: Key, job: Json) -> bool:
         """Whether children are missing or about to be: a deletion is reported once, and never by a restarted watch.
 
-        A complete gang with missing pods is listed at once; a terminating run is listed periodically.
+        A complete gang with missing pods is listed at once; a run that ends, and what a previous job of the name has
+        left, are listed periodically.
         """
-        uid = job["metadata"]["uid"]
-        runs, pods = self._cache.runs.of(uid), self._cache.pods.of(uid)
-        if missing_pods(job["status"], pods):
+        runs, pods = self._cache.children(job)
+        if gang.has_changed(job["status"], pods):
             return True
-        if not any(r.deleting for r in runs) and (runs or not pods):
+        ending = any(r.deleting for r in runs) or bool(not runs and (pods or any(self._cache.predecessors(job))))
+        if not ending:
             self._terminating.pop(key, None)
             return False
         now, asked = self._clock(), self._terminating.get(key)
@@ -106,15 +104,21 @@ class Observer:
             self._terminating[key] = now
         return asked is not None and now - asked >= TERMINATION_POLL_SECONDS
 
-    async def _relist_children(self, namespace: str, uid: str) -> None:
-        """Bring the children of one job up to date."""
+    def _left_by_predecessors(self, job: Json) -> tuple[str, ...]:
+        """Runs and pods of deleted jobs of the same name."""
+        runs, pods = self._cache.predecessors(job)
+        return (*(f"run {run.name}" for run in runs), *(f"pod {pod.name}" for pod in pods))
+
+    async def _relist_children(self, job: Json) -> None:
+        """Bring the children of one job, and of deleted ones of its name, up to date."""
+        name = key_of(job)
         for kind in (Kind.RUNS, Kind.PODS):
             listed: set[Key] = set()
-            async for items, version in self._cluster.pages(kind, namespace, uid):  # noqa: B007
+            async for items, version in self._cluster.pages(kind, name):  # noqa: B007
                 listed.update(map(key_of, items))
                 for raw in items:
                     self._cache.put(kind, raw)
-            self._cache.keep_of(kind, uid, listed, version)
+            self._cache.keep_of(kind, name, listed, version)
 
     async def _claim(self, key: Key, job: Json) -> ObservedClaim:
         """The claim that the output of a new job lies on."""
@@ -128,52 +132,42 @@ class Observer:
             self._cache.claims[claim] = (now, known)
         return known
 
-    async def _records(self, key: Key, pods: Iterable[ObservedPod]) -> tuple[Record, ...]:
-        """The newest record of each kind, if a read is due."""
-        first = next((p for p in pods if p.node_rank == 0 and p.phase == "Running"), None)
-        if first is None:
-            return ()
-        now, last = self._clock(), self._read.get(first.uid)
-        if last is not None and now - last < self.progress_seconds():
-            return ()
-        self._read[first.uid] = now
-        try:
-            since = None if last is None else int(now - last) + OVERLAP_SECONDS
-            text = await self._cluster.read_log(Key(key.namespace, first.name), since)
-        except ClusterError:  # progress that cannot be read is unknown; the job continues
-            metrics.UNREADABLE_PROGRESS.inc()
-            return ()
-        return newest(text.splitlines())
+    async def _queue(self, key: Key, runs: Iterable[ObservedRun]) -> ObservedQueue:
+        """Why a queue holds the job's run back. Kueue may not have seen the run yet when it is first asked for."""
+        for run in runs:
+            if not run.suspended:
+                self._queues.pop(run.uid, None)
+                continue
+            now, (read, known) = self._clock(), self._queues.get(run.uid, (None, ObservedQueue()))
+            if read is None or now - read >= self.queue_seconds():
+                known = await self._read_queue(key, run, known, first=read is None)
+                self._queues[run.uid] = (now, known)
+            return known
+        return ObservedQueue()
 
-    def forget(self, alive: set[str]) -> None:
-        """Drop the read times of pods that no longer exist, and expired caches."""
+    async def _read_queue(self, key: Key, run: ObservedRun, known: ObservedQueue, *, first: bool) -> ObservedQueue:
+        try:
+            workload = await self._cluster.workload(key.namespace, run.uid)
+        except ClusterError:  # why it waits is unknown; that it waits is not
+            return known
+        return transform.queue(workload, managed=first or bool(known.message))
+
+    def _records(self, key: Key, pods: Iterable[ObservedPod]) -> tuple[Record, ...]:
+        """The newest record of each kind that no pass has taken yet."""
+        first = next((p for p in pods if p.node_rank == 0 and p.phase == "Running"), None)
+        if first is not None:
+            return self.progress.follow(key, first)
+        self.progress.forget(key)
+        return ()
+
+    def forget(self, runs: Container[str]) -> None:
+        """Drop expired caches, and what is known of jobs, and of runs by UID, that no longer exist."""
         self._cache.claims.clear()
         self._terminating.clear()
-        self._read = {uid: at for uid, at in self._read.items() if uid in alive}
+        self.progress.keep({key for key, _ in self._cache.jobs.items()})
+        self._queues = {uid: found for uid, found in self._queues.items() if uid in runs}
 
 
 def _observed_claim(claim: Json) -> ObservedClaim:
     modes = claim.get("spec", {}).get("accessModes") or ()
-    return ObservedClaim(claim.get("metadata", {}).get("annotations") or {}, tuple(modes))
-
-
-def newest(lines: Iterable[str]) -> tuple[Record, ...]:
-    """The last record of each kind, in the order in which a run makes them; of datasets, that of each split.
-
-    A final report in the log is not taken: only the termination message of a pod that has ended is the end.
-    """
-    found: dict[str, Record] = {}
-    for line in reversed(list(lines)):
-        kind = _kind(line)  # a thousand lines of progress are not parsed for the sake of one
-        if kind not in found and (record := report.parse(line)):
-            found[kind] = record
-    return tuple(sorted((r for r in found.values() if type(r) in _ORDER), key=lambda r: _ORDER.index(type(r))))
-
-
-def _kind(line: str) -> str:
-    """The kind of record that the line holds, from its prefix."""
-    record, _, rest = line.partition(",")
-    return f"{record},{rest.partition(',')[0]}" if record == _DATASET else record
-
-
-_DATASET = '{"record":"dataset"'
+    return ObservedClaim(results.of_claim(claim.get("metadata", {}).get("annotations") or {}), tuple(modes))

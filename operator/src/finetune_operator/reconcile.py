@@ -5,10 +5,12 @@ The result depends on the present state, not on the event that triggered the pas
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import datetime
+from typing import TypeVar
 
 from finetune_plan import statuses
 from finetune_plan.backends.protocol import Backend
@@ -17,14 +19,14 @@ from finetune_plan.model import CreateRun, Observed, Plan
 
 from . import metrics
 from .apply import Applier
-from .cache import Cache
-from .cluster import Cluster
-from .errors import BackendMissing, ClusterError, Conflict, NotFound, Refused, Unavailable
+from .errors import BackendMissing, ClusterError, Conflict, NotFound, Refused, TimedOut, Unavailable, WebhookFailed
 from .identity import Key, log_fields
 from .observe import Observer
 from .settings import Settings
 from .status_change import StatusChange
 from .workqueue import WorkQueue
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -38,23 +40,39 @@ class Reconciler:
     """Holds only state that may be lost: the API server's last refusals, and when progress was written."""
 
     def __init__(
-        self, cluster: Cluster, cache: Cache, settings: Settings, backend: Backend, clock: Callable[[], float],
+        self, observer: Observer, applier: Applier, settings: Settings, backend: Backend, clock: Callable[[], float],
         now: Callable[[], datetime],
     ) -> None:  # fmt: skip
-        self.observer = Observer(cluster, cache, settings, clock)
-        self._applier = Applier(cluster, cache, backend.kind)
-        self._cluster, self._cache, self._settings, self._backend = cluster, cache, settings, backend
+        self.observer, self._applier, self._settings, self._backend = observer, applier, settings, backend
+        self._cluster, self._cache = applier.cluster, applier.cache
         self._plan_settings, self._clock, self._now = settings.plan(), clock, now
-        self._refusals: dict[Key, str] = {}
+        self._refusals: dict[Key, Refused | WebhookFailed] = {}
         self._written: dict[Key, float] = {}
 
     async def reconcile(self, key: Key) -> float | None:
         """One pass. Seconds until the next one is due without an event, or None. Raises ClusterError."""
-        observed = await self.observer.observe(key, self._refusals.get(key, ""))
+        return await self._in_time(self._pass(key))
+
+    async def report_bug(self, key: Key, error: Exception) -> None:
+        """Say in the job's status that the operator failed on it. Raises ClusterError."""
+        await self._in_time(self._report_bug(key, error))
+
+    async def _in_time(self, work: Awaitable[T]) -> T:
+        """Give up what takes too long: a pass may be interrupted anywhere, and one that never ends holds a worker."""
+        seconds = self._settings.pass_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                return await work
+        except TimeoutError as error:
+            raise TimedOut(f"the pass took longer than {seconds:g} s") from error
+
+    async def _pass(self, key: Key) -> float | None:
+        observed = await self.observer.observe(key, self._refusals.get(key))
         if observed is None:
             self._forget(key)
             return None
         now = self._now()
+        self._applier.report_skipped(key, dict(observed.resource), _time(now))
         answer = plan(observed, self._plan_settings, now, self._backend)
         change = self._change(key, observed, answer)
         try:
@@ -62,18 +80,18 @@ class Reconciler:
         except (Conflict, NotFound):
             await self._refresh(key)
             raise
-        except Refused as error:
+        except (Refused, WebhookFailed) as error:
             if any(isinstance(a, CreateRun) for a in answer.actions):
-                self._refusals[key] = str(error)
+                self._refusals[key] = error
             raise
         except BackendMissing:
             self.observer.invalidate_backend()
             raise
         self._refusals.pop(key, None)
+        self.observer.progress.taken(key, observed.records)
         return 0.0 if changed else self._next(observed, answer, change)
 
-    async def report_bug(self, key: Key, error: Exception) -> None:
-        """Say in the job's status that the operator failed on it. Raises ClusterError."""
+    async def _report_bug(self, key: Key, error: Exception) -> None:
         job, now = self._cache.job(key), _time(self._now())
         if job is None or job["status"].get("completionTime"):
             return
@@ -102,9 +120,8 @@ class Reconciler:
         return max(self._settings.progress_seconds, share)
 
     def _next(self, observed: Observed, answer: Plan, change: StatusChange) -> float | None:
-        times = [answer.requeue_after, change.wait_seconds]
-        if answer.status.completionTime is None and any(p.phase == "Running" for p in observed.pods):
-            times.append(self.observer.progress_seconds())
+        held = answer.status.completionTime is None and any(r.suspended for r in observed.runs)
+        times = (answer.requeue_after, change.wait_seconds, self.observer.queue_seconds() if held else None)
         return min((t for t in times if t is not None), default=None)
 
     async def _refresh(self, key: Key) -> None:
@@ -150,6 +167,10 @@ async def process(queue: WorkQueue, reconciler: Reconciler, key: Key) -> None:
                 queue.add(key, after)
         finally:
             queue.done(key)
+
+
+def _earliest(*seconds: float | None) -> float | None:
+    return min((each for each in seconds if each is not None), default=None)
 
 
 def _time(now: datetime) -> str:

@@ -14,12 +14,16 @@ from finetune_api.resource import names
 from finetune_api.resource.names import PLURAL
 from finetune_plan.backends.protocol import Backend
 
-from . import metrics
-from .cache import Cache, subject
+from . import events
+from .apply import Applier
+from .cache import Cache
 from .cluster import Cluster, Kind
 from .errors import ClusterError
+from .event_queue import EventQueue
 from .health import Canary, Watches, task_names
 from .identity import Json, Key, key_of
+from .observe import Observer
+from .progress import PodLog, ProgressReaders
 from .reconcile import Reconciler, process
 from .settings import Settings
 from .workqueue import WorkQueue
@@ -37,15 +41,17 @@ class Operator:
     def __init__(self, cluster: Cluster, settings: Settings, backend: Backend) -> None:
         self.cluster, self.settings, self.backend = cluster, settings, backend
         self.cache = Cache(backend)
-        self.queue = WorkQueue(time.monotonic)
-        self.reconciler = Reconciler(
-            cluster, self.cache, settings, backend, time.monotonic, lambda: datetime.now(UTC)
-        )
+        self.queue = WorkQueue(time.monotonic, settings.workers)
+        self.events = EventQueue(cluster.create_event)
+        self.progress = ProgressReaders(cluster, settings, time.monotonic, self.enqueue, self.on_unreadable_log)
+        observer = Observer(cluster, self.cache, self.progress, settings, time.monotonic)
+        applier = Applier(cluster, self.cache, backend.kind, self.events)
+        self.reconciler = Reconciler(observer, applier, settings, backend, time.monotonic, lambda: datetime.now(UTC))
         self.canary = Canary(time.monotonic)
         self._watches = Watches(time.monotonic, task_names)
         self.synced = asyncio.Event()
         """Set when everything was listed once. Before that, a missing child means nothing."""
-        self._wake = asyncio.Event()
+        self._turn, self._wake = asyncio.Lock(), asyncio.Event()
         self._stopping = False
 
     def on_event(self, kind: Kind, change: str | None, raw: Json) -> None:
@@ -57,11 +63,17 @@ class Operator:
             self.cache.drop(kind, raw)
         elif not self.cache.put(kind, raw):
             return
-        self.enqueue(subject(kind, raw))
+        self.enqueue(self.cache.subject(kind, raw))
 
     def on_refusal_event(self, change: str | None, event: Json) -> None:
         """A watch reports an Event about pods that were refused."""
         self.enqueue(self.cache.refusals.on_event(change, event))
+
+    def on_unreadable_log(self, found: PodLog, error: str) -> None:
+        """The log of a job's first pod could not be read for long."""
+        if job := self.cache.job(found.job):
+            now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+            self.events.put(events.progress_unknown(job, found.pod, found.uid, found.node, error, now))
 
     def enqueue(self, key: Key | None) -> None:
         """Reconcile a job soon."""
@@ -77,13 +89,13 @@ class Operator:
     async def work(self) -> None:
         """Reconcile jobs one after the other. settings.workers of these run concurrently."""
         await self.synced.wait()
-        while not self._stopping:
-            key = self.queue.take()
+        while True:
+            async with self._turn:  # one waits for what is due, the others for it
+                key = await self._next()
             if key is None:
-                await self._idle()
-            else:
-                await process(self.queue, self.reconciler, key)
-                self._wake.set()  # what was added during the pass may be due
+                return
+            await process(self.queue, self.reconciler, key)
+            self._wake.set()  # what was added during the pass may be due, and what waited for a worker
 
     async def resync(self) -> None:
         """List everything at the start, and periodically to find what a watch missed."""
@@ -106,8 +118,8 @@ class Operator:
         keys = [key for key, _ in self.cache.jobs.items()] if first else self.cache.unfinished()
         for key in keys:
             self.enqueue(key)
-        self.reconciler.observer.forget({entry.value.uid for _, entry in self.cache.pods.items()})
-        self.cache.refusals.keep({entry.value.uid for _, entry in self.cache.runs.items()})
+        self.reconciler.observer.forget({entry.value.uid for _, entry in self.cache.runs.items()})
+        self.cache.refusals.keep()
 
     def unhealthy_reason(self) -> str:
         """Why this process should restart; empty while its watches work."""
@@ -140,10 +152,17 @@ class Operator:
                 self.on_event(kind, None, raw)
         self.cache.keep(kind, listed, version)
 
+    async def _next(self) -> Key | None:
+        """The next job that is due; None at the end."""
+        while not self._stopping:
+            if key := self.queue.take():
+                return key
+            await self._idle()
+        return None
+
     async def _idle(self) -> None:
         """Sleep until a job is due or an event arrives."""
         self._wake.clear()
-        metrics.QUEUE_DEPTH.set(0)
         wait = self.queue.wait_seconds()
         try:
             async with asyncio.timeout(IDLE_SECONDS if wait is None else wait):

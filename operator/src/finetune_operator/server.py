@@ -28,6 +28,7 @@ async def _metrics(operator: Operator) -> web.Response:
     for phase, count in operator.cache.phases().items():
         metrics.JOBS.labels(phase=phase).set(count)
     metrics.QUEUE_DEPTH.set(operator.queue.depth())
+    metrics.UNREADABLE_NODES.set(operator.progress.schedule.unreadable_nodes())
     metrics.CANARY_SECONDS.set(operator.canary.age())
     return web.Response(body=generate_latest(metrics.REGISTRY), headers={"Content-Type": CONTENT_TYPE_LATEST})
 

@@ -93,11 +93,18 @@ class Settings(BaseSettings):
         "Default: none, so that failed pods keep their logs until the job is deleted.",
     )
     workers: int = Field(
-        default=8,
+        default=16,
         ge=1,
         le=64,
-        description="Jobs that are reconciled concurrently. Default 8: a pass waits for two or three answers of the "
-        "API server, and one Python process has one core.",
+        description="Jobs that are reconciled concurrently; at most half of them jobs in trouble, whose last pass "
+        "failed or was slow. Default 16: eight are enough for one Python process on one core, since a pass waits for "
+        "two or three answers of the API server.",
+    )
+    pass_seconds: float = Field(
+        default=40,
+        gt=0,
+        description="Seconds until one pass over a job is given up and tried again later. Default 40: more than one "
+        "request that times out.",
     )
     requests_per_second: float = Field(
         default=1000,
@@ -126,9 +133,23 @@ class Settings(BaseSettings):
     progress_reads_per_second: float = Field(
         default=50,
         gt=0,
-        description="Reads of progress per second over all jobs, and status writes that change only text: with "
-        "more than 500 running jobs each is read, and with more than 500 unfinished ones written to, less often. "
+        description="Reads of progress, and of why jobs are queued, per second over all jobs, and status writes that "
+        "change only text: with more than 500 running jobs each is read, and with more than 500 unfinished ones "
+        "written to, less often. "
         "Default 50: a read is one request that the API server passes on to a node.",
+    )
+    progress_readers: int = Field(
+        default=16,
+        ge=1,
+        le=64,
+        description="Logs that are read at once, at most two of one node. Default 16: a node that answers takes "
+        "milliseconds, and one that hangs holds two readers for progress_timeout_seconds, then one now and then.",
+    )
+    progress_timeout_seconds: float = Field(
+        default=5,
+        gt=0,
+        description="Seconds until a read of a log is given up. Its node is then left alone for 10 s, and longer "
+        "after each failure in a row, up to two minutes. Default 5: the end of a log is a megabyte at most.",
     )
     canary_seconds: float = Field(
         default=30, gt=0, description="Seconds between two heartbeats through the API server. Default 30."

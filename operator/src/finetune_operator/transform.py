@@ -1,25 +1,50 @@
-"""From a Kubernetes object to the few fields that a decision needs. Pure; called by cache.py."""
+"""From a Kubernetes object to the few fields that a decision needs, and whose it is. Pure; called by cache.py.
+
+Anybody may have written the object. Where it is not as it should be, these functions raise: Malformed, which says
+why, or whatever Python raises; cache.py takes both alike. No message repeats a value of the object, which may be a
+secret. What is kept is small, however large the object is.
+"""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from finetune_api.resource import names
-from finetune_api.resource.names import API_VERSION, KIND
+from finetune_api.resource.names import API_VERSION, GROUP, KIND
 from finetune_api.runtime import report
 from finetune_api.runtime.report import FinalReport
 from finetune_plan.backends.protocol import Backend
-from finetune_plan.model import ObservedPod
+from finetune_plan.model import ObservedPod, ObservedQueue, ObservedRun
 
-from .identity import Json
+from .identity import Json, Key, controller_of, key_of
+
+T = TypeVar("T")
 
 _METADATA = ("name", "namespace", "uid", "generation", "resourceVersion", "deletionTimestamp")
-DISRUPTIONS = frozenset(
-    {"Evicted", "NodeLost", "NodeAffinity", "Preempting", "Shutdown", "Terminated", "UnexpectedAdmissionError"}
-)
-"""status.reason of pods that a kubelet, not the trainer, ended."""
+NODE_LOST = "NodeLost"
+"""status.reason of a pod whose node does not answer; it may still be Running."""
+WORD_LENGTH = 128
+"""Longest phase, reason or time that is kept."""
+SENTENCE_LENGTH = 512
+"""Longest reason with its message that is kept."""
+REPORT_LENGTH = 12 * 1024
+"""Longest message of a pod that has ended: the kubelet's own limit for all its containers."""
+
+
+class Malformed(ValueError):
+    """An object is not as it should be; the text says why and repeats no value of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Owned(Generic[T]):
+    """What is kept of an object, and what controls it: of a job, itself."""
+
+    owner: Key
+    uid: str
+    """Of the owner."""
+    value: T
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +54,32 @@ class CachedJob:
     text: bytes
     phase: str
     ended: bool
+
+
+def owned_job(raw: Json) -> Owned[CachedJob]:
+    return Owned(key_of(raw), _word(raw["metadata"]["uid"]), job(raw))
+
+
+def owned_run(raw: Json, backend: Backend) -> Owned[ObservedRun] | None:
+    """A run of any FinetuneJob; None: nothing says that it is one, whatever its labels are."""
+    owner = controller_of(raw)
+    if owner is None or (owner.group, owner.kind) != (GROUP, KIND):
+        return None
+    run = backend.observe(raw)
+    if run.number < 1 or run.name != names.run_name(owner.key.name, run.number):
+        raise Malformed(f"a {KIND} controls it, but its name and its label {names.RUN_LABEL} are not those of a run")
+    return Owned(owner.key, owner.uid, run)
+
+
+def owned_pod(raw: Json, backend: Backend) -> Owned[ObservedPod] | None:
+    """A pod of any run; None: nothing says that it is one."""
+    owner = controller_of(raw)
+    if owner is None or (owner.group, owner.kind) != (backend.group, backend.kind):
+        return None
+    found = pod(raw, backend)
+    if not backend.names_pod(owner.key.name, found.node_rank, found.name):
+        raise Malformed(f"a {backend.kind} controls it, but its name is not the one of its rank")
+    return Owned(owner.key, owner.uid, found)
 
 
 def job(raw: Json) -> CachedJob:
@@ -42,27 +93,51 @@ def job(raw: Json) -> CachedJob:
         "status": status,
     }
     text = json.dumps(kept, separators=(",", ":")).encode()
-    return CachedJob(text, status.get("phase", "None"), "completionTime" in status)
+    return CachedJob(text, _word(status.get("phase", "None")), "completionTime" in status)
 
 
 def pod(raw: Json, backend: Backend) -> ObservedPod:
     """A training pod."""
     metadata, status = raw["metadata"], raw.get("status") or {}
     ended = _container_state(status, backend.container).get("terminated") or {}
+    phase = _word(status.get("phase", "Unknown"))
     return ObservedPod(
-        name=metadata["name"],
-        uid=metadata["uid"],
+        name=_word(metadata["name"], names.OBJECT_NAME_LENGTH),
+        uid=_word(metadata["uid"]),
         run=names.label_number(metadata, names.RUN_LABEL),
         node_rank=backend.node_rank(raw),
-        phase=status.get("phase", "Unknown"),
-        exit_code=ended.get("exitCode"),
+        phase=phase,
+        exit_code=_exit_code(ended),
         report=_final_report(ended.get("message")),
         disruption=_disruption(status),
-        waiting=_waiting(status) if status.get("phase") == "Pending" else "",
-        termination_deadline=metadata.get("deletionTimestamp", ""),
+        failure=_failure(status, backend.container) if phase == "Failed" else "",
+        waiting=_waiting(status) if phase == "Pending" else "",
+        termination_deadline=_word(metadata.get("deletionTimestamp", "")),
+        node=_word((raw.get("spec") or {}).get("nodeName") or "", names.OBJECT_NAME_LENGTH),
         bound_since=_bound_since(raw),
-        ended_at=ended.get("finishedAt") or "",
+        ended_at=_word(ended.get("finishedAt") or ""),
     )
+
+
+def queue(workload: Json | None, *, managed: bool) -> ObservedQueue:
+    """Why Kueue's Workload is not admitted: no quota (yet), or quota without the checks that admission waits for."""
+    conditions = {c["type"]: c for c in ((workload or {}).get("status") or {}).get("conditions") or ()}
+    unmet = (conditions.get(kind) or {} for kind in ("QuotaReserved", "Admitted"))
+    message = next((c.get("message") or "" for c in unmet if c.get("status") == "False"), "")
+    return ObservedQueue(_word(message, SENTENCE_LENGTH), managed or workload is not None)
+
+
+def _word(value: object, length: int = WORD_LENGTH) -> str:
+    if not isinstance(value, str):
+        raise Malformed("a field that must be text is not")
+    return value[:length]
+
+
+def _exit_code(ended: Json) -> int | None:
+    code = ended.get("exitCode")
+    if code is not None and type(code) is not int:
+        raise Malformed("an exit code is not a number")
+    return code
 
 
 def _bound_since(raw: Json) -> str:
@@ -72,7 +147,7 @@ def _bound_since(raw: Json) -> str:
         return ""
     scheduled = (c for c in status.get("conditions") or () if (c["type"], c["status"]) == ("PodScheduled", "True"))
     times = (*(c.get("lastTransitionTime") for c in scheduled), status.get("startTime"))
-    return str(next(filter(None, times), raw["metadata"].get("creationTimestamp", "")))
+    return _word(next(filter(None, times), raw["metadata"]["creationTimestamp"]))
 
 
 def _container_state(status: Json, name: str) -> dict[str, Any]:
@@ -81,16 +156,31 @@ def _container_state(status: Json, name: str) -> dict[str, Any]:
 
 
 def _final_report(message: str | None) -> FinalReport | None:
-    record = report.parse(message.strip()) if message else None
+    if not message or len(message) > REPORT_LENGTH:
+        return None
+    record = report.parse(message.strip())
     return record if isinstance(record, FinalReport) else None
 
 
 def _disruption(status: Json) -> str:
+    """Why Kubernetes, not a container, ended the pod: a condition says so, or a reason, as only kubelets give one."""
     for condition in status.get("conditions") or ():
         if condition["type"] == "DisruptionTarget" and condition["status"] == "True":
-            return str(condition.get("reason") or "Disrupted")
-    reason = status.get("reason", "")
-    return reason if reason in DISRUPTIONS else ""
+            return _sentence({"reason": "Disrupted"} | condition)
+    reason = _word(status.get("reason") or "")
+    return _sentence(status) if reason and (status.get("phase") == "Failed" or reason == NODE_LOST) else ""
+
+
+def _failure(status: Json, trainer: str) -> str:
+    """Which container made a pod fail, if it is not the trainer's: the first of those that failed."""
+    failed = [
+        (_word(ended.get("finishedAt") or ""), f"{what} {_word(name)} exited with code {code} ({_sentence(ended)})")
+        for key, what in (("initContainerStatuses", "init container"), ("containerStatuses", "container"))
+        for each in status.get(key) or ()
+        if (ended := (each.get("state") or {}).get("terminated") or {}) and (code := _exit_code(ended))
+        if (name := each["name"]) != trainer
+    ]
+    return min(failed, default=("", ""))[1]
 
 
 def _waiting(status: Json) -> str:
@@ -106,5 +196,7 @@ def _waiting(status: Json) -> str:
     return ""
 
 
-def _sentence(waiting: Json) -> str:
-    return ": ".join(part for part in (waiting.get("reason"), waiting.get("message")) if part)
+def _sentence(state: Json) -> str:
+    """A reason and its message, as Kubernetes reports them."""
+    parts = (_word(state.get(key) or "", SENTENCE_LENGTH) for key in ("reason", "message"))
+    return ": ".join(filter(None, parts)).strip()[:SENTENCE_LENGTH].rstrip(".")

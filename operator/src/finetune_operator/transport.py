@@ -22,12 +22,22 @@ from finetune_api.resource import names
 from finetune_kube.failures import FailureKind, RequestFailure, request_failure
 
 from . import metrics
-from .errors import AlreadyExists, BackendMissing, ClusterError, Conflict, NotFound, Refused, Unavailable
+from .errors import (
+    AlreadyExists,
+    BackendMissing,
+    ClusterError,
+    Conflict,
+    NotFound,
+    Refused,
+    Unavailable,
+    WebhookFailed,
+)
 from .identity import Json
 from .settings import Settings
 
 JSON = "application/json"
 MERGE = "application/merge-patch+json"
+"""Of every patch."""
 ATTEMPTS = 5
 BACKOFF = (0.2, 5.0)
 """Seconds before the second attempt, and at most; doubled in between, and jittered."""
@@ -75,47 +85,57 @@ class Transport:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._limiter = RateLimiter(settings.requests_per_second, settings.request_burst)
-        self._timeout = aiohttp.ClientTimeout(total=settings.request_timeout_seconds, sock_connect=CONNECT_TIMEOUT)
         self._client: ApiClient | None = None
 
     async def request(
         self, verb: str, resource: str, path: str, *, query: Mapping[str, str] | None = None,
-        body: Json | None = None, content_type: str = JSON,
+        body: Json | None = None, once_in_seconds: float | None = None,
     ) -> bytes:  # fmt: skip
-        """The answer's body. verb and resource are RBAC terms, for metrics. Raises ClusterError."""
+        """The answer's body. verb and resource are RBAC terms, for metrics. Raises ClusterError.
+
+        once_in_seconds: one attempt with this time-out; None: several, each with the usual one.
+        """
         url = f"{path}?{urlencode(query)}" if query else path
-        for attempt in range(1, ATTEMPTS + 1):
+        attempts, seconds = (
+            (1, once_in_seconds) if once_in_seconds else (ATTEMPTS, self._settings.request_timeout_seconds)
+        )
+        for attempt in range(1, attempts + 1):
             await self._limiter.wait()
-            status, pause, data = await self._once(verb, url, body, content_type)
+            status, pause, data = await self._once(verb, url, body, seconds)
             metrics.REQUESTS.labels(verb=verb, resource=resource, code=str(status or "none")).inc()
             if 200 <= status < 300:
                 return data
+            failure = request_failure(status, data)
             if status == 401:
                 await self.close()  # the token has changed: log in again
-            elif status not in (0, 429) and status < 500:
-                raise _error(request_failure(status, data))
-            if attempt < ATTEMPTS:
+            elif failure.kind in _ERRORS or (status not in (0, 429) and status < 500):
+                raise _error(failure)
+            if attempt < attempts:
                 await asyncio.sleep(max(pause, _backoff(attempt)))
-        raise Unavailable(f"{verb} {resource}: {status or 'no answer'} {request_failure(status, data).message}")
+        raise Unavailable(f"{verb} {resource}: {status or 'no answer'} {failure.message}")
 
     async def close(self) -> None:
         client, self._client = self._client, None
         if client:
             await client.close()  # type: ignore[no-untyped-call]
 
-    async def _once(self, verb: str, url: str, body: Json | None, content_type: str) -> tuple[int, float, bytes]:
+    async def _once(self, verb: str, url: str, body: Json | None, seconds: float) -> tuple[int, float, bytes]:
         """HTTP status (0: none), seconds that the server asks us to wait, and the body."""
         try:
             client = await self._login()
+            content_type = MERGE if verb == "patch" else JSON
             headers = {"Content-Type": content_type, "Accept": JSON, "User-Agent": names.FIELD_MANAGER}
             await client.update_params_for_auth(headers, [], ["BearerToken"], url, verb, body)
-            host = client.configuration.host
+            host, timeout = (
+                client.configuration.host,
+                aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_TIMEOUT),
+            )
             answer = await client.rest_client.request(  # type: ignore[no-untyped-call]
-                _METHODS[verb], f"{host}{url}", headers=headers, body=body, _request_timeout=self._timeout
+                _METHODS[verb], f"{host}{url}", headers=headers, body=body, _request_timeout=timeout
             )
             data: bytes = await answer.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            return 0, 0.0, f"{type(error).__name__}: {error}".encode()
+            return 0, 0.0, ": ".join(filter(None, (type(error).__name__, str(error)))).encode()
         return int(answer.status), _retry_after(answer.headers.get("Retry-After")), data
 
     async def _login(self) -> ApiClient:
@@ -138,7 +158,7 @@ def _backoff(attempt: int) -> float:
 
 
 def _error(failure: RequestFailure) -> ClusterError:
-    """The error for a 4xx answer."""
+    """The error for an answer that another attempt would not change."""
     return _ERRORS.get(failure.kind, Refused)(failure.message)
 
 
@@ -147,4 +167,5 @@ _ERRORS: Mapping[FailureKind, type[ClusterError]] = {
     FailureKind.UNKNOWN_RESOURCE: BackendMissing,
     FailureKind.ALREADY_EXISTS: AlreadyExists,
     FailureKind.CONFLICT: Conflict,
+    FailureKind.WEBHOOK_FAILED: WebhookFailed,
 }

@@ -6,26 +6,24 @@ depend on the observed state alone, never on the event that triggered the pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any
 
 from finetune_api.resource import names, reasons
-from finetune_api.resource.conditions import PODS_READY
 from finetune_api.resource.names import GROUP, KIND
-from finetune_api.resource.status import Phase, Status
+from finetune_api.resource.status import Status
 from finetune_api.runtime.exits import Exit
 from finetune_api.runtime.report import FinalReport
-from finetune_api.validation.predicates import find
 from finetune_api.validation.problem import Problem
 
-from . import active_time, backoff, job_settings, lifetimes, results, retry, statuses
+from . import active_time, backoff, gang, job_settings, lifetimes, results, retry, statuses, stopping
 from .backends.protocol import Backend
 from .job_settings import JobSettings
 from .model import CreateRun, DeleteRun, Observed, ObservedPod, Plan
-from .resolve import Verdict, validate
+from .resolve import Verdict, is_cpu, validate
 from .settings import PlanSettings
 from .workload import Workload, workload
 
@@ -47,8 +45,11 @@ CLAIM_POLL_SECONDS = 60.0
 FIXED_AT_ACCEPTANCE = {"Unsupported", "OutputNotKept", "OutputNotShared"}
 """Reasons that count only at acceptance: later runs keep the trainer and the output that were accepted."""
 
-RELEASE_SECONDS = 60.0
-"""Seconds after the job's end in which running pods may exit by themselves before they are deleted."""
+SILENT_SECONDS = 60.0
+"""Seconds after which a run that the backend's controller has not reconciled is reported."""
+
+AT_ONCE = {reasons.CANCELLED.name, reasons.DEADLINE_EXCEEDED.name}
+"""Verdicts that end the pods. After a failure the backend does, and the run is kept for its logs."""
 
 
 NO_PROGRESS = "Restarts are free, but {count} in a row brought no new checkpoint."
@@ -137,7 +138,7 @@ def finished(ctx: ReconcileContext) -> Plan | None:
     ended = ctx.status.completionTime
     if not ended:
         return None
-    times = [RELEASE_SECONDS] if any(p.phase == "Running" for p in ctx.pods) else []
+    times = [stopping.RELEASE_SECONDS] if stopping.undeleted(ctx.observed.pods) else []
     ttl = lifetimes.ttl(ctx.job, ctx.status)
     times += [] if ttl is None else [ttl]
     if not times or not any(not r.deleting for r in ctx.observed.runs):
@@ -146,11 +147,15 @@ def finished(ctx: ReconcileContext) -> Plan | None:
     return Plan((), ctx.status, requeue_after=left) if left > 0 else Plan(ctx.remove_runs(), ctx.status)
 
 
+def doomed(ctx: ReconcileContext) -> Plan | None:
+    """A recorded verdict is final, whatever the spec or a pod says afterwards."""
+    return _end(ctx, ctx.status) if statuses.verdict(ctx.status) else None
+
+
 def cancelled(ctx: ReconcileContext) -> Plan | None:
     if ctx.job.cancel.value is not True:
         return None
-    status = statuses.ended(ctx.status, Phase.CANCELLED, reasons.CANCELLED, now=ctx.time)
-    return Plan(ctx.remove_runs(), status)
+    return _end(ctx, statuses.over(ctx.status, reasons.CANCELLED, now=ctx.time))
 
 
 def refused(ctx: ReconcileContext) -> Plan | None:
@@ -163,7 +168,7 @@ def refused(ctx: ReconcileContext) -> Plan | None:
 def suspended(ctx: ReconcileContext) -> Plan | None:
     if ctx.job.suspend.value is not True:
         return None
-    return Plan(ctx.remove_runs(), statuses.suspended(ctx.status, now=ctx.time))
+    return _stop(ctx, ctx.status, ctx.now) or Plan((), statuses.suspended(ctx.status, now=ctx.time))
 
 
 def succeeded(ctx: ReconcileContext) -> Plan | None:
@@ -207,8 +212,7 @@ def deadline_exceeded(ctx: ReconcileContext) -> Plan | None:
     if left is None or left > 0:
         return None
     limit = lifetimes.active_deadline(ctx.job, ctx.status)
-    status = statuses.ended(ctx.status, Phase.FAILED, reasons.DEADLINE_EXCEEDED, now=ctx.time, limit=limit)
-    return Plan(ctx.remove_runs(), status)
+    return _end(ctx, statuses.over(ctx.status, reasons.DEADLINE_EXCEEDED, now=ctx.time, limit=limit))
 
 
 def terminating(ctx: ReconcileContext) -> Plan | None:
@@ -226,7 +230,19 @@ def queued(ctx: ReconcileContext) -> Plan | None:
     """A queue that removes a run's pods will admit it again; that is not a failure."""
     if not any(r.suspended for r in ctx.observed.runs):
         return None
-    return Plan((), statuses.queued(ctx.status, now=ctx.time))
+    queue = ctx.observed.queue
+    if queue.managed or not ctx.job.queue.value:
+        return Plan((), statuses.queued(ctx.status, queue.message, now=ctx.time))
+    status = statuses.queue_unmanaged(ctx.status, ctx.job.queue.value, ctx.backend, now=ctx.time)
+    return Plan((), status)
+
+
+def admitted_early(ctx: ReconcileContext) -> Plan | None:
+    """Pods of the last admission still end; backends take them for failures of this one. Another run, for free."""
+    if not statuses.is_queued(ctx.status) or not any(p.termination_deadline for p in ctx.pods):
+        return None
+    message = "The queue admitted the job again before its pods had ended; the next run waits for them."
+    return _end_or_restart(ctx, retry.Failure(Exit.PEER_LOST, message, free=True))
 
 
 def failed(ctx: ReconcileContext) -> Plan | None:
@@ -236,18 +252,29 @@ def failed(ctx: ReconcileContext) -> Plan | None:
         return None
     if (left := _peer_lost_grace(ctx, cause)) > 0:
         return Plan((), ctx.status, requeue_after=left)
+    return _end_or_restart(ctx, cause)
+
+
+def _end_or_restart(ctx: ReconcileContext, cause: retry.Failure) -> Plan:
     restarts, allowed = ctx.status.restarts or 0, ctx.job.lifecycle.max_restarts.value
     if not retry.should_retry(cause, restarts, allowed):
-        # The run stays, for its logs; the backend, or `finished`, ends the pods that still run.
-        return Plan((), statuses.failed(ctx.status, cause.exit_code, cause.message, now=ctx.time))
+        return _end(ctx, statuses.failing(ctx.status, cause.exit_code, cause.message, now=ctx.time))
     attempt = backoff.counted(ctx.status, cause, retry.saved_step(ctx.pods), allowed)
     if cause.free and (attempt.freeRestarts or 0) > ctx.settings.max_free_restarts:
         message = f"{cause.message} {NO_PROGRESS.format(count=ctx.settings.max_free_restarts)}"
-        return Plan((), statuses.failed(ctx.status, cause.exit_code, message, now=ctx.time))
+        return _end(ctx, statuses.failing(ctx.status, cause.exit_code, message, now=ctx.time))
     attempt = backoff.scheduled(attempt, ctx.uid, ctx.now, ctx.settings, free=cause.free)
     used = restarts + (not cause.free)
     status = statuses.restarting(ctx.status, used, cause.message, now=ctx.time, retry=attempt)
     return Plan(ctx.remove_runs(), status, requeue_after=POLL_SECONDS)
+
+
+def previous_job(ctx: ReconcileContext) -> Plan | None:
+    """The pods of a deleted job of the same name must be gone before the first run is created."""
+    if not ctx.observed.previous or ctx.run:
+        return None
+    left = stopping.name_list(list(ctx.observed.previous))
+    return Plan((), statuses.waiting_for_previous(ctx.status, left, now=ctx.time), requeue_after=POLL_SECONDS)
 
 
 def backend_missing(ctx: ReconcileContext) -> Plan | None:
@@ -270,7 +297,11 @@ def starting(ctx: ReconcileContext) -> Plan | None:
     previous = names.run_name(ctx.observed.resource["metadata"]["name"], number - 1) if number > 1 else ""
     if number == ctx.run:
         refusal = ctx.observed.refusal
-        status = statuses.create_refused(ctx.status, refusal, now=ctx.time) if refusal else ctx.status
+        status = (
+            statuses.create_refused(ctx.status, refusal, now=ctx.time, taken=ctx.observed.name_taken)
+            if refusal
+            else ctx.status
+        )
     else:
         status = statuses.claimed(statuses.started(ctx.status, work, now=ctx.time), now=ctx.time)
     return Plan((CreateRun(manifest, previous),), status)
@@ -280,26 +311,46 @@ def running(ctx: ReconcileContext) -> Plan:
     """Nothing to do but report progress."""
     status = statuses.running(ctx.status, ctx.run, now=ctx.time)
     status = statuses.pods_ready(status, ctx.pods, ctx.observed.pods_refusal, now=ctx.time)
+    silent = next((r for r in ctx.observed.runs if r.created and not (r.reconciled or ctx.pods)), None)
+    left = (_after(silent.created, SILENT_SECONDS) - ctx.now).total_seconds() if silent else None
+    if silent and left is not None and left <= 0:
+        return Plan((), statuses.backend_silent(status, ctx.backend, silent, now=ctx.time))
     for record in ctx.observed.records:
         status = statuses.apply_record(record, status, ctx.time)
-    return Plan((), status)
-
-
-def missing_pods(status: Mapping[str, Any], pods: Iterable[ObservedPod]) -> int:
-    """How many pods of a complete run are gone. `status` is as it was written.
-
-    A running pod never returns to Pending, so a pending one is a replacement.
-    """
-    if not any(c["type"] == PODS_READY and c["status"] == "True" for c in status.get("conditions") or ()):
-        return 0
-    left = sum(p.run == status.get("run") and p.phase != "Pending" for p in pods)
-    return max(0, (find(status, "layout.nodes") or 1) - left)
+    return Plan((), status, requeue_after=left)
 
 
 CHECKS: tuple[Callable[[ReconcileContext], Plan | None], ...] = (
-    finished, succeeded, cancelled, refused, already_complete, output_not_shared, suspended, deadline_exceeded,
-    terminating, queued, failed, backend_missing, starting, running,
+    finished, doomed, succeeded, cancelled, refused, already_complete, output_not_shared, suspended,
+    deadline_exceeded, terminating, queued, admitted_early, failed, previous_job, backend_missing, starting, running,
 )  # fmt: skip
+
+
+def _end(ctx: ReconcileContext, status: Status) -> Plan:
+    """Carry out a verdict: its pods end, and then the job is over."""
+    verdict = statuses.verdict(status)
+    assert verdict is not None, "the verdict stands in the status"
+    patience = 0.0 if verdict.reason in AT_ONCE else stopping.RELEASE_SECONDS
+    return _stop(ctx, status, _after(verdict.lastTransitionTime, patience), keep=bool(patience)) or Plan(
+        (), statuses.ended(status, now=ctx.time)
+    )
+
+
+def _stop(ctx: ReconcileContext, status: Status, release: datetime, *, keep: bool = False) -> Plan | None:
+    """Wait for the job's pods, and delete its runs at `release`; None once no pod is left that has not ended.
+
+    keep: not while all of them are being deleted already: that ends none of them earlier, and the logs would go.
+    """
+    pods = stopping.active(ctx.observed.pods)
+    due = release <= ctx.now and not (keep and not stopping.undeleted(pods))
+    actions = ctx.remove_runs() if due else ()
+    if not (pods or actions or any(r.deleting for r in ctx.observed.runs)):
+        return None
+    gpus = 0 if is_cpu(ctx.job) else (status.layout and status.layout.gpusPerNode) or 0
+    message = stopping.message(pods, ctx.observed.runs, gpus, None if due else release)
+    status = statuses.stopping(status, message, now=ctx.time)
+    status = statuses.termination_overdue(status, _overdue_pod(ctx), now=ctx.time)
+    return Plan(actions, status, requeue_after=POLL_SECONDS)
 
 
 def _overdue_pod(ctx: ReconcileContext) -> str:
@@ -319,10 +370,10 @@ def _report(ctx: ReconcileContext, code: int) -> FinalReport | None:
 
 def _deleted_pods(ctx: ReconcileContext) -> retry.Failure | None:
     """The backend replaces a deleted pod, but its peers have lost it: the whole gang restarts."""
-    lost = missing_pods(ctx.observed.resource.get("status") or {}, ctx.observed.pods)
-    if not ctx.observed.runs or not lost:
+    changed = gang.has_changed(ctx.observed.resource.get("status") or {}, ctx.observed.pods)
+    if not ctx.observed.runs or not changed:
         return None
-    return retry.Failure(Exit.PEER_LOST, f"{lost} running pods of the run were deleted.", free=True)
+    return retry.Failure(Exit.PEER_LOST, "Running pods of the run were deleted or replaced.", free=True)
 
 
 def _peer_lost_grace(ctx: ReconcileContext, cause: retry.Failure) -> float:

@@ -18,8 +18,12 @@ class ObservedRun:
     number: int
     deleting: bool = False
     suspended: bool = False
-    """Whether a queue (Kueue) holds it back; we never touch that switch."""
+    """Whether a queue (Kueue) holds it back; we set that switch at creation only (docs/adr/0028)."""
     uid: str = ""
+    created: str = ""
+    """When it was created (RFC 3339)."""
+    reconciled: bool = True
+    """Whether the backend's controller has ever reconciled it."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,15 @@ class ObservedPod:
     report: FinalReport | None = None
     """From the termination message."""
     disruption: str = ""
-    """Why Kubernetes removed the pod (Preempted, Evicted, NodeLost ...); empty if it did not."""
+    """Why Kubernetes removed or rejected the pod (Preempted, Evicted, OutOfcpu ...), and its sentence, if it did."""
+    failure: str = ""
+    """Which container other than the trainer's failed, of a pod that has failed; empty if none did."""
     waiting: str = ""
     """Why it does not run yet, as Kubernetes reports it; empty if it runs or if nothing is reported."""
     termination_deadline: str = ""
     """End of its termination grace period (RFC 3339) if it is being deleted; else empty."""
+    node: str = ""
+    """That it is bound to."""
     bound_since: str = ""
     """When it was bound to a node (RFC 3339); empty if it is not, or if it has ended."""
     ended_at: str = ""
@@ -57,6 +65,16 @@ class ObservedClaim:
 
 
 @dataclass(frozen=True)
+class ObservedQueue:
+    """What is known of a run that a queue holds back."""
+
+    message: str = ""
+    """Why Kueue has not admitted it, in Kueue's words; empty if that is not known."""
+    managed: bool = True
+    """Whether Kueue knows the run, or may only not have seen it yet."""
+
+
+@dataclass(frozen=True)
 class Observed:
     """Everything that a decision may depend on, read at one moment."""
 
@@ -69,9 +87,15 @@ class Observed:
     backend: bool = True
     """Whether the backend's resource exists in this cluster."""
     refusal: str = ""
-    """The API server's message when it refused to create the current run; empty if it did not."""
+    """Why the API server could not create the current run when it was asked last; empty if it could."""
+    name_taken: bool = False
+    """Whether it could not because a foreign object has its name."""
     pods_refusal: str = ""
     """Its message when it refused a pod of that run; empty if it did not."""
+    previous: tuple[str, ...] = ()
+    """Runs and pods that a deleted job of the same name has left."""
+    queue: ObservedQueue = field(default_factory=ObservedQueue)
+    """Of the run that is held back; without meaning if none is."""
     claim: ObservedClaim = field(default_factory=ObservedClaim)
     """The claim that the output lies on, of a job without a run; empty if there is no such claim."""
 

@@ -17,6 +17,7 @@ REFUSED: tuple[tuple[str, Reason], ...] = (
     (" usage per ", r.LIMIT_RANGE),
     ("no PriorityClass", r.NO_PRIORITY_CLASS),
     ("serviceaccount", r.NO_SERVICE_ACCOUNT),
+    ("already exists", r.POD_NAME_TAKEN),
     ("", r.PODS_REFUSED),
 )
 """Messages of the API server when it refuses a pod. The first match counts; the last one always matches."""

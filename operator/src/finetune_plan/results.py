@@ -10,8 +10,6 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping
 
-from pydantic import ValidationError
-
 from finetune_api.resource import reasons
 from finetune_api.resource.names import GROUP
 from finetune_api.resource.status import ResultStatus, Status
@@ -23,6 +21,8 @@ from .model import RecordResult
 from .mounts import mount
 
 PREFIX = f"result.{GROUP}/"
+LONGEST_RECORD = 16 * 1024
+"""Characters; what we write has less."""
 
 
 def claim(job: JobSettings) -> str:
@@ -34,12 +34,17 @@ def claim(job: JobSettings) -> str:
         return ""
 
 
+def of_claim(annotations: Mapping[str, str]) -> dict[str, str]:
+    """The annotations of a claim that may be records: others may write anything there."""
+    return {k: v for k, v in annotations.items() if k.startswith(PREFIX) and len(v) <= LONGEST_RECORD}
+
+
 def recorded(job: JobSettings, annotations: Mapping[str, str], digest: str) -> ResultStatus | None:
     """The result that the claim knows for exactly this run configuration."""
     try:
-        known = json.loads(annotations.get(_annotation(job), "{}"))
+        known = json.loads(annotations.get(_annotation(job), "{}"), parse_constant=_refuse)
         return ResultStatus.model_validate(known["result"]) if known.get("configuration") == digest else None
-    except (ValueError, KeyError, AttributeError, ValidationError):  # the annotation was edited: ignore it
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):  # it was edited: ignore it
         return None
 
 
@@ -65,6 +70,10 @@ def not_shared(job: JobSettings, modes: Collection[str], nodes: int) -> Problem:
     message = f"The claim {claim(job)} can be mounted by one node ({', '.join(modes)}), and the job has {nodes}."
     remedy = "Name a claim with the access mode ReadWriteMany, or set compute.nodes to 1."
     return Problem("spec.output.uri", "OutputNotShared", message, remedy)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _annotation(job: JobSettings) -> str:

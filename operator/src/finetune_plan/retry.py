@@ -25,16 +25,18 @@ class Failure:
 
 
 def root_cause(pods: tuple[ObservedPod, ...]) -> Failure | None:
-    """The root cause of a failed run, or None while none of its pods has failed."""
-    lost = next((p for p in pods if p.disruption), None)
+    """The root cause of a failed run, or None while none of its pods has failed.
+
+    A pod of phase Failed always has one: its kubelet may have rejected it, so that no container has a status.
+    """
     ended = [p for p in pods if p.exit_code not in (None, Exit.OK)]
-    if not ended and lost is None:
-        return _exited_without_report(pods)
     first = min(ended, key=_precedence, default=None)
-    if first and not (lost and (first.exit_code == Exit.PEER_LOST or _was_signalled(first))):
+    lost = next((p for p in pods if p.disruption), None)
+    if first and first.exit_code != Exit.PEER_LOST and not (lost and _was_signalled(first)):
         return _from_pod(first)
-    assert lost is not None, "a pod has failed or was removed"
-    return Failure(Exit.PEER_LOST, f"The cluster removed pod {lost.name}: {lost.disruption}.", free=True)
+    if lost:
+        return Failure(Exit.PEER_LOST, f"The cluster removed pod {lost.name}: {lost.disruption}.", free=True)
+    return _failed_otherwise(pods) or (_from_pod(first) if first else _exited_without_report(pods))
 
 
 def should_retry(cause: Failure, restarts: int, allowed: int) -> bool:
@@ -54,6 +56,16 @@ def _from_pod(pod: ObservedPod) -> Failure:
     code = Exit.CRASHED if pod.exit_code is None else pod.exit_code
     sentence = pod.report.message if pod.report else exits.meaning(code).sentence
     return Failure(code, f"Pod {pod.name}: {sentence}", free=exits.meaning(code).retry is Retry.FREE)
+
+
+def _failed_otherwise(pods: tuple[ObservedPod, ...]) -> Failure | None:
+    """A pod has failed whose trainer never started, or ended with 0."""
+    pod = next((p for p in pods if p.phase == "Failed" and not p.exit_code), None)
+    if pod is None:
+        return None
+    if pod.termination_deadline and not pod.failure:  # as the pods of a Job say that were deleted by force
+        return Failure(Exit.PEER_LOST, f"Pod {pod.name} was deleted.", free=True)
+    return Failure(Exit.CRASHED, f"Pod {pod.name}: {pod.failure or 'it failed and does not say why'}.", free=False)
 
 
 def _exited_without_report(pods: tuple[ObservedPod, ...]) -> Failure | None:

@@ -38,8 +38,9 @@ from finetune_api.runtime.report import (
 )
 from finetune_api.validation.problem import Problem
 
+from . import gang
 from .backends.protocol import Backend
-from .model import ObservedPod
+from .model import ObservedPod, ObservedRun
 from .mounts import uri_of
 from .pod_reasons import REFUSED, WAITING, match_reason
 from .resolve import Resolution, Verdict
@@ -72,8 +73,8 @@ def started(status: Status, work: Workload, *, now: str) -> Status:
     if _find(status, c.TRAINING):
         status = _set(status, c.TRAINING, False, *_of(r.STARTING), now)
     retry = status.retry and status.retry.model_copy(update={"nextTime": None})
-    return _with(status, run=work.run, phase=Phase.STARTING, resolved=resolved, startTime=status.startTime or now,
-                 retry=retry)  # fmt: skip
+    status = _with(status, run=work.run, podsDigest=None, resolved=resolved, retry=retry)
+    return _with(status, phase=Phase.STARTING, startTime=status.startTime or now)
 
 
 def claimed(status: Status, *, now: str) -> Status:
@@ -87,15 +88,24 @@ def running(status: Status, run: int, *, now: str) -> Status:
     return _with(status, run=run, startTime=status.startTime or now, phase=_phase_of_running(status.phase))
 
 
-def create_refused(status: Status, message: str, *, now: str) -> Status:
-    """The claimed run could not be created. It is tried again."""
-    return _set(status, c.PODS_READY, False, *_of(r.CREATE_REFUSED, message=message), now)
+def create_refused(status: Status, message: str, *, now: str, taken: bool = False) -> Status:
+    """The claimed run could not be created; it is tried again."""
+    return _set(status, c.PODS_READY, False, *_of(r.NAME_TAKEN if taken else r.CREATE_REFUSED, message=message), now)
 
 
 def is_claimed(status: Status) -> bool:
     """Whether the run that the status names was never observed."""
     found = _find(status, c.PODS_READY)
-    return status.run is not None and found is not None and found.reason in (r.CREATING.name, r.CREATE_REFUSED.name)
+    return status.run is not None and found is not None and found.reason in _CLAIMED
+
+
+_CLAIMED = {r.CREATING.name, r.CREATE_REFUSED.name, r.NAME_TAKEN.name}
+
+
+def is_queued(status: Status) -> bool:
+    """Whether a queue held the run back when it was observed last."""
+    found = _find(status, c.PODS_READY)
+    return found is not None and found.reason in (r.QUEUED.name, r.QUEUE_UNMANAGED.name)
 
 
 def run_is_over(status: Status) -> bool:
@@ -183,21 +193,43 @@ def already_complete(status: Status, result: ResultStatus, message: str, *, now:
 
 
 def failed(status: Status, exit_code: int, message: str, *, now: str) -> Status:
-    """The job has failed permanently."""
+    """The job has failed permanently, and nothing of it is left."""
+    return ended(failing(status, exit_code, message, now=now), now=now)
+
+
+def failing(status: Status, exit_code: int, message: str, *, now: str) -> Status:
+    """The verdict of a permanent failure."""
     what = exits.meaning(exit_code)
     text = f"{message or what.sentence} {what.remedy}".strip()[:MESSAGE_LENGTH]
-    status = _clear_running(status, what.reason, now)
-    status = _set(status, c.FAILED, True, what.reason, text, now)
-    status = _set(status, c.READY, False, what.reason, text, now)
-    return _with(status, phase=Phase.FAILED, completionTime=now)
+    return _set(status, c.FAILURE_TARGET, True, what.reason, text, now)
 
 
-def ended(status: Status, phase: Phase, why: Reason, *, now: str, **values: object) -> Status:
-    """The job is over for a reason that is not the trainer's."""
-    reason, message = _of(why, **values)
-    status = _clear_running(status, reason, now)
-    status = _set(status, c.FAILED, True, reason, message, now)
-    status = _set(status, c.READY, False, reason, message, now)
+def over(status: Status, why: Reason, *, now: str, **values: object) -> Status:
+    """A verdict that is not the trainer's."""
+    return _set(status, c.FAILURE_TARGET, True, *_of(why, **values), now)
+
+
+def verdict(status: Status) -> Condition | None:
+    """Why the job is going to be Failed or Cancelled; None if it is not."""
+    return _find(status, c.FAILURE_TARGET)
+
+
+def stopping(status: Status, message: str, *, now: str) -> Status:
+    """Pods have to end before the job is what its verdict or its spec says; the message is about them."""
+    found = verdict(status)
+    status = _clear_running(status, found.reason if found else r.SUSPENDED.name, now)
+    status = _set(status, c.PODS_READY, False, r.STOPPING.name, message[:MESSAGE_LENGTH], now)
+    return _with(status, phase=Phase.STOPPING)
+
+
+def ended(status: Status, *, now: str) -> Status:
+    """The job is over, as its verdict says."""
+    found = verdict(status)
+    assert found is not None, "a verdict is recorded before the job ends"
+    status = _clear_running(status, found.reason, now)
+    status = _set(status, c.FAILED, True, found.reason, found.message, now)
+    status = _set(status, c.READY, False, found.reason, found.message, now)
+    phase = Phase.CANCELLED if found.reason == r.CANCELLED.name else Phase.FAILED
     return _with(status, phase=phase, completionTime=now)
 
 
@@ -206,10 +238,18 @@ def suspended(status: Status, *, now: str) -> Status:
     return _with(_set(status, c.SUSPENDED, True, *_of(r.SUSPENDED), now), phase=Phase.SUSPENDED)
 
 
-def queued(status: Status, *, now: str) -> Status:
-    """A queue holds the run back, or has taken its pods."""
+def queued(status: Status, message: str, *, now: str) -> Status:
+    """A queue holds the run back, or has taken its pods. `message` is the queue's own."""
+    text = f"{r.QUEUED.text()} {message and f'Kueue: {message}'}".strip()[:MESSAGE_LENGTH]
     status = _clear_running(status, r.QUEUED.name, now)
-    return _with(_set(status, c.PODS_READY, False, *_of(r.QUEUED), now), phase=Phase.QUEUED)
+    return _with(_set(status, c.PODS_READY, False, r.QUEUED.name, text, now), phase=Phase.QUEUED)
+
+
+def queue_unmanaged(status: Status, queue: str, backend: Backend, *, now: str) -> Status:
+    """The run waits for a queue, and nothing manages it."""
+    status = _clear_running(status, r.QUEUE_UNMANAGED.name, now)
+    reason, message = _of(r.QUEUE_UNMANAGED, queue=queue, kind=backend.kind)
+    return _with(_set(status, c.PODS_READY, False, reason, message, now), phase=Phase.QUEUED)
 
 
 def backend_missing(status: Status, backend: Backend, *, now: str) -> Status:
@@ -243,6 +283,17 @@ def next_run(status: Status, *, now: str) -> Status:
     return _set(status, c.PODS_READY, False, r.RESTARTING.name, message, now)
 
 
+def waiting_for_previous(status: Status, left: str, *, now: str) -> Status:
+    """A deleted job of the same name may still write to the output."""
+    return _with(_set(status, c.PODS_READY, False, *_of(r.PREVIOUS_JOB, left=left), now), phase=Phase.QUEUED)
+
+
+def backend_silent(status: Status, backend: Backend, run: ObservedRun, *, now: str) -> Status:
+    """The backend's controller has not reconciled a run that exists."""
+    values = {"controller": backend.controller, "inspect": backend.inspect, "run": run.name, "created": run.created}
+    return _set(status, c.PODS_READY, False, *_of(r.BACKEND_SILENT, **values), now)
+
+
 def termination_overdue(status: Status, pod: str, *, now: str) -> Status:
     """A pod of the run before, if one is named, is still there after its time."""
     if not pod or is_claimed(status):
@@ -255,6 +306,7 @@ def pods_ready(status: Status, pods: tuple[ObservedPod, ...], refusal: str = "",
     wanted = (status.layout.nodes if status.layout else None) or 1
     ready = sum(p.phase == "Running" for p in pods)
     if ready == wanted:
+        status = _with(status, podsDigest=status.podsDigest or gang.digest(pods))
         return _set(status, c.PODS_READY, True, *_of(r.RUNNING, ready=ready, wanted=wanted), now)
     reason, text = _missing_pod(pods, refusal if len(pods) < wanted else "")
     message = f"{r.WAITING.text(ready=ready, wanted=wanted)} {text}".strip()[:MESSAGE_LENGTH]
@@ -307,13 +359,13 @@ def _succeeded(status: Status, result: ResultStatus, reason: str, message: str, 
 
 
 def _clear_running(status: Status, reason: str, now: str) -> Status:
-    """Conditions about a running run, turned off with it, and no next one announced."""
+    """What is known of a running run, turned off with it, and no next one announced."""
     if status.retry:
         status = _with(status, retry=status.retry.model_copy(update={"nextTime": None}))
     for kind, off in ((c.PODS_READY, r.NO_PODS), (c.TRAINING, r.NOT_TRAINING)):
         if _find(status, kind):
             status = _set(status, kind, False, reason, off.text(), now)
-    return status
+    return _with(status, podsDigest=None)
 
 
 def _resolution_status(job: Resolution) -> Status:
@@ -339,7 +391,7 @@ def _clear_suspended(status: Status, now: str) -> Status:
 
 
 def _phase_of_running(phase: Phase | None) -> Phase:
-    return Phase.STARTING if phase in (None, Phase.QUEUED, Phase.SUSPENDED) else phase
+    return Phase.STARTING if phase in (None, Phase.QUEUED, Phase.SUSPENDED, Phase.STOPPING) else phase
 
 
 def _of(reason: Reason, **values: object) -> tuple[str, str]:

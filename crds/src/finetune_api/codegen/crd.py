@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from finetune_api.resource import v1alpha1
 from finetune_api.resource.keys import keys
 from finetune_api.resource.names import (
     API_VERSION,
     CATEGORY,
+    DESCRIPTION,
     GROUP,
     KIND,
     NAME_LENGTH,
@@ -19,8 +19,7 @@ from finetune_api.resource.names import (
     VERSION,
 )
 from finetune_api.resource.status import Status
-from finetune_api.validation import predicates
-from finetune_api.validation.predicates import OfOneKey
+from finetune_api.resource.v1alpha1 import Spec
 from finetune_api.validation.rules import Rule, all_rules
 
 from .schema import Schema, structural
@@ -66,21 +65,21 @@ def crd() -> Manifest:
 
 def root() -> Schema:
     """The schema of the whole resource."""
-    spec, status = structural(v1alpha1.Spec), structural(Status)
-    for key in keys(v1alpha1.Spec, ""):
+    spec, status = structural(Spec), structural(Status)
+    for key in keys(Spec, ""):
         if key.instead:
             _enum_as_rule(_node(spec, key.path.lstrip(".")), key.instead)
     several = []
     for rule in all_rules():
-        if isinstance(rule.must, OfOneKey):
+        if rule.must.of_key:
             # At its key, a rule costs nothing while the key is absent: every write of the status evaluates them all.
             validations = _node(spec, rule.path).setdefault("x-kubernetes-validations", [])
-            validations.append({"rule": rule.must.at("self"), **_texts(rule)})
+            validations.append({"rule": rule.must.of_key, **_texts(rule)})
         else:
             several.append(_until_the_first_run(rule))
     return {
         "type": "object",
-        "description": v1alpha1.FinetuneJob.__doc__,
+        "description": DESCRIPTION,
         "properties": {
             "apiVersion": {"type": "string", "description": f"{API_VERSION}."},
             "kind": {"type": "string", "description": f"{KIND}."},
@@ -120,7 +119,7 @@ def _node(schema: Schema, path: str) -> Schema:
 def _until_the_first_run(rule: Rule) -> Schema:
     """A rule about several keys, at the root. Once a run exists these keys are fixed, and what a later version asks
     of them must not keep an accepted job from being suspended, resumed or cancelled."""
-    must = re.sub(r"\bself\.", "self.spec.", rule.must.cel())
+    must = re.sub(r"\bself\.", "self.spec.", rule.must.cel)
     return {
         "rule": f"(has(self.status) && has(self.status.run)) || ({must})",
         **_texts(rule),
@@ -129,13 +128,7 @@ def _until_the_first_run(rule: Rule) -> Schema:
 
 
 def _texts(rule: Rule) -> Schema:
-    return {"message": f"{rule.message} {rule.remedy}", "reason": _reason(rule.must)}
-
-
-def _reason(must: predicates.Predicate) -> str:
-    if isinstance(must, predicates.Present):
-        return "FieldValueRequired"
-    return "FieldValueForbidden" if isinstance(must, predicates.Absent) else "FieldValueInvalid"
+    return {"message": f"{rule.message} {rule.remedy}", "reason": rule.must.mistake}
 
 
 def _fixed(section: str) -> Schema:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from finetune_api.resource.names import API_VERSION, KIND, NAME_LENGTH, NAME_PATTERN
-from finetune_api.resource.v1alpha1 import FinetuneJob, Spec
+from finetune_api.resource.names import API_VERSION, DESCRIPTION, KIND, NAME_LENGTH, NAME_PATTERN
+from finetune_api.resource.v1alpha1 import Spec
 
 from .schema import Schema, structural
 
@@ -17,7 +17,7 @@ def json_schema() -> Schema:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": KIND,
-        "description": FinetuneJob.__doc__,
+        "description": DESCRIPTION,
         "type": "object",
         "required": ["apiVersion", "kind", "metadata", "spec"],
         "properties": {
@@ -37,6 +37,7 @@ def _to_json_schema(node: Any) -> Any:
         return [_to_json_schema(each) for each in node]
     if not isinstance(node, dict):
         return node
+    is_section = node.get("type") == "object" and isinstance(node.get("properties"), dict)
     ends = {"minimum": "exclusiveMinimum", "maximum": "exclusiveMaximum"}
     converted = {}
     for name, value in node.items():
@@ -44,8 +45,4 @@ def _to_json_schema(node: Any) -> Any:
             continue
         opened = ends.get(name)
         converted[opened if opened and node.get(opened) is True else name] = _to_json_schema(value)
-    return converted | ({"additionalProperties": False} if _is_section(node) else {})
-
-
-def _is_section(node: Schema) -> bool:
-    return isinstance(node.get("properties"), dict) and node.get("type") == "object"
+    return converted | ({"additionalProperties": False} if is_section else {})

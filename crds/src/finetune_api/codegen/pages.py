@@ -9,8 +9,8 @@ from finetune_api.resource.key_table import Fate
 from finetune_api.resource.reasons import REASONS
 from finetune_api.runtime import exits
 from finetune_api.validation import uris
-from finetune_api.validation.rules import Rule, all_rules
-from finetune_api.validation.uris import Scheme, Use
+from finetune_api.validation.rules import all_rules
+from finetune_api.validation.uris import Scheme
 
 from .reference import KeyEntry, entries
 
@@ -46,7 +46,9 @@ _CONDITIONS = {
     c.SUSPENDED: "The job was stopped and can be resumed. In the status file of `finetune run` the reason is "
     "`Stopped`.",
     c.COMPLETE: "The job succeeded. The reason is `Succeeded`, or the one below.",
-    c.FAILED: "The job ended without a result. The reason is one of the trainer's "
+    c.FAILURE_TARGET: "The job is going to be Failed or Cancelled, and nothing changes that any more: the phase is "
+    "`Stopping` until none of its pods is left that has not ended. Reasons are those of Failed.",
+    c.FAILED: "The job ended without a result, and its pods have ended. The reason is one of the trainer's "
     "([exit codes](exit-codes.md)), or one below.",
     c.READY: "True when the job has succeeded; tools that know kstatus read this condition. The reason of a job that "
     "has ended is that of Complete or Failed.",
@@ -90,7 +92,7 @@ def reasons_page() -> str:
     parts = [_page("Reasons for which a job is refused", _REASONS)]
     parts.append("## Shape\n\n" + _table(("Reason", "Meaning"), ((f"`{r}`", m) for r, m in _SHAPE.items())))
     for reason in reasons:
-        rows = ((f"`{r.path}`", r.message, r.remedy) for r in _once(reason))
+        rows = ((f"`{r.path}`", r.message, r.remedy) for r in all_rules() if r.reason == reason)
         parts.append(f"## {reason}\n\n" + _table(("Key", "What is wrong", "Remedy"), rows))
     return "\n".join(parts)
 
@@ -116,16 +118,14 @@ def uris_page() -> str:
     """What each key takes today, by scheme."""
     uses = list(dict.fromkeys(uris.KEYS.values()))
     keys = (", ".join(f"`{key}`" for key, each in uris.KEYS.items() if each is use) for use in uses)
-    rows = ((_scheme(scheme), *(_form(use, scheme) for use in uses)) for scheme in Scheme)
+    rows = (
+        (
+            "plain path" if scheme is Scheme.PATH else f"`{scheme}://`",
+            *(use.forms[scheme].syntax if scheme in use.forms else "not yet" for use in uses),
+        )
+        for scheme in Scheme
+    )
     return f"{_page('URIs of models, rows and results', _URIS)}\n{_table(('', *keys), rows)}{_URI_NOTES}"
-
-
-def _scheme(scheme: Scheme) -> str:
-    return "plain path" if scheme is Scheme.PATH else f"`{scheme}://`"
-
-
-def _form(use: Use, scheme: Scheme) -> str:
-    return use.forms[scheme].syntax if scheme in use.forms else "not yet"
 
 
 def _page(title: str, text: str) -> str:
@@ -145,10 +145,6 @@ def _row(entry: KeyEntry) -> tuple[str, ...]:
     rules = ", ".join(dict.fromkeys(f"[{r.reason}](reasons.md#{r.reason.lower()})" for r in entry.rules))
     fits = f"{entry.bounds}{', required' if entry.required else ''}"
     return f"`{name}`", fits, entry.key.fate.value, entry.description, rules
-
-
-def _once(reason: str) -> Iterable[Rule]:
-    return dict.fromkeys(rule for rule in all_rules() if rule.reason == reason)
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

@@ -12,11 +12,9 @@ from typing import Any
 
 from finetune_api.resource.keys import SpecKey, keys
 from finetune_api.resource.v1alpha1 import Spec
-from finetune_api.validation import predicates
 from finetune_api.validation.rules import Rule, all_rules
 from finetune_api.validation.unknown import USUAL, nearest
 
-from .describe import describe_schema
 from .schema import structural
 
 
@@ -64,8 +62,42 @@ def _entries() -> Iterator[KeyEntry]:
     for key in keys(Spec, ""):
         path = key.path.lstrip(".")
         node, required = _node(schema, path)
-        rules = tuple(rule for rule in all_rules() if path in predicates.paths_read(rule.must))
+        rules = tuple(rule for rule in all_rules() if path in rule.must.paths)
         yield KeyEntry(path, key, describe_schema(node), node["description"], rules, required)
+
+
+def describe_schema(node: Mapping[str, Any]) -> str:
+    """Type and bounds of a node as a person reads them: `number, more than 0, at most 1`."""
+    match node["type"]:
+        case "object":
+            return _describe_object(node)
+        case "array":
+            least = f"{node['minItems']} to " if "minItems" in node else "up to "
+            return f"list of {least}{node['maxItems']} entries ({describe_schema(node['items'])})"
+        case "string":
+            return _describe_string(node)
+        case "integer":
+            return f"integer, {node['minimum']} to {node['maximum']}"
+        case "number":
+            low = ("more than" if node.get("exclusiveMinimum") else "at least", node.get("minimum"))
+            high = ("less than" if node.get("exclusiveMaximum") else "at most", node.get("maximum"))
+            return ", ".join(["number", *(f"{word} {end:g}" for word, end in (low, high) if end is not None)])
+    return "true or false"
+
+
+def _describe_object(node: Mapping[str, Any]) -> str:
+    if "properties" in node:
+        return "section"
+    values = f" ({describe_schema(node['additionalProperties'])})" if "additionalProperties" in node else ""
+    return f"map of up to {node['maxProperties']} entries{values}"
+
+
+def _describe_string(node: Mapping[str, Any]) -> str:
+    if "enum" in node:
+        return " or ".join(node["enum"])
+    least = f"{node['minLength']} to" if "minLength" in node else "up to"
+    pattern = f", matching `{node['pattern']}`" if "pattern" in node else ""
+    return f"string, {least} {node['maxLength']} characters{pattern}"
 
 
 def _node(schema: Mapping[str, Any], path: str) -> tuple[Mapping[str, Any], bool]:

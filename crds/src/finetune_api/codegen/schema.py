@@ -7,7 +7,7 @@ over values without bounds, and because whatever is stored in etcd should have a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -29,11 +29,31 @@ def structural(model: type[BaseModel]) -> Schema:
 
 def _node(given: Mapping[str, Any], defs: Mapping[str, Any], path: str) -> Schema:
     given = _inlined(given, defs, path)
-    kind = given.get("type")
-    if kind not in _KINDS:
-        raise SchemaError(f"{path}: a structural schema has no type {kind!r}")
-    description = {"description": given["description"]} if "description" in given else {}
-    return {"type": kind, **description, **_KINDS[kind](given, defs, path)}
+    return {**_copied(given, "type", "description"), **_details(given, defs, path)}
+
+
+def _details(given: Mapping[str, Any], defs: Mapping[str, Any], path: str) -> Schema:
+    """What a node has besides its type and its description."""
+    match given.get("type"):
+        case "object":
+            return (_section if "properties" in given else _map)(given, defs, path)
+        case "array":
+            bounds = {**_bounded(given, path, "maxItems"), **_copied(given, "minItems")}
+            kind = {LIST_TYPE: given.get(LIST_TYPE, "atomic"), **_copied(given, "x-kubernetes-list-map-keys")}
+            return {"items": _node(given["items"], defs, f"{path}[]"), **bounds, **kind}
+        case "string":
+            choices = [given["const"]] if "const" in given else given.get("enum")
+            if choices:
+                return {"enum": choices}
+            return {**_bounded(given, path, "maxLength"), **_copied(given, "minLength", "pattern", "format")}
+        case "integer":
+            return {"format": "int64", **_bounded(given, path, "minimum", "maximum")}
+        case "number":
+            return _number(given)
+        case "boolean":
+            return {}
+        case kind:
+            raise SchemaError(f"{path}: a structural schema has no type {kind!r}")
 
 
 def _inlined(given: Mapping[str, Any], defs: Mapping[str, Any], path: str) -> Mapping[str, Any]:
@@ -50,16 +70,12 @@ def _inlined(given: Mapping[str, Any], defs: Mapping[str, Any], path: str) -> Ma
     return given
 
 
-def _object(given: Mapping[str, Any], defs: Mapping[str, Any], path: str) -> Schema:
-    if "properties" not in given:
-        return _map(given, defs, path)
-    properties = {}
-    for name, inner in given["properties"].items():
-        properties[name] = _node(inner, defs, f"{path}.{name}")
-        if "description" not in properties[name]:
+def _section(given: Mapping[str, Any], defs: Mapping[str, Any], path: str) -> Schema:
+    properties = {name: _node(inner, defs, f"{path}.{name}") for name, inner in given["properties"].items()}
+    for name, node in properties.items():
+        if "description" not in node:
             raise SchemaError(f"{path}.{name}: no description")
-    preserve = {PRESERVE: True} if given.get(PRESERVE) else {}
-    return {"properties": properties, **_copied(given, "required"), **preserve}
+    return {"properties": properties, **_copied(given, "required", PRESERVE)}
 
 
 def _map(given: Mapping[str, Any], defs: Mapping[str, Any], path: str) -> Schema:
@@ -70,23 +86,7 @@ def _map(given: Mapping[str, Any], defs: Mapping[str, Any], path: str) -> Schema
     return {**bound, "additionalProperties": _node(values, defs, f"{path}{{}}")}
 
 
-def _array(given: Mapping[str, Any], defs: Mapping[str, Any], path: str) -> Schema:
-    bounds = {**_bounded(given, path, "maxItems"), **_copied(given, "minItems")}
-    kind = {LIST_TYPE: given.get(LIST_TYPE, "atomic"), **_copied(given, "x-kubernetes-list-map-keys")}
-    return {"items": _node(given["items"], defs, f"{path}[]"), **bounds, **kind}
-
-
-def _string(given: Mapping[str, Any], _: Mapping[str, Any], path: str) -> Schema:
-    if "enum" in given:
-        return {"enum": list(given["enum"])}
-    return {**_bounded(given, path, "maxLength"), **_copied(given, "minLength", "pattern", "format")}
-
-
-def _integer(given: Mapping[str, Any], _: Mapping[str, Any], path: str) -> Schema:
-    return {"format": "int64", **_bounded(given, path, "minimum"), **_bounded(given, path, "maximum")}
-
-
-def _number(given: Mapping[str, Any], _: Mapping[str, Any], __: str) -> Schema:
+def _number(given: Mapping[str, Any]) -> Schema:
     """OpenAPI v3.0 spells an open end as a bound and a flag."""
     ends: Schema = {}
     for end in ("minimum", "maximum"):
@@ -97,25 +97,12 @@ def _number(given: Mapping[str, Any], _: Mapping[str, Any], __: str) -> Schema:
     return ends
 
 
-def _boolean(*_: object) -> Schema:
-    return {}
-
-
-_KINDS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any], str], Schema]] = {
-    "object": _object,
-    "array": _array,
-    "string": _string,
-    "integer": _integer,
-    "number": _number,
-    "boolean": _boolean,
-}
-
-
 def _copied(given: Mapping[str, Any], *names: str) -> Schema:
     return {name: given[name] for name in names if name in given}
 
 
-def _bounded(given: Mapping[str, Any], path: str, bound: str) -> Schema:
-    if bound not in given:
-        raise SchemaError(f"{path}: no {bound}")
-    return {bound: given[bound]}
+def _bounded(given: Mapping[str, Any], path: str, *bounds: str) -> Schema:
+    for bound in bounds:
+        if bound not in given:
+            raise SchemaError(f"{path}: no {bound}")
+    return _copied(given, *bounds)

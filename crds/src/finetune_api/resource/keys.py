@@ -91,11 +91,8 @@ def keys(model: type[BaseModel], prefix: str = "spec") -> Iterator[SpecKey]:
 @cache
 def children(model: type[BaseModel]) -> Mapping[str, SpecKey]:
     """The keys of one model by name; their paths are their names."""
-    return {name: _key(name, field) for name, field in _named(model)}
-
-
-def _named(model: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
-    return ((field.alias or name, field) for name, field in model.model_fields.items())
+    named = ((field.alias or name, field) for name, field in model.model_fields.items())
+    return {name: _key(name, field) for name, field in named}
 
 
 def _key(name: str, field: FieldInfo) -> SpecKey:

@@ -15,10 +15,14 @@ KIND = "FinetuneJob"
 PLURAL = "finetunejobs"
 SHORT_NAME = "ftj"
 CATEGORY = "finetune"
+DESCRIPTION = "Finetunes a language model on a GPU cluster."
 
 NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 NAME_LENGTH = 45
 """Longest name of a job: the names of its pods and services, <name>-<run>-worker-<index>, end at 63."""
+
+OBJECT_NAME_LENGTH = 253
+"""Longest name that Kubernetes takes for any object."""
 
 JOB_LABEL = f"{GROUP}/job"
 """Label on every child: name of the FinetuneJob."""
@@ -32,8 +36,9 @@ FIELD_MANAGER = "finetune-operator"
 LEASE = "finetune-operator"
 """Name of the Lease that carries the operator's heartbeat, in the operator's own namespace."""
 KUEUE_QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+KUEUE_JOB_UID_LABEL = "kueue.x-k8s.io/job-uid"
+"""Label on Kueue's Workload: UID of the object that it admits."""
 KUEUE_PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
-
 
 LABEL_DIGITS = 9
 """Longest number that we write into a label."""

@@ -1,7 +1,6 @@
 """The parts of a job that are Kubernetes' own: spelt in camelCase, pruned and checked by the API server."""
 
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -19,28 +18,6 @@ Quantity = Annotated[
 Labels = Annotated[dict[str, LabelValue], Field(max_length=32)]
 """A rule checks the keys: a structural schema cannot constrain the keys of a map."""
 Seconds = Annotated[int, Field(ge=0, le=31536000)]
-
-
-class TolerationOperator(StrEnum):
-    EQUAL = "Equal"
-    EXISTS = "Exists"
-
-
-class TolerationEffect(StrEnum):
-    NO_SCHEDULE = "NoSchedule"
-    PREFER_NO_SCHEDULE = "PreferNoSchedule"
-    NO_EXECUTE = "NoExecute"
-
-
-class PullPolicy(StrEnum):
-    ALWAYS = "Always"
-    IF_NOT_PRESENT = "IfNotPresent"
-    NEVER = "Never"
-
-
-class NetworkProfile(StrEnum):
-    AUTO = "auto"
-    TCP = "tcp"
 
 
 class Output(Native):
@@ -61,9 +38,11 @@ class Toleration(Native):
     key: Annotated[str, Field(max_length=316)] | None = declare(
         "Taint key; empty with operator Exists means every taint."
     )
-    operator: TolerationOperator | None = declare("Equal (if absent) or Exists.")
+    operator: Literal["Equal", "Exists"] | None = declare("Equal (if absent) or Exists.")
     value: Annotated[str, Field(max_length=63)] | None = declare("Taint value, for Equal.")
-    effect: TolerationEffect | None = declare("Taint effect; absent means every effect.")
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = declare(
+        "Taint effect; absent means every effect."
+    )
     tolerationSeconds: Seconds | None = declare("With NoExecute: seconds until eviction.")  # noqa: N815
 
 
@@ -83,7 +62,7 @@ class Pods(Native):
     image: Annotated[str, Field(min_length=1, max_length=512)] | None = declare(
         "Trainer image. The operator's own if absent."
     )
-    imagePullPolicy: PullPolicy | None = declare("As in a pod.")  # noqa: N815
+    imagePullPolicy: Literal["Always", "IfNotPresent", "Never"] | None = declare("As in a pod.")  # noqa: N815
     imagePullSecrets: Annotated[tuple[DnsName, ...], Field(max_length=8)] | None = declare(  # noqa: N815
         "Names of registry secrets in the job's namespace."
     )
@@ -108,7 +87,7 @@ class Pods(Native):
 class Network(Native):
     """How ranks reach each other."""
 
-    profile: NetworkProfile | None = declare(
+    profile: Literal["auto", "tcp"] | None = declare(
         "auto (if absent): what the operator's settings know of the gpu_type; tcp: plain sockets."
     )
 

@@ -2,7 +2,8 @@
 
 A reason's name is part of the API: programs may compare it, so none ever changes. Messages are templates
 (str.format). Reasons that come from elsewhere: broken rules (validation/rules.py) on Accepted, and how a trainer
-ended (runtime/exits.py) on Complete and Failed. docs/reference/conditions.md is generated from this table.
+ended (runtime/exits.py) on Complete, FailureTarget and Failed. docs/reference/conditions.md is made from this
+table.
 """
 
 from __future__ import annotations
@@ -58,10 +59,20 @@ GLOBAL_BATCH_DIFFERS = Reason(
 
 READ = Reason("Read", (c.DATA_READY,), "{used} of {rows} rows are used for training.")
 
+PREVIOUS_JOB = Reason(
+    "PreviousJob", (c.PODS_READY,),
+    "A deleted job of the same name has left {left}. The first run waits, because two runs must not write to one "
+    "output.",
+    "They disappear when their pods have ended; delete them if that job was deleted with --cascade=orphan.",
+)  # fmt: skip
 CREATING = Reason("Creating", (c.PODS_READY,), "Run {run} is being created.")
 CREATE_REFUSED = Reason(
     "CreateRefused", (c.PODS_READY,), "{message}",
     "The operator tries again automatically; ask an administrator, or change the job so that it is allowed.",
+)  # fmt: skip
+NAME_TAKEN = Reason(
+    "NameTaken", (c.PODS_READY,), "{message}",
+    "Delete it, or rename the job; the operator tries again automatically.",
 )  # fmt: skip
 BACKEND_MISSING = Reason(
     "BackendMissing", (c.PODS_READY,), "This cluster has no {kind} resource.",
@@ -70,12 +81,23 @@ BACKEND_MISSING = Reason(
 QUEUED = Reason(
     "Queued", (c.PODS_READY, c.TRAINING), "The queue has not admitted the job; it starts when quota is free."
 )
+BACKEND_SILENT = Reason(
+    "BackendSilent", (c.PODS_READY,), "The {controller} has not reconciled run {run} since {created}.",
+    "Check its pods: {inspect}",
+)  # fmt: skip
+QUEUE_UNMANAGED = Reason(
+    "QueueUnmanaged", (c.PODS_READY, c.TRAINING),
+    "The job waits for the queue {queue}, but Kueue does not know its {kind}: Kueue is not installed, or does not "
+    "manage the {kind}s of this namespace.",
+    "Have {kind} enabled in Kueue's integrations.frameworks; the job then starts automatically. To run without a "
+    "queue, delete the job and create it again without spec.queue.",
+)  # fmt: skip
 RUNNING = Reason("Running", (c.PODS_READY,), "{ready} of {wanted} pods are running.")
 WAITING = Reason("Waiting", (c.PODS_READY,), "{ready} of {wanted} pods are running.")
 POD_OVERDUE = Reason(
     "PodOverdue", (c.PODS_READY,),
-    "Pod {pod} is past its termination grace period, but its node has not confirmed that it stopped. The next run "
-    "waits, because two runs must not write to one output.",
+    "Pod {pod} is past its termination grace period, but its node has not confirmed that it stopped. The job waits, "
+    "because two runs must not write to one output.",
     "If the node is permanently gone, run `kubectl delete pod {pod} --force`.",
 )  # fmt: skip
 NO_PODS = Reason("", (c.PODS_READY,), "No pods are needed.")
@@ -98,9 +120,10 @@ SUSPENDED = Reason(
     "Set it to false to resume from the last checkpoint.",
 )  # fmt: skip
 RESUMED = Reason("Resumed", (c.SUSPENDED,), "The job resumes from its last checkpoint.")
-CANCELLED = Reason("Cancelled", (c.FAILED, c.READY), "spec.cancel is true.")
+STOPPING = Reason("Stopping", (c.PODS_READY,), "These have not ended yet: {left}. {until}")
+CANCELLED = Reason("Cancelled", (c.FAILURE_TARGET, c.FAILED, c.READY), "spec.cancel is true.")
 DEADLINE_EXCEEDED = Reason(
-    "DeadlineExceeded", (c.FAILED, c.READY),
+    "DeadlineExceeded", (c.FAILURE_TARGET, c.FAILED, c.READY),
     "Pods of the job were on nodes for longer than the deadline of {limit} s.",
     "Set a longer lifecycle.activeDeadlineSeconds, or shorten the training.",
 )  # fmt: skip
@@ -130,6 +153,10 @@ NO_PRIORITY_CLASS = Reason(
 NO_SERVICE_ACCOUNT = Reason(
     "NoServiceAccount", (c.PODS_READY,), "{message}",
     f"Create the ServiceAccount, or change pods.serviceAccountName. {_RETRY}",
+)  # fmt: skip
+POD_NAME_TAKEN = Reason(
+    "PodNameTaken", (c.PODS_READY,), "{message}",
+    f"It is not this job's: delete it, or rename the job. {_RETRY}",
 )  # fmt: skip
 PODS_REFUSED = Reason(
     "PodsRefused", (c.PODS_READY,), "{message}",

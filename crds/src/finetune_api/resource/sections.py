@@ -4,8 +4,7 @@ No key has a default here: a default in the schema would be written into stored 
 job means when it changes. Defaults are decided by the plan and shown in the job's status.
 """
 
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -37,87 +36,20 @@ def _scientific(number: float) -> str:
     return f"{number:.0e}".replace("e-0", "e-")
 
 
-class AlgorithmType(StrEnum):
-    OFFLINE = "offline"
-
-
-class AlgorithmMethod(StrEnum):
-    SFT = "sft"
-    SUPERVISED_FINETUNE = "supervised_finetune"
-
-
-class Variety(StrEnum):
-    FFT = "fft"
-    LORA = "lora"
-    QLORA = "qlora"
-
-
-class TrainKind(StrEnum):
-    FFT = "fft"
-    PEFT = "peft"
-
-
-class Mode(StrEnum):
-    FFT = "fft"
-    FULL = "full"
-    FULL_FINETUNE = "full_finetune"
-    LORA = "lora"
-    QLORA = "qlora"
-    SFT_OFFLINE = "sft_offline"
-
-
-class TrainerMode(StrEnum):
-    FULL = "full"
-    LORA = "lora"
-    QLORA = "qlora"
-
-
-class EvaluationStrategy(StrEnum):
-    NO = "no"
-    STEPS = "steps"
-    EPOCH = "epoch"
-
-
-class Metric(StrEnum):
-    VAL_LOSS = "val.loss"
-    EVAL_LOSS = "eval_loss"
-
-
-class Scheduler(StrEnum):
-    CONSTANT = "constant"
-    COSINE = "cosine"
-    LINEAR = "linear"
-
-
-class OptimizerName(StrEnum):
-    ADAMW = "adamw"
-    ADAMW_TORCH = "adamw_torch"
-    ADAMW_TORCH_FUSED = "adamw_torch_fused"
-
-
-class DataFormat(StrEnum):
-    MESSAGES = "messages"
-
-
-class BadRow(StrEnum):
-    REFUSE = "refuse"
-    SKIP = "skip"
-
-
 class Algorithm(Section):
     """What kind of training this is. Optional: the other sections define it."""
 
-    type: AlgorithmType | None = key(
+    type: Literal["offline"] | None = key(
         "Training on a fixed dataset: offline.",
         instead="Set offline, or leave it out. Training on rows that the model generates meanwhile "
         "(online) is not supported yet.",
     )
-    method: AlgorithmMethod | None = key(
+    method: Literal["sft", "supervised_finetune"] | None = key(
         "Supervised finetuning: sft or supervised_finetune.",
         instead="Set sft, or leave it out. Preference and reinforcement learning (dpo, kto, orpo, grpo, ppo, rlhf) "
         "are not supported yet. For LoRA or QLoRA set training.mode.",
     )
-    variety: Variety | None = key(
+    variety: Literal["fft", "lora", "qlora"] | None = key(
         "Full finetuning or adapters. Yields to training.use_qlora, training.mode and "
         "hyperparameters.train_kind where they differ; the status reports it."
     )
@@ -144,7 +76,9 @@ class Policy(Section):
 
     model_name: Name | None = key("Base model, where job.model is absent.")
     source: Name | None = key("Base model, where job.model and policy.model_name are absent.")
-    trainer_mode: TrainerMode | None = key("Full finetuning or adapters, where no other key selects it.")
+    trainer_mode: Literal["full", "lora", "qlora"] | None = key(
+        "Full finetuning or adapters, where no other key selects it."
+    )
     label: Name | None = informational("Name of the policy.", ELSEWHERE)
     max_tokens: Tokens | None = informational("Longest answer in tokens.", ELSEWHERE)
     temperature: Annotated[float, Field(ge=0, le=100)] | None = informational("Sampling temperature.", ELSEWHERE)
@@ -206,13 +140,13 @@ class Data(Section):
 
     topology: Topology | None = key("The layout again. Must agree with compute.")
     validation_path: Uri | None = key("Rows to evaluate on, in the same format. Nothing is split off silently.")
-    format: DataFormat | None = key(
+    format: Literal["messages"] | None = key(
         "Format of the rows. messages if absent.",
         instead="Set messages, or leave it out, and convert the rows: one JSON object a line, with a list of "
         "messages (role, content). alpaca's instruction and output become a user's and an assistant's message; "
         "sharegpt's conversations become messages, with human as user and gpt as assistant.",
     )
-    on_bad_row: BadRow | None = key(
+    on_bad_row: Literal["refuse", "skip"] | None = key(
         "What to do with a row that cannot be trained on: refuse the job (if absent), or skip it, counted and named."
     )
     max_bad_share: Share | None = key(
@@ -228,12 +162,14 @@ class ValidationSection(Section):
     enabled: bool | None = key(
         "Whether to evaluate. true if absent; without a file the status notes that nothing is evaluated."
     )
-    evaluation_strategy: EvaluationStrategy | None = key("By steps (if absent), by epoch, or not at all.")
+    evaluation_strategy: Literal["no", "steps", "epoch"] | None = key(
+        "By steps (if absent), by epoch, or not at all."
+    )
     eval_steps: Annotated[int, Field(ge=0, le=100000000)] | None = key(
         "Optimizer steps between evaluations. 0 or absent: at the end of every epoch."
     )
     save_best_model_at_end: bool | None = key("The best evaluated weights become the result. true if absent.")
-    metric_for_best_model: Metric | None = key(
+    metric_for_best_model: Literal["val.loss", "eval_loss"] | None = key(
         "What best means: val.loss, also named eval_loss.",
         instead="Set val.loss, or leave it out. Evaluation measures the loss only; accuracy and BLEU are not "
         "supported yet.",
@@ -257,7 +193,9 @@ class Adapter(Section):
 class Training(Section):
     """Method, checkpoints, logging."""
 
-    mode: Mode | None = key("Full finetuning or adapters; sft_offline leaves that to the other keys.")
+    mode: Literal["fft", "full", "full_finetune", "lora", "qlora", "sft_offline"] | None = key(
+        "Full finetuning or adapters; sft_offline leaves that to the other keys."
+    )
     use_qlora: bool | None = key("true: adapters on a base quantised to four bits. Wins over every other key.")
     validation: ValidationSection | None = key("Evaluation while training.")
     lora: Adapter | None = key("Low-rank adapters.")
@@ -332,7 +270,7 @@ class Hyperparameters(Section):
     warmup_ratio: Share | None = key(
         f"Share of all steps in which the learning rate rises. {defaults.WARMUP_RATIO} if absent."
     )
-    lr_scheduler_type: Scheduler | None = key(
+    lr_scheduler_type: Literal["constant", "cosine", "linear"] | None = key(
         f"How the learning rate falls afterwards. {defaults.SCHEDULER} if absent."
     )
     weight_decay: Share | None = key(
@@ -341,13 +279,13 @@ class Hyperparameters(Section):
     max_grad_norm: Annotated[float, Field(ge=0, le=1000000)] | None = key(
         f"Gradients are scaled down to this norm; 0 leaves them alone. {defaults.MAX_GRAD_NORM:g} if absent."
     )
-    optim: OptimizerName | None = key(
+    optim: Literal["adamw", "adamw_torch", "adamw_torch_fused"] | None = key(
         "AdamW: adamw, adamw_torch or adamw_torch_fused.",
         instead="Set adamw, or leave it out. 8-bit and paged AdamW (adamw_8bit, adamw_bnb_8bit, paged_adamw_32bit) "
         "and other optimizers (sgd, adafactor, lion, muon) are not supported yet; where memory is short, shard with "
         "hyperparameters.parallelism.fsdp or train adapters.",
     )
-    train_kind: TrainKind | None = key("fft: every weight. peft: adapters.")
+    train_kind: Literal["fft", "peft"] | None = key("fft: every weight. peft: adapters.")
     world_size: Gpus | None = key("As compute.gpu_count. Checked.")
     lora_rank: Rank | None = key("As training.lora.r.")
     lora_alpha: Alpha | None = key("As training.lora.alpha.")

@@ -19,6 +19,7 @@ class Phase(StrEnum):
     PREPARING = "Preparing"
     STARTING = "Starting"
     TRAINING = "Training"
+    STOPPING = "Stopping"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
     SUSPENDED = "Suspended"
@@ -148,10 +149,13 @@ class Status(Part):
     phase: Phase | None = key("One-word summary.")
     conditions: Annotated[tuple[Condition, ...], Field(max_length=16)] | None = Field(
         default=None,
-        description="Ready, Accepted, DataReady, PodsReady, Training, Suspended, Complete, Failed.",
+        description="Ready, Accepted, DataReady, PodsReady, Training, Suspended, Complete, FailureTarget, Failed.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
     run: Int | None = key("Number of the current run: one attempt, with pods of its own.")
+    podsDigest: Text | None = key(  # noqa: N815
+        "Digest of the UIDs of the run's pods once all of them ran; another one means that pods were replaced."
+    )
     restarts: Int | None = key("Runs that failed and were replaced; these count against lifecycle.maxRestarts.")
     retry: RetryStatus | None = key("The last restart after a failure, and when the next run starts.")
     active: ActiveStatus | None = key("How long pods of the job were bound to nodes.")
@@ -163,7 +167,7 @@ class Status(Part):
     result: ResultStatus | None = key("What came out.")
     informational: Texts | None = key("Keys that were accepted and change nothing.")
     startTime: Time | None = key("When the first run started.")  # noqa: N815
-    completionTime: Time | None = key("When the job ended.")  # noqa: N815
+    completionTime: Time | None = key("When the job was over; unless it succeeded, all its pods had ended.")  # noqa: N815
 
 
 def condition(kind: str, status: bool | None, reason: str, message: str, now: str) -> Condition:

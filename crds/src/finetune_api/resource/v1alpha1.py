@@ -1,15 +1,10 @@
-"""FinetuneJob, finetune.dev/v1alpha1: the resource as Python sees it.
+"""The spec of a FinetuneJob, finetune.dev/v1alpha1: what a person writes. What the operator writes is in status.py.
 
 The CRD, the admission policy and the reference pages are generated from these models.
 """
 
-from typing import Annotated, Literal
-
-from pydantic import BaseModel, ConfigDict, Field
-
 from . import native, sections
 from .keys import Section, informational, key
-from .names import NAME_LENGTH, NAME_PATTERN
 
 
 class Spec(Section):
@@ -38,28 +33,3 @@ class Spec(Section):
     queue: native.Queue | None = key("The queue of Kueue that admits the job.")
     lifecycle: native.Lifecycle | None = key("Restarts, time limits, and what is removed afterwards.")
     credentials: native.Credentials | None = key("Secrets of the job's namespace, mounted into its pods as files.")
-
-
-class Metadata(BaseModel):
-    """The part of ObjectMeta that we read."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
-
-    name: Annotated[str, Field(min_length=1, max_length=NAME_LENGTH, pattern=NAME_PATTERN)]
-    namespace: str | None = None
-    uid: str | None = None
-    generation: int | None = None
-    labels: dict[str, str] = Field(default_factory=dict)
-    annotations: dict[str, str] = Field(default_factory=dict)
-
-
-class FinetuneJob(BaseModel):
-    """Finetunes a language model on a GPU cluster."""
-
-    # What a person writes. The operator's part, the status, is a document of its own: status.Status.
-    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
-
-    apiVersion: Literal["finetune.dev/v1alpha1"]  # noqa: N815
-    kind: Literal["FinetuneJob"]
-    metadata: Metadata
-    spec: Spec

@@ -70,11 +70,6 @@ def refuse(asked: Combination) -> str | None:
     for cell in IMPOSSIBLE:
         if cell.applies(asked):
             return f"{cell.name} cannot work: {cell.reason}; {supported()}"
-    missing = _missing(asked)
-    return f"this version does not have {' and '.join(missing)}; {supported()}" if missing else None
-
-
-def _missing(asked: Combination) -> list[str]:
     checks = (
         (asked.method in METHODS, f"method {asked.method}"),
         (asked.engine in ENGINES, f"engine {asked.engine}"),
@@ -82,4 +77,5 @@ def _missing(asked: Combination) -> list[str]:
         (asked.tensor_parallel == 1, f"tensor_parallel {asked.tensor_parallel}"),
         (asked.pipeline_parallel == 1, f"pipeline_parallel {asked.pipeline_parallel}"),
     )
-    return [name for fine, name in checks if not fine]
+    missing = [name for fine, name in checks if not fine]
+    return f"this version does not have {' and '.join(missing)}; {supported()}" if missing else None

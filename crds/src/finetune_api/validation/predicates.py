@@ -1,4 +1,4 @@
-"""Predicates over a spec, each with two forms: Python, and CEL for the API server.
+"""Predicates over a spec, each in two forms: Python, and CEL for the API server.
 
 Rules are written once with these, so `finetune validate` and the API server cannot disagree.
 Paths are relative to spec (compute.gpu_type). In CEL `self` is the spec, and no predicate assumes that
@@ -7,37 +7,38 @@ a parent exists.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import chain, pairwise
+from typing import Any, NamedTuple
 
 Spec = Mapping[str, Any]
 
 
-class Predicate(Protocol):
-    def holds(self, spec: Spec) -> bool:
-        """Whether `spec` (plain JSON data, already of the right shape) satisfies the predicate."""
+class Number(NamedTuple):
+    """A whole number that a spec asks for."""
 
-    def cel(self) -> str:
-        """The same as a CEL expression over `self`."""
-
-
-@runtime_checkable
-class OfOneKey(Protocol):
-    """A predicate over the value of one key, which holds wherever the key is absent."""
-
-    @property
-    def path(self) -> str:
-        """The key."""
-
-    def at(self, value: str) -> str:
-        """The same as a CEL expression over `value`, the key's own: evaluated only where the key is present."""
+    paths: tuple[str, ...]
+    """Every key that is read."""
+    value: Callable[[Spec], int]
+    cel: str
 
 
-class Number(Protocol):
-    def value(self, spec: Spec) -> int: ...
+class Predicate(NamedTuple):
+    """A statement about a spec."""
 
-    def cel(self) -> str: ...
+    paths: tuple[str, ...]
+    """Every key that is read."""
+    holds: Callable[[Spec], bool]
+    """Whether a spec (plain JSON data, already of the right shape) satisfies it."""
+    cel: str
+    """The same as a CEL expression over `self`."""
+    of_key: str = ""
+    """For a predicate over one key that holds where the key is absent: the same over `self`, the key's value."""
+    mistake: str = "FieldValueInvalid"
+    """What kind of mistake a spec makes that does not satisfy it, in the API server's terms."""
 
 
 def find(spec: Spec, path: str) -> Any:
@@ -50,18 +51,145 @@ def find(spec: Spec, path: str) -> Any:
     return at
 
 
-def paths_read(term: object) -> Iterator[str]:
-    """Every path that a predicate or number reads."""
-    paths = getattr(term, "paths", ()) or (getattr(term, "path", None),)
-    yield from (path for path in paths if path is not None)
-    if isinstance(term, tuple):
-        for part in term:
-            yield from paths_read(part)
-
-
 def matches(pattern: str, text: str) -> bool:
     """As RE2 does it: `$` is the end of the text, where Python would allow one more line break."""
     return re.search(pattern.replace("$", r"\Z"), text) is not None
+
+
+def present(*paths: str) -> Predicate:
+    """At least one of the keys is present."""
+    cel = " || ".join(f"({_has(p)})" for p in paths)
+    return Predicate(paths, lambda spec: any(True for _ in _values(spec, paths)), cel, mistake="FieldValueRequired")
+
+
+def absent(path: str) -> Predicate:
+    """The key is absent."""
+    return _of_key(path, lambda _: False, lambda _: "false")._replace(mistake="FieldValueForbidden")
+
+
+def among(path: str, *values: str | bool) -> Predicate:
+    """The key is present and has one of the values."""
+    literals = ", ".join(_literal(v) if isinstance(v, str) else str(v).lower() for v in values)
+    cel = f"({_has(path)} && self.{path} in [{literals}])"
+    return Predicate((path,), lambda spec: find(spec, path) in values, cel)
+
+
+def fits(path: str, pattern: str) -> Predicate:
+    """The key is absent, or its text matches (syntax common to Python and RE2)."""
+    return _of_key(path, partial(matches, pattern), lambda text: f"{text}.matches({_literal(pattern)})")
+
+
+def lacks(path: str, pattern: str) -> Predicate:
+    """The key is absent, or no part of its text matches."""
+    return _of_key(
+        path, lambda text: not matches(pattern, text), lambda text: f"!{text}.matches({_literal(pattern)})"
+    )
+
+
+def names_fit(path: str, pattern: str) -> Predicate:
+    """Every key of a map matches."""
+    return _of_key(
+        path,
+        lambda names: all(matches(pattern, name) for name in names),
+        lambda names: f"{names}.all(x, x.matches({_literal(pattern)}))",
+    )
+
+
+def names_lack(path: str, pattern: str) -> Predicate:
+    """No key of a map matches."""
+    return _of_key(
+        path,
+        lambda names: not any(matches(pattern, name) for name in names),
+        lambda names: f"{names}.all(x, !x.matches({_literal(pattern)}))",
+    )
+
+
+def items_lack(path: str, pattern: str) -> Predicate:
+    """No `name` in a list of maps matches."""
+    return _of_key(
+        path,
+        lambda items: not any(matches(pattern, item["name"]) for item in items),
+        lambda items: f"{items}.all(x, !x.name.matches({_literal(pattern)}))",
+    )
+
+
+def agree(*paths: str) -> Predicate:
+    """All keys that are present have the same value."""
+    cel = f"[{_present(paths)}].all(l, l.all(x, x == l[0]))"
+    return Predicate(paths, lambda spec: all(a == b for a, b in pairwise(_values(spec, paths))), cel)
+
+
+def first(paths: tuple[str, ...], default: int) -> Number:
+    """The first key that is present, as a number, else the default."""
+    cel = f"({_present(paths)} + [{default}])[0]"
+    return Number(paths, lambda spec: int(next(_values(spec, paths), default)), cel)
+
+
+def constant(number: int) -> Number:
+    """A number that no key changes."""
+    return Number((), lambda _: number, str(number))
+
+
+def times(*factors: Number) -> Number:
+    """The product."""
+    cel = f"({' * '.join(f.cel for f in factors)})"
+    return Number(_paths(*factors), lambda spec: math.prod(f.value(spec) for f in factors), cel)
+
+
+def equal(left: Number, right: Number) -> Predicate:
+    """left == right."""
+    return Predicate(
+        _paths(left, right), lambda spec: left.value(spec) == right.value(spec), f"{left.cel} == {right.cel}"
+    )
+
+
+def at_most(left: Number, right: Number) -> Predicate:
+    """left <= right."""
+    return Predicate(
+        _paths(left, right), lambda spec: left.value(spec) <= right.value(spec), f"{left.cel} <= {right.cel}"
+    )
+
+
+def divides(left: Number, right: Number) -> Predicate:
+    """right % left == 0."""
+    return Predicate(
+        _paths(left, right), lambda spec: right.value(spec) % left.value(spec) == 0, f"{right.cel} % {left.cel} == 0"
+    )
+
+
+def not_(of: Predicate) -> Predicate:
+    """It does not hold."""
+    return Predicate(of.paths, lambda spec: not of.holds(spec), f"!({of.cel})")
+
+
+def all_of(*of: Predicate) -> Predicate:
+    """All of them hold."""
+    return Predicate(_paths(*of), lambda spec: all(p.holds(spec) for p in of), " && ".join(f"({p.cel})" for p in of))
+
+
+def any_of(*of: Predicate) -> Predicate:
+    """At least one of them holds."""
+    return Predicate(_paths(*of), lambda spec: any(p.holds(spec) for p in of), " || ".join(f"({p.cel})" for p in of))
+
+
+def _of_key(path: str, holds: Callable[[Any], bool], cel: Callable[[str], str]) -> Predicate:
+    """A statement about the value of one key, which is true where the key is absent."""
+    everywhere = f"!({_has(path)}) || {cel(f'self.{path}')}"
+    return Predicate((path,), lambda spec: all(map(holds, _values(spec, (path,)))), everywhere, cel("self"))
+
+
+def _paths(*terms: Number | Predicate) -> tuple[str, ...]:
+    return tuple(chain.from_iterable(term.paths for term in terms))
+
+
+def _values(spec: Spec, paths: tuple[str, ...]) -> Iterator[Any]:
+    """The values that are present."""
+    return (value for path in paths if (value := find(spec, path)) is not None)
+
+
+def _present(paths: tuple[str, ...]) -> str:
+    """CEL list of the values that are present."""
+    return " + ".join(f"({_has(p)} ? [self.{p}] : [])" for p in paths)
 
 
 def _has(path: str) -> str:
@@ -69,222 +197,5 @@ def _has(path: str) -> str:
     return " && ".join(f"has(self.{'.'.join(names[: i + 1])})" for i in range(len(names)))
 
 
-def _if_there(predicate: OfOneKey) -> str:
-    return f"!({_has(predicate.path)}) || {predicate.at(f'self.{predicate.path}')}"
-
-
-def _cel_string(text: str) -> str:
+def _literal(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
-def _all_of(paths: tuple[str, ...]) -> str:
-    """CEL list of the values that are present."""
-    return " + ".join(f"({_has(p)} ? [self.{p}] : [])" for p in paths)
-
-
-class Present(NamedTuple):
-    """At least one of the keys is present."""
-
-    paths: tuple[str, ...]
-
-    def holds(self, spec: Spec) -> bool:
-        return any(find(spec, p) is not None for p in self.paths)
-
-    def cel(self) -> str:
-        return " || ".join(f"({_has(p)})" for p in self.paths)
-
-
-class Absent(NamedTuple):
-    """The key is absent."""
-
-    path: str
-
-    def holds(self, spec: Spec) -> bool:
-        return find(spec, self.path) is None
-
-    def cel(self) -> str:
-        return f"!({_has(self.path)})"
-
-    def at(self, value: str) -> str:
-        return "false"
-
-
-class Among(NamedTuple):
-    """The key is present and has one of the values (strings, booleans or integers)."""
-
-    path: str
-    values: tuple[str | bool | int, ...]
-
-    def holds(self, spec: Spec) -> bool:
-        return find(spec, self.path) in self.values and find(spec, self.path) is not None
-
-    def cel(self) -> str:
-        literals = ", ".join(_cel_string(v) if isinstance(v, str) else str(v).lower() for v in self.values)
-        return f"({_has(self.path)} && self.{self.path} in [{literals}])"
-
-
-class Matches(NamedTuple):
-    """The key is absent, or its text matches (syntax common to Python and RE2)."""
-
-    path: str
-    pattern: str
-
-    def holds(self, spec: Spec) -> bool:
-        value = find(spec, self.path)
-        return value is None or matches(self.pattern, value)
-
-    def cel(self) -> str:
-        return _if_there(self)
-
-    def at(self, value: str) -> str:
-        return f"{value}.matches({_cel_string(self.pattern)})"
-
-
-class Lacks(NamedTuple):
-    """The key is absent, or no part of its text matches."""
-
-    path: str
-    pattern: str
-
-    def holds(self, spec: Spec) -> bool:
-        value = find(spec, self.path)
-        return value is None or not matches(self.pattern, value)
-
-    def cel(self) -> str:
-        return _if_there(self)
-
-    def at(self, value: str) -> str:
-        return f"!{value}.matches({_cel_string(self.pattern)})"
-
-
-class NoNames(NamedTuple):
-    """No key of a map, or no `name` of a list of maps, matches the pattern."""
-
-    path: str
-    pattern: str
-    of_list: bool = False
-
-    def holds(self, spec: Spec) -> bool:
-        value = find(spec, self.path) or ()
-        return not any(matches(self.pattern, item["name"] if self.of_list else item) for item in value)
-
-    def cel(self) -> str:
-        return _if_there(self)
-
-    def at(self, value: str) -> str:
-        name = "x.name" if self.of_list else "x"
-        return f"{value}.all(x, !{name}.matches({_cel_string(self.pattern)}))"
-
-
-class AllNames(NamedTuple):
-    """Every key of a map matches the pattern."""
-
-    path: str
-    pattern: str
-
-    def holds(self, spec: Spec) -> bool:
-        return all(matches(self.pattern, name) for name in find(spec, self.path) or ())
-
-    def cel(self) -> str:
-        return _if_there(self)
-
-    def at(self, value: str) -> str:
-        return f"{value}.all(x, x.matches({_cel_string(self.pattern)}))"
-
-
-class Agree(NamedTuple):
-    """All keys that are present have the same value."""
-
-    paths: tuple[str, ...]
-
-    def holds(self, spec: Spec) -> bool:
-        values = [v for p in self.paths if (v := find(spec, p)) is not None]
-        return all(v == values[0] for v in values)
-
-    def cel(self) -> str:
-        return f"[{_all_of(self.paths)}].all(l, l.all(x, x == l[0]))"
-
-
-class First(NamedTuple):
-    """The first key that is present, as a number, else the default."""
-
-    paths: tuple[str, ...]
-    default: int
-
-    def value(self, spec: Spec) -> int:
-        return next((int(v) for p in self.paths if (v := find(spec, p)) is not None), self.default)
-
-    def cel(self) -> str:
-        return f"({_all_of(self.paths)} + [{self.default}])[0]"
-
-
-class Constant(NamedTuple):
-    number: int
-
-    def value(self, spec: Spec) -> int:
-        return self.number
-
-    def cel(self) -> str:
-        return str(self.number)
-
-
-class Times(NamedTuple):
-    factors: tuple[Number, ...]
-
-    def value(self, spec: Spec) -> int:
-        product = 1
-        for factor in self.factors:
-            product *= factor.value(spec)
-        return product
-
-    def cel(self) -> str:
-        return "(" + " * ".join(f.cel() for f in self.factors) + ")"
-
-
-class Compare(NamedTuple):
-    """left <operator> right, of whole numbers; operator is ==, <= or 'divides' (right % left == 0)."""
-
-    left: Number
-    operator: str
-    right: Number
-
-    def holds(self, spec: Spec) -> bool:
-        left, right = self.left.value(spec), self.right.value(spec)
-        if self.operator == "divides":
-            return right % left == 0
-        return left == right if self.operator == "==" else left <= right
-
-    def cel(self) -> str:
-        if self.operator == "divides":
-            return f"{self.right.cel()} % {self.left.cel()} == 0"
-        return f"{self.left.cel()} {self.operator} {self.right.cel()}"
-
-
-class Not(NamedTuple):
-    inner: Predicate
-
-    def holds(self, spec: Spec) -> bool:
-        return not self.inner.holds(spec)
-
-    def cel(self) -> str:
-        return f"!({self.inner.cel()})"
-
-
-class All(NamedTuple):
-    inner: tuple[Predicate, ...]
-
-    def holds(self, spec: Spec) -> bool:
-        return all(p.holds(spec) for p in self.inner)
-
-    def cel(self) -> str:
-        return " && ".join(f"({p.cel()})" for p in self.inner)
-
-
-class Either(NamedTuple):
-    inner: tuple[Predicate, ...]
-
-    def holds(self, spec: Spec) -> bool:
-        return any(p.holds(spec) for p in self.inner)
-
-    def cel(self) -> str:
-        return " || ".join(f"({p.cel()})" for p in self.inner)

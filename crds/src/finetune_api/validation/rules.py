@@ -27,21 +27,24 @@ from finetune_api.resource.key_table import Fate, declared
 
 from . import predicates, uris
 from .predicates import (
-    Absent,
-    Agree,
-    All,
-    AllNames,
-    Among,
-    Compare,
-    Constant,
-    Either,
-    First,
-    Lacks,
-    Matches,
-    NoNames,
-    Not,
-    Present,
-    Times,
+    absent,
+    agree,
+    all_of,
+    among,
+    any_of,
+    at_most,
+    constant,
+    divides,
+    equal,
+    first,
+    fits,
+    items_lack,
+    lacks,
+    names_fit,
+    names_lack,
+    not_,
+    present,
+    times,
 )
 from .problem import Problem
 
@@ -69,124 +72,120 @@ class Rule:
 _LAYOUT = TOTAL + NODES + PER_NODE
 _MESH = _LAYOUT + TENSOR + PIPELINE + DATA_PARALLEL
 
-_nodes, _per_node = First(NODES, 1), First(PER_NODE, 1)
-_tensor, _pipeline = First(TENSOR, 1), First(PIPELINE, 1)
-_model_parallel = Times((_tensor, _pipeline))
-_fsdp = Among(f"{PARALLELISM}.fsdp", (True,))
-_wants_qlora = Either((Among("training.use_qlora", (True,)), Among("training.mode", ("qlora",))))
-_wants_adapters = Either((_wants_qlora, Among("training.mode", ("lora",))))
-_wants_all = Among("training.mode", ("full", "full_finetune", "fft"))
+_nodes, _per_node = first(NODES, 1), first(PER_NODE, 1)
+_tensor, _pipeline = first(TENSOR, 1), first(PIPELINE, 1)
+_model_parallel = times(_tensor, _pipeline)
+_parallel = times(first(DATA_PARALLEL, 1), _model_parallel)
+_fsdp = among(f"{PARALLELISM}.fsdp", True)
+_wants_qlora = any_of(among("training.use_qlora", True), among("training.mode", "qlora"))
+_wants_adapters = any_of(_wants_qlora, among("training.mode", "lora"))
+_wants_all = among("training.mode", "full", "full_finetune", "fft")
 
-_several_nodes = Not(
-    All((Compare(_nodes, "<=", Constant(1)), Compare(First(TOTAL, 0), "<=", First(PER_NODE, 16384))))
-)
+_several_nodes = not_(all_of(at_most(_nodes, constant(1)), at_most(first(TOTAL, 0), first(PER_NODE, 16384))))
 """More than one is asked for, or follows from gpu_count; a key that is absent does not count."""
-_ephemeral = Among("output.ephemeral", (True,))
+_ephemeral = among("output.ephemeral", True)
 _LABEL_KEY = (r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?"
               r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$")  # fmt: skip
 
 RULES: tuple[Rule, ...] = (
-    Rule("job.model", "MissingModel", Present(MODEL), "No base model is named.",
+    Rule("job.model", "MissingModel", present(*MODEL), "No base model is named.",
          "Set job.model, for example Qwen/Qwen3-4B."),
-    Rule("job.data", "MissingData", Present(DATA), "No training data is named.",
+    Rule("job.data", "MissingData", present(*DATA), "No training data is named.",
          "Set job.data to a JSONL file, or give --dataset."),
-    Rule("compute.gpu_type", "missing_gpu_type", Present(("compute.gpu_type",)),
+    Rule("compute.gpu_type", "missing_gpu_type", present("compute.gpu_type"),
          "No kind of accelerator is named (missing_gpu_type).",
          "Set compute.gpu_type, for example H100, or CPU to train without accelerators."),
-    *(Rule(group[0], "Contradiction", Agree(group), "Keys with the same meaning have different values.",
+    *(Rule(group[0], "Contradiction", agree(*group), "Keys with the same meaning have different values.",
            f"Keep one of {', '.join(group)}, or give them the same value.", group) for group in GROUPS),
     Rule("compute.gpu_count", "LayoutContradiction",
-         Either((Not(All((Present(TOTAL), Present(NODES), Present(PER_NODE)))),
-                 Compare(First(TOTAL, 1), "==", Times((_nodes, _per_node))))),
+         any_of(not_(all_of(present(*TOTAL), present(*NODES), present(*PER_NODE))),
+                equal(first(TOTAL, 1), times(_nodes, _per_node))),
          "gpu_count is not nodes x gpus_per_node.", "Correct one of the three, or leave one out.", _LAYOUT),
-    Rule("compute.nodes", "LayoutContradiction", Compare(_nodes, "divides", First(TOTAL, 0)),
+    Rule("compute.nodes", "LayoutContradiction", divides(_nodes, first(TOTAL, 0)),
          "gpu_count is not a multiple of nodes.", "Make gpu_count a multiple of nodes.", _LAYOUT),
-    Rule("compute.gpus_per_node", "LayoutContradiction", Compare(_per_node, "divides", First(TOTAL, 0)),
+    Rule("compute.gpus_per_node", "LayoutContradiction", divides(_per_node, first(TOTAL, 0)),
          "gpu_count is not a multiple of gpus_per_node.", "Correct one of the two.", _LAYOUT),
     Rule("compute.gpu_count", "LayoutContradiction",
-         Either((Present(PER_NODE), Compare(First(TOTAL, 0), "<=", Times((Constant(64), _nodes))))),
+         any_of(present(*PER_NODE), at_most(first(TOTAL, 0), times(constant(64), _nodes))),
          "gpu_count asks for more than 64 accelerators in one node.", "Set compute.nodes.", _LAYOUT),
     Rule(f"{PARALLELISM}.tensor_parallel_size", "MeshContradiction",
-         All((Either((Not(Present(TOTAL)), Compare(_model_parallel, "divides", First(TOTAL, 1)))),
-              Either((Present(TOTAL), Compare(_model_parallel, "divides", Times((_nodes, _per_node))))))),
+         all_of(any_of(not_(present(*TOTAL)), divides(_model_parallel, first(TOTAL, 1))),
+                any_of(present(*TOTAL), divides(_model_parallel, times(_nodes, _per_node)))),
          "tensor_parallel_size x pipeline_parallel_size does not divide the number of accelerators.",
          "Choose sizes whose product divides gpu_count.", _MESH),
     Rule(f"{PARALLELISM}.tensor_parallel_size", "MeshContradiction",
-         Either((Compare(_tensor, "==", Constant(1)),
-                 All((Present(PER_NODE), Compare(_tensor, "divides", _per_node))),
-                 All((Not(Present(PER_NODE)), Present(TOTAL),
-                      Compare(Times((_tensor, _nodes)), "divides", First(TOTAL, 1)))))),
+         any_of(equal(_tensor, constant(1)),
+                all_of(present(*PER_NODE), divides(_tensor, _per_node)),
+                all_of(not_(present(*PER_NODE)), present(*TOTAL),
+                       divides(times(_tensor, _nodes), first(TOTAL, 1)))),
          "Tensor parallelism would leave the node: its ranks exchange every layer's activations.",
          "Choose a tensor_parallel_size that divides the accelerators of one node.", _MESH),
     Rule("data.topology.data_parallel", "MeshContradiction",
-         Either((Not(Present(DATA_PARALLEL)),
-                 All((Present(TOTAL),
-                      Compare(Times((First(DATA_PARALLEL, 1), _model_parallel)), "==", First(TOTAL, 1)))),
-                 All((Not(Present(TOTAL)),
-                      Compare(Times((First(DATA_PARALLEL, 1), _model_parallel)), "==",
-                              Times((_nodes, _per_node))))))),
+         any_of(not_(present(*DATA_PARALLEL)),
+                all_of(present(*TOTAL), equal(_parallel, first(TOTAL, 1))),
+                all_of(not_(present(*TOTAL)), equal(_parallel, times(_nodes, _per_node)))),
          "data_parallel x tensor_parallel x pipeline_parallel is not the number of accelerators.",
          "Leave data_parallel out: it follows from the others.", _MESH),
     Rule(f"{PARALLELISM}.fsdp", "EnginesExclude",
-         Not(All((_fsdp, Among(f"{PARALLELISM}.use_deepspeed", (True,))))),
+         not_(all_of(_fsdp, among(f"{PARALLELISM}.use_deepspeed", True))),
          "DeepSpeed ZeRO and FSDP shard the same states, so a job uses one of them: "
          "'ZeRO-2/3 and optionally FSDP' means ZeRO or FSDP.",
          "Set use_deepspeed or fsdp to false.", (f"{PARALLELISM}.use_deepspeed", f"{PARALLELISM}.fsdp")),
     Rule(f"{PARALLELISM}.fsdp_sharding_strategy", "UnknownValue",
-         Either((Not(_fsdp), Matches(f"{PARALLELISM}.fsdp_sharding_strategy", "^(?i:full_shard|no_shard)$"))),
+         any_of(not_(_fsdp), fits(f"{PARALLELISM}.fsdp_sharding_strategy", "^(?i:full_shard|no_shard)$")),
          "FSDP can shard fully or not at all.", "Set full_shard or no_shard, or leave it out.",
          (f"{PARALLELISM}.fsdp_sharding_strategy",)),
     Rule(f"{PARALLELISM}.fsdp_auto_wrap_policy", "UnknownValue",
-         Either((Not(_fsdp), Matches(f"{PARALLELISM}.fsdp_auto_wrap_policy",
-                                     "^(?i:transformer_block|transformer_based_wrap)$"))),
+         any_of(not_(_fsdp), fits(f"{PARALLELISM}.fsdp_auto_wrap_policy",
+                                  "^(?i:transformer_block|transformer_based_wrap)$")),
          "Every decoder layer is one shard group; there is no other policy.",
          "Set transformer_block, or leave it out.", (f"{PARALLELISM}.fsdp_auto_wrap_policy",)),
     Rule(f"{PARALLELISM}.fp16", "PrecisionContradiction",
-         Not(All((Among(f"{PARALLELISM}.bf16", (True,)), Among(f"{PARALLELISM}.fp16", (True,))))),
+         not_(all_of(among(f"{PARALLELISM}.bf16", True), among(f"{PARALLELISM}.fp16", True))),
          "bf16 and fp16 are both true; the computation has one number format.", "Keep bf16."),
     Rule("hyperparameters.train_kind", "MethodContradiction",
-         Not(All((_wants_adapters, Among("hyperparameters.train_kind", ("fft",))))),
+         not_(all_of(_wants_adapters, among("hyperparameters.train_kind", "fft"))),
          "train_kind selects full finetuning, but use_qlora or mode selects adapters.",
          "Set train_kind to peft, or use_qlora to false and mode to full_finetune.",
          ("hyperparameters.train_kind", "training.use_qlora", "training.mode")),
     Rule("hyperparameters.train_kind", "MethodContradiction",
-         Not(All((_wants_all, Among("hyperparameters.train_kind", ("peft",))))),
+         not_(all_of(_wants_all, among("hyperparameters.train_kind", "peft"))),
          "train_kind selects adapters, but mode selects full finetuning.",
          "Set train_kind to fft, or mode to lora.", ("hyperparameters.train_kind", "training.mode")),
     Rule("training.use_qlora", "MethodContradiction",
-         Not(All((_wants_all, Among("training.use_qlora", (True,))))),
+         not_(all_of(_wants_all, among("training.use_qlora", True))),
          "use_qlora selects adapters, but mode selects full finetuning.",
          "Set use_qlora to false, or mode to lora.", ("training.use_qlora", "training.mode")),
     Rule("training.validation.greater_is_better", "UnknownValue",
-         Not(Among("training.validation.greater_is_better", (True,))),
+         not_(among("training.validation.greater_is_better", True)),
          "A loss is better when it is smaller.", "Set greater_is_better to false, or leave it out."),
-    *(Rule(p, "UnsupportedScheme", Lacks(p, use.unread_pattern), use.unread_message, use.instead, (p,))
+    *(Rule(p, "UnsupportedScheme", lacks(p, use.unread_pattern), use.unread_message, use.instead, (p,))
       for p, use in uris.KEYS.items()),
-    *(Rule(p, "BadUri", Matches(p, use.good_pattern), use.bad_message, uris.BAD_REMEDY, (p,))
+    *(Rule(p, "BadUri", fits(p, use.good_pattern), use.bad_message, uris.BAD_REMEDY, (p,))
       for p, use in uris.KEYS.items()),
-    Rule("output", "OutputNotKept", Either((Present(("output.uri",)), _ephemeral)),
+    Rule("output", "OutputNotKept", any_of(present("output.uri"), _ephemeral),
          "The job has no output, so its result would be lost with its pods.",
          "Set output.uri to pvc://CLAIM/FOLDER, or output.ephemeral to true if the result may be lost. "
          "`finetune run` needs neither.", cluster_only=True),
-    Rule("output.uri", "OutputNotKept", Lacks("output.uri", "^[^:/]*(/|$)"),
+    Rule("output.uri", "OutputNotKept", lacks("output.uri", "^[^:/]*(/|$)"),
          "A path is a folder inside the pods and is lost with them.",
          "Set output.uri to pvc://CLAIM/FOLDER. For `finetune run`, give --output with a folder of this machine.",
          ("output.uri",), cluster_only=True),
-    Rule("output.ephemeral", "Contradiction", Not(All((_ephemeral, Present(("output.uri",))))),
+    Rule("output.ephemeral", "Contradiction", not_(all_of(_ephemeral, present("output.uri"))),
          "output.uri keeps the result, but output.ephemeral allows it to be lost.", "Remove one of the two.",
          ("output.uri", "output.ephemeral")),
-    Rule("output.ephemeral", "OutputNotShared", Not(All((_ephemeral, _several_nodes))),
+    Rule("output.ephemeral", "OutputNotShared", not_(all_of(_ephemeral, _several_nodes)),
          "All nodes of a job write to one output, but an ephemeral output is a folder inside one pod.",
          "Set output.uri to pvc://CLAIM/FOLDER on a claim that all nodes mount (ReadWriteMany), "
          "or ask for one node.", _LAYOUT, cluster_only=True),
     Rule("pods.env", "ForbiddenVariable",
-         NoNames("pods.env", "^(LD_.*|PYTHON.*|NCCL_.*_PLUGIN|PET_.*|FINETUNE_.*)$", of_list=True),
+         items_lack("pods.env", "^(LD_.*|PYTHON.*|NCCL_.*_PLUGIN|PET_.*|FINETUNE_.*)$"),
          "Variables that change what code runs, or that the operator sets itself, may not be set "
          "(LD_*, PYTHON*, NCCL_*_PLUGIN, PET_*, FINETUNE_*).", "Remove them; build them into the image."),
-    *(Rule(p, "ReservedName", NoNames(p, r"^(.*\.)?(finetune\.dev|kubeflow\.org|kubernetes\.io|k8s\.io)/"),
+    *(Rule(p, "ReservedName", names_lack(p, r"^(.*\.)?(finetune\.dev|kubeflow\.org|kubernetes\.io|k8s\.io)/"),
            "Names under finetune.dev, kubeflow.org, kubernetes.io and k8s.io belong to controllers.",
            "Use a prefix of your own.") for p in ("pods.labels", "pods.annotations")),
-    *(Rule(p, "BadLabelKey", AllNames(p, _LABEL_KEY), "A key is not a legal name of a label or annotation.",
+    *(Rule(p, "BadLabelKey", names_fit(p, _LABEL_KEY), "A key is not a legal name of a label or annotation.",
            "Use at most 63 letters, digits, '-', '_' and '.', with a DNS name and '/' before them if you like.")
       for p in ("pods.labels", "pods.annotations", "pods.nodeSelector")),
 )  # fmt: skip
@@ -196,7 +195,7 @@ def refusals() -> Iterator[Rule]:
     """One rule for every key whose fate is refused."""
     for path, fate, because in declared():
         if fate is Fate.REFUSED:
-            yield Rule(path, "RefusedKey", Absent(path), f"This key is refused: {because}.", "Remove it.")
+            yield Rule(path, "RefusedKey", absent(path), f"This key is refused: {because}.", "Remove it.")
 
 
 @cache
@@ -206,8 +205,6 @@ def all_rules() -> tuple[Rule, ...]:
 
 def applies(rule: Rule, malformed: Collection[str]) -> bool:
     """Whether the rule reads only keys of the right shape; `malformed` are paths from the root."""
-    if not malformed:
-        return True
     parts = [path.partition("[")[0].split(".") for path in malformed]
-    read = [["spec", *path.split(".")] for path in predicates.paths_read(rule.must)]
+    read = [["spec", *path.split(".")] for path in rule.must.paths]
     return not any(malformed_key[: len(key)] == key[: len(malformed_key)] for malformed_key in parts for key in read)

@@ -51,9 +51,9 @@ def shape_problems(value: Any, node: Node, path: str = "") -> Iterator[Problem]:
     """Problems of a value, given as plain JSON data without nulls, and of everything inside it."""
     right, kind, inside = _KINDS[node["type"]]
     if not right(value):
-        yield _bad_value(
-            path, value, f"it must be {kind}", _ADD_QUOTES if node["type"] == "string" and _is_bare(value) else ""
-        )
+        # YAML reads a text without quotes, such as `cpu: 8`, as a number or a boolean.
+        remedy = _ADD_QUOTES if node["type"] == "string" and isinstance(value, (int, float)) else ""
+        yield _bad_value(path, value, f"it must be {kind}", remedy)
     else:
         yield from inside(value, node, path)
 
@@ -103,17 +103,13 @@ def _number(value: float, node: Node, path: str) -> Iterator[Problem]:
         yield _bad_value(path, value, f"it {less} {high}")
 
 
-def _boolean(value: bool, node: Node, path: str) -> Iterator[Problem]:
-    return iter(())
-
-
 _KINDS: Mapping[str, tuple[Callable[[Any], bool], str, Callable[[Any, Node, str], Iterator[Problem]]]] = {
     "object": (lambda v: isinstance(v, Mapping), "a map", _map),
     "array": (lambda v: isinstance(v, list), "a list", _list),
     "string": (lambda v: isinstance(v, str), "a string", _text),
     "integer": (lambda v: isinstance(v, int) and not isinstance(v, bool), "an integer", _number),
     "number": (lambda v: isinstance(v, (int, float)) and not isinstance(v, bool), "a number", _number),
-    "boolean": (lambda v: isinstance(v, bool), "true or false", _boolean),
+    "boolean": (lambda v: isinstance(v, bool), "true or false", lambda *_: iter(())),
 }
 """Type -> whether a value has it, its name, and the check of a value that has it."""
 
@@ -123,11 +119,6 @@ def _bad_value(path: str, value: Any, expected: str, remedy: str = "") -> Proble
 
 
 _ADD_QUOTES = "Put quotes around it."
-
-
-def _is_bare(value: Any) -> bool:
-    """Whether YAML read it as a number or boolean because it has no quotes, such as `cpu: 8`."""
-    return isinstance(value, (int, float))
 
 
 def _remedy(path: str) -> str:

@@ -14,7 +14,7 @@ from finetune_api.resource import key_table
 from finetune_api.resource.names import API_VERSION, KIND, NAME_LENGTH
 from finetune_api.validation.problem import Problem
 from finetune_cli.errors import InvalidInput
-from finetune_cli.nesting import MESSAGE, too_deep
+from finetune_cli.kubernetes_yaml import TOO_DEEP, too_deep
 
 _AT = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 TYPES = ("sft",)
@@ -57,7 +57,7 @@ def job_name(file: str) -> str:
 
 
 def _too_deep(file: str) -> Problem:
-    return Problem(file, "NotToml", f"The file is {MESSAGE}.", "Flatten its maps and lists.")
+    return Problem(file, "NotToml", f"The file is {TOO_DEEP}.", "Flatten its maps and lists.")
 
 
 def _syntax_error(message: str, text: str, file: str) -> Problem:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from typing import Protocol
 
 import click
 from rich.console import Console
@@ -15,7 +14,9 @@ from finetune_api.runtime.report import EvaluationRecord, ProgressRecord, Record
 from .format_record import format_number, format_record
 
 
-class Display(Protocol):
+class Display:
+    """Shows messages and errors only."""
+
     def record(self, record: Record) -> None:
         """A record of rank 0."""
 
@@ -24,6 +25,7 @@ class Display(Protocol):
 
     def message(self, text: str) -> None:
         """A message of the command line itself."""
+        click.echo(text, err=True)
 
     def close(self) -> None:
         """Called when the run has ended."""
@@ -32,25 +34,11 @@ class Display(Protocol):
 def choose(*, quiet: bool) -> Display:
     """The display that fits standard error."""
     if quiet:
-        return Quiet()
+        return Display()
     return Bar(Console(stderr=True, highlight=False)) if sys.stderr.isatty() else Lines()
 
 
-class Quiet:
-    def record(self, record: Record) -> None:
-        pass
-
-    def line(self, replica: str, text: str) -> None:
-        pass
-
-    def message(self, text: str) -> None:
-        click.echo(text, err=True)
-
-    def close(self) -> None:
-        pass
-
-
-class Lines(Quiet):
+class Lines(Display):
     """One line per record; the job's logging_steps set how many records there are."""
 
     def record(self, record: Record) -> None:
@@ -60,7 +48,7 @@ class Lines(Quiet):
         click.echo(f"[{replica}] {text}", err=True)
 
 
-class Bar:
+class Bar(Display):
     """Progress records advance a bar; everything else scrolls above it. rich handles NO_COLOR."""
 
     def __init__(self, console: Console) -> None:

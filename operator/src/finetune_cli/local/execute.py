@@ -44,7 +44,9 @@ def execute(work: Workload, output: Path, status: Status, display: Display) -> F
     recorder = RunRecorder(_make_folder(output), status, display)
     with tempfile.TemporaryDirectory(prefix="finetune-") as folder, closing(recorder), closing(display):
         replicas = launches(work, Path(folder), free_port(), os.environ)
-        _write_configs(replicas, work.config_json)
+        for launch in replicas:
+            launch.config.parent.mkdir()
+            launch.config.write_text(work.config_json, encoding="utf-8")
         recorder.open(replicas)
         run = _supervise(replicas, recorder, display)
         reports = {each.node: found for each in replicas if (found := outcomes.read_report(each))}
@@ -58,12 +60,6 @@ def _supervise(replicas: tuple[Launch, ...], recorder: RunRecorder, display: Dis
     with signals_as_events(events), started(replicas, events) as run:
         supervise(run, events, recorder.line, lambda count: display.message(STOPPING if count == 1 else KILLING))
     return run
-
-
-def _write_configs(replicas: tuple[Launch, ...], text: str) -> None:
-    for launch in replicas:
-        launch.config.parent.mkdir()
-        launch.config.write_text(text, encoding="utf-8")
 
 
 def _make_folder(output: Path) -> Path:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import singledispatch
-
 from finetune_api.runtime.report import (
     CheckpointRecord,
     DatasetRecord,
@@ -15,22 +13,31 @@ from finetune_api.runtime.report import (
 )
 
 
-@singledispatch
 def format_record(record: Record) -> str:
     """The record as one line."""
-    raise TypeError(f"unknown record: {record!r}")
+    match record:
+        case DatasetRecord():
+            return _dataset(record)
+        case ProgressRecord():
+            return _progress(record)
+        case EvaluationRecord():
+            return f"eval at step {record.step}: loss {format_number(record.loss)}{' (best so far)' * record.best}"
+        case CheckpointRecord():
+            return f"checkpoint at step {record.step} saved in {record.seconds:.1f} s"
+        case ResumeRecord():
+            return f"resuming from the checkpoint of step {record.step}"
+        case FinalReport():
+            return f"{record.reason}: {record.message}"
 
 
-@format_record.register
-def _(record: DatasetRecord) -> str:
+def _dataset(record: DatasetRecord) -> str:
     truncated = f", {record.truncated:,} truncated" if record.truncated else ""
     refused = f", {record.refused:,} refused" if record.refused else ""
     rows = f"{record.split}: {record.used:,} of {record.rows:,} rows{refused}{truncated}"
     return f"{rows}; {record.tokens:,} tokens, {record.target_tokens:,} with loss"
 
 
-@format_record.register
-def _(record: ProgressRecord) -> str:
+def _progress(record: ProgressRecord) -> str:
     parts = [
         f"step {record.step}/{record.total_steps}",
         f"loss {format_number(record.loss)}",
@@ -41,26 +48,6 @@ def _(record: ProgressRecord) -> str:
     if record.eta_seconds is not None:
         parts.append(f"{format_duration(record.eta_seconds)} left")
     return "  ".join(parts)
-
-
-@format_record.register
-def _(record: EvaluationRecord) -> str:
-    return f"eval at step {record.step}: loss {format_number(record.loss)}{' (best so far)' * record.best}"
-
-
-@format_record.register
-def _(record: CheckpointRecord) -> str:
-    return f"checkpoint at step {record.step} saved in {record.seconds:.1f} s"
-
-
-@format_record.register
-def _(record: ResumeRecord) -> str:
-    return f"resuming from the checkpoint of step {record.step}"
-
-
-@format_record.register
-def _(record: FinalReport) -> str:
-    return f"{record.reason}: {record.message}"
 
 
 def format_number(value: float | None) -> str:

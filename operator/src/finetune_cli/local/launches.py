@@ -53,20 +53,13 @@ def free_port() -> int:
 
 def _launch(work: Workload, node: int, folder: Path, port: int, inherited: Mapping[str, str]) -> Launch:
     name = BACKEND.host(work.name, node)
+    program, *arguments = work.command
     config, report = folder / name / "run.json", folder / name / "report.json"
-    env = {name: value for name, value in inherited.items() if not _is_of_another_run(name)}
+    env = {name: value for name, value in inherited.items() if not name.startswith(LAUNCHERS) and name not in RANKS}
     env |= {name: value for name, value in work.env.items() if not value.startswith(POD_VOLUMES)}
     env |= w.rendezvous(work, node, LOOPBACK, port)
     env |= {CONFIG_ENV: str(config), REPORT_ENV: str(report)}
     env["TMPDIR"] = str(config.parent)  # a pod has a /tmp of its own, which is removed with the pod
     env["PYTHONSAFEPATH"] = "1"  # a file torch.py in the current folder must not shadow torch
-    return Launch(name, node, _command(work.command), env, config, report)
-
-
-def _command(command: tuple[str, ...]) -> tuple[str, ...]:
-    program, *arguments = command
-    return (sys.executable if program == "python" else program, *arguments)
-
-
-def _is_of_another_run(name: str) -> bool:
-    return name.startswith(LAUNCHERS) or name in RANKS
+    command = (sys.executable if program == "python" else program, *arguments)
+    return Launch(name, node, command, env, config, report)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 Point = tuple[float, float]
@@ -20,7 +20,8 @@ def plot(points: Sequence[Point], *, width: int = 60, height: int = 8) -> str:
     finite = sorted(p for p in points if all(map(math.isfinite, p)))
     if len(finite) < 2:
         return ""
-    (left, right), (low, high) = _range(x for x, _ in finite), _range(y for _, y in finite)
+    (left, _), (right, _) = finite[0], finite[-1]
+    low, high = min(y for _, y in finite), max(y for _, y in finite)
     columns, rows = 2 * width, 4 * height
     dots = [(_scaled(x, left, right, columns), rows - 1 - _scaled(y, low, high, rows)) for x, y in finite]
     cells = [[0] * width for _ in range(height)]
@@ -30,11 +31,6 @@ def plot(points: Sequence[Point], *, width: int = 60, height: int = 8) -> str:
     labels = [f"{high:.4g}", *[""] * (height - 2), f"{low:.4g}"]
     lines = [f"{label:>{LABEL}} {_braille(row)}".rstrip() for label, row in zip(labels, cells, strict=True)]
     return "\n".join([*lines, f"{'':{LABEL}} {left:<{width // 2}g}{right:>{width - width // 2}g}"])
-
-
-def _range(values: Iterable[float]) -> tuple[float, float]:
-    found = list(values)
-    return min(found), max(found)
 
 
 def _scaled(value: float, low: float, high: float, steps: int) -> int:

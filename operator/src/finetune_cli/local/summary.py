@@ -40,7 +40,8 @@ def succeeded(outcome: Outcome, found: list[Record], seconds: float) -> str:
         lines.append(f"eval loss:  {before:.4f} before, {after:.4f} after ({after / before:.2f} x{at})")
     if metrics.get(TRAIN) is not None:
         lines.append(f"train loss: {format_number(metrics[TRAIN])} at the end")
-    lines += [f"rows:       {format_record(each)}" for each in _datasets(found)]
+    datasets = {each.split: each for each in found if isinstance(each, DatasetRecord)}  # the last of each split
+    lines += [f"rows:       {format_record(each)}" for each in datasets.values()]
     lines.append(f"result:     {outcome.report.result}")
     return "\n".join([*lines, *_plots(found)])
 
@@ -56,12 +57,6 @@ def failed(outcome: Outcome, log: Path) -> str:
     if outcome.remedy:
         lines.append(f"  remedy: {outcome.remedy}")
     return "\n".join([*lines, f"  log: {log}"])
-
-
-def _datasets(found: list[Record]) -> Iterator[DatasetRecord]:
-    """The last record of each split."""
-    last = {each.split: each for each in found if isinstance(each, DatasetRecord)}
-    yield from last.values()
 
 
 def _plots(found: list[Record]) -> Iterator[str]:

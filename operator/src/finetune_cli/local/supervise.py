@@ -6,8 +6,8 @@ One thread handles all events, in the order in which they arrive.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from queue import Empty
 from time import monotonic
@@ -76,18 +76,21 @@ def started(launches: Sequence[Launch], events: Events, grace: float = GRACE_SEC
 
 
 @contextmanager
-def signals_as_events(events: Events) -> Iterator[None]:
-    """Turn SIGINT, SIGTERM and SIGHUP into events; restore the previous handlers at exit."""
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        events.put(SignalReceived(signal.Signals(number)))
-
-    before = {number: signal.signal(number, handle) for number in SIGNALS}
+def handled_signals(
+    numbers: Iterable[signal.Signals], handle: Callable[[int, FrameType | None], None]
+) -> Iterator[None]:  # fmt: skip
+    """Handle signals while the context lasts; restore the previous handlers at exit."""
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def signals_as_events(events: Events) -> AbstractContextManager[None]:
+    """Turn SIGINT, SIGTERM and SIGHUP into events while the context lasts."""
+    return handled_signals(SIGNALS, lambda number, _: events.put(SignalReceived(signal.Signals(number))))
 
 
 def _next(events: Events, deadline: float | None) -> Event | None:

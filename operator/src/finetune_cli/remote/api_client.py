@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -36,15 +35,6 @@ CONNECT_SECONDS, READ_SECONDS = 10.0, 60.0
 RETRIES = urllib3.Retry(total=3, status=3, status_forcelist=(429, 502, 503, 504), backoff_factor=0.2,
                         raise_on_status=False)  # fmt: skip
 """For idempotent requests; urllib3 does not repeat POST and PATCH once they were sent."""
-
-
-@dataclass(frozen=True)
-class ClusterOptions:
-    """The options -n, --context and --kubeconfig; None where one is not given."""
-
-    namespace: str | None = None
-    context: str | None = None
-    kubeconfig: str | None = None
 
 
 class ApiClient:
@@ -98,13 +88,8 @@ class ApiClient:
         return common | ({"authorization": token} if token else {})
 
     def _lines(self, answer: urllib3.BaseHTTPResponse) -> Iterator[str]:
-        rest = b""
         with self._connection_errors():
-            for chunk in answer.stream(1 << 16, decode_content=True):
-                *whole, rest = (rest + chunk).split(b"\n")
-                yield from (line.decode(errors="replace") for line in whole)
-        if rest:
-            yield rest.decode(errors="replace")
+            yield from lines(answer.stream(1 << 16, decode_content=True))
 
     @contextmanager
     def _connection_errors(self) -> Iterator[None]:
@@ -114,35 +99,47 @@ class ApiClient:
             raise Unreachable(self.configuration.host, _cause(error)) from None
 
 
-def connect(options: ClusterOptions, *, connect_seconds: float = CONNECT_SECONDS) -> tuple[ApiClient, str]:
-    """A client of the server and the namespace that kubectl would use. Raises InvalidInput."""
+def lines(chunks: Iterable[bytes]) -> Iterator[str]:
+    """The lines of a text that arrives in pieces, without their ends."""
+    rest = b""
+    for chunk in chunks:
+        *whole, rest = (rest + chunk).split(b"\n")
+        yield from (line.decode(errors="replace") for line in whole)
+    if rest:
+        yield rest.decode(errors="replace")
+
+
+def connect(
+    *, namespace: str | None = None, context: str | None = None, kubeconfig: str | None = None,
+    connect_seconds: float = CONNECT_SECONDS,
+) -> tuple[ApiClient, str]:  # fmt: skip
+    """A client of the server and the namespace that kubectl would use with these options. Raises InvalidInput."""
     configuration = Configuration()
     try:
-        namespace = _load(configuration, options)
+        of_context = _load(configuration, kubeconfig, context)
     except (client_config.ConfigException, OSError, yaml.YAMLError, ValueError) as error:
-        raise _unusable(options, str(error)) from None
-    return ApiClient(configuration, connect_seconds=connect_seconds), options.namespace or namespace or "default"
+        raise _unusable(kubeconfig, context, str(error)) from None
+    return ApiClient(configuration, connect_seconds=connect_seconds), namespace or of_context or "default"
 
 
-def _load(configuration: Configuration, options: ClusterOptions) -> str | None:
+def _load(configuration: Configuration, file: str | None, context: str | None) -> str | None:
     """The namespace of the context, or of our own pod if we run in one and there is no kubeconfig."""
-    file = options.kubeconfig
     if file and not Path(file).is_file():
         raise FileNotFoundError(f"the file {file} does not exist")
     try:
         contexts, current = client_config.list_kube_config_contexts(file)  # type: ignore[no-untyped-call]
     except client_config.ConfigException:
         searched = os.environ.get("KUBECONFIG") or "~/.kube/config"
-        if file or options.context or any(Path(p).expanduser().is_file() for p in searched.split(os.pathsep)):
+        if file or context or any(Path(p).expanduser().is_file() for p in searched.split(os.pathsep)):
             raise
         return _in_cluster(configuration, searched)
     known = {c["name"]: c["context"].get("namespace") for c in contexts}
-    if options.context and options.context not in known:
+    if context and context not in known:
         raise ValueError(f"it does not exist; the contexts are {', '.join(sorted(known))}")
     client_config.load_kube_config(  # type: ignore[no-untyped-call]
-        config_file=file, context=options.context, client_configuration=configuration, persist_config=False
+        config_file=file, context=context, client_configuration=configuration, persist_config=False
     )
-    found: str | None = known[options.context or current["name"]]
+    found: str | None = known[context or current["name"]]
     return found
 
 
@@ -153,19 +150,15 @@ def _in_cluster(configuration: Configuration, searched: str) -> str | None:
     except client_config.ConfigException:
         message = f"the file {searched} does not exist, and this process does not run in a pod"
         raise FileNotFoundError(message) from None
-    return _own_namespace()
-
-
-def _own_namespace() -> str | None:
     path = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
     return path.read_text().strip() if path.is_file() else None
 
 
-def _unusable(options: ClusterOptions, why: str) -> InvalidInput:
-    if options.context:
-        message = f"The context {options.context} cannot be used: {why}."
+def _unusable(kubeconfig: str | None, context: str | None, why: str) -> InvalidInput:
+    if context:
+        message = f"The context {context} cannot be used: {why}."
         return invalid("--context", "BadKubeconfig", message, "`kubectl config get-contexts` lists the contexts.")
-    path = f"--kubeconfig {options.kubeconfig}" if options.kubeconfig else "kubeconfig"
+    path = f"--kubeconfig {kubeconfig}" if kubeconfig else "kubeconfig"
     remedy = "Give --kubeconfig with a file that kubectl can use, or set KUBECONFIG."
     return invalid(path, "BadKubeconfig", f"No cluster is configured: {why.rstrip('.')}.", remedy)
 

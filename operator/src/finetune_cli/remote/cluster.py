@@ -9,22 +9,17 @@ from typing import Any
 
 from finetune_api.resource import names
 from finetune_api.resource.names import API_VERSION, PLURAL
-from finetune_kube.failures import FailureKind
 from finetune_kube.pages import first_page, next_page
 from finetune_kube.paths import path
 from finetune_plan.backends import DEFAULT as BACKEND
 
-from .api_client import AGENT, MERGE, ApiClient, ClusterOptions, Json, connect
-from .errors import ApiError, NotFound, explain, invalid, invalid_manifest
+from .api_client import AGENT, MERGE, ApiClient, Json, connect
+from .errors import ApiError, Forbidden, Invalid, NotFound, explain, invalid, invalid_manifest
 from .list_watch import list_and_watch
 
 PAGE = 500
 """Objects of one page of a list."""
 LEASES = "coordination.k8s.io/v1"
-
-
-def _ignore(why: str) -> None:
-    pass
 
 
 class ClusterClient:
@@ -36,9 +31,9 @@ class ClusterClient:
         """Whether -n was given."""
 
     @classmethod
-    def connect(cls, options: ClusterOptions, **settings: Any) -> ClusterClient:
-        """The cluster and namespace of the options and the kubeconfig. Raises InvalidInput."""
-        return cls(*connect(options, **settings), namespace_given=options.namespace is not None)
+    def connect(cls, **options: Any) -> ClusterClient:
+        """The cluster and namespace that the options of api_client.connect select. Raises InvalidInput."""
+        return cls(*connect(**options), namespace_given=options.get("namespace") is not None)
 
     def path(self, version: str, plural: str, name: str = "", *, all_namespaces: bool = False) -> str:
         """Path of an object, or of a collection without a name."""
@@ -90,10 +85,8 @@ class ClusterClient:
         except NotFound:
             self.check_namespace()
             raise
-        except ApiError as error:
-            if error.kind is FailureKind.INVALID:
-                raise invalid_manifest(error, manifest["metadata"]["name"]) from None
-            raise
+        except Invalid as error:
+            raise invalid_manifest(error, manifest["metadata"]["name"]) from None
 
     def patch_job(self, name: str, patch: Json) -> Json:
         """Merge a patch into a FinetuneJob. Raises InvalidInput."""
@@ -102,10 +95,8 @@ class ClusterClient:
             return self.client.request("PATCH", job, body=patch, content_type=MERGE)
         except NotFound:
             raise self._no_job(name) from None
-        except ApiError as error:
-            if error.kind is FailureKind.INVALID:
-                raise invalid_manifest(error, name) from None
-            raise
+        except Invalid as error:
+            raise invalid_manifest(error, name) from None
 
     def delete(self, version: str, plural: str, name: str, *, policy: str = "Background") -> bool:
         """Delete an object; False if it does not exist."""
@@ -129,14 +120,14 @@ class ClusterClient:
         return list_and_watch(self.client, self.path("v1", "pods"), _pods_of(job), on_lost=on_lost)
 
     def watch_job(
-        self, name: str, *, seconds: float | None = None, on_lost: Callable[[str], None] = _ignore
+        self, name: str, *, seconds: float | None = None, on_lost: Callable[[str], None] = lambda _: None
     ) -> Iterator[Json | None]:
         """A FinetuneJob, now and after every change; None while it does not exist."""
         return self.watch(API_VERSION, PLURAL, name, seconds=seconds, on_lost=on_lost)
 
     def watch(
         self, version: str, plural: str, name: str, *, seconds: float | None = None,
-        on_lost: Callable[[str], None] = _ignore,
+        on_lost: Callable[[str], None] = lambda _: None,
     ) -> Iterator[Json | None]:  # fmt: skip
         """An object, now and after every change; None while it does not exist."""
         query, collection = {"fieldSelector": f"metadata.name={name}"}, self.path(version, plural)
@@ -156,9 +147,10 @@ class ClusterClient:
             message = f"The namespace {self.namespace} does not exist."
             remedy = "Give -n with an existing namespace; `kubectl get namespaces` lists them."
             raise invalid(f"namespace {self.namespace}", "NotFound", message, remedy) from None
+        except Forbidden:
+            pass
         except ApiError as error:
-            if error.kind is not FailureKind.FORBIDDEN:
-                raise explain(error, self.namespace) from None
+            raise explain(error, self.namespace) from None
 
     def _no_job(self, name: str) -> Exception:
         try:

@@ -38,6 +38,22 @@ class UnknownResource(ApiError):
     """The cluster does not serve this kind of object at all."""
 
 
+class AlreadyExists(ApiError):
+    """An object of this name exists."""
+
+
+class Forbidden(ApiError):
+    """RBAC or admission denies the request."""
+
+
+class Invalid(ApiError):
+    """The object does not fit its schema or its rules."""
+
+
+class Unavailable(ApiError):
+    """The API server is overloaded or failing."""
+
+
 class Unreachable(Exception):
     """The API server did not answer."""
 
@@ -52,7 +68,14 @@ def api_error(code: int, body: bytes) -> ApiError:
     return _ERRORS.get(found.kind, ApiError)(found)
 
 
-_ERRORS = {FailureKind.NOT_FOUND: NotFound, FailureKind.UNKNOWN_RESOURCE: UnknownResource}
+_ERRORS = {
+    FailureKind.NOT_FOUND: NotFound,
+    FailureKind.UNKNOWN_RESOURCE: UnknownResource,
+    FailureKind.ALREADY_EXISTS: AlreadyExists,
+    FailureKind.FORBIDDEN: Forbidden,
+    FailureKind.INVALID: Invalid,
+    FailureKind.UNAVAILABLE: Unavailable,
+}
 
 
 def failed(path: str, reason: str, message: str, remedy: str) -> OperationFailed:

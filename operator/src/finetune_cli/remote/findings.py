@@ -12,13 +12,13 @@ from finetune_api.validation.predicates import find
 from finetune_api.validation.problem import Problem
 from finetune_plan.backends import DEFAULT as BACKEND
 
+from . import volume_refs
 from .api_client import Json
 from .dataset_upload import AWAITING
 from .errors import INSTALL
 from .pod_findings import POD_REASONS, missing, run_path, waiting
 from .snapshot import Snapshot
-from .views import condition, has_ended, parse_time
-from .volume_findings import claims, config_maps
+from .views import condition, condition_is_true, has_ended, parse_time
 
 REACTION_SECONDS = 15.0
 """How long an operator may take to react."""
@@ -59,8 +59,8 @@ def refused(snapshot: Snapshot) -> Iterator[Problem]:
 
 
 def failed(snapshot: Snapshot) -> Iterator[Problem]:
-    """The job has failed."""
-    found = condition(snapshot.job, c.FAILED)
+    """The job has failed, or is going to when its pods have ended."""
+    found = condition(snapshot.job, c.FAILED) or condition(snapshot.job, c.FAILURE_TARGET)
     if found and found["status"] == "True":
         name = snapshot.job["metadata"]["name"]
         remedy = f"`finetune logs {name}` shows the logs of its pods."
@@ -92,7 +92,15 @@ def no_backend(snapshot: Snapshot) -> Iterator[Problem]:
 def not_created(snapshot: Snapshot) -> Iterator[Problem]:
     """The operator cannot create the run: a queue, the API server or a setting prevents it."""
     ready = condition(snapshot.job, c.PODS_READY)
-    reported_elsewhere = {*POD_REASONS, "Creating", "BackendMissing", "Suspended", "Restarting"}
+    reported_elsewhere = {
+        *POD_REASONS,
+        "Creating",
+        "BackendMissing",
+        "BackendSilent",
+        "Suspended",
+        "Restarting",
+        "Stopping",
+    }
     if not ready or ready["status"] != "False" or has_ended(snapshot.job):
         return
     if ready["reason"] not in reported_elsewhere:
@@ -110,6 +118,24 @@ def idle_backend(snapshot: Snapshot) -> Iterator[Problem]:
         message = f"The {BACKEND.kind} exists, but the {BACKEND.controller} has not reconciled it."
         remedy = f"Check its pods: {BACKEND.inspect}"
         yield Problem(run_path(run), "BackendSilent", message, remedy)
+
+
+def claims(snapshot: Snapshot) -> Iterator[Problem]:
+    """Claims that are missing or not bound, while pods are not ready."""
+    if condition_is_true(snapshot.job, c.PODS_READY):
+        return
+    for claim, key in volume_refs.claims(snapshot.job["spec"]).items():
+        if claim in snapshot.claims:
+            yield from _claim(snapshot, claim, key)
+
+
+def config_maps(snapshot: Snapshot) -> Iterator[Problem]:
+    """ConfigMaps that are missing or lack the key, while pods are not ready."""
+    if condition_is_true(snapshot.job, c.PODS_READY):
+        return
+    for (name, item), key in volume_refs.config_maps(snapshot.job["spec"]).items():
+        if name in snapshot.config_maps:
+            yield from _config_map(snapshot, name, item, key)
 
 
 def no_step(snapshot: Snapshot) -> Iterator[Problem]:
@@ -131,6 +157,8 @@ CHECKS: tuple[Callable[[Snapshot], Iterator[Problem]], ...] = (
 )  # fmt: skip
 _CREATE = {
     "Queued": "Wait until the queue has capacity, or choose another one: queue.name.",
+    "NameTaken": "Delete the object that the message names, or rename the job; the operator then tries again.",
+    "QueueUnmanaged": "Ask the administrator of the cluster, or run the job without spec.queue.",
     "CreateRefused": "Ask the administrator of the cluster, or change the job; the operator then tries again.",
 }
 
@@ -151,3 +179,31 @@ def _heartbeat(ages: list[float] | None) -> str:
 
 def _name(snapshot: Snapshot) -> str:
     return f"finetunejob {snapshot.job['metadata']['name']}"
+
+
+def _config_map(snapshot: Snapshot, name: str, item: str, key: str) -> Iterator[Problem]:
+    path, found = f"configmap {name}", snapshot.config_maps[name]
+    if found is None:
+        message = f"The ConfigMap {name}, which spec.{key} names, does not exist."
+        yield Problem(path, "NotFound", message, "Create it; the pods then start automatically.")
+        return
+    items = {*(found.get("data") or ()), *(found.get("binaryData") or ())}
+    if item not in items:
+        message = f"The ConfigMap {name} has no key {item}. Its keys: {', '.join(sorted(items)) or 'none'}."
+        yield Problem(path, "NotFound", message, f"Correct spec.{key}, or add the key.")
+
+
+def _claim(snapshot: Snapshot, claim: str, key: str) -> Iterator[Problem]:
+    path, found = f"persistentvolumeclaim {claim}", snapshot.claims[claim]
+    if found is None:
+        message = f"The claim {claim}, which spec.{key} names, does not exist."
+        yield Problem(path, "NotFound", message, "Create it, or correct the name; the pods then start automatically.")
+        return
+    if find(found, "status.phase") == "Bound":
+        return
+    events = [e for e in snapshot.events if e["involvedObject"].get("uid") == found["metadata"]["uid"]]
+    if any(e["reason"] == "WaitForFirstConsumer" for e in events):
+        return  # it is bound when its first pod is scheduled, and what prevents that is reported for the pod
+    cause = f": {events[-1]['message']}" if events else "."
+    remedy = f"Check its storage class and size: kubectl describe pvc {claim}"
+    yield Problem(path, "ClaimPending", f"The claim {claim} is not bound to a volume{cause}", remedy)

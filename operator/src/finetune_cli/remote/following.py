@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from contextlib import closing
 
 import click
 
 from finetune_api.resource import conditions as c
 from finetune_api.runtime.exits import Exit
-from finetune_api.runtime.report import FinalReport, Record
+from finetune_api.runtime.report import EvaluationRecord, FinalReport, ProgressRecord, Record
+from finetune_api.validation.predicates import find
 from finetune_cli import exit_codes
 from finetune_cli.errors import CommandError
 from finetune_cli.local import display, summary
@@ -19,8 +21,10 @@ from finetune_cli.local.outcome import Outcome
 from .api_client import Json
 from .cluster import ClusterClient
 from .errors import failed, invalid
-from .status_diff import status_diff
 from .views import condition, condition_is_true, has_ended, parse_time
+
+FINAL_CONDITIONS = {c.READY, c.COMPLETE, c.FAILED}
+"""Conditions that are reported when the job has ended."""
 
 
 def follow(cluster: ClusterClient, name: str, *, quiet: bool = False) -> Json:
@@ -47,7 +51,9 @@ def failure(job: Json) -> CommandError | None:
         remedy = f"`finetune logs {job['metadata']['name']}` shows the logs of its pods."
         return failed(path, found["reason"], found["message"], remedy)
     accepted = condition(job, c.ACCEPTED)
-    if not has_ended(job) and accepted and accepted["status"] == "False" and _is_current(job):
+    generation = job["metadata"]["generation"]
+    is_current = find(job, "status.observedGeneration") in (None, generation)
+    if not has_ended(job) and accepted and accepted["status"] == "False" and is_current:
         remedy = "Correct the job: delete it and submit it again, or `kubectl apply` the corrected file."
         return invalid(path, accepted["reason"], accepted["message"], remedy)
     return None
@@ -55,6 +61,38 @@ def failure(job: Json) -> CommandError | None:
 
 def has_succeeded(job: Json) -> bool:
     return has_ended(job) and condition_is_true(job, c.COMPLETE)
+
+
+def status_diff(before: Json, after: Json) -> Iterator[Record | str]:
+    """Records and messages, in the order in which a run produces them."""
+    yield from _condition_changes(before, after)
+    new, old = find(after, "status.progress") or {}, find(before, "status.progress") or {}
+    if new.get("step") is not None and new["step"] != old.get("step"):
+        yield _progress(new)
+    if new.get("evalLoss") is not None and new["evalLoss"] != old.get("evalLoss"):
+        yield EvaluationRecord(time=0, step=new.get("step") or 0, loss=new["evalLoss"], rows=0, best=False)
+    if new.get("checkpointStep") is not None and new["checkpointStep"] != old.get("checkpointStep"):
+        yield f"checkpoint at step {new['checkpointStep']} saved"
+
+
+def _condition_changes(before: Json, after: Json) -> Iterator[str]:
+    """Conditions with a new status or message. New conditions only if they are True, or PodsReady."""
+    for each in () if has_ended(after) else find(after, "status.conditions") or ():
+        old = condition(before, each["type"])
+        known = (
+            (old["status"], old["message"]) == (each["status"], each["message"]) if old else each["status"] != "True"
+        )
+        if each["type"] not in FINAL_CONDITIONS and (not known or (old is None and each["type"] == c.PODS_READY)):
+            yield f"{each['type']}: {each['message']}"
+
+
+def _progress(progress: Json) -> ProgressRecord:
+    return ProgressRecord(
+        time=0, step=progress["step"], total_steps=progress.get("totalSteps") or 0,
+        epoch=progress.get("epoch") or 0.0, loss=progress.get("loss"),
+        learning_rate=progress.get("learningRate") or 0.0, grad_norm=progress.get("gradNorm"),
+        tokens_per_second=progress.get("tokensPerSecond"), eta_seconds=progress.get("etaSeconds"),
+    )  # fmt: skip
 
 
 def _to_end(cluster: ClusterClient, job: Json, view: Display, records: list[Record]) -> Json:
@@ -72,12 +110,6 @@ def _to_end(cluster: ClusterClient, job: Json, view: Display, records: list[Reco
             return found
         last = found
     raise AssertionError("a watch without a time limit does not end")
-
-
-def _is_current(job: Json) -> bool:
-    """Whether the status belongs to the current generation."""
-    observed: int | None = job["status"].get("observedGeneration")
-    return observed is None or observed == job["metadata"]["generation"]
 
 
 def _outcome(job: Json) -> Outcome:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from finetune_kube.failures import FailureKind
 
 from .api_client import ApiClient, Json
-from .errors import ApiError, Unreachable, api_error
+from .errors import Unavailable, Unreachable, api_error
 
 WATCH_SECONDS = 240
 READ_SECONDS = 90.0
@@ -34,9 +34,7 @@ def list_and_watch(
             for items in _watch_once(client, path, query, end):
                 lost_at = None
                 yield items
-        except (Unreachable, ApiError) as error:
-            if isinstance(error, ApiError) and error.kind is not FailureKind.UNAVAILABLE:
-                raise
+        except (Unreachable, Unavailable) as error:
             if lost_at is None:
                 on_lost(str(error))
             lost_at = lost_at or time.monotonic()

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
-if TYPE_CHECKING:
-    pass
-
 F = TypeVar("F", bound=Callable[..., Any])
+CLUSTER_OPTIONS = ("namespace", "context", "kubeconfig")
 COMPLETION_SECONDS = 1.0
 """The shell waits for completions: a cluster that takes longer to connect offers none."""
 
@@ -29,7 +27,7 @@ def on_cluster(command: Callable[..., Any]) -> Callable[..., Any]:
         from .cluster import ClusterClient  # noqa: PLC0415
         from .errors import ApiError, Unreachable, explain  # noqa: PLC0415
 
-        cluster = ClusterClient.connect(_cluster_options(named))
+        cluster = ClusterClient.connect(**{name: named.pop(name) for name in CLUSTER_OPTIONS})
         try:
             return command(cluster, *arguments, **named)
         except (ApiError, Unreachable) as error:
@@ -49,20 +47,14 @@ def job_name(command: F) -> F:
     return click.argument("name", shell_complete=_complete_names)(command)
 
 
-def _cluster_options(named: dict[str, Any]) -> Any:
-    from .api_client import ClusterOptions  # noqa: PLC0415
-
-    return ClusterOptions(named.pop("namespace", None), named.pop("context", None), named.pop("kubeconfig", None))
-
-
 def _complete_names(context: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Names of jobs; none after an error, which would only disturb the command line that is being typed."""
     from .cluster import ClusterClient  # noqa: PLC0415
 
     found: list[CompletionItem] = []
     try:
-        options = _cluster_options(dict(context.params))
-        for job in ClusterClient.connect(options, connect_seconds=COMPLETION_SECONDS).jobs():
+        options = {name: context.params.get(name) for name in CLUSTER_OPTIONS}
+        for job in ClusterClient.connect(**options, connect_seconds=COMPLETION_SECONDS).jobs():
             phase = (job.get("status") or {}).get("phase", "")
             found.append(CompletionItem(job["metadata"]["name"], help=phase))
     except Exception:  # noqa: BLE001 - see above

@@ -38,11 +38,14 @@ PendingReason = tuple[str, str, str]
 
 def missing(snapshot: Snapshot) -> Iterator[Problem]:
     """Pods that could not be created: the events of the run name the cause."""
-    required = find(snapshot.job, "status.layout.nodes") or 1
-    if snapshot.run is None or len(_current(snapshot)) >= required:
+    if snapshot.run is None:
         return
-    uid = snapshot.run["metadata"]["uid"]
-    for text in dict.fromkeys(e["message"] for e in snapshot.events if _is_creation_failure(e, uid)):
+    required, uid = find(snapshot.job, "status.layout.nodes") or 1, snapshot.run["metadata"]["uid"]
+    own = [p for p in snapshot.pods if any(o["uid"] == uid for o in p["metadata"].get("ownerReferences") or ())]
+    if len(own) >= required:
+        return
+    events = [e for e in snapshot.events if e["involvedObject"].get("uid") == uid]
+    for text in dict.fromkeys(e["message"] for e in events if e.get("reason") == BACKEND.refusal_reason):
         known = match_reason(REFUSED, text)
         yield Problem(run_path(snapshot.run), known.name, f"A pod cannot be created: {text}", known.remedy)
 
@@ -60,7 +63,8 @@ def waiting(snapshot: Snapshot) -> Iterator[Problem]:
             for found in pending_reasons(pod, snapshot.events):
                 pods.setdefault(found, []).append(pod["metadata"]["name"])
     for (reason, message, remedy), names in pods.items():
-        yield Problem(_path(names), reason, message, remedy)
+        path = f"pod {names[0]}" if len(names) == 1 else f"pods {', '.join(sorted(names))}"
+        yield Problem(path, reason, message, remedy)
 
 
 def pending_reasons(pod: Json, events: Iterable[Json]) -> Iterator[PendingReason]:
@@ -102,19 +106,3 @@ def _mount_failures(pod: Json, events: Iterable[Json]) -> Iterator[PendingReason
     if own:
         remedy = "Create or repair the volume that the message names; the node then tries again."
         yield own[-1]["reason"], own[-1]["message"], remedy
-
-
-def _current(snapshot: Snapshot) -> list[Json]:
-    """Pods of the current run."""
-    assert snapshot.run is not None
-    uid = snapshot.run["metadata"]["uid"]
-    return [p for p in snapshot.pods if any(o["uid"] == uid for o in p["metadata"].get("ownerReferences") or ())]
-
-
-def _is_creation_failure(event: Json, uid: str) -> bool:
-    is_ours = event["involvedObject"].get("uid") == uid
-    return is_ours and event.get("reason") == BACKEND.refusal_reason
-
-
-def _path(names: list[str]) -> str:
-    return f"pod {names[0]}" if len(names) == 1 else f"pods {', '.join(sorted(names))}"

@@ -12,11 +12,9 @@ from queue import SimpleQueue
 
 import click
 
-from finetune_kube.failures import FailureKind
-
 from .api_client import Json
 from .cluster import ClusterClient
-from .errors import ApiError, NotFound, Unreachable, failed, invalid
+from .errors import ApiError, Forbidden, NotFound, Unreachable, failed, invalid
 from .log_lines import LogLine, LogPod, log_pod, merge, parse
 from .views import has_ended
 
@@ -54,9 +52,9 @@ def _log(cluster: ClusterClient, found: LogPod, selection: Selection) -> list[Lo
     try:
         with cluster.log(found.name, timestamps="true", **tail) as lines:
             return [parse(line, found.node) for line in lines]
+    except Forbidden:
+        raise
     except ApiError as error:
-        if error.kind is FailureKind.FORBIDDEN:
-            raise
         click.echo(f"The log of node {found.node} cannot be read: {error.message}", err=True)
         return []
 
@@ -115,7 +113,8 @@ class _Follower:
             self._lines.put(error)
 
     def _watch_pods(self) -> None:
-        for pods in self._cluster.watch_pods(self._job, _on_lost):
+        message = "connection lost: {}; retrying"
+        for pods in self._cluster.watch_pods(self._job, lambda why: click.echo(message.format(why), err=True)):
             for found in map(log_pod, pods):
                 started = found.phase == "Running" or found.has_ended
                 if started and self._selection.selects(found) and found.uid not in self._readers:
@@ -141,9 +140,10 @@ class _Follower:
                     return
             except NotFound:
                 return
-            except (ApiError, Unreachable) as error:
-                if isinstance(error, ApiError) and error.kind is FailureKind.FORBIDDEN:
-                    raise
+            except Forbidden:
+                raise
+            except (ApiError, Unreachable):
+                pass
             time.sleep(PAUSE_SECONDS)
 
     def _read_once(self, found: LogPod) -> None:
@@ -162,7 +162,3 @@ class _Follower:
     def _has_ended(self, found: LogPod) -> bool:
         pod = self._cluster.find("v1", "pods", found.name)
         return pod is None or pod["metadata"]["uid"] != found.uid or log_pod(pod).has_ended
-
-
-def _on_lost(why: str) -> None:
-    click.echo(f"connection lost: {why}; retrying", err=True)

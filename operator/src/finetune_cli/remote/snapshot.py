@@ -10,14 +10,13 @@ from typing import TypeVar
 from finetune_api.resource import names
 from finetune_api.resource.names import run_name
 from finetune_api.validation.predicates import find
-from finetune_kube.failures import FailureKind
 from finetune_plan.backends import DEFAULT as BACKEND
 from finetune_plan.backends.protocol import api_version
 
 from . import volume_refs
 from .api_client import Json
 from .cluster import LEASES, ClusterClient
-from .errors import ApiError, UnknownResource
+from .errors import Forbidden, UnknownResource
 from .views import has_ended, now
 
 T = TypeVar("T")
@@ -46,42 +45,33 @@ class Snapshot:
     """What may not be read."""
 
 
-class _PermittedReader:
-    """Reads what the user may read, and collects the rest in `hidden`."""
-
-    def __init__(self, cluster: ClusterClient) -> None:
-        self.cluster = cluster
-        self.hidden: list[str] = []
-
-    def read(self, what: str, request: Callable[[ClusterClient], T]) -> T | None:
-        try:
-            return request(self.cluster)
-        except ApiError as error:
-            if error.kind is not FailureKind.FORBIDDEN:
-                raise
-            self.hidden.append(what)
-            return None
-
-
 def take(cluster: ClusterClient, name: str) -> Snapshot:
     """Raises InvalidInput if the job does not exist."""
-    job, reader = cluster.job(name), _PermittedReader(cluster)
-    leases = reader.read("leases of all namespaces", _leases)
+    job, hidden = cluster.job(name), list[str]()
+
+    def read(what: str, request: Callable[[], T]) -> T | None:
+        try:
+            return request()
+        except Forbidden:
+            hidden.append(what)
+            return None
+
+    leases = read("leases of all namespaces", lambda: _leases(cluster))
     if has_ended(job):
         return Snapshot(job, now(), leases=leases)
-    pods = reader.read("pods", lambda c: c.pods(job)) or []
-    backend, run = reader.read(BACKEND.plural, lambda c: _run(c, job)) or (True, None)
+    pods = read("pods", lambda: cluster.pods(job)) or []
+    backend, run = read(BACKEND.plural, lambda: _run(cluster, job)) or (True, None)
     claim_names = volume_refs.claims(job["spec"])
-    claims = reader.read(
-        "persistentvolumeclaims", lambda c: _objects(c, "persistentvolumeclaims", claim_names)
+    claims = read(
+        "persistentvolumeclaims", lambda: _objects(cluster, "persistentvolumeclaims", claim_names)
     )  # fmt: skip
     map_names = {name for name, _ in volume_refs.config_maps(job["spec"])}
-    config_maps = reader.read("configmaps", lambda c: _objects(c, "configmaps", map_names))
+    config_maps = read("configmaps", lambda: _objects(cluster, "configmaps", map_names))
     subjects = [*_pending(pods)[:MAX_PODS], *_pending((claims or {}).values()), *([run] if run else [])]
-    events = reader.read("events", lambda c: _events(c, subjects)) or []
+    events = read("events", lambda: _events(cluster, subjects)) or []
     return Snapshot(
         job, now(), tuple(pods), run, backend, tuple(events), leases, claims or {}, config_maps or {},
-        tuple(reader.hidden),
+        tuple(hidden),
     )  # fmt: skip
 
 

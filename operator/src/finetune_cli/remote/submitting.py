@@ -7,18 +7,19 @@ the job stays suspended with an annotation that names what it waits for, and the
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import click
 
 from finetune_api.resource import conditions as c
 from finetune_api.resource.names import API_VERSION, PLURAL
 from finetune_cli.errors import InvalidInput
-from finetune_kube.failures import FailureKind
 
 from . import transfer
 from .api_client import Json
 from .cluster import ClusterClient
 from .dataset_upload import AWAITING, DatasetUpload, config_map
-from .errors import ApiError, Unreachable, invalid
+from .errors import AlreadyExists, ApiError, Unreachable, invalid
 from .following import failure
 from .preparing import PreparedJob
 from .progress import progress
@@ -30,16 +31,11 @@ VERDICT_SECONDS = 5.0
 GARBAGE_COLLECTION_SECONDS = 60.0
 
 
-def submit(cluster: ClusterClient, job: PreparedJob, *, image: str | None) -> Json:
-    """The job as the server stores it. Raises CommandError; then the job has been deleted."""
-    if job.upload is None:
-        return _create(cluster, job.manifest)
+def submit(cluster: ClusterClient, job: PreparedJob, *, image: str | None, dry_run: bool = False) -> Json:
+    """The job as the server stores it, or would store it. Raises CommandError; then the job has been deleted."""
+    if job.upload is None or dry_run:
+        return _create(cluster, job.manifest, dry_run=dry_run)
     return _create_with_rows(cluster, job.manifest, job.upload, image)
-
-
-def dry_run(cluster: ClusterClient, job: PreparedJob) -> Json:
-    """The job as the server would store it; nothing is created. Raises InvalidInput."""
-    return _create(cluster, job.manifest, dry_run=True)
 
 
 def verdict(cluster: ClusterClient, name: str) -> Json | None:
@@ -77,12 +73,10 @@ def _delete_again(cluster: ClusterClient, name: str) -> None:
         click.echo(f"finetunejob/{name} could not be deleted and stays suspended: {error}", err=True)
 
 
-def _create(cluster: ClusterClient, manifest: Json, *, dry_run: bool = False) -> Json:
+def _create(cluster: ClusterClient, manifest: Json, *, dry_run: bool) -> Json:
     try:
         return cluster.create_job(manifest, dry_run=dry_run)
-    except ApiError as error:
-        if error.kind is not FailureKind.ALREADY_EXISTS:
-            raise
+    except AlreadyExists:
         raise _already_exists(cluster.job(manifest["metadata"]["name"])) from None
 
 
@@ -99,11 +93,8 @@ def _create_suspended(cluster: ClusterClient, manifest: Json, digest: str) -> Js
     annotations = {**(metadata.get("annotations") or {}), AWAITING: digest}
     suspended = {**manifest, "metadata": {**metadata, "annotations": annotations},
                  "spec": {**manifest["spec"], "suspend": True}}  # fmt: skip
-    try:
+    with suppress(AlreadyExists):
         return cluster.create_job(suspended)
-    except ApiError as error:
-        if error.kind is not FailureKind.ALREADY_EXISTS:
-            raise
     found = cluster.job(metadata["name"])
     awaited = (found["metadata"].get("annotations") or {}).get(AWAITING)
     if awaited != digest or found["spec"] != suspended["spec"]:
@@ -116,12 +107,9 @@ def _create_config_map(cluster: ClusterClient, job: Json, upload: DatasetUpload)
     """Create the ConfigMap. Waits while one of a deleted job of the same name is still being deleted."""
     body = config_map(upload, job)
     name, uid = body["metadata"]["name"], job["metadata"]["uid"]
-    try:
+    with suppress(AlreadyExists):
         cluster.create("v1", "configmaps", body)
         return
-    except ApiError as error:
-        if error.kind is not FailureKind.ALREADY_EXISTS:
-            raise
     for found in cluster.watch("v1", "configmaps", name, seconds=GARBAGE_COLLECTION_SECONDS):
         owners = [o["uid"] for o in (found or {}).get("metadata", {}).get("ownerReferences") or ()]
         if found is None:

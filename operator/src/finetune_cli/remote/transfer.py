@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from finetune_api.runtime.protocol import MARKER
-from finetune_kube.failures import FailureKind
 
 from . import pod_exec, pod_programs
-from .api_client import ApiClient
-from .errors import ApiError, Unreachable, failed
+from .api_client import ApiClient, lines
+from .errors import Unavailable, Unreachable, failed
 from .pod_exec import Command
 from .pod_programs import receive as receiving
 from .pod_programs import send as sending
 from .progress import OnProgress
 from .transfer_pod import CONTAINER
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
 
 CHUNK = 1 << 17
 WINDOW = 4 * receiving.REPORT
@@ -76,7 +71,7 @@ def download_folder(
     def attempt() -> None:
         command = ["python", "-c", pod_programs.source("send"), folder, MARKER, str(download.received)]
         with pod_exec.run(client, pod_path, CONTAINER, command) as running:
-            download.receive(io.BufferedReader(_StdoutReader(running.stdout()), CHUNK))
+            download.receive(running.stdout())
         _check(running)
 
     try:
@@ -93,16 +88,16 @@ def _retry(attempt: Callable[[], None], received: Callable[[], int]) -> None:
         before = received()
         try:
             return attempt()
-        except (Unreachable, ApiError) as error:
+        except (Unreachable, Unavailable):
             failures = 1 if received() > before else failures + 1
-            if failures == ATTEMPTS or (isinstance(error, ApiError) and error.kind is not FailureKind.UNAVAILABLE):
+            if failures == ATTEMPTS:
                 raise
             time.sleep(PAUSE_SECONDS)
 
 
 def _send(running: Command, file: Path, size: int) -> Iterator[int]:
     """Send the bytes that the other side lacks; yields the number that it has confirmed."""
-    answers = _split_lines(running.stdout())
+    answers = lines(running.stdout())
     with file.open("rb") as source:
         confirmed = sent = -1
         while True:
@@ -120,13 +115,6 @@ def _send(running: Command, file: Path, size: int) -> Iterator[int]:
         pass
 
 
-def _split_lines(output: Iterator[bytes]) -> Iterator[str]:
-    rest = b""
-    for data in output:
-        *whole, rest = (rest + data).split(b"\n")
-        yield from (line.decode(errors="replace") for line in whole)
-
-
 class _Download:
     """A folder that is being downloaded, possibly over several connections."""
 
@@ -137,12 +125,15 @@ class _Download:
         self._on_progress: OnProgress = lambda _: None
         self._files: list[list[Any]] = []
 
-    def receive(self, stream: io.BufferedReader) -> None:
+    def receive(self, output: Iterator[bytes]) -> None:
         """Receive what the other side sends, starting with the list of its files."""
-        head = stream.readline()
-        if not head:
-            return
-        self._start(json.loads(head))
+        head = b""
+        while b"\n" not in head:
+            if not (data := next(output, b"")):
+                return
+            head += data
+        listed, _, rest = head.partition(b"\n")
+        self._start(json.loads(listed))
         end = 0
         for name, size in self._files:
             end += size
@@ -150,8 +141,12 @@ class _Download:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("ab") as file:
                 while self.received < end:
-                    self._append(file, stream.read(min(CHUNK, end - self.received)))
-        stream.read()  # the exit code comes after the last byte
+                    rest = rest or next(output, b"")
+                    missing = end - self.received
+                    self._append(file, rest[:missing])
+                    rest = rest[missing:]
+        for _ in output:  # to the exit code, which comes last
+            pass
 
     def _start(self, files: list[list[Any]]) -> None:
         if not self._files:
@@ -174,24 +169,6 @@ def _checked(name: str) -> str:
         message = "The result contains a file name that points outside its folder."
         raise failed(name, "TransferFailed", message, "Do not use this result: something else has changed it.")
     return name
-
-
-class _StdoutReader(io.RawIOBase):
-    """Standard output of a command as a file."""
-
-    def __init__(self, output: Iterator[bytes]) -> None:
-        super().__init__()
-        self._output, self._rest = output, b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Buffer, /) -> int:
-        view = memoryview(buffer)
-        data = self._rest or next(self._output, b"")
-        count = min(len(data), len(view))
-        view[:count], self._rest = data[:count], data[count:]
-        return count
 
 
 def _check(running: Command) -> None:

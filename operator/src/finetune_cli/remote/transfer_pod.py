@@ -9,13 +9,13 @@ from __future__ import annotations
 import secrets
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import Any
 
 from finetune_api.resource.names import API_VERSION, KIND
 from finetune_api.validation.predicates import find
-from finetune_kube.failures import FailureKind
+from finetune_cli.local.supervise import handled_signals
 from finetune_plan.mounts import CLAIMS
 from finetune_plan.pod_reasons import REFUSED, match_reason
 from finetune_plan.security import container_security, pod_security
@@ -24,7 +24,7 @@ from finetune_plan.settings import PlanSettings
 from . import pod_findings, pod_programs
 from .api_client import Json
 from .cluster import ClusterClient
-from .errors import ApiError, failed
+from .errors import Forbidden, failed
 
 CONTAINER = "transfer"
 IDLE_SECONDS = 120
@@ -50,19 +50,13 @@ def transfer_pod(
             cluster.delete("v1", "pods", name)
 
 
-@contextmanager
-def interruptible() -> Iterator[None]:
+def interruptible() -> AbstractContextManager[None]:
     """SIGTERM and SIGHUP clean up as Ctrl-C does."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return handled_signals((signal.SIGTERM, signal.SIGHUP), interrupt)
 
 
 def manifest(job: Json, name: str, claim: str, *, image: str | None, read_only: bool) -> Json:
@@ -122,9 +116,9 @@ def _create(cluster: ClusterClient, body: Json) -> None:
     """Raises OperationFailed if a quota or a policy of the namespace refuses the pod."""
     try:
         cluster.create("v1", "pods", body)
-    except ApiError as error:
+    except Forbidden as error:
         known = match_reason(REFUSED, error.message)
-        if error.kind is not FailureKind.FORBIDDEN or known.name == REFUSED[-1][1].name:
+        if known.name == REFUSED[-1][1].name:
             raise
         remedy = "Wait until other pods of the namespace end, or ask the administrator of the cluster."
         raise failed(f"pod {body['metadata']['name']}", known.name, error.message, remedy) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from finetune_api.validation import uris
@@ -17,10 +18,8 @@ def sources(spec: Mapping[str, Any]) -> Iterator[tuple[str, Source]]:
     for key, use in uris.KEYS.items():
         value = find(spec, key)
         if isinstance(value, str):
-            try:
+            with suppress(ValueError):  # validation reports it
                 yield key, use.parse(value)
-            except ValueError:  # validation reports it
-                continue
 
 
 def claims(spec: Mapping[str, Any]) -> dict[str, str]:

@@ -9,7 +9,7 @@ import click
 
 from finetune_cli import job_file, overrides, planning, printing
 from finetune_cli.overrides import Overrides
-from finetune_cli.planning import AcceptedJob
+from finetune_cli.planning import ValidatedJob
 from finetune_plan import statuses
 from finetune_plan.backends import DEFAULT as BACKEND
 from finetune_plan.workload import workload
@@ -37,7 +37,7 @@ def command(file: str, what: str, form: str, **options: Any) -> None:
     printing.document(render(job, what), form)
 
 
-def render(job: AcceptedJob, part: str) -> dict[str, Any]:
+def render(job: ValidatedJob, part: str) -> dict[str, Any]:
     """The plan of a job, or one part of it."""
     work = workload(job.resolution, planning.SETTINGS)
     status = statuses.admission(job.verdict, now=planning.timestamp())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from finetune_cli.local import display, summary
 from finetune_cli.local.execute import FinishedRun, execute
 from finetune_cli.local.recorder import previous_run
 from finetune_cli.overrides import Overrides
-from finetune_cli.planning import AcceptedJob
+from finetune_cli.planning import ValidatedJob
 from finetune_cli.verbs.render import MANIFEST, render
 from finetune_plan import statuses
 from finetune_plan.runconfig import run_config
@@ -52,11 +53,11 @@ def command(file: str, dry_run: bool, quiet: bool, form: str | None, **options: 
     sys.exit(_summarise(finished, job, quiet=quiet or bool(form)))
 
 
-def _accept(source: JobFile, given: Overrides) -> AcceptedJob:
+def _accept(source: JobFile, given: Overrides) -> ValidatedJob:
     """The job with a local output folder, its files checked. Raises InvalidInput; nothing is written."""
     accepted = planning.accept(source, given, cluster=False)
     if not accepted.resolution.job.output.value:
-        given = overrides.with_output(given, f"{accepted.resolution.job.name}-output")
+        given = replace(given, output=f"{accepted.resolution.job.name}-output")
         accepted = planning.accept(source, given, cluster=False)
     job, data = accepted.resolution.job, accepted.resolution.run_config.data
     problems = [
@@ -69,7 +70,7 @@ def _accept(source: JobFile, given: Overrides) -> AcceptedJob:
     return accepted
 
 
-def _run(job: AcceptedJob, *, quiet: bool) -> FinishedRun:
+def _run(job: ValidatedJob, *, quiet: bool) -> FinishedRun:
     output = Path(job.resolution.run_config.output)
     work = workload(job.resolution, planning.SETTINGS, previous_run(output) + 1)
     now = planning.timestamp()
@@ -83,7 +84,7 @@ def _run(job: AcceptedJob, *, quiet: bool) -> FinishedRun:
         sys.exit(exit_codes.FAILED)
 
 
-def _summarise(finished: FinishedRun, job: AcceptedJob, *, quiet: bool) -> int:
+def _summarise(finished: FinishedRun, job: ValidatedJob, *, quiet: bool) -> int:
     """Print the summary; return the exit code."""
     outcome = finished.outcome
     if outcome.code == Exit.OK:

@@ -35,10 +35,10 @@ def command(cluster: ClusterClient, file: str, wait: bool, dry_run: bool, form: 
 
     image = options.pop("transfer_image")
     prepared = prepare(job_file.read(file), Overrides(**options), cluster)
+    job = submitting.submit(cluster, prepared, image=image, dry_run=dry_run)
     if dry_run:
-        printing.document(views.without_managed_fields(submitting.dry_run(cluster, prepared)), form or "yaml")
+        printing.document(views.without_managed_fields(job), form or "yaml")
         return
-    job = submitting.submit(cluster, prepared, image=image)
     if not form:
         click.echo(f"finetunejob/{job['metadata']['name']} created in namespace {cluster.namespace}")
     job = _wait(cluster, job, until_end=wait, quiet=bool(form))

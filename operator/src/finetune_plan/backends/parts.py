@@ -11,7 +11,7 @@ from finetune_api.validation.predicates import find
 from finetune_plan.model import ObservedRun
 from finetune_plan.workload import RENDEZVOUS_PORT, Workload
 
-from .protocol import RunRef
+from .protocol import Backend, RunRef
 
 
 def metadata(work: Workload, namespace: str | None, owner: dict[str, Any] | None) -> dict[str, Any]:
@@ -25,6 +25,11 @@ def metadata(work: Workload, namespace: str | None, owner: dict[str, Any] | None
     return {k: v for k, v in found.items() if v}
 
 
+def suspend(work: Workload) -> dict[str, bool]:
+    """A run that names a queue waits for it from the start: where nothing manages the queue, it uses no quota."""
+    return {"suspend": True} if work.job.queue.value else {}
+
+
 def rendezvous(address: str, rank_label: str) -> list[dict[str, Any]]:
     """Environment of a pod that has its node rank as a label."""
     rank = {"fieldRef": {"fieldPath": f"metadata.labels['{rank_label}']"}}
@@ -35,7 +40,7 @@ def rendezvous(address: str, rank_label: str) -> list[dict[str, Any]]:
     ]
 
 
-def observed_run(raw: Mapping[str, Any], suspend_key: str) -> ObservedRun:
+def observed_run(raw: Mapping[str, Any], suspend_key: str, *, reconciled: bool) -> ObservedRun:
     """A run from its object."""
     found = raw["metadata"]
     return ObservedRun(
@@ -44,13 +49,17 @@ def observed_run(raw: Mapping[str, Any], suspend_key: str) -> ObservedRun:
         deleting="deletionTimestamp" in found,
         suspended=bool(find(raw, suspend_key)),
         uid=found["uid"],
+        created=found.get("creationTimestamp", ""),
+        reconciled=reconciled,
     )
 
 
-def refused_run(event: Mapping[str, Any], kind: str) -> RunRef | None:
+def refused_run(event: Mapping[str, Any], backend: Backend) -> RunRef | None:
     """The run that an Event is about, where the controller tells it of the run's own object."""
     about = event["involvedObject"]
-    return RunRef(about["name"], about["uid"]) if about.get("kind") == kind else None
+    if about.get("kind") != backend.kind or find(event, "source.component") != backend.refusal_component:
+        return None
+    return RunRef(about["name"], about["uid"])
 
 
 def _labels(work: Workload) -> dict[str, str]:

@@ -52,9 +52,12 @@ class Backend(Protocol):
     container: str
     """Name of the trainer's container in every pod."""
     suspend_key: str
-    """Path in the object at which a queue holds the run back. We read it and never write it."""
+    """Path in the object at which a queue holds the run back. A run that names a queue is rendered so; later only the
+    queue writes it."""
     refusal_reason: str
     """Reason of the controller's Events about a pod that it could not create."""
+    refusal_component: str
+    """source.component of these Events."""
     rights: tuple[Right, ...]
     """Besides what the operator needs for any backend; the chart's role is generated from it."""
 
@@ -75,8 +78,12 @@ class Backend(Protocol):
     def host(self, run: str, node_rank: int) -> str:
         """The name under which the pods of a run find the one of that rank."""
 
+    def names_pod(self, run: str, node_rank: int, name: str) -> bool:
+        """Whether the controller would give this name to a run's pod of that rank."""
+
     def refused_run(self, event: Mapping[str, Any]) -> RunRef | None:
-        """The run that an Event with refusal_reason is about; None if it is about something else."""
+        """The run that an Event with refusal_reason is about; None if another component reports it, or it is about
+        something else."""
 
 
 def api_version(backend: Backend) -> str:

@@ -36,6 +36,7 @@ class PyTorchJobs:
     port = "pytorchjob-port"
     suspend_key = "spec.runPolicy.suspend"
     refusal_reason = "FailedCreatePod"
+    refusal_component = "pytorchjob-controller"
     rights: tuple[Right, ...] = (Right("kubeflow.org", "pytorchjobs", ("get", "list", "watch", "create", "delete")),)
 
     def render(
@@ -52,13 +53,13 @@ class PyTorchJobs:
             "metadata": parts.metadata(work, namespace, owner),
             "spec": {
                 "nprocPerNode": str(work.processes_per_node),
-                "runPolicy": {"cleanPodPolicy": "Running"},
+                "runPolicy": {"cleanPodPolicy": "Running"} | parts.suspend(work),
                 "pytorchReplicaSpecs": replicas,
             },
         }
 
     def observe(self, raw: Mapping[str, Any]) -> ObservedRun:
-        return parts.observed_run(raw, self.suspend_key)
+        return parts.observed_run(raw, self.suspend_key, reconciled=self.is_reconciled(raw))
 
     def is_reconciled(self, raw: Mapping[str, Any]) -> bool:
         return bool(find(raw, "status.conditions"))
@@ -70,5 +71,8 @@ class PyTorchJobs:
         """Of a pod and of its Service alike."""
         return f"{run}-worker-{node_rank}"
 
+    def names_pod(self, run: str, node_rank: int, name: str) -> bool:
+        return name == self.host(run, node_rank)
+
     def refused_run(self, event: Mapping[str, Any]) -> RunRef | None:
-        return parts.refused_run(event, self.kind)
+        return parts.refused_run(event, self)

@@ -1,0 +1,63 @@
+"""What a pod's status says, as real kubelets write it."""
+
+from __future__ import annotations
+
+import pytest
+
+from builders import Json
+from finetune_operator import transform
+from finetune_plan.backends import DEFAULT as BACKEND
+
+ERROR = {"exitCode": 2, "reason": "Error", "message": "no route\n", "finishedAt": "2026-01-01T00:00:09Z"}
+KILLED = {"exitCode": 137, "reason": "Error", "finishedAt": "2026-01-01T00:00:40Z"}
+INITIALIZING = {"name": "pytorch", "state": {"waiting": {"reason": "PodInitializing"}}}
+EVICTED = "The node was low on resource: memory. Threshold quantity: 100Mi, available: 1Mi."
+
+
+def target(reason: str, message: str) -> Json:
+    return {"type": "DisruptionTarget", "status": "True", "reason": reason, "message": message}
+
+
+STATUSES: dict[str, tuple[Json, str, str]] = {
+    "rejected: no container has a status": (
+        {"phase": "Failed", "reason": "OutOfcpu",
+         "message": "Pod was rejected: Node didn't have enough resource: cpu"},
+        "OutOfcpu: Pod was rejected: Node didn't have enough resource: cpu", ""),
+    "evicted, with a condition and a reason": (
+        {"phase": "Failed", "reason": "Evicted", "message": EVICTED,
+         "conditions": [target("TerminationByKubelet", EVICTED)]}, f"TerminationByKubelet: {EVICTED[:-1]}", ""),
+    "node shutdown": (
+        {"phase": "Failed", "reason": "Terminated",
+         "message": "Pod was terminated in response to imminent node shutdown."},
+        "Terminated: Pod was terminated in response to imminent node shutdown", ""),
+    "a node that does not answer, while the pod may run": (
+        {"phase": "Running", "reason": "NodeLost", "message": "Node a which was running pod b is unresponsive"},
+        "NodeLost: Node a which was running pod b is unresponsive", ""),
+    "a disruption without a reason": (
+        {"phase": "Failed", "conditions": [{"type": "DisruptionTarget", "status": "True"}]}, "Disrupted", ""),
+    "an init container failed": (
+        {"phase": "Failed", "containerStatuses": [INITIALIZING],
+         "initContainerStatuses": [{"name": "mesh", "state": {"terminated": ERROR}}]},
+        "", "init container mesh exited with code 2 (Error: no route)"),
+    "an init container failed, and a sidecar was killed for it": (
+        {"phase": "Failed", "containerStatuses": [INITIALIZING], "initContainerStatuses": [
+            {"name": "proxy", "state": {"terminated": KILLED}}, {"name": "mesh", "state": {"terminated": ERROR}}]},
+        "", "init container mesh exited with code 2 (Error: no route)"),
+    "a container that was added failed": (
+        {"phase": "Failed", "containerStatuses": [
+            {"name": "pytorch", "state": {"terminated": {"exitCode": 0}}},
+            {"name": "log", "state": {"terminated": ERROR}}]},
+        "", "container log exited with code 2 (Error: no route)"),
+    "the trainer failed": (
+        {"phase": "Failed", "containerStatuses": [{"name": "pytorch", "state": {"terminated": ERROR}}]}, "", ""),
+    "a pod that runs": ({"phase": "Running"}, "", ""),
+}  # fmt: skip
+"""A status; why the cluster ended the pod, and which other container failed."""
+
+
+@pytest.mark.parametrize("case", STATUSES)
+def test_why_a_pod_ended(case: str) -> None:
+    status, disruption, failure = STATUSES[case]
+    metadata = {"name": "p", "uid": "u", "labels": {"finetune.dev/run": "1"}}
+    found = transform.pod({"metadata": metadata, "status": status}, BACKEND)
+    assert (found.disruption, found.failure) == (disruption, failure)
