@@ -16,6 +16,7 @@ from operating.proxy import Lens, Proxy
 from operating.team import Team, condition
 from testbed.api import ApiError
 from testbed.control_plane import ControlPlane
+from testbed.kubelet import Kubelet
 from testbed.pods import run_pod
 from testbed.training_operator import pytorchjob_crd, start_training_operator
 from testbed.watch import wait_for_all
@@ -158,22 +159,32 @@ class DiesOfAVerdict(Lens):
         return verdict
 
 
-@pytest.mark.parametrize(
-    ("changes", "phase"), [({}, "Cancelled"), ({"lifecycle.activeDeadlineSeconds": 15}, "Failed")], ids=str
-)
+@pytest.mark.parametrize("deadline", [None, 1], ids=["cancelled", "a deadline"])
 def test_pods_that_wait_hold_no_quota_although_the_operator_dies_of_its_verdict(
-    plane: ControlPlane, lonely: Team, tmp_path: Path, changes: Json, phase: str
+    plane: ControlPlane, lonely: Team, tmp_path: Path, deadline: int | None
 ) -> None:
     lens = DiesOfAVerdict()
-    with Proxy(plane.cluster.kubeconfig, tmp_path, lens) as proxy:
+    with (
+        Proxy(plane.cluster.kubeconfig, tmp_path, lens) as proxy,
+        Kubelet(plane.cluster.api, plane.certificate, plane.key, lonely.namespace, tmp_path) as kubelet,
+    ):
         places = {"WATCH_NAMESPACE": lonely.namespace, "OWN_NAMESPACE": lonely.namespace}
         with OperatorProcess(proxy.kubeconfig, tmp_path, places) as lens.operator:
-            lonely.submit(changes)
+            lonely.submit({"lifecycle.activeDeadlineSeconds": deadline} if deadline else {})
             lonely.until_run("sample-1")
-            if not changes:
+            if deadline:
+                kubelet.run("sample-1-worker-0")  # only time on a node counts
+            else:
                 lonely.edit({"cancel": True})
             assert lens.operator.wait_ended(90) == -signal.SIGKILL
-    with operating(plane, tmp_path, lonely):
-        lonely.until_gone(lonely.pods)
-        lonely.until_gone(lonely.runs)
-        lonely.until_phase(phase)
+        with operating(plane, tmp_path, lonely):
+            wait_for_all(lonely.api, lonely.pods, _none_waits)
+            if deadline:  # its node would end it
+                lonely.api.delete(f"{lonely.pods}/sample-1-worker-0", gracePeriodSeconds="0")
+            lonely.until_gone(lonely.pods)
+            lonely.until_gone(lonely.runs)
+            lonely.until_phase("Failed" if deadline else "Cancelled")
+
+
+def _none_waits(pods: list[Json]) -> bool:
+    return all(pod["status"]["phase"] != "Pending" for pod in pods)

@@ -213,10 +213,11 @@ def test_the_deadline_ends_a_quiet_job(team: Team, kubelet: Kubelet) -> None:
     team.submit({"lifecycle.activeDeadlineSeconds": 2})
     for pod in team.until_run("sample-1"):
         kubelet.run(pod["metadata"]["name"])
-    status = team.until_phase("Failed")
-    assert condition(status, "Failed") == ("True", "DeadlineExceeded")
+    team.until_phase("Stopping")
     for pod in team.until_run("sample-1"):  # its node would end it
         team.api.delete(f"{team.pods}/{pod['metadata']['name']}", gracePeriodSeconds="0")
+    status = team.until_phase("Failed")
+    assert condition(status, "Failed") == ("True", "DeadlineExceeded")
     team.until_gone(team.runs)
 
 

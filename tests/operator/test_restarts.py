@@ -126,6 +126,8 @@ def test_a_job_that_was_suspended_for_longer_than_its_deadline_goes_on(
         team.until_run("sample-2", pods=1)
         team.until(lambda s: s.get("run") == 2 and s["phase"] == "Starting")
         kubelet.run("sample-2-worker-0")
+        team.until_phase("Stopping")
+        team.api.delete(f"{team.pods}/sample-2-worker-0", gracePeriodSeconds="0")  # its node would end it
         status = team.until_phase("Failed")
     assert condition(status, "Failed")[1] == "DeadlineExceeded", "time on a node does count"
     assert status["active"]["seconds"] >= LIMIT_S

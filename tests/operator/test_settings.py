@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from finetune_operator.settings import Settings
+
 WRONG = {
     "a heartbeat that nobody watches": ({"WATCH_NAMESPACE": "team"}, "Set both to the same namespace."),
     "no workers": ({"WORKERS": "0"}, "greater than or equal to 1"),
@@ -22,3 +24,9 @@ def test_wrong_settings_end_the_process_with_code_2(given: dict[str, str], said:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert said in done.stderr
+
+
+def test_null_is_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chart's values may say null where a setting has no default."""
+    monkeypatch.setenv("FINETUNE_OPERATOR_TTL_SECONDS_AFTER_FINISHED", "null")
+    assert Settings().ttl_seconds_after_finished is None

@@ -20,7 +20,9 @@ _PLAN = PlanSettings()
 class Settings(BaseSettings):
     """Settings of the operator."""
 
-    model_config = SettingsConfigDict(env_prefix="FINETUNE_OPERATOR_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="FINETUNE_OPERATOR_", frozen=True, extra="ignore", env_parse_none_str="null"
+    )
 
     watch_namespace: str = Field(
         default="",
