@@ -75,6 +75,7 @@ def _start_bound(team: Team) -> None:
     team.submit()
     for pod in team.until_run("sample-1"):
         bind_pod(team.api, team.namespace, pod["metadata"]["name"], team.namespace)
+    team.until(lambda status: "active" in status)  # so that it is a write of its own
     team.start("sample-1")
 
 

@@ -27,9 +27,7 @@ KUEUE_VERSION = "kueue.x-k8s.io/v1beta2"
 WORKLOADS_PLURAL = "workloads"
 CLAIMS_PLURAL = "persistentvolumeclaims"
 PAGE = 100
-"""Objects of one page of a list."""
-METADATA_PAGE = 500
-"""Likewise, of metadata only."""
+"""Objects of one page of a list, which anybody may make as large as the API server takes them; so are annotations."""
 METADATA = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 LOG_LINES = 1000
 LOG_BYTES = 1 << 20
@@ -117,10 +115,10 @@ class KubernetesCluster:
 
     def pages(self, kind: Kind, of: Key | None = None) -> AsyncIterator[tuple[list[Json], int]]:
         namespace, job = of or Key("", "")
-        return self._pages(kind, namespace, self._selector(kind, job), PAGE, JSON)
+        return self._pages(kind, namespace, self._selector(kind, job), JSON)
 
     async def versions(self, kind: Kind) -> AsyncIterator[tuple[dict[Key, int], int]]:
-        async for items, version in self._pages(kind, "", self._selector(kind), METADATA_PAGE, METADATA):
+        async for items, version in self._pages(kind, "", self._selector(kind), METADATA):
             yield {key_of(raw): version_of(raw) for raw in items}, version
 
     def _selector(self, kind: Kind, job: str = "") -> dict[str, str]:
@@ -132,11 +130,11 @@ class KubernetesCluster:
         return {"labelSelector": f"{names.JOB_UID_LABEL}{named}"}
 
     async def _pages(
-        self, kind: Kind, namespace: str, selector: dict[str, str], size: int, accept: str
+        self, kind: Kind, namespace: str, selector: dict[str, str], accept: str
     ) -> AsyncIterator[tuple[list[Json], int]]:
         version, plural = self._resources[kind]
         path = _path(version, plural, Key(namespace or self._namespace, ""))
-        query: dict[str, str] | None = first_page(selector, size)
+        query: dict[str, str] | None = first_page(selector, PAGE)
         while query is not None:
             try:
                 answer = json.loads(await self._http.request("list", plural, path, query=query, accept=accept))
