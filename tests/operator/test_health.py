@@ -56,22 +56,22 @@ Step = Callable[[WatchEvidence], bool]
 
 
 def miss(watch: WatchEvidence) -> bool:
-    return watch.judge(missed=True)
+    return watch.is_dead(missed=True)
 
 
 def quiet(watch: WatchEvidence) -> bool:
-    return watch.judge(missed=False)
+    return watch.is_dead(missed=False)
 
 
 def lists(watch: WatchEvidence) -> bool:
     """kopf lists everything again, and no stream speaks."""
     watch.delivered(None, A, watch.deliveries)
-    return watch.judge(missed=False)
+    return watch.is_dead(missed=False)
 
 
 def delivers(watch: WatchEvidence) -> bool:
     watch.delivered("MODIFIED", A, 100 + watch.deliveries)
-    return watch.judge(missed=False)
+    return watch.is_dead(missed=False)
 
 
 JUDGEMENTS: dict[str, tuple[list[Step], bool]] = {

@@ -64,4 +64,4 @@ class Comparison:
         await self._repair(kind, missed, found.versions, found.version)
         watch.settle(missed, found.versions, found.version)
         # nothing watches a kind that does not exist
-        return found.served and watch.judge(missed=bool(missed))
+        return found.served and watch.is_dead(missed=bool(missed))

@@ -47,8 +47,8 @@ class WatchEvidence:
         self._newest = 0
         """Newest version that came through the stream; lists of the watch say nothing about its stream."""
         self._deliveries = 0
-        self._judged = 0
-        """_newest at the last judgement."""
+        self._checked = 0
+        """_newest at the last check."""
         self._misses = 0
         self.restarts = 0
         """Restarts since the stream last delivered everything."""
@@ -91,9 +91,9 @@ class WatchEvidence:
                 self._versions[key] = listed[key]
         self._deleted = {k: v for k, v in self._deleted.items() if v > version}
 
-    def judge(self, *, missed: bool) -> bool:
+    def is_dead(self, *, missed: bool) -> bool:
         """Whether the watch is dead, after a comparison. A quiet one proves nothing either way."""
-        alive, self._judged = self._newest > self._judged, self._newest
+        alive, self._checked = self._newest > self._checked, self._newest
         if missed:
             self._misses += 1
         elif alive:
