@@ -121,8 +121,7 @@ class Reconciler:
 
     def _next(self, observed: Observed, answer: Plan, change: StatusChange) -> float | None:
         held = answer.status.completionTime is None and any(r.suspended for r in observed.runs)
-        times = (answer.requeue_after, change.wait_seconds, self.observer.queue_seconds() if held else None)
-        return min((t for t in times if t is not None), default=None)
+        return _earliest(answer.requeue_after, change.wait_seconds, self.observer.queue_seconds() if held else None)
 
     async def _refresh(self, key: Key) -> None:
         live = await self._cluster.get_job(key)
