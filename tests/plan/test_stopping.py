@@ -119,6 +119,9 @@ STOPS: dict[str, Stop] = {
     "those that still wait for a node too": Stop(
         {}, failing(RELEASE_SECONDS), RUN1, (ended(0, Exit.DATA_REFUSED), pod(1, "Pending")), ["sample-1"],
         Phase.STOPPING, "1 pod with 4 GPUs (sample-1-1). They are being deleted."),
+    "pods that have not begun are not waited for: they have nothing to save and no log": Stop(
+        {}, failing(), RUN1, (pod(0, "Pending"), pod(1, "Pending")), ["sample-1"], Phase.STOPPING,
+        "They are being deleted."),
     "those that the backend has deleted have their grace, and the run keeps its logs": Stop(
         {}, failing(RELEASE_SECONDS), RUN1, (ended(0, Exit.DATA_REFUSED), going(1)), [], Phase.STOPPING,
         "have until"),

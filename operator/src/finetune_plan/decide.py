@@ -330,7 +330,8 @@ def _end(ctx: ReconcileContext, status: Status) -> Plan:
     """Carry out a verdict: its pods end, and then the job is over."""
     verdict = statuses.verdict(status)
     assert verdict is not None, "the verdict stands in the status"
-    patience = 0.0 if verdict.reason in AT_ONCE else stopping.RELEASE_SECONDS
+    at_once = verdict.reason in AT_ONCE or stopping.unstarted(ctx.observed.pods)
+    patience = 0.0 if at_once else stopping.RELEASE_SECONDS
     return _stop(ctx, status, _after(verdict.lastTransitionTime, patience), keep=bool(patience)) or Plan(
         (), statuses.ended(status, now=ctx.time)
     )
