@@ -98,7 +98,7 @@ def test_the_trainers_container_is_as_the_workload_says_and_runs_once(team: Team
     work, _ = create(team)
     for pod in team.until_run(RUN, NODES):
         container = trainer(team, pod)
-        assert (container["image"], container["command"]) == (work.image, list(work.command))
+        assert (container["image"], container["command"]) == (work.image, list(work.contract.command))
         assert pod["metadata"]["annotations"][names.RUN_CONFIG_ANNOTATION] == work.config_json
         assert pod["spec"]["restartPolicy"] == "Never"
         assert not pod["spec"].get("initContainers")

@@ -59,7 +59,7 @@ def test_configuration_and_report_are_files_of_the_replica() -> None:
 
 def test_the_command_is_the_pods_with_this_python() -> None:
     [launch] = _launches()
-    assert launch.command == (sys.executable, *_workload().command[1:])
+    assert launch.command == (sys.executable, *_workload().contract.command[1:])
 
 
 def test_the_environment_is_the_pods_on_top_of_the_shells() -> None:

@@ -102,6 +102,32 @@ def without_time(text: str) -> Json:
     return {key: value for key, value in json.loads(text).items() if key != "completionTime"}
 
 
+def with_contract(**changes: Any) -> Json:
+    """The recorded job, deleted pods and all, with the contract that an operator of today pins, and changes of it."""
+    job = load("running-job")
+    started = product.plan({"job": job | {"status": {}}}, {}, SOON)["status"]
+    job["status"]["resolved"]["contract"] = json.dumps(json.loads(started["resolved"]["contract"]) | changes)
+    return product.plan({"job": job}, {}, LATE)
+
+
+def test_a_later_run_gets_the_command_environment_and_paths_that_were_pinned() -> None:
+    plain = product.plan({"job": load("running-job")}, {}, LATE)
+    assert with_contract()["actions"] == plain["actions"], "jobs of versions that pinned nothing had these values"
+    env = {"FINETUNE_RUN_CONFIG": "/old/run.json", "FINETUNE_REPORT": "/old/report"}
+    [action] = with_contract(command=["old-trainer"], env=env, paths={"run-config": "/old"})["actions"]
+    [container] = template(action["create"])["spec"]["containers"]
+    assert container["command"] == ["old-trainer"]
+    assert env.items() <= {e["name"]: e.get("value") for e in container["env"]}.items()
+    assert (container["terminationMessagePath"], container["volumeMounts"][0]["mountPath"]) == ("/old/report", "/old")
+
+
+def test_after_a_downgrade_a_job_waits_instead_of_starting_half_of_what_was_chosen() -> None:
+    answer = with_contract(version=99)
+    assert (answer["actions"], answer["status"]["phase"]) == ([], "Queued")
+    assert conditions(answer["status"])["PodsReady"] == ("False", "NewerContract")
+    assert json.loads(answer["status"]["resolved"]["contract"])["version"] == 99
+
+
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_a_failed_pod_restarts_it_as_it_was_resolved(settings: str) -> None:
     seen = observed("running")

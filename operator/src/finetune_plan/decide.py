@@ -19,7 +19,7 @@ from finetune_api.runtime.exits import Exit
 from finetune_api.runtime.report import FinalReport
 from finetune_api.validation.problem import Problem
 
-from . import active_time, backoff, gang, job_settings, lifetimes, results, retry, statuses, stopping
+from . import active_time, backoff, contract, gang, job_settings, lifetimes, results, retry, statuses, stopping
 from .backends.protocol import Backend
 from .job_settings import JobSettings
 from .model import CreateRun, DeleteRun, Observed, ObservedPod, Plan
@@ -388,8 +388,13 @@ def _peer_lost_grace(ctx: ReconcileContext, cause: retry.Failure) -> float:
 
 def _blocking_problem(ctx: ReconcileContext) -> Problem | None:
     """Why an accepted job cannot start its next run: other settings, or an operator that lacks its keys."""
-    blocking = (p for p in ctx.verdict.problems if p.reason not in FIXED_AT_ACCEPTANCE)
-    return next(blocking, None) if ctx.run else None
+    if not ctx.run:
+        return None
+    pinned = ctx.written.resolved and ctx.written.resolved.contract
+    if pinned and not contract.is_known(pinned):
+        what = reasons.NEWER_CONTRACT
+        return Problem("status.resolved.contract", what.name, what.message, what.remedy)
+    return next((p for p in ctx.verdict.problems if p.reason not in FIXED_AT_ACCEPTANCE), None)
 
 
 def _workload(ctx: ReconcileContext, number: int) -> Workload:
@@ -403,6 +408,7 @@ def _workload(ctx: ReconcileContext, number: int) -> Workload:
     return replace(
         work,
         config_json=resolved.runConfig,
+        contract=contract.from_text(resolved.contract) if resolved.contract else work.contract,
         image=resolved.image or work.image,
         nodes=layout.nodes or work.nodes,
         processes_per_node=layout.gpusPerNode or work.processes_per_node,

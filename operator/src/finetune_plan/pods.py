@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_api.resource import defaults, names
+from finetune_api.runtime.protocol import REPORT_ENV
 
-from . import workload as w
-from .mounts import CLAIMS, CONFIG_MAPS
 from .security import container_security, pod_security
-from .workload import Workload
+from .workload import RENDEZVOUS_PORT, Workload
 
 
 @dataclass(frozen=True)
@@ -59,12 +58,12 @@ def _container(work: Workload, trainer: TrainerContainer, mounts: list[dict[str,
         "name": trainer.name,
         "image": work.image,
         **({"imagePullPolicy": policy} if policy else {}),
-        "command": list(work.command),
+        "command": list(work.contract.command),
         "env": [*({"name": name, "value": value} for name, value in sorted(work.env.items())), *trainer.env],
-        "ports": [{"name": trainer.port, "containerPort": w.RENDEZVOUS_PORT}],
+        "ports": [{"name": trainer.port, "containerPort": RENDEZVOUS_PORT}],
         "resources": _resources(work),
         "securityContext": container_security(),
-        "terminationMessagePath": w.TERMINATION_LOG,
+        "terminationMessagePath": work.contract.env[REPORT_ENV],
         "terminationMessagePolicy": "File",
         "volumeMounts": mounts,
     }  # fmt: skip
@@ -104,24 +103,25 @@ def _affinity(work: Workload) -> dict[str, Any] | None:
 
 def _volumes(work: Workload) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Volumes and their mounts, in one fixed order."""
+    paths, memory = work.contract.paths, {"medium": "Memory", "sizeLimit": _shared_memory(work)}
     pairs: list[tuple[str, dict[str, Any], str]] = [
-        ("run-config", {"downwardAPI": {"items": [_config_item()]}}, "/etc/finetune"),
-        ("shared-memory", {"emptyDir": {"medium": "Memory", "sizeLimit": _shared_memory(work)}}, "/dev/shm"),  # noqa: S108
-        ("scratch", {"emptyDir": {}}, w.SCRATCH),
-        ("tmp", {"emptyDir": {}}, "/tmp"),  # noqa: S108
+        ("run-config", {"downwardAPI": {"items": [_config_item()]}}, paths["run-config"]),
+        ("shared-memory", {"emptyDir": memory}, paths["shared-memory"]),
+        ("scratch", {"emptyDir": {}}, paths["scratch"]),
+        ("tmp", {"emptyDir": {}}, paths["tmp"]),
     ]
     if not work.job.output.value:
-        pairs.append(("output", {"emptyDir": {}}, "/mnt/output"))
+        pairs.append(("output", {"emptyDir": {}}, paths["output"]))
     for i, claim in enumerate(sorted({p.claim for p in work.mounts if p.claim})):
-        pairs.append((f"claim-{i}", {"persistentVolumeClaim": {"claimName": claim}}, f"{CLAIMS}/{claim}"))
+        pairs.append((f"claim-{i}", {"persistentVolumeClaim": {"claimName": claim}}, f"{paths['claims']}/{claim}"))
     for i, name in enumerate(sorted({p.config_map for p in work.mounts if p.config_map})):
-        pairs.append((f"configmap-{i}", {"configMap": {"name": name}}, f"{CONFIG_MAPS}/{name}"))
+        pairs.append((f"configmap-{i}", {"configMap": {"name": name}}, f"{paths['configmaps']}/{name}"))
     cache = work.job.pods.cache_claim.value
     if cache:
-        pairs.append(("cache", {"persistentVolumeClaim": {"claimName": cache}}, w.CACHE))
+        pairs.append(("cache", {"persistentVolumeClaim": {"claimName": cache}}, paths["cache"]))
     token = work.job.pods.hugging_face.value
     if token:
-        pairs.append(("hugging-face", _secret(token), f"{w.CREDENTIALS}/hugging-face"))
+        pairs.append(("hugging-face", _secret(token), f"{paths['credentials']}/hugging-face"))
     return ([{"name": n, **v} for n, v, _ in pairs], [_mount(n, v, path) for n, v, path in pairs])
 
 

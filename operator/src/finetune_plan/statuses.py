@@ -38,7 +38,7 @@ from finetune_api.runtime.report import (
 )
 from finetune_api.validation.problem import Problem
 
-from . import gang
+from . import contract, gang
 from .backends.protocol import Backend
 from .model import ObservedPod, ObservedRun
 from .mounts import uri_of
@@ -67,7 +67,7 @@ def admission(verdict: Verdict, *, now: str, generation: int | None = None, befo
 
 def started(status: Status, work: Workload, *, now: str) -> Status:
     """A run of the job exists."""
-    pinned = {"image": work.image, "runConfig": work.config_json}
+    pinned = {"image": work.image, "runConfig": work.config_json, "contract": contract.to_text(work.contract)}
     resolved = (status.resolved or Resolved()).model_copy(update=pinned)
     status = _clear_suspended(status, now)
     if _find(status, c.TRAINING):

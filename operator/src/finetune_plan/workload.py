@@ -12,16 +12,13 @@ from finetune_api.resource import names
 from finetune_api.runtime import protocol
 from finetune_api.validation import uris
 
+from .contract import PATHS, Contract
 from .job_settings import JobSettings
 from .mounts import Mount, mount
 from .resolve import Resolution, is_cpu
 from .runconfig import output_uri
 from .settings import Accelerator, PlanSettings
 
-CONFIG_PATH = "/etc/finetune/run.json"
-CREDENTIALS = "/etc/finetune/credentials"
-SCRATCH = "/scratch"
-CACHE = "/mnt/cache"
 TERMINATION_LOG = "/dev/termination-log"
 RENDEZVOUS_PORT = 23456
 
@@ -34,8 +31,7 @@ class Workload:
     run: int
     nodes: int
     processes_per_node: int
-    command: tuple[str, ...]
-    env: Mapping[str, str]
+    contract: Contract
     config_json: str
     image: str
     labels: Mapping[str, str]
@@ -46,6 +42,11 @@ class Workload:
     """For the parts that only pods have."""
     settings: PlanSettings
 
+    @property
+    def env(self) -> dict[str, str]:
+        """Of the trainer, the job's own variables included."""
+        return dict(self.contract.env) | {e["name"]: e["value"] for e in self.job.pods.env.value}
+
 
 def workload(resolved: Resolution, settings: PlanSettings, run_number: int = 1, uid: str = "") -> Workload:
     """The workload of one run; `uid` is that of the FinetuneJob, where a cluster has it."""
@@ -55,8 +56,7 @@ def workload(resolved: Resolution, settings: PlanSettings, run_number: int = 1, 
         run=run_number,
         nodes=layout.nodes,
         processes_per_node=layout.gpus_per_node,
-        command=("python", "-m", "finetune_trainer"),
-        env=_environment(job),
+        contract=Contract(("python", "-m", "finetune_trainer"), _environment(job), PATHS),
         config_json=resolved.config_json,
         image=job.pods.image.value or settings.trainer_image,
         labels=_labels(job, run_number, uid),
@@ -79,17 +79,17 @@ def rendezvous(work: Workload, node_rank: int, address: str, port: int) -> dict[
 
 def _environment(job: JobSettings) -> dict[str, str]:
     env = {
-        protocol.CONFIG_ENV: CONFIG_PATH,
+        protocol.CONFIG_ENV: f"{PATHS['run-config']}/run.json",
         protocol.REPORT_ENV: TERMINATION_LOG,
-        "HF_HOME": f"{CACHE if job.pods.cache_claim.value else SCRATCH}/huggingface",
+        "HF_HOME": f"{PATHS['cache' if job.pods.cache_claim.value else 'scratch']}/huggingface",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
     if job.pods.network_profile.value == "tcp":
         env["NCCL_IB_DISABLE"] = "1"
     if job.pods.hugging_face.value:
-        env["HF_TOKEN_PATH"] = f"{CREDENTIALS}/hugging-face/token"
-    return env | {e["name"]: e["value"] for e in job.pods.env.value}
+        env["HF_TOKEN_PATH"] = f"{PATHS['credentials']}/hugging-face/token"
+    return env
 
 
 def _labels(job: JobSettings, run_number: int, uid: str) -> dict[str, str]:

@@ -85,6 +85,11 @@ BACKEND_SILENT = Reason(
     "BackendSilent", (c.PODS_READY,), "The {controller} has not reconciled run {run} since {created}.",
     "Check its pods: {inspect}",
 )  # fmt: skip
+NEWER_CONTRACT = Reason(
+    "NewerContract", (c.PODS_READY,),
+    "A newer operator accepted the job, and this one cannot start the trainer that was chosen then.",
+    "Upgrade the operator, or delete the job and apply it again: it then resumes if the trainer can read its output.",
+)  # fmt: skip
 QUEUE_UNMANAGED = Reason(
     "QueueUnmanaged", (c.PODS_READY, c.TRAINING),
     "The job waits for the queue {queue}, but Kueue does not know its {kind}: Kueue is not installed, or does not "

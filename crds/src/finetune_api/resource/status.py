@@ -67,6 +67,7 @@ class Resolved(Part):
     network: Text | None = key("Network profile.")
     digest: Text | None = key("Digest of the run configuration.")
     runConfig: Long | None = key("The run configuration, as every run gets it.")  # noqa: N815
+    contract: Long | None = key("Command, environment and paths of the trainer, as every run gets them.")
     activeDeadlineSeconds: Int | None = key(  # noqa: N815
         "The operator's default at acceptance; lifecycle.activeDeadlineSeconds overrides it."
     )

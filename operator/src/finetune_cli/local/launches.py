@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_api.runtime.protocol import CONFIG_ENV, REPORT_ENV
-from finetune_plan import workload as w
+from finetune_plan import contract
 from finetune_plan.backends import DEFAULT as BACKEND
-from finetune_plan.workload import Workload
+from finetune_plan.workload import Workload, rendezvous
 
 LOOPBACK = "127.0.0.1"
-POD_VOLUMES = (w.SCRATCH, w.CACHE, w.CREDENTIALS)
+POD_VOLUMES = tuple(contract.PATHS[name] for name in ("scratch", "cache", "credentials"))
 """Mounts of pods. Variables that point into them are left out, so that the user's own caches and tokens are used."""
 LAUNCHERS = ("PET_", "FINETUNE_", "TORCHELASTIC_")
 RANKS = {"RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
@@ -53,11 +53,11 @@ def free_port() -> int:
 
 def _launch(work: Workload, node: int, folder: Path, port: int, inherited: Mapping[str, str]) -> Launch:
     name = BACKEND.host(work.name, node)
-    program, *arguments = work.command
+    program, *arguments = work.contract.command
     config, report = folder / name / "run.json", folder / name / "report.json"
     env = {name: value for name, value in inherited.items() if not name.startswith(LAUNCHERS) and name not in RANKS}
     env |= {name: value for name, value in work.env.items() if not value.startswith(POD_VOLUMES)}
-    env |= w.rendezvous(work, node, LOOPBACK, port)
+    env |= rendezvous(work, node, LOOPBACK, port)
     env |= {CONFIG_ENV: str(config), REPORT_ENV: str(report)}
     env["TMPDIR"] = str(config.parent)  # a pod has a /tmp of its own, which is removed with the pod
     env["PYTHONSAFEPATH"] = "1"  # a file torch.py in the current folder must not shadow torch
