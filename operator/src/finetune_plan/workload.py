@@ -45,6 +45,8 @@ class Workload:
     job: JobSettings
     """For the parts that only pods have."""
     settings: PlanSettings
+    avoided_nodes: tuple[str, ...] = ()
+    """Names of nodes that the pods keep off."""
 
 
 def workload(resolved: Resolution, settings: PlanSettings, run_number: int = 1, uid: str = "") -> Workload:
