@@ -56,6 +56,26 @@ def after(cause: Exception, error: Exception) -> Exception:
             "Another rank exited or became unreachable. (timed out)",
             id="the store",
         ),
+        pytest.param(
+            torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors might be"),
+            12,
+            "A GPU of the node has failed. (CUDA error: uncorrectable ECC error encountered) Have the node checked",
+            id="memory of a GPU",
+        ),
+        pytest.param(
+            dist.DistBackendError("NCCL error\nLast error:\nCuda failure 220 'uncorrectable NVLink error detected'"),
+            12,
+            "A GPU of the node has failed.",
+            id="a link of GPUs, in the words of NCCL",
+        ),
+        pytest.param(RuntimeError("CUDA error: no CUDA-capable device is detected"), 12, "A GPU", id="a GPU is gone"),
+        pytest.param(RuntimeError("CUDA error: unknown error"), 12, "A GPU", id="a GPU has fallen off the bus"),
+        pytest.param(RuntimeError("CUDA unknown error - this may be due to"), 12, "A GPU", id="before it was used"),
+        pytest.param(RuntimeError("CUDA error: system not yet initialized"), 12, "A GPU", id="a switch of GPUs"),
+        pytest.param(
+            RuntimeError("CUDA error: unspecified launch failure"), 1, "launch", id="a program may cause it"
+        ),
+        pytest.param(RuntimeError("CUDA error: an illegal memory access"), 1, "illegal", id="a program causes it"),
         pytest.param(dist.DistBackendError("NCCL error"), 9, "Another rank exited or became unreachable.", id="NCCL"),
         pytest.param(OSError(errno.ESTALE, "Stale handle", "/in/rows"), 10, "/in/rows: Stale", id="a volume"),
         pytest.param(after(OSError(errno.EIO, "I/O", "/a"), ModelRefused("bad")), 10, "/a: I/O", id="its model"),
