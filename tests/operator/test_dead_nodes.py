@@ -12,7 +12,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from operating.nodes import add_node, node_of, say_ready
 
 from builders import Json
 from finetune_api.codegen.crd import crd
@@ -22,6 +21,7 @@ from finetune_operator.identity import Key, version_of
 from finetune_operator.settings import Settings
 from finetune_plan.avoidance import PATIENCE_SECONDS
 from finetune_plan.backends import DEFAULT as BACKEND
+from operating.nodes import add_node, node_of, say_ready
 from operating.process import OperatorProcess
 from operating.team import SMALL, Team, condition, message
 from testbed.control_plane import ControlPlane

@@ -10,7 +10,6 @@ import pytest
 
 from builders import Json
 from finetune_plan.backends import DEFAULT as BACKEND
-from finetune_plan.backends.pytorchjob import PyTorchJobs
 from finetune_plan.decide import POLL_SECONDS, plan
 from finetune_plan.model import CreateRun, DeletePod, ObservedPod, ObservedRun, Plan
 from finetune_plan.resolve import validate
@@ -56,8 +55,8 @@ LATE: dict[str, Late] = {
     "a pod that nothing reports is deleted by force": Late((late(LIMIT),), LIMIT, FORCED, "12:00:00 UTC"),
     "so is one that has not begun": Late((late(LIMIT, phase="Pending"),), LIMIT, FORCED, "12:00:00 UTC"),
     "one whose node still reports it never is": Late(
-        (late(9000, abandoned=False),), LIMIT, [], f"It is not deleted by force, because its node still reports it or "
-        f"its run is gone. If the node is off or permanently gone, {COMMAND}."),
+        (late(9000, abandoned=False),), LIMIT, [], "It is not deleted by force, because its node still reports it "
+        f"or its run is gone. If the node is off or permanently gone, {COMMAND}."),
     "nor is one within its grace": Late((late(-30),), LIMIT, [], "2 pods", 5.0),
     "nor one that nobody has deleted": Late((replace(late(0), termination_deadline=""),), LIMIT, [], "2 pods"),
     "nor one of which nothing proves any more whose it was": Late(
@@ -135,7 +134,5 @@ def test_pods_stay_on_a_node_that_does_not_answer(case: str) -> None:
     settings = PlanSettings(eviction_seconds=seconds)
     resolution = validate(seen({"pods.tolerations": own} if own else {}).resource, settings).resolution
     assert resolution is not None
-    template = PyTorchJobs().render(workload(resolution, settings))["spec"]["pytorchReplicaSpecs"]["Worker"][
-        "template"
-    ]
-    assert template["spec"].get("tolerations") == expected
+    replicas = BACKEND.render(workload(resolution, settings))["spec"]["pytorchReplicaSpecs"]
+    assert replicas["Worker"]["template"]["spec"].get("tolerations") == expected

@@ -72,9 +72,7 @@ def after(cause: Exception, error: Exception) -> Exception:
         pytest.param(RuntimeError("CUDA error: unknown error"), 12, "A GPU", id="a GPU has fallen off the bus"),
         pytest.param(RuntimeError("CUDA unknown error - this may be due to"), 12, "A GPU", id="before it was used"),
         pytest.param(RuntimeError("CUDA error: system not yet initialized"), 12, "A GPU", id="a switch of GPUs"),
-        pytest.param(
-            RuntimeError("CUDA error: unspecified launch failure"), 1, "launch", id="a program may cause it"
-        ),
+        pytest.param(RuntimeError("CUDA error: unspecified launch failure"), 1, "launch", id="maybe a program"),
         pytest.param(RuntimeError("CUDA error: an illegal memory access"), 1, "illegal", id="a program causes it"),
         pytest.param(dist.DistBackendError("NCCL error"), 9, "Another rank exited or became unreachable.", id="NCCL"),
         pytest.param(OSError(errno.ESTALE, "Stale handle", "/in/rows"), 10, "/in/rows: Stale", id="a volume"),

@@ -1,0 +1,36 @@
+"""Nodes that the test plays: what they have, whether they answer, and which pods the scheduler gives them."""
+
+from __future__ import annotations
+
+from builders import Json
+from operating.team import Team
+from testbed.kwok import Node
+from testbed.watch import wait_for, wait_for_all
+
+LABELS = {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}
+
+
+def add_node(team: Team, name: str, *taints: Json) -> None:
+    """A node with eight GPUs that says that it is ready."""
+    team.api.create(Node(name, labels=LABELS).manifest() | {"spec": {"taints": list(taints)}})
+    say_ready(team, name, ready=True)
+    wait_for(team.api, f"/api/v1/nodes/{name}", lambda node: node and _taints(node) == {t["key"] for t in taints})
+
+
+def say_ready(team: Team, name: str, *, ready: bool) -> None:
+    status = {"conditions": [{"type": "Ready", "status": str(ready), "reason": "Test"}]}
+    team.api.patch(f"/api/v1/nodes/{name}/status", {"status": status})
+
+
+def _taints(node: Json) -> set[str]:
+    return {t["key"] for t in node["spec"].get("taints") or ()}
+
+
+def node_of(team: Team, run: str) -> str:
+    """Where the one pod of a run is bound."""
+    [pod] = wait_for_all(
+        team.api, team.pods, lambda pods: len(pods) == 1 and pods[0]["spec"].get("nodeName"), timeout_s=40,
+        labelSelector=f"training.kubeflow.org/job-name={run}",
+    )  # fmt: skip
+    name: str = pod["spec"]["nodeName"]
+    return name
