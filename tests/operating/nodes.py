@@ -18,8 +18,19 @@ def add_node(team: Team, name: str, *taints: Json) -> None:
 
 
 def say_ready(team: Team, name: str, *, ready: bool) -> None:
-    status = {"conditions": [{"type": "Ready", "status": str(ready), "reason": "Test"}]}
-    team.api.patch(f"/api/v1/nodes/{name}/status", {"status": status})
+    _report(team, f"/api/v1/nodes/{name}", str(ready))
+
+
+def fall_silent(team: Team, name: str, *pods: str) -> None:
+    """What the node controller writes 50 s after a kubelet's last word, of its node and of its pods."""
+    for pod in pods:
+        _report(team, f"{team.pods}/{pod}", "False")
+    _report(team, f"/api/v1/nodes/{name}", "Unknown")
+
+
+def _report(team: Team, path: str, ready: str) -> None:
+    others = [c for c in team.api.get(path)["status"].get("conditions") or () if c["type"] != "Ready"]
+    team.api.patch(f"{path}/status", {"status": {"conditions": [*others, {"type": "Ready", "status": ready}]}})
 
 
 def _taints(node: Json) -> set[str]:

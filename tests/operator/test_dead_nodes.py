@@ -21,7 +21,7 @@ from finetune_operator.identity import Key, version_of
 from finetune_operator.settings import Settings
 from finetune_plan.avoidance import PATIENCE_SECONDS
 from finetune_plan.backends import DEFAULT as BACKEND
-from operating.nodes import add_node, node_of, say_ready
+from operating.nodes import add_node, fall_silent, node_of
 from operating.process import OperatorProcess
 from operating.team import SMALL, Team, condition, message
 from testbed.control_plane import ControlPlane
@@ -73,13 +73,19 @@ def end_grace(team: Team, pod: str = POD) -> None:
 
 
 def strangers_pod(team: Team, node: str) -> str:
-    """A pod with all labels of the run's, which no run controls, and which waits for the dead node as well."""
+    """A pod with all labels of the run's, which something else controls, and which is on the dead node as well."""
+    other = team.api.create({"apiVersion": "v1", "kind": "ConfigMap", "metadata": named(team, "other")})
+    owner = {"apiVersion": "v1", "kind": "ConfigMap", "name": "other", "uid": other["metadata"]["uid"]}
     labels = team.api.get(f"{team.pods}/{POD}")["metadata"]["labels"]
-    body: Json = {"apiVersion": "v1", "kind": "Pod"}
-    body["metadata"] = {"name": "stranger", "namespace": team.namespace, "labels": labels}
-    team.api.create(body | {"spec": {"containers": [{"name": "pytorch", "image": "x"}], "nodeName": node}})
+    metadata = named(team, "stranger") | {"labels": labels, "ownerReferences": [owner | {"controller": True}]}
+    spec = {"containers": [{"name": "pytorch", "image": "x"}], "nodeName": node}
+    team.api.create({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
     run_pod(team.api, team.namespace, "stranger")
     return "stranger"
+
+
+def named(team: Team, name: str) -> Json:
+    return {"name": name, "namespace": team.namespace}
 
 
 def test_a_pod_of_a_dead_node_is_deleted_by_force_where_that_is_allowed(
@@ -89,7 +95,7 @@ def test_a_pod_of_a_dead_node_is_deleted_by_force_where_that_is_allowed(
         runs_on(team, "dying")
         stranger = strangers_pod(team, "dying")
         add_node(team, "spare")
-        say_ready(team, "dying", ready=False)
+        fall_silent(team, "dying", POD, stranger)
         status = team.until(lambda s: condition(s, "Training")[1] == "Restarting")
         assert "DeletionByTaintManager" in message(status, "Training"), "after a second, not after five minutes"
         end_grace(team)
@@ -118,7 +124,7 @@ def test_a_pod_that_its_node_still_reports_is_named_and_never_deleted_by_force(
 
 
 def test_a_pod_that_its_node_has_reported_since_is_not_deleted_by_force(plane: ControlPlane, team: Team) -> None:
-    body: Json = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": team.namespace}}
+    body: Json = {"apiVersion": "v1", "kind": "Pod", "metadata": named(team, "p")}
     old = team.api.create(body | {"spec": {"containers": [{"name": "c", "image": "x"}]}})
     add_node(team, "back")
     bind_pod(team.api, team.namespace, "p", "back")
