@@ -44,7 +44,8 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
 
 @pytest.fixture
 def team(plane: ControlPlane) -> Team:
-    """A namespace that nobody serves yet; no node is there."""
+    """A namespace that nobody serves yet; no node is there. Each test has names of its own for nodes: the node
+    controller takes a node of the same name for the old one, which has been silent since."""
     api = plane.cluster.api
     for node in api.items("/api/v1/nodes"):
         api.delete(f"/api/v1/nodes/{node['metadata']['name']}")
@@ -94,13 +95,13 @@ def test_a_pod_of_a_dead_node_is_deleted_by_force_where_that_is_allowed(
     with operating(plane, tmp_path, team, EVICTION_SECONDS="1", DEAD_NODE_SECONDS="2") as operator:
         runs_on(team, "dying")
         stranger = strangers_pod(team, "dying")
-        add_node(team, "spare")
+        add_node(team, "healthy")
         fall_silent(team, "dying", POD, stranger)
         status = team.until(lambda s: condition(s, "Training")[1] == "Restarting")
         assert "DeletionByTaintManager" in message(status, "Training"), "after a second, not after five minutes"
         end_grace(team)
         end_grace(team, stranger)
-        assert node_of(team, "sample-2") == "spare"
+        assert node_of(team, "sample-2") == "healthy"
         status = team.until(lambda s: s["run"] == 2)
     assert not status.get("restarts"), "a lost node is not the job's fault"
     assert "pod deleted by force" in [line["message"] for line in operator.lines()]
