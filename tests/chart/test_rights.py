@@ -18,8 +18,8 @@ from builders import Json
 from chart.helm import CHART, NAME, RELEASE, environment, helm, render
 from chart.rights import RBAC, allowed, asked, denied
 from finetune_api.runtime.exits import Exit
-from operating.process import OperatorProcess
 from operating.nodes import add_node, fall_silent
+from operating.process import OperatorProcess
 from operating.team import SMALL, Team, condition, message
 from testbed.api import ApiError
 from testbed.control_plane import ControlPlane
