@@ -81,6 +81,17 @@ def test_no_role_speaks_of_secrets_or_of_everything(values: Json) -> None:
     assert [w for w in words if "*" in w or "secret" in w] == []
 
 
+@pytest.mark.parametrize("one_namespace", [False, True], ids=["the whole cluster", "one namespace"])
+@pytest.mark.parametrize(("seconds", "verbs"), [({}, []), ({"deadNodeSeconds": 60}, ["delete"])], ids=["off", "on"])
+def test_pods_may_be_deleted_only_where_that_is_switched_on(
+    seconds: Json, verbs: list[str], *, one_namespace: bool
+) -> None:
+    where = ONE_NAMESPACE["settings"] if one_namespace else {}
+    roles = [m for m in render({"settings": where | seconds}) if "rules" in m]
+    found = [v for m in roles for r in m["rules"] if "pods" in r["resources"] for v in r["verbs"]]
+    assert [v for v in found if v not in ("get", "list", "watch")] == verbs
+
+
 @pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX)
 def test_the_rights_in_one_namespace_lie_there(values: Json) -> None:
     where = values.get("settings", {}).get("watchNamespace", "prod")
@@ -200,6 +211,8 @@ OTHER: dict[str, Any] = {
     "backoff_seconds": 5.5,
     "max_backoff_seconds": 78.0,
     "max_free_restarts": 3,
+    "eviction_seconds": 60,
+    "dead_node_seconds": 900,
     "active_deadline_seconds": 86400,
     "ttl_seconds_after_finished": 3600,
     "progress_readers": 7,

@@ -18,10 +18,12 @@ from builders import Json
 from chart.helm import CHART, NAME, RELEASE, environment, helm, render
 from chart.rights import RBAC, allowed, asked, denied
 from finetune_api.runtime.exits import Exit
+from operating.nodes import add_node, fall_silent
 from operating.process import OperatorProcess
-from operating.team import Team, condition, message
+from operating.team import SMALL, Team, condition, message
 from testbed.api import ApiError
 from testbed.control_plane import ControlPlane
+from testbed.pods import bind_pod
 from testbed.training_operator import start_training_operator
 from testbed.watch import WaitError, wait_for
 
@@ -69,7 +71,10 @@ def installed(folder: Path, *, one_namespace: bool) -> Iterator[Installed]:
     with ControlPlane(folder, audit=True, flags=[ENFORCEMENT]) as plane:
         cluster = plane.cluster
         home, team = cluster.namespace("home"), Team(cluster.api, cluster.namespace("served"))
-        values: Json = {"settings": {"watchNamespace": team.namespace}} if one_namespace else {}
+        # In one of the two cases with the right that a setting adds.
+        values: Json = {}
+        if one_namespace:
+            values = {"settings": {"watchNamespace": team.namespace, "deadNodeSeconds": 1}}
         with helm(cluster, home) as client:
             client.install(CHART, RELEASE, values)
         wait_until_owners_are_known(team)
@@ -86,6 +91,8 @@ def test_the_operator_is_denied_nothing_and_needs_every_right(tmp_path: Path, *,
             waits_for_the_training_operator(found)
             for life in LIVES:
                 life(found.team)
+            if one_namespace:
+                is_on_a_node_that_dies(found.team)
         except WaitError as error:
             pytest.fail(f"denied: {found.denied()}\n{error}")
         assert found.process.answer("healthz") == (200, "ok")
@@ -149,6 +156,19 @@ def is_deleted(team: Team) -> None:
     team.until_run("short-1")
     team.api.delete(f"{team.jobs}/short")
     gone(team, "short-1")
+
+
+def is_on_a_node_that_dies(team: Team) -> None:
+    add_node(team, "dying")
+    team.submit(SMALL, "lost")
+    [pod] = team.until_run("lost-1", pods=1)
+    bind_pod(team.api, team.namespace, pod["metadata"]["name"], "dying")
+    team.start("lost-1", "lost", pods=1)
+    fall_silent(team, "dying", "lost-1-worker-0")
+    team.edit({"suspend": True}, "lost")
+    team.until_phase("Stopping", "lost")
+    team.api.delete(f"{team.pods}/lost-1-worker-0", gracePeriodSeconds="1")
+    team.until_phase("Suspended", "lost")
 
 
 def needs_the_right_that_no_request_shows(found: Installed) -> None:

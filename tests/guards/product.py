@@ -21,7 +21,7 @@ from finetune_cli.main import cli
 from finetune_operator import events, progress, transform
 from finetune_plan import decide
 from finetune_plan.backends import DEFAULT as BACKEND
-from finetune_plan.model import CreateRun, DeleteRun, Observed, ObservedClaim, Plan
+from finetune_plan.model import Action, CreateRun, DeletePod, Observed, ObservedClaim, Plan
 from finetune_plan.resolve import validate
 from finetune_plan.settings import ACCELERATORS, Accelerator, PlanSettings
 
@@ -108,9 +108,11 @@ def _settings(given: Mapping[str, Any]) -> PlanSettings:
     return PlanSettings(**{**given, "service_accounts": accounts, "accelerators": {**ACCELERATORS, **more}})
 
 
-def _action(action: CreateRun | DeleteRun) -> Json:
+def _action(action: Action) -> Json:
     if isinstance(action, CreateRun):
         return {"create": dict(action.manifest), "previous": action.previous}
+    if isinstance(action, DeletePod):
+        return {"delete_pod": action.name, "uid": action.uid}
     return {"delete": action.name, "uid": action.uid}
 
 

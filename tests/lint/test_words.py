@@ -59,7 +59,6 @@ NAMES = {
 ALLOWED_NAMES = {
     "Note": "a note for the user",
     "note": "a note for the user",
-    "_overdue_pod": "the pod of termination_overdue",
     "POD_OVERDUE": "named as the reason PodOverdue, which clusters have stored",
     "TERMINATION_OVERDUE": "the term to use",
     "termination_overdue": "the term to use",

@@ -8,15 +8,11 @@ from __future__ import annotations
 
 import pytest
 
-from builders import Json
 from finetune_api.runtime.exits import Exit
+from operating.nodes import add_node, node_of, say_ready
 from operating.team import SMALL, Team, condition, message
 from testbed.control_plane import ControlPlane
-from testbed.kwok import Node
 from testbed.pods import run_pod
-from testbed.watch import wait_for, wait_for_all
-
-LABELS = {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}
 
 
 @pytest.fixture
@@ -26,32 +22,6 @@ def tenant(scheduling: ControlPlane) -> Team:
     for node in api.items("/api/v1/nodes"):
         api.delete(f"/api/v1/nodes/{node['metadata']['name']}")
     return Team(api, scheduling.cluster.namespace(), patience_s=40)
-
-
-def add_node(team: Team, name: str, *taints: Json) -> None:
-    """A node with eight GPUs that says that it is ready."""
-    team.api.create(Node(name, labels=LABELS).manifest() | {"spec": {"taints": list(taints)}})
-    say_ready(team, name, ready=True)
-    wait_for(team.api, f"/api/v1/nodes/{name}", lambda node: node and _taints(node) == {t["key"] for t in taints})
-
-
-def say_ready(team: Team, name: str, *, ready: bool) -> None:
-    status = {"conditions": [{"type": "Ready", "status": str(ready), "reason": "Test"}]}
-    team.api.patch(f"/api/v1/nodes/{name}/status", {"status": status})
-
-
-def _taints(node: Json) -> set[str]:
-    return {t["key"] for t in node["spec"].get("taints") or ()}
-
-
-def node_of(team: Team, run: str) -> str:
-    """Where the one pod of a run is bound."""
-    [pod] = wait_for_all(
-        team.api, team.pods, lambda pods: len(pods) == 1 and pods[0]["spec"].get("nodeName"), timeout_s=40,
-        labelSelector=f"training.kubeflow.org/job-name={run}",
-    )  # fmt: skip
-    name: str = pod["spec"]["nodeName"]
-    return name
 
 
 def test_a_job_that_fits_nowhere_says_what_the_scheduler_says(tenant: Team) -> None:
@@ -89,7 +59,9 @@ def test_a_job_whose_node_is_lost_goes_on_on_another(tenant: Team) -> None:
     assert said == "DeletionByTaintManager: Taint manager: deleting due to NoExecute taint."
     tenant.api.delete(f"{tenant.pods}/sample-1-worker-0", gracePeriodSeconds="1")  # its grace is five minutes
     status = tenant.until(lambda s: condition(s, "PodsReady")[1] == "PodOverdue")
-    assert "kubectl delete pod sample-1-worker-0 --force" in message(status, "PodsReady")
+    words = f"run `kubectl delete pod sample-1-worker-0 --force -n {tenant.namespace}`."
+    assert "its node dying has not confirmed" in message(status, "PodsReady")
+    assert words in message(status, "PodsReady")
     # The dead node cannot say that the pod has ended; an administrator who knows does.
     tenant.api.delete(f"{tenant.pods}/sample-1-worker-0", gracePeriodSeconds="0")
     assert node_of(tenant, "sample-2") == "spare"

@@ -62,6 +62,9 @@ class Cluster:
     async def delete_run(self, key: Key, uid: str) -> Json | None:
         return None
 
+    async def delete_pod(self, key: Key, uid: str, version: int) -> Json | None:
+        return None
+
     async def patch_status(self, key: Key, patch: Json) -> Json:
         assert merge_patch(self.job["status"], patch["status"]), "a write that changes nothing"
         self.job = self._write(self.job | {"status": self.job["status"] | patch["status"]})

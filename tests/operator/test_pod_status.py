@@ -61,3 +61,42 @@ def test_why_a_pod_ended(case: str) -> None:
     metadata = {"name": "p", "uid": "u", "labels": {"finetune.dev/run": "1"}}
     found = transform.pod({"metadata": metadata, "status": status}, BACKEND)
     assert (found.disruption, found.failure) == (disruption, failure)
+
+
+def condition(kind: str, status: str, **more: str) -> Json:
+    return {"type": kind, "status": status, **more}
+
+
+RUNS = [condition("ContainersReady", "True"), condition("Ready", "True")]
+MARKED = [condition("ContainersReady", "True"), condition("Ready", "False")]
+ENDING = [condition("ContainersReady", "False", reason="ContainersNotReady"), condition("Ready", "False")]
+REPORTS: dict[str, tuple[Json, Json, bool]] = {
+    "its kubelet reports it": ({}, {"phase": "Running", "conditions": RUNS}, False),
+    "its kubelet reports that it is ending": ({}, {"phase": "Running", "conditions": ENDING}, False),
+    "the node controller has marked it": ({}, {"phase": "Running", "conditions": MARKED}, True),
+    "something else makes it not ready": (
+        {"readinessGates": [{"conditionType": "mesh"}]}, {"phase": "Running", "conditions": MARKED}, False),
+    "it has not begun": ({}, {"phase": "Pending", "conditions": ENDING}, True),
+    "nothing is reported": ({}, {"phase": "Running"}, False),
+}  # fmt: skip
+"""Spec and status of a pod; whether its node may be dead."""
+
+
+@pytest.mark.parametrize("case", REPORTS)
+@pytest.mark.parametrize("grace", [30, 0], ids=["deleted", "deleted by force"])
+def test_whether_a_node_reports_a_pod(case: str, grace: int) -> None:
+    spec, status, abandoned = REPORTS[case]
+    metadata = {"name": "p", "uid": "u", "labels": {"finetune.dev/run": "1"}, "deletionGracePeriodSeconds": grace}
+    found = transform.pod({"metadata": metadata, "spec": spec, "status": status}, BACKEND)
+    assert found.abandoned is (abandoned and grace > 0), "one that was deleted by force is held by a finalizer"
+
+
+def test_since_when_no_node_can_take_a_pod() -> None:
+    metadata = {"name": "p", "uid": "u", "labels": {"finetune.dev/run": "1"}}
+    waits = condition("PodScheduled", "False", reason="Unschedulable", lastTransitionTime="2026-01-01T00:00:09Z")
+    gated = waits | {"reason": "SchedulingGated"}
+    times = [
+        transform.pod({"metadata": metadata, "status": {"phase": "Pending", "conditions": [each]}}, BACKEND)
+        for each in (waits, gated)
+    ]
+    assert [found.unschedulable_since for found in times] == ["2026-01-01T00:00:09Z", ""]

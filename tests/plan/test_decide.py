@@ -282,7 +282,7 @@ def test_a_pod_that_does_not_go_is_named_with_the_way_out(termination_deadline: 
     assert condition(answer, "PodsReady") == ("False", reason)
     assert condition(answer, "Training") == ("False", RESTARTING.name)
     [said] = [x.message for x in answer.status.conditions or () if x.type == "PodsReady"]
-    assert (reason == "PodOverdue") is ("run `kubectl delete pod sample-1-1 --force`." in said)
+    assert (reason == "PodOverdue") is ("run `kubectl delete pod sample-1-1 --force -n team`." in said)
     assert answer.requeue_after == POLL_SECONDS
     assert created(decided(seen(status=written(answer)))) == ["sample-2"]
 

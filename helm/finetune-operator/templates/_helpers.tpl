@@ -66,6 +66,12 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch]
+{{- if .Values.settings.deadNodeSeconds }}
+# By force, where the node of a pod does not answer.
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [delete]
+{{- end }}
 - apiGroups: [""]
   resources: [pods/log]
   verbs: [get]

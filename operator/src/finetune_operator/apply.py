@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from finetune_plan.model import CreateRun, DeleteRun, Observed, Plan, RecordResult
+from finetune_plan.model import Action, CreateRun, DeletePod, DeleteRun, Observed, Plan, RecordResult
 
 from . import events
 from .cache import Cache
@@ -88,11 +88,14 @@ class Applier:
         if live["metadata"]["resourceVersion"] != job["metadata"]["resourceVersion"]:
             raise Conflict(f"{key} has changed")
 
-    async def _execute(self, key: Key, job: Json, action: CreateRun | DeleteRun) -> None:
+    async def _execute(self, key: Key, job: Json, action: Action) -> None:
         about = log_fields(key, job["metadata"]["uid"])
         if isinstance(action, DeleteRun):
             await self._delete(Key(key.namespace, action.name), action.uid)
             log.info("run deleted", extra=about | {"run": action.name})
+        elif isinstance(action, DeletePod):
+            await self._delete_pod(Key(key.namespace, action.name), action.uid)
+            log.warning("pod deleted by force", extra=about | {"pod": action.name})
         elif await self._create(key, job, action):
             log.info("run created", extra=about | {"run": action.manifest["metadata"]["name"]})
 
@@ -101,6 +104,15 @@ class Applier:
             self.cache.put(Kind.RUNS, going)
         else:
             self.cache.runs.forget(run)
+
+    async def _delete_pod(self, pod: Key, uid: str) -> None:
+        """Delete a pod by force, unless its node has reported it since: then the version is another one."""
+        known = self.cache.pods.get(pod)
+        left = await self.cluster.delete_pod(pod, uid, known.version) if known else None
+        if left:
+            self.cache.put(Kind.PODS, left)
+        else:
+            self.cache.pods.forget(pod)
 
     async def _create(self, key: Key, job: Json, action: CreateRun) -> bool:
         """Create a run unless it is there; True if it was us."""

@@ -66,6 +66,9 @@ class Cluster(Protocol):
     async def delete_run(self, key: Key, uid: str) -> Json | None:
         """Delete the object of a run; it is gone when its pods are. As it is now, or None if it is gone already."""
 
+    async def delete_pod(self, key: Key, uid: str, version: int) -> Json | None:
+        """Delete a pod by force, as it is in that version. What is left of it, or None. Raises Conflict."""
+
     async def patch_status(self, key: Key, patch: Json) -> Json:
         """Merge into the status of a FinetuneJob. Raises Conflict if metadata.resourceVersion is old."""
 
@@ -159,6 +162,14 @@ class KubernetesCluster:
         except (NotFound, BackendMissing):
             return None
         return answer if answer["kind"] == self._backend.kind else None
+
+    async def delete_pod(self, key: Key, uid: str, version: int) -> Json | None:
+        body = {"gracePeriodSeconds": 0, "preconditions": {"uid": uid, "resourceVersion": str(version)}}
+        try:
+            answer = _object(await self._http.request("delete", "pods", _path("v1", "pods", key), body=body))
+        except NotFound:
+            return None
+        return answer if answer["metadata"].get("finalizers") else None
 
     async def patch_status(self, key: Key, patch: Json) -> Json:
         path, query = f"{_path(API_VERSION, PLURAL, key)}/status", {"fieldManager": names.FIELD_MANAGER}

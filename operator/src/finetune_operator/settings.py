@@ -80,6 +80,20 @@ class Settings(BaseSettings):
         description="Restarts that cost a job nothing (its pods were preempted, evicted or deleted) between two "
         "checkpoints; one more fails the job. Default 10: with the delays, about forty minutes without progress.",
     )
+    eviction_seconds: int | None = Field(
+        default=_PLAN.eviction_seconds,
+        ge=0,
+        description="Seconds for which pods of new runs stay on a node that does not answer, until Kubernetes evicts "
+        "them and the job restarts; pods.tolerations of a job win. Default: none, so what the cluster says, mostly "
+        "300: a kubelet that is down for less, as in an upgrade, disturbs no training.",
+    )
+    dead_node_seconds: int | None = Field(
+        default=_PLAN.dead_node_seconds,
+        ge=1,
+        description="Seconds after its termination grace period until a pod on a node that does not answer is "
+        "deleted by force, so that the job continues. Default: never, because a node that is only cut off still "
+        "writes to the output. The chart adds the right to delete pods.",
+    )
     active_deadline_seconds: int | None = Field(
         default=_PLAN.active_deadline_seconds,
         ge=1,
@@ -192,6 +206,8 @@ class Settings(BaseSettings):
             backoff_seconds=self.backoff_seconds,
             max_backoff_seconds=self.max_backoff_seconds,
             max_free_restarts=self.max_free_restarts,
+            eviction_seconds=self.eviction_seconds,
+            dead_node_seconds=self.dead_node_seconds,
             active_deadline_seconds=self.active_deadline_seconds,
             ttl_seconds_after_finished=self.ttl_seconds_after_finished,
         )

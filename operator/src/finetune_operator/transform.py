@@ -116,6 +116,8 @@ def pod(raw: Json, backend: Backend) -> ObservedPod:
         node=_word((raw.get("spec") or {}).get("nodeName") or "", names.OBJECT_NAME_LENGTH),
         bound_since=_bound_since(raw),
         ended_at=_word(ended.get("finishedAt") or ""),
+        unschedulable_since=_unschedulable_since(status),
+        abandoned=_is_abandoned(raw),
     )
 
 
@@ -148,6 +150,23 @@ def _bound_since(raw: Json) -> str:
     scheduled = (c for c in status.get("conditions") or () if (c["type"], c["status"]) == ("PodScheduled", "True"))
     times = (*(c.get("lastTransitionTime") for c in scheduled), status.get("startTime"))
     return _word(next(filter(None, times), raw["metadata"]["creationTimestamp"]))
+
+
+def _unschedulable_since(status: Json) -> str:
+    found = (c for c in status.get("conditions") or () if (c["type"], c["status"]) == ("PodScheduled", "False"))
+    times = (c.get("lastTransitionTime") or "" for c in found if c.get("reason") == "Unschedulable")
+    return _word(next(times, ""))
+
+
+def _is_abandoned(raw: Json) -> bool:
+    """Whether its node does not report it. A kubelet writes both conditions; a node controller that marks the pods of
+    a node that does not answer sets Ready alone."""
+    spec, status = raw.get("spec") or {}, raw.get("status") or {}
+    if raw["metadata"].get("deletionGracePeriodSeconds") == 0 or spec.get("readinessGates"):
+        return False
+    found = {c["type"]: c["status"] for c in status.get("conditions") or ()}
+    marked = (found.get("ContainersReady"), found.get("Ready")) == ("True", "False")
+    return marked or status.get("phase") == "Pending"
 
 
 def _container_state(status: Json, name: str) -> dict[str, Any]:

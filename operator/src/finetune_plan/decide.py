@@ -19,7 +19,20 @@ from finetune_api.runtime.exits import Exit
 from finetune_api.runtime.report import FinalReport
 from finetune_api.validation.problem import Problem
 
-from . import active_time, backoff, contract, gang, job_settings, lifetimes, results, retry, statuses, stopping
+from . import (
+    active_time,
+    avoidance,
+    backoff,
+    contract,
+    dead_nodes,
+    gang,
+    job_settings,
+    lifetimes,
+    results,
+    retry,
+    statuses,
+    stopping,
+)
 from .backends.protocol import Backend
 from .job_settings import JobSettings
 from .model import CreateRun, DeleteRun, Observed, ObservedPod, Plan
@@ -32,9 +45,6 @@ POLL_SECONDS = 5.0
 
 PEER_LOST_GRACE = 10.0
 """Seconds after a rank reports a lost peer in which the peer's own failure, which is the cause, is waited for."""
-
-TERMINATION_OVERDUE = 10.0
-"""Seconds after a pod's grace period in which its node may still confirm that the pod ended."""
 
 ONE_NODE = {"ReadWriteOnce", "ReadWriteOncePod"}
 """Access modes of a claim that pods of only one node can mount."""
@@ -126,6 +136,8 @@ def plan(observed: Observed, settings: PlanSettings, now: datetime, backend: Bac
     """The plan for a job as it is seen now (UTC)."""
     ctx = ReconcileContext(observed, settings, now, backend)
     answer = next(answer for each in CHECKS if (answer := each(ctx)) is not None)
+    forced, left = dead_nodes.deletions(observed, settings, now)
+    answer = replace(answer, actions=(*answer.actions, *forced), requeue_after=_earliest(answer.requeue_after, left))
     if answer.status.completionTime:
         active = active_time.closed(answer.status.active, ctx.time, ctx.time)
         return replace(answer, status=answer.status.model_copy(update={"active": active}))
@@ -220,9 +232,7 @@ def terminating(ctx: ReconcileContext) -> Plan | None:
     if over := ctx.remove_runs(ctx.run if statuses.run_is_over(ctx.status) else ctx.run - 1):
         return Plan(over, ctx.status, requeue_after=POLL_SECONDS)
     if any(r.deleting for r in ctx.observed.runs) or (ctx.pods and not ctx.observed.runs):
-        return Plan(
-            (), statuses.termination_overdue(ctx.status, _overdue_pod(ctx), now=ctx.time), requeue_after=POLL_SECONDS
-        )
+        return Plan((), _name_late_pod(ctx, ctx.status), requeue_after=POLL_SECONDS)
     return None
 
 
@@ -255,6 +265,16 @@ def failed(ctx: ReconcileContext) -> Plan | None:
     return _end_or_restart(ctx, cause)
 
 
+def confined(ctx: ReconcileContext) -> Plan | None:
+    """Pods that fit on no node but those that the run avoids: the next run may go anywhere again, for free."""
+    left = avoidance.seconds_left(ctx.status, ctx.pods, ctx.now)
+    if left is None or left > 0:
+        return None
+    message = f"No other node can take the pods; the next run no longer avoids {avoidance.sentence(ctx.status)}."
+    answer = _end_or_restart(ctx, retry.Failure(Exit.PEER_LOST, message, free=True))
+    return replace(answer, status=answer.status.model_copy(update={"avoidedNodes": None}))
+
+
 def _end_or_restart(ctx: ReconcileContext, cause: retry.Failure) -> Plan:
     restarts, allowed = ctx.status.restarts or 0, ctx.job.lifecycle.max_restarts.value
     if not retry.should_retry(cause, restarts, allowed):
@@ -266,7 +286,7 @@ def _end_or_restart(ctx: ReconcileContext, cause: retry.Failure) -> Plan:
     attempt = backoff.scheduled(attempt, ctx.uid, ctx.now, ctx.settings, free=cause.free)
     used = restarts + (not cause.free)
     status = statuses.restarting(ctx.status, used, cause.message, now=ctx.time, retry=attempt)
-    return Plan(ctx.remove_runs(), status, requeue_after=POLL_SECONDS)
+    return Plan(ctx.remove_runs(), avoidance.blaming(status, cause), requeue_after=POLL_SECONDS)
 
 
 def previous_job(ctx: ReconcileContext) -> Plan | None:
@@ -292,7 +312,7 @@ def starting(ctx: ReconcileContext) -> Plan | None:
     if (left := backoff.seconds_left(ctx.status, ctx.now)) > 0:
         return Plan((), statuses.next_run(ctx.status, now=ctx.time), requeue_after=left)
     number = ctx.run if statuses.is_claimed(ctx.status) else ctx.run + 1
-    work = _workload(ctx, number)
+    work = replace(_workload(ctx, number), avoided_nodes=avoidance.names(ctx.status))
     manifest = ctx.backend.render(work, ctx.observed.resource["metadata"].get("namespace"), _owner(ctx))
     previous = names.run_name(ctx.observed.resource["metadata"]["name"], number - 1) if number > 1 else ""
     if number == ctx.run:
@@ -317,12 +337,13 @@ def running(ctx: ReconcileContext) -> Plan:
         return Plan((), statuses.backend_silent(status, ctx.backend, silent, now=ctx.time))
     for record in ctx.observed.records:
         status = statuses.apply_record(record, status, ctx.time)
-    return Plan((), status, requeue_after=left)
+    return Plan((), status, requeue_after=_earliest(left, avoidance.seconds_left(status, ctx.pods, ctx.now)))
 
 
 CHECKS: tuple[Callable[[ReconcileContext], Plan | None], ...] = (
     finished, doomed, succeeded, cancelled, refused, already_complete, output_not_shared, suspended,
-    deadline_exceeded, terminating, queued, admitted_early, failed, previous_job, backend_missing, starting, running,
+    deadline_exceeded, terminating, queued, admitted_early, failed, confined, previous_job, backend_missing, starting,
+    running,
 )  # fmt: skip
 
 
@@ -350,18 +371,15 @@ def _stop(ctx: ReconcileContext, status: Status, release: datetime, *, keep: boo
     gpus = 0 if is_cpu(ctx.job) else (status.layout and status.layout.gpusPerNode) or 0
     message = stopping.message(pods, ctx.observed.runs, gpus, None if due else release)
     status = statuses.stopping(status, message, now=ctx.time)
-    status = statuses.termination_overdue(status, _overdue_pod(ctx), now=ctx.time)
-    return Plan(actions, status, requeue_after=POLL_SECONDS)
+    return Plan(actions, _name_late_pod(ctx, status), requeue_after=POLL_SECONDS)
 
 
-def _overdue_pod(ctx: ReconcileContext) -> str:
-    """Name of a pod that is past its termination grace period; empty if there is none."""
-    late = (
-        p
-        for p in ctx.observed.pods
-        if p.termination_deadline and _after(p.termination_deadline, TERMINATION_OVERDUE) < ctx.now
-    )
-    return next((p.name for p in late), "")
+def _name_late_pod(ctx: ReconcileContext, status: Status) -> Status:
+    """The status with a pod that is past its termination grace period, if there is one, and the remedy."""
+    pod = dead_nodes.late(ctx.observed, ctx.now)
+    forced = dead_nodes.sentence(pod, ctx.observed, ctx.settings) if pod else ""
+    namespace = ctx.observed.resource["metadata"].get("namespace", "")
+    return statuses.termination_overdue(status, pod, namespace, forced, now=ctx.time)
 
 
 def _report(ctx: ReconcileContext, code: int) -> FinalReport | None:

@@ -54,6 +54,11 @@ class ObservedPod:
     """When it was bound to a node (RFC 3339); empty if it is not, or if it has ended."""
     ended_at: str = ""
     """When the trainer ended (RFC 3339); empty if it has not, or if nothing says so."""
+    unschedulable_since: str = ""
+    """Since when no node can take it (RFC 3339); empty if one can, or if nothing is reported."""
+    abandoned: bool = False
+    """Whether its node does not report it: the node controller has marked it, or none of its containers has begun.
+    Never of a pod that was deleted by force."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,14 @@ class DeleteRun:
 
 
 @dataclass(frozen=True)
+class DeletePod:
+    """Delete a pod of a run by force, without waiting for its node."""
+
+    name: str
+    uid: str
+
+
+@dataclass(frozen=True)
 class RecordResult:
     """Note a result on the claim that it lies on."""
 
@@ -126,7 +139,7 @@ class RecordResult:
     text: str
 
 
-Action = CreateRun | DeleteRun
+Action = CreateRun | DeleteRun | DeletePod
 
 
 @dataclass(frozen=True)

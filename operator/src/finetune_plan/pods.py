@@ -12,6 +12,9 @@ from finetune_api.runtime.protocol import REPORT_ENV
 from .security import container_security, pod_security
 from .workload import RENDEZVOUS_PORT, Workload
 
+NODE_TAINTS = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
+"""Taints of a node that does not answer, which evict pods."""
+
 
 @dataclass(frozen=True)
 class TrainerContainer:
@@ -36,7 +39,7 @@ def _pod(work: Workload, trainer: TrainerContainer) -> dict[str, Any]:
     grace = work.job.lifecycle.grace_period.value or work.settings.grace_period_seconds
     optional = {
         "nodeSelector": pods.node_selector.value,
-        "tolerations": pods.tolerations.value,
+        "tolerations": _tolerations(work),
         "priorityClassName": pods.priority_class.value,
         "serviceAccountName": pods.service_account.value,
         "imagePullSecrets": [{"name": n} for n in pods.image_pull_secrets.value],
@@ -93,12 +96,28 @@ def _half(quantity: str) -> str:
     return f"{value:g}{quantity.removeprefix(digits)}"
 
 
+def _tolerations(work: Workload) -> list[dict[str, Any]]:
+    """The job's own, and for how long pods stay on a node that does not answer, where the job does not say that."""
+    own, seconds = work.job.pods.tolerations.value or [], work.settings.eviction_seconds
+    if seconds is None:
+        return own
+    keys = {t.get("key") or "" for t in own if t.get("effect") in (None, "NoExecute")}  # without a key: every taint
+    eviction = {"operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds}
+    return [*own, *({"key": key, **eviction} for key in NODE_TAINTS if not keys & {key, ""})]
+
+
 def _affinity(work: Workload) -> dict[str, Any] | None:
-    if work.accelerator is None or not work.accelerator.products:
-        return None
-    kinds = {"key": "nvidia.com/gpu.product", "operator": "In", "values": list(work.accelerator.products)}
-    terms = {"nodeSelectorTerms": [{"matchExpressions": [kinds]}]}
-    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}
+    """One term: the terms of an affinity are alternatives, so each would have to name the avoided nodes."""
+    term: dict[str, Any] = {}
+    if work.accelerator and work.accelerator.products:
+        kinds = {"key": "nvidia.com/gpu.product", "operator": "In", "values": list(work.accelerator.products)}
+        term["matchExpressions"] = [kinds]
+    if work.avoided_nodes:  # by name, which a label may not have; the API allows one value in each
+        term["matchFields"] = [
+            {"key": "metadata.name", "operator": "NotIn", "values": [node]} for node in work.avoided_nodes
+        ]
+    required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}
+    return {"nodeAffinity": required} if term else None
 
 
 def _volumes(work: Workload) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

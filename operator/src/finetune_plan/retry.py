@@ -15,6 +15,9 @@ from finetune_api.runtime.root_cause import precedence
 
 from .model import ObservedPod
 
+ADMISSION_ERROR = "UnexpectedAdmissionError"
+"""Why a kubelet rejects a pod whose devices it cannot allocate: it does so again until somebody repairs the node."""
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -22,6 +25,8 @@ class Failure:
     message: str
     free: bool
     """Not the job's fault: another run costs nothing."""
+    node: str = ""
+    """That is to blame; empty if none is."""
 
 
 def root_cause(pods: tuple[ObservedPod, ...]) -> Failure | None:
@@ -35,7 +40,8 @@ def root_cause(pods: tuple[ObservedPod, ...]) -> Failure | None:
     if first and first.exit_code != Exit.PEER_LOST and not (lost and _was_signalled(first)):
         return _from_pod(first)
     if lost:
-        return Failure(Exit.PEER_LOST, f"The cluster removed pod {lost.name}: {lost.disruption}.", free=True)
+        blamed = lost.node if lost.disruption.startswith(ADMISSION_ERROR) else ""
+        return Failure(Exit.PEER_LOST, f"The cluster removed pod {lost.name}: {lost.disruption}.", True, blamed)
     return _failed_otherwise(pods) or (_from_pod(first) if first else _exited_without_report(pods))
 
 
@@ -55,7 +61,8 @@ def saved_step(pods: tuple[ObservedPod, ...]) -> int:
 def _from_pod(pod: ObservedPod) -> Failure:
     code = Exit.CRASHED if pod.exit_code is None else pod.exit_code
     sentence = pod.report.message if pod.report else exits.meaning(code).sentence
-    return Failure(code, f"Pod {pod.name}: {sentence}", free=exits.meaning(code).retry is Retry.FREE)
+    blamed = pod.node if code == Exit.HARDWARE_FAILED else ""
+    return Failure(code, f"Pod {pod.name}: {sentence}", exits.meaning(code).retry is Retry.FREE, blamed)
 
 
 def _failed_otherwise(pods: tuple[ObservedPod, ...]) -> Failure | None:

@@ -51,6 +51,11 @@ class PlanSettings:
     max_backoff_seconds: float = defaults.MAX_BACKOFF_SECONDS
     max_free_restarts: int = defaults.MAX_FREE_RESTARTS
     """Restarts that cost nothing and follow each other without a new checkpoint."""
+    eviction_seconds: int | None = None
+    """Seconds for which pods stay on a node that does not answer; None: as long as the cluster says."""
+    dead_node_seconds: int | None = None
+    """Seconds after its termination grace period until a pod on a node that does not answer is deleted by force;
+    None: never."""
     active_deadline_seconds: int | None = None
     """Of jobs without lifecycle.activeDeadlineSeconds."""
     ttl_seconds_after_finished: int | None = None

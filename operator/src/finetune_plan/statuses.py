@@ -38,7 +38,7 @@ from finetune_api.runtime.report import (
 )
 from finetune_api.validation.problem import Problem
 
-from . import contract, gang
+from . import avoidance, contract, gang
 from .backends.protocol import Backend
 from .model import ObservedPod, ObservedRun
 from .mounts import uri_of
@@ -294,11 +294,12 @@ def backend_silent(status: Status, backend: Backend, run: ObservedRun, *, now: s
     return _set(status, c.PODS_READY, False, *_of(r.BACKEND_SILENT, **values), now)
 
 
-def termination_overdue(status: Status, pod: str, *, now: str) -> Status:
-    """A pod of the run before, if one is named, is still there after its time."""
+def termination_overdue(status: Status, pod: ObservedPod | None, namespace: str, forced: str, *, now: str) -> Status:
+    """A pod of the run before, if one is given, is still there after its time. `forced`: when it goes by force."""
     if not pod or is_claimed(status):
         return status
-    return _set(status, c.PODS_READY, False, *_of(r.POD_OVERDUE, pod=pod), now)
+    values = {"pod": pod.name, "node": pod.node, "namespace": namespace, "forced": forced and f"{forced} "}
+    return _set(status, c.PODS_READY, False, *_of(r.POD_OVERDUE, **values), now)
 
 
 def pods_ready(status: Status, pods: tuple[ObservedPod, ...], refusal: str = "", *, now: str) -> Status:
@@ -309,6 +310,8 @@ def pods_ready(status: Status, pods: tuple[ObservedPod, ...], refusal: str = "",
         status = _with(status, podsDigest=status.podsDigest or gang.digest(pods))
         return _set(status, c.PODS_READY, True, *_of(r.RUNNING, ready=ready, wanted=wanted), now)
     reason, text = _missing_pod(pods, refusal if len(pods) < wanted else "")
+    if reason is r.UNSCHEDULABLE and status.avoidedNodes:
+        text += f" The run avoids {avoidance.sentence(status)}."
     message = f"{r.WAITING.text(ready=ready, wanted=wanted)} {text}".strip()[:MESSAGE_LENGTH]
     return _set(status, c.PODS_READY, False, reason.name, message, now)
 

@@ -41,6 +41,8 @@ class Workload:
     job: JobSettings
     """For the parts that only pods have."""
     settings: PlanSettings
+    avoided_nodes: tuple[str, ...] = ()
+    """Names of nodes that the pods keep off."""
 
     @property
     def env(self) -> dict[str, str]:

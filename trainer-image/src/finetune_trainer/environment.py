@@ -16,14 +16,18 @@ import torch
 import torch.distributed as dist
 
 from finetune_api.runtime.choices import Device
+from finetune_api.runtime.exits import MEANINGS, Exit
 
-from .errors import ConfigRefused
+from .errors import ConfigRefused, HardwareFailed
 from .handoff import STORE_ENV
 
 RENDEZVOUS_TIMEOUT = timedelta(minutes=15)
 """For the ranks to find each other at the start: pods of one run may be scheduled minutes apart."""
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 """For one collective. Rank 0 may write a large result while the others wait."""
+
+GIVEN_GPUS_ENV = "NVIDIA_VISIBLE_DEVICES"
+"""UUIDs (GPU-...) of the GPUs that NVIDIA's device plugin gives to a pod; other words elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,8 @@ def process_group(environment: Mapping[str, str], device: Device) -> Iterator[Ra
     """
     rank, world_size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
     local_rank = int(environment["LOCAL_RANK"])
-    rank_info = RankInfo(rank, world_size, local_rank, _device(device, local_rank))
+    given = environment.get(GIVEN_GPUS_ENV, "").count("GPU-")
+    rank_info = RankInfo(rank, world_size, local_rank, _device(device, local_rank, given))
     descriptor = environment.get(STORE_ENV)
     store = dist.TCPStore(  # type: ignore[attr-defined]  # torch does not list it in __all__
         environment["MASTER_ADDR"],
@@ -67,9 +72,15 @@ def process_group(environment: Mapping[str, str], device: Device) -> Iterator[Ra
     dist.destroy_process_group()
 
 
-def _device(device: Device, local_rank: int) -> torch.device:
+def _device(device: Device, local_rank: int, given: int) -> torch.device:
+    """The device of a rank. `given`: GPUs that the node says it has given to the pod; 0 if it does not say."""
     if device is Device.CPU:
         return torch.device("cpu")
+    if given > torch.cuda.device_count():
+        raise HardwareFailed(
+            f"the node has given {given} GPUs to this pod, but {torch.cuda.device_count()} are visible: "
+            f"{MEANINGS[Exit.HARDWARE_FAILED].remedy}"
+        )
     if local_rank >= torch.cuda.device_count():
         raise ConfigRefused(
             f"local rank {local_rank} needs a GPU of its own, but {torch.cuda.device_count()} are visible; "

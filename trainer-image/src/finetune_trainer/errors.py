@@ -48,5 +48,9 @@ class SourceUnavailable(RunError):
     exit = Exit.SOURCE_UNAVAILABLE
 
 
+class HardwareFailed(RunError):
+    exit = Exit.HARDWARE_FAILED
+
+
 class PeerLost(RunError):
     exit = Exit.PEER_LOST

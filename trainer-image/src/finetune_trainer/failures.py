@@ -19,6 +19,11 @@ from .errors import RunError
 from .files import storage_failure
 from .outcome import failure
 
+_HARDWARE = re.compile(
+    r"uncorrectable ECC error|uncorrectable NVLink error|no CUDA-capable device is detected"
+    r"|CUDA(?: error:)? unknown error|system not yet initialized|GPU is lost|GPU has fallen off the bus"
+)
+"""CUDA's and NVML's words for errors that a GPU, its link or its node causes and no program can (docs/adr/0030)."""
 _BY_CLASS: dict[str, Exit] = {
     "OutOfMemoryError": Exit.OUT_OF_MEMORY,
     "MemoryError": Exit.OUT_OF_MEMORY,
@@ -42,6 +47,8 @@ def exit_code_of(error: BaseException) -> Exit:
         return Exit.DATA_REFUSED
     if isinstance(error, TokenizerRefused):
         return Exit.MODEL_REFUSED
+    if isinstance(error, RuntimeError) and _HARDWARE.search(str(error)):  # NCCL's errors quote CUDA's
+        return Exit.HARDWARE_FAILED
     named = _BY_CLASS.get(type(error).__name__)
     if named is None and isinstance(error, RuntimeError):
         named = next((code for text, code in _BY_TEXT if text.search(str(error))), None)

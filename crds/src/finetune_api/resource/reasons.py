@@ -101,9 +101,9 @@ RUNNING = Reason("Running", (c.PODS_READY,), "{ready} of {wanted} pods are runni
 WAITING = Reason("Waiting", (c.PODS_READY,), "{ready} of {wanted} pods are running.")
 POD_OVERDUE = Reason(
     "PodOverdue", (c.PODS_READY,),
-    "Pod {pod} is past its termination grace period, but its node has not confirmed that it stopped. The job waits, "
-    "because two runs must not write to one output.",
-    "If the node is permanently gone, run `kubectl delete pod {pod} --force`.",
+    "Pod {pod} is past its termination grace period, but its node {node} has not confirmed that it stopped. The job "
+    "waits, because two runs must not write to one output.",
+    "{forced}If the node is off or permanently gone, run `kubectl delete pod {pod} --force -n {namespace}`.",
 )  # fmt: skip
 NO_PODS = Reason("", (c.PODS_READY,), "No pods are needed.")
 """Its name is the reason for which the run ended."""

@@ -129,6 +129,14 @@ class RetryStatus(Part):
     nextTime: Time | None = key("When the next run starts; absent if nothing has to wait.")  # noqa: N815
 
 
+class AvoidedNode(Part):
+    """A node that the job's pods are kept off."""
+
+    name: Text | None = key("Name of the node.")
+    reason: Text | None = key("What happened to a pod on it.")
+    run: Int | None = key("In which run.")
+
+
 class ActiveStatus(Part):
     """How long pods of the job were bound to nodes: this is what a deadline limits."""
 
@@ -159,6 +167,10 @@ class Status(Part):
     )
     restarts: Int | None = key("Runs that failed and were replaced; these count against lifecycle.maxRestarts.")
     retry: RetryStatus | None = key("The last restart after a failure, and when the next run starts.")
+    avoidedNodes: Annotated[tuple[AvoidedNode, ...], Field(max_length=8)] | None = key(  # noqa: N815
+        "Nodes on which a GPU failed or a kubelet could not give a pod its devices: the next runs avoid them, "
+        "unless they fit nowhere else."
+    )
     active: ActiveStatus | None = key("How long pods of the job were bound to nodes.")
     resolved: Resolved | None = key("What was decided when the job was accepted.")
     layout: LayoutStatus | None = key("How ranks are laid out.")

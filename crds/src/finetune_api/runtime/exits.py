@@ -34,6 +34,7 @@ class Exit(IntEnum):
     PEER_LOST = 9
     STORAGE_FAILED = 10
     SOURCE_UNAVAILABLE = 11
+    HARDWARE_FAILED = 12
     STOPPED = 75  # EX_TEMPFAIL of sysexits.h: stopped on request, a checkpoint is written, try again later
 
 
@@ -115,6 +116,12 @@ MEANINGS: dict[Exit, Meaning] = {
         Retry.BUDGET,
         "The model could not be downloaded for now: the Hub was overloaded, failed, or could not be reached.",
         "Wait, or check the network and HF_ENDPOINT; a token raises the Hub's rate limit.",
+    ),
+    Exit.HARDWARE_FAILED: Meaning(
+        "HardwareFailed",
+        Retry.FREE,
+        "A GPU of the node has failed.",
+        "Have the node checked (`nvidia-smi -q`, Xid lines of `dmesg`); the operator's next run avoids it.",
     ),
     Exit.STOPPED: Meaning(
         "Stopped",
