@@ -39,9 +39,13 @@ class Cluster:
 
     def __init__(self) -> None:
         self.job, self.run, self.version, self.writes = job(1), None, 1, 0
+        self.other = job(1, "other")
         self.queued: Json | None = None
         self.reads: list[str] = []
         """UIDs of runs whose Workload was asked for."""
+        self.lists = 0
+        self.found: list[Key] = []
+        """Objects that were asked for by name."""
 
     def _write(self, body: Json) -> Json:
         self.version, self.writes = self.version + 1, self.writes + 1
@@ -54,7 +58,12 @@ class Cluster:
         return self.run
 
     async def pages(self, kind: Kind, of: Key | None = None) -> AsyncIterator[tuple[list[Json], int]]:
+        self.lists += 1
         yield ([self.job] if kind is Kind.JOBS else []), self.version
+
+    async def read(self, kind: Kind, key: Key) -> Json | None:
+        self.found.append(key)
+        return self.job
 
     async def create_run(self, manifest: Json) -> Json:
         return self._write(manifest | {"metadata": manifest["metadata"] | {"uid": "uid-run"}})
@@ -87,8 +96,8 @@ class Cluster:
         return
 
     async def versions(self, kind: Kind) -> AsyncIterator[tuple[dict[Key, int], int]]:
-        async for items, version in self.pages(kind):
-            yield {key_of(raw): version_of(raw) for raw in items}, version
+        items = [self.job, self.other] if kind is Kind.JOBS else []
+        yield {key_of(raw): version_of(raw) for raw in items}, self.version
 
     async def serves(self, kind: Kind) -> bool:
         return True
@@ -136,6 +145,15 @@ def test_what_only_a_sweep_has_found_is_looked_at(operator: Operator) -> None:
     assert due(operator) == KEY, "the first time it is news"
     asyncio.run(operator.resync_once())
     assert due(operator) is None, "a job that has ended and is known is left alone"
+
+
+def test_of_what_a_watch_missed_only_the_objects_that_differ_are_read() -> None:
+    cluster = Cluster()
+    operator = Operator(cluster, Settings(resync_seconds=0.01), BACKEND)
+    operator.on_event(Kind.JOBS, "ADDED", cluster.other)
+    asyncio.run(operator.compare_once())
+    assert (cluster.found, cluster.lists) == ([KEY], 0), "whole objects may be large"
+    assert operator.cache.job(KEY) is not None
 
 
 def test_a_look_that_wrote_is_followed_by_one_that_does_not_and_no_echo_is_needed(operator: Operator) -> None:
