@@ -15,7 +15,7 @@ from finetune_operator.errors import Refused
 from finetune_operator.event_queue import EventQueue
 from finetune_operator.identity import Key, key_of, version_of
 from finetune_operator.metrics import REGISTRY
-from finetune_operator.observe import Observer
+from finetune_operator.observe import TERMINATION_POLL_SECONDS, Observer
 from finetune_operator.progress import PodLog
 from finetune_operator.reconcile import process
 from finetune_operator.runtime import Operator
@@ -181,6 +181,36 @@ def test_words_wait_the_longer_the_more_jobs_are_unfinished(operator: Operator, 
     wait = operator.queue.wait_seconds()
     assert wait == pytest.approx(seconds, abs=1)
     assert operator.cache.phases() == {"Starting": 1, "Succeeded": 5000} | ({"Queued": 999} if others > 1 else {})
+
+
+def ending_pod() -> Json:
+    owner = {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "name": "job-1-1", "uid": "uid-run-1"}
+    metadata = {"name": "job-1-1-worker-0", "namespace": "team", "uid": "uid-pod", "resourceVersion": "1",
+                "labels": {"training.kubeflow.org/replica-index": "0"},
+                "deletionTimestamp": "2026-01-01T00:00:00Z",
+                "ownerReferences": [owner | {"controller": True}]}  # fmt: skip
+    return {"metadata": metadata, "spec": {}, "status": {"phase": "Running"}}
+
+
+def test_a_pod_whose_end_was_never_told_is_listed_although_its_run_stays() -> None:
+    """The stream may have ended with 410 at that moment: what was deleted is in no list of the next one."""
+    cluster, cache, clock = Cluster(), Cache(BACKEND), [0.0]
+    observer = Observer(cluster, cache, Operator(cluster, Settings(), BACKEND).progress, Settings(), lambda: clock[0])
+    cluster.version = 9
+    cache.jobs.put(job(1, "job-1"))
+    cache.runs.put(held(1))
+    cache.pods.put(ending_pod())
+
+    def pods() -> int:
+        found = asyncio.run(observer.observe(Key("team", "job-1")))
+        assert found is not None
+        return len(found.pods)
+
+    assert pods() == 1
+    clock[0] = TERMINATION_POLL_SECONDS - 1
+    assert (pods(), cluster.lists) == (1, 0), "most ends are told"
+    clock[0] += 1
+    assert pods() == 0
 
 
 def held(number: int) -> Json:
