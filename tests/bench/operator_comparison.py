@@ -10,7 +10,7 @@ from bench import operator_load as load
 from bench.operator_figures import Figure, cpu_seconds
 from finetune_operator.cache import Cache
 from finetune_operator.cluster import Kind, KubernetesCluster
-from finetune_operator.comparison import Comparison
+from finetune_operator.comparison import LONGEST_PAUSE, Comparison
 from finetune_operator.health import WatchEvidence
 from finetune_operator.settings import Settings
 from finetune_operator.transport import Transport
@@ -18,8 +18,6 @@ from finetune_plan.backends import DEFAULT as BACKEND
 from testbed.api import Json
 from testbed.control_plane import ControlPlane
 
-MOST_BETWEEN = 45
-"""Seconds: a dropped event is repaired within 60, of which the watch has 10 and the lists the rest."""
 LISTED = (Kind.JOBS, Kind.RUNS, Kind.PODS)
 
 
@@ -49,7 +47,7 @@ async def _both(settings: Settings, server: list[int]) -> list[Figure]:
     share = 100 * found[-4].value / pause
     return [
         *found,
-        Figure("comparison: until the next one", pause, "s", most=MOST_BETWEEN),
+        Figure("comparison: until the next one", pause, "s", most=LONGEST_PAUSE),
         Figure("comparison: processor of the operator", share, "% of a core", most=10),
     ]
 

@@ -55,7 +55,7 @@ def test_a_change_is_missed_if_it_will_not_come(case: Case) -> None:
 
 @pytest.mark.parametrize(
     ("lists", "pause"),
-    [(0, 30), (3, 30), (4, 40), (60, LONGEST_PAUSE)],
+    [(0, 30), (3, 30), (3.5, 35), (60, LONGEST_PAUSE)],
     ids=["nothing to list", "a tenth of the usual time", "more than that", "so long that the limit counts"],
 )
 def test_the_longer_the_lists_take_the_less_often_they_are_compared(lists: float, pause: float) -> None:
