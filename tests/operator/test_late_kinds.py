@@ -67,8 +67,8 @@ def first_watch(plane: ControlPlane, kind: str) -> datetime:
 
 
 def _is_watch(entry: Json, kind: str) -> bool:
-    about, agent = entry.get("objectRef", {}), entry.get("userAgent", "")
-    return entry["verb"] == "watch" and about.get("resource") == kind and agent.startswith("kopf")
+    about, agent = entry.get("objectRef", {}), str(entry.get("userAgent"))
+    return (entry["verb"], about.get("resource")) == ("watch", kind) and agent.startswith("kopf")
 
 
 @pytest.mark.parametrize("one_namespace", [False, True], ids=["the whole cluster", "one namespace"])

@@ -113,7 +113,7 @@ JOBS = {
     "no node that fits": Unlucky(
         no_node_fits, "PodsReady", "Unschedulable", "Free or add nodes that fit, request less, or tolerate"),
     "a pod that is evicted": Unlucky(
-        pod_is_evicted, "Training", "Restarting", "The next run starts by itself and costs none of"),
+        pod_is_evicted, "Training", "Restarting", "The next run starts automatically and costs none of"),
     "a Hub that is overloaded": Unlucky(
         hub_is_overloaded, "Training", "Restarting", "Wait, or check the network and HF_ENDPOINT; a token raises"),
     "time that is up": Unlucky(
