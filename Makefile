@@ -15,7 +15,7 @@ PACKAGES := crds/src operator/src trainer-image/src
 # Compiled bytecode halves the start of every process; some environments switch it off.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup quickstart test lint verify golden generate lock bench-cli bench-operator testbed chaos e2e flake cluster images clean
+.PHONY: help setup quickstart test lint verify golden generate lock bench-cli bench-operator testbed chaos chaos-full e2e flake cluster images clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -66,8 +66,11 @@ e2e: setup testbed images ## The whole on a real node: images, chart, pods (as r
 cluster: setup ## Run a cluster with a real node and our chart until Ctrl-C, to try (root on Debian; as e2e)
 	@TQDM_DISABLE=1 PYTHONPATH=tests $(BIN)/python -m e2e.try_cluster
 
-chaos: setup testbed ## The operator killed, delayed and blinded at every write (minutes)
+chaos: setup testbed ## The operator killed at every write of a job's life, and disturbed in other ways at some (minutes)
 	$(BIN)/pytest $(TEST_chaos)
+
+chaos-full: setup testbed ## The same, with every disturbance at every write (the better part of an hour)
+	CHAOS=full $(BIN)/pytest $(TEST_chaos)
 
 N ?= 3
 SUITE ?= test
@@ -81,8 +84,8 @@ images: setup ## Build both images from their Dockerfiles, without a container e
 testbed: setup ## Build the real API server and Training Operator for the tests, into the user's cache
 	$(BIN)/python tests/testbed/build.py
 
-bench-operator: setup testbed ## Time 10,000 jobs against a bare kopf handler (15 minutes; JOBS=500 for fewer)
-	PYTHONPATH=tests $(BIN)/python -m bench.operator_scale $(if $(JOBS),--jobs $(JOBS))
+bench-operator: setup testbed ## Time 10,000 jobs against a bare kopf handler (15 minutes; JOBS=500, ONLY=comparison for less)
+	PYTHONPATH=tests $(BIN)/python -m bench.operator_scale $(if $(JOBS),--jobs $(JOBS)) $(if $(ONLY),--only $(ONLY))
 
 bench-cli: setup ## Time --help and validate (median of 10)
 	$(BIN)/python tests/bench/cli_start.py

@@ -7,10 +7,10 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 
 from bench import operator_load as load
-from bench.operator_figures import Figure
+from bench.operator_figures import Figure, cpu_seconds
 from finetune_operator.cache import Cache
 from finetune_operator.cluster import Kind, KubernetesCluster
-from finetune_operator.comparison import Comparison
+from finetune_operator.comparison import LONGEST_PAUSE, Comparison
 from finetune_operator.health import WatchEvidence
 from finetune_operator.settings import Settings
 from finetune_operator.transport import Transport
@@ -28,11 +28,12 @@ def figures(plane: ControlPlane, jobs: int) -> Iterator[Figure]:
     for number in range(jobs):
         plane.cluster.api.create(_pod(number))
     settings = Settings(kubeconfig=plane.cluster.kubeconfig, own_namespace=load.NAMESPACE)
-    yield from asyncio.run(_both(settings))
+    server = [plane.processes[name].pid for name in ("etcd", "kube-apiserver")]
+    yield from asyncio.run(_both(settings, server))
 
 
-async def _both(settings: Settings) -> list[Figure]:
-    cluster = _Counting(settings)
+async def _both(settings: Settings, server: list[int]) -> list[Figure]:
+    cluster = _Counting(settings, server)
     cache, evidence = Cache(BACKEND), {kind: WatchEvidence() for kind in Kind}
     full = await _cost("full list", cluster, lambda: _full(cluster, cache))
     for kind in Kind:
@@ -42,14 +43,22 @@ async def _both(settings: Settings) -> list[Figure]:
     compare = Comparison(cluster, evidence, _nothing, grace=0)
     found = full + await _cost("comparison", cluster, compare.run)
     await cluster.close()
-    return found
+    pause = compare.pause_seconds(settings.resync_seconds)
+    share = 100 * found[-4].value / pause
+    return [
+        *found,
+        Figure("comparison: until the next one", pause, "s", most=LONGEST_PAUSE),
+        Figure("comparison: processor of the operator", share, "% of a core", most=10),
+    ]
 
 
 async def _cost(name: str, cluster: _Counting, work: Callable[[], Awaitable[object]]) -> list[Figure]:
     cluster.received, begun, used = 0, time.monotonic(), time.process_time()
+    before = cpu_seconds(cluster.server)
     await work()
     return [
         Figure(f"{name}: processor time", time.process_time() - used, "s"),
+        Figure(f"{name}: processor time of API server and etcd", cpu_seconds(cluster.server) - before, "s"),
         Figure(f"{name}: until done", time.monotonic() - begun, "s"),
         Figure(f"{name}: received", cluster.received / (1 << 20), "MiB"),
     ]
@@ -80,8 +89,9 @@ class _Transport(Transport):
 class _Counting(KubernetesCluster):
     """The cluster, and the bytes that it sent."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, server: list[int]) -> None:
         super().__init__(settings, BACKEND)
+        self.server = server
         self._http: _Transport = _Transport(settings)
 
     @property

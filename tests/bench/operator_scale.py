@@ -84,7 +84,8 @@ def main() -> int:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])  # the processes that we start inherit it
     print(machine(), flush=True)
     figures = []
-    for figure in _measure(arguments.jobs, arguments.quiet):
+    measure = _comparison if arguments.only == "comparison" else _measure
+    for figure in measure(arguments.jobs, arguments.quiet):
         figures.append(figure)
         print(figure, flush=True)
     missed = ", ".join(figure.name for figure in figures if figure.missed)
@@ -95,6 +96,7 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=10_000, help="jobs of the burst (10000)")
+    parser.add_argument("--only", choices=["comparison"], help="what a resync costs, and nothing else")
     parser.add_argument("--quiet", type=float, default=60, help="seconds of quiet before memory is measured (60)")
     return parser.parse_args()
 
@@ -108,6 +110,13 @@ def _measure(jobs: int, quiet: float) -> Iterator[Figure]:
         yield from _operator_phase(plane, jobs, quiet, bare)
         yield from comparison.figures(plane, jobs)
         yield from _restart(plane, jobs)
+
+
+def _comparison(jobs: int, _: float) -> Iterator[Figure]:
+    with _control_plane() as plane:
+        with _operator(plane) as operator:
+            yield from _serve(plane, operator, jobs).figures("operator")
+        yield from comparison.figures(plane, jobs)
 
 
 def _paced(count: int) -> Iterator[Figure]:

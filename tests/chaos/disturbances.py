@@ -9,19 +9,24 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from builders import Json
-from operating.proxy import Lens
+from operating.proxy import Failure, Lens, is_counted
 
 LATE_S = 10.0
+REFUSING_S = 3.0
+"""As long as all attempts of one request take: some are given up, others are not."""
 
 
 class Disturbance(Lens):
     """Strikes at the write of a number. `struck` is set then; `calm` comes when its effect is over."""
 
     kills = False
-    sweep_s = 300
-    """Seconds between two sweeps of the operator: so many that no sweep heals what a watch should."""
+    loses = False
+    """Whether the answer to the write is lost although the operator lives."""
+    settings: Mapping[str, str] = MappingProxyType({"RESYNC_SECONDS": "300"})
+    """Of the operator; no resync heals what a watch should."""
 
     def __init__(self, number: int = 0) -> None:
         self._number = number
@@ -43,7 +48,7 @@ class Disturbance(Lens):
         if self.kills:
             self.kill()
         self.struck.set()
-        return self.kills
+        return self.kills or self.loses
 
     def calm(self) -> None:
         """Return once the operator is told everything again."""
@@ -103,7 +108,8 @@ class KilledAndLate(Late):
 class Dropped(Disturbance):
     """The echo of the write is never told, nor the end that it brings about; where it has none, the next event."""
 
-    sweep_s = 6  # what was never told is found by the resync alone, a fifth of its time in production
+    settings = MappingProxyType({"RESYNC_SECONDS": "6"})
+    """What was never told is found by the resync alone; a fifth of its time in production."""
     _dropped = False
 
     async def told(self, kind: str, opened: float, event: Json) -> Json | None:
@@ -115,6 +121,55 @@ class Dropped(Disturbance):
         first = not self._dropped and int(metadata["resourceVersion"]) > self._version
         self._dropped = self._dropped or echo or first
         return None if echo or end or first else event
+
+
+class Refusing(Disturbance):
+    """For a few seconds the server answers nothing but watches, and asks the operator to come back."""
+
+    failure = Failure(429, {"Retry-After": "1"})
+    _until = 0.0
+
+    def wrote(self, number: int, answer: Json) -> bool:
+        lost = super().wrote(number, answer)
+        if self.struck.is_set() and not self._until:
+            self._until = time.monotonic() + REFUSING_S
+        return lost
+
+    def fails(self, path: str) -> Failure | None:
+        return self.failure if time.monotonic() < self._until else None
+
+    def calm(self) -> None:
+        time.sleep(max(0.0, self._until - time.monotonic()))
+
+
+class Erring(Refusing):
+    """The write is carried out and answered with 500, and so is everything else for a few seconds."""
+
+    loses = True
+    failure = Failure(500)
+
+
+class TimedOut(Disturbance):
+    """The write is carried out and never answered; the next one never reaches the server."""
+
+    loses = True
+    settings = MappingProxyType({"RESYNC_SECONDS": "300", "REQUEST_TIMEOUT_SECONDS": "2"})
+    _held = False
+
+    async def stall(self) -> None:
+        await asyncio.Event().wait()
+
+    def holds(self, method: str, path: str) -> bool:
+        held = self.struck.is_set() and not self._held and is_counted(method, path)
+        self._held = self._held or held
+        return held
+
+
+class SilentLogs(Disturbance):
+    """Logs are asked for and never answered."""
+
+    def holds(self, method: str, path: str) -> bool:
+        return self.struck.is_set() and path.endswith("/log")
 
 
 class Gone(Disturbance):
@@ -164,4 +219,5 @@ def failure(code: int) -> Json:
 
 DISTURBANCES: Mapping[str, type[Disturbance]] = {
     "killed": Killed, "delayed": Late, "dropped": Dropped, "killed-and-delayed": KilledAndLate,
+    "answered-429": Refusing, "answered-500": Erring, "timed-out": TimedOut, "logs-silent": SilentLogs,
 }  # fmt: skip

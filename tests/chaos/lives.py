@@ -1,14 +1,27 @@
-"""Lives of a job as its owner and its nodes play them; the operator and the Training Operator do the rest."""
+"""Lives of a job as its owner and its nodes play them; the operator and the Training Operator do the rest.
+
+A life that deletes its job returns the last status.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 
+from builders import Json
 from finetune_api.runtime.exits import Exit
 from operating.team import Team
+from testbed.api import ApiError
 from testbed.kwok import Node
 from testbed.pods import bind_pod, remove_pod
 from testbed.watch import wait_for_all
+
+GRACE_S = 3.0
+"""Seconds that deleted pods take to end where they leave with grace: longer than a pass, shorter than a poll."""
+
+Life = Callable[[Team], Json | None]
 
 
 def reconsidered(team: Team) -> None:
@@ -69,6 +82,60 @@ def tidied(team: Team) -> None:
     team.until_gone(team.runs)
 
 
+def deleted_at_success(team: Team) -> Json:
+    """Deleted the moment it is successful, while a pod goes on; its result is noted on the claim that it lies on."""
+    team.claim("models")
+    team.submit()
+    team.start("sample-1")
+    team.end("sample-1-worker-0")
+    status = team.until(lambda status: "completionTime" in status)
+    team.api.delete(f"{team.jobs}/sample")
+    return status
+
+
+class Bound(Team):
+    """Its pods are bound to a node before they run, so a deletion gives them their grace."""
+
+    def start(self, run: str = "sample-1", name: str = "sample", pods: int = 2) -> None:
+        for pod in self.until_run(run, pods):
+            bind_pod(self.api, self.namespace, pod["metadata"]["name"], self.namespace)
+        super().start(run, name, pods)
+
+
+def _with_grace(life: Life) -> Life:
+    return lambda team: life(Bound(team.api, team.namespace, team.patience_s))
+
+
+@contextmanager
+def node(team: Team, life: str) -> Iterator[None]:
+    """The node that the pods of a life with grace are bound to; its kubelet takes some seconds over each deletion."""
+    if life not in WITH_GRACE:
+        yield
+        return
+    team.api.create(Node(team.namespace).manifest())
+    stopped = threading.Event()
+    kubelet = threading.Thread(target=_end_deleted_pods, args=(team, stopped), daemon=True)
+    kubelet.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        kubelet.join()
+        team.api.delete(f"/api/v1/nodes/{team.namespace}")
+
+
+def _end_deleted_pods(team: Team, stopped: threading.Event) -> None:
+    due: dict[str, float] = {}
+    while not stopped.wait(0.2):
+        for pod in team.api.items(team.pods):
+            metadata = pod["metadata"]
+            if "deletionTimestamp" not in metadata:
+                continue
+            if due.setdefault(metadata["uid"], time.monotonic() + GRACE_S) < time.monotonic():
+                with suppress(ApiError):  # it was not bound, and is gone
+                    remove_pod(team.api, team.namespace, metadata["name"])
+
+
 def _start_bound(team: Team) -> None:
     """On a node, whose kubelet is the test."""
     team.api.create(Node(team.namespace).manifest())
@@ -89,8 +156,10 @@ def _leave(team: Team) -> None:
         remove_pod(team.api, team.namespace, pod["metadata"]["name"])
 
 
-LIVES: Mapping[str, Callable[[Team], None]] = {
-    f.__name__: f for f in (reconsidered, failed, deleted, cancelled, late, tidied)
+WITH_GRACE: Mapping[str, Life] = {
+    f"{f.__name__}_with_grace": _with_grace(f) for f in (reconsidered, failed, deleted, deleted_at_success)
 }
-SAMPLED = ("cancelled", "late", "tidied")
-"""Lives that are killed at every write, and disturbed otherwise at one."""
+LIVES: Mapping[str, Life] = {
+    **{f.__name__: f for f in (reconsidered, failed, deleted, deleted_at_success, cancelled, late, tidied)},
+    **WITH_GRACE,
+}  # fmt: skip

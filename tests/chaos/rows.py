@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from builders import Json
+from finetune_plan.results import PREFIX
 from operating.process import OperatorProcess
 from operating.proxy import Proxy
 from operating.team import Team, essence
@@ -17,9 +19,12 @@ from testbed.watch import wait_for
 
 from . import records
 from .disturbances import Disturbance
-from .lives import LIVES
+from .lives import LIVES, node
 
 PATIENCE_S = 90.0
+UNFINISHED = ("deleted", "deleted_with_grace")
+"""Lives that end before the job does."""
+QUOTA = ("pods", "requests.nvidia.com/gpu")
 SETTINGS = {"PROGRESS_SECONDS": "10"}
 """Few writes of mere words: they come once in so many seconds."""
 
@@ -51,19 +56,21 @@ class Outcome:
     """Beginnings and ends of PyTorchJobs, in order."""
     left: tuple[str, ...]
     """PyTorchJobs and pods after the deletion."""
+    results: tuple[str, ...]
+    """Annotations of claims that name a result."""
     codes: tuple[int, ...]
     """Exit codes of the operators."""
 
 
 def undisturbed(plane: ControlPlane, ledger: records.Ledger, folder: Path, life: str) -> Outcome:
     """The reference: nobody stands between the operator and the API server."""
-    team = Team(plane.cluster.api, plane.cluster.namespace(life), PATIENCE_S)
-    with _operator(plane.cluster.kubeconfig, folder, team, SETTINGS) as operator:
-        LIVES[life](team)
-        status = team.until(lambda s: s.get("completionTime") or life == "deleted")
-        code = operator.end()
-        written = tuple(map(records.word, records.writes(plane, team.namespace)))
-    _delete(team)
+    team = _team(plane, life)
+    with node(team, life):
+        with _operator(plane.cluster.kubeconfig, folder, team, SETTINGS) as operator:
+            status = LIVES[life](team) or team.until(lambda s: s.get("completionTime") or life in UNFINISHED)
+            code = operator.end()
+            written = tuple(map(records.word, records.writes(plane, team.namespace)))
+        _delete(team, status)
     return _outcome(plane, ledger, team, status, (code,), written)
 
 
@@ -71,9 +78,10 @@ def disturbed(
     plane: ControlPlane, ledger: records.Ledger, folder: Path, life: str, lens: Disturbance, reference: Outcome
 ) -> Outcome:
     """A life with one disturbance. Raises WaitError if it never comes to what the reference came to."""
-    team, codes = Team(plane.cluster.api, plane.cluster.namespace(life), PATIENCE_S), []
-    settings = SETTINGS | {"RESYNC_SECONDS": str(lens.sweep_s)}
+    team, codes = _team(plane, life), []
+    settings = SETTINGS | dict(lens.settings)
     with ExitStack() as stack:
+        stack.enter_context(node(team, life))
         proxy = stack.enter_context(Proxy(plane.cluster.kubeconfig, folder, lens))
         operator = stack.enter_context(_operator(proxy.kubeconfig, folder, team, settings))
         lens.kill = lambda: operator.signal(signal.SIGKILL)
@@ -82,12 +90,25 @@ def disturbed(
         if lens.kills:
             codes.append(operator.wait_ended(PATIENCE_S))
             operator = stack.enter_context(_operator(proxy.kubeconfig, folder, team, settings))
-        played.result(2 * PATIENCE_S)
-        status = team.until(lambda status: essence(status) == reference.status)
-        _delete(team)
+        status = played.result(2 * PATIENCE_S) or team.until(lambda s: essence(s) == reference.status)
+        _delete(team, status)
         lens.calm()
         codes.append(operator.end())
     return _outcome(plane, ledger, team, status, tuple(codes))
+
+
+def _team(plane: ControlPlane, life: str) -> Team:
+    """A namespace with a quota that has room enough."""
+    team = Team(plane.cluster.api, plane.cluster.namespace(life.replace("_", "-")), PATIENCE_S)
+    metadata, hard = {"name": "quota", "namespace": team.namespace}, dict.fromkeys(QUOTA, "99")
+    team.api.create({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": metadata, "spec": {"hard": hard}})
+    _until_unused(team)
+    return team
+
+
+def _until_unused(team: Team) -> None:
+    path, unused = f"/api/v1/namespaces/{team.namespace}/resourcequotas/quota", dict.fromkeys(QUOTA, "0")
+    wait_for(team.api, path, lambda quota: quota and quota["status"].get("used") == unused, timeout_s=PATIENCE_S)
 
 
 def _operator(kubeconfig: Path, folder: Path, team: Team, settings: dict[str, str]) -> OperatorProcess:
@@ -95,11 +116,16 @@ def _operator(kubeconfig: Path, folder: Path, team: Team, settings: dict[str, st
     return OperatorProcess(kubeconfig, folder, settings | places)
 
 
-def _delete(team: Team) -> None:
-    team.api.delete(f"{team.jobs}/sample")
+def _delete(team: Team, status: Json) -> None:
+    """Delete the job unless it is gone, until nothing is left. Of one that has failed, nothing holds quota before."""
+    if status.get("phase") in ("Failed", "Cancelled"):
+        _until_unused(team)
+    if team.api.find(f"{team.jobs}/sample"):
+        team.api.delete(f"{team.jobs}/sample")
     wait_for(team.api, f"{team.jobs}/sample", lambda job: job is None, timeout_s=PATIENCE_S)
     team.until_gone(team.runs)
     team.until_gone(team.pods)
+    _until_unused(team)
 
 
 def _outcome(
@@ -114,8 +140,14 @@ def _outcome(
         created=created,
         runs=tuple(ledger.runs(team.namespace, len(created))),
         left=tuple(o["metadata"]["name"] for path in (team.runs, team.pods) for o in team.api.items(path)),
+        results=tuple(_results(team)),
         codes=codes,
     )
+
+
+def _results(team: Team) -> Iterator[str]:
+    for claim in team.api.items(f"/api/v1/namespaces/{team.namespace}/persistentvolumeclaims"):
+        yield from (key for key in claim["metadata"].get("annotations", {}) if key.startswith(PREFIX))
 
 
 def same(outcome: Outcome, reference: Outcome) -> None:
@@ -124,3 +156,4 @@ def same(outcome: Outcome, reference: Outcome) -> None:
     assert outcome.created == reference.created, "one PyTorchJob a run"
     assert outcome.runs == reference.runs, "each run began after the one before it had ended"
     assert outcome.left == (), "no orphan"
+    assert outcome.results == reference.results

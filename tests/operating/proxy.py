@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 import aiohttp
 from aiohttp import web
@@ -28,6 +28,22 @@ WRITES = ("POST", "PUT", "PATCH", "DELETE")
 LONGEST_LINE = 1 << 22
 """Bytes of one watch event."""
 _HOP = frozenset({"connection", "content-length", "content-encoding", "host", "transfer-encoding"})
+
+
+def is_counted(method: str, path: str) -> bool:
+    """Whether a request is a write, heartbeats and Events apart: when those come depends on the clock."""
+    return method in WRITES and "/leases" not in path and not path.endswith("/events")
+
+
+class Failure(NamedTuple):
+    """An error of the server."""
+
+    code: int
+    headers: Mapping[str, str] = {}
+
+    def response(self) -> web.Response:
+        status = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": self.code, "message": "too bad"}
+        return web.json_response(status, status=self.code, headers=self.headers)
 
 
 class Lens:
@@ -49,6 +65,13 @@ class Lens:
         """Whether a request is taken and never answered."""
         return False
 
+    def fails(self, path: str) -> Failure | None:
+        """How a request, watches apart, fails before the server hears of it; None: it does not."""
+        return None
+
+    async def stall(self) -> None:
+        """What precedes the error with which a lost write is answered."""
+
     def answers(self, path: str) -> Json | None:
         """What a GET at a path is answered with instead; None: what the server says."""
         return None
@@ -65,10 +88,7 @@ class Lens:
 
 
 class Proxy:
-    """A plain HTTP server that passes everything on, as its lens lets it.
-
-    Heartbeats (leases) and Events are passed on and not counted: when they come depends on the clock.
-    """
+    """A plain HTTP server that passes everything on, as its lens lets it."""
 
     def __init__(self, kubeconfig: Path, folder: Path, lens: Lens | None = None) -> None:
         config = json.loads(kubeconfig.read_text())
@@ -125,6 +145,8 @@ class Proxy:
             raise web.HTTPNotFound
         if self._lens.holds(request.method, request.path):
             await asyncio.Event().wait()
+        if "watch" not in request.query and (failure := self._lens.fails(request.path)):
+            return failure.response()
         if request.method == "GET" and (bent := self._lens.answers(request.path)) is not None:
             return web.json_response(bent)
         watched, kind = "watch" in request.query, request.path.rpartition("/")[2]
@@ -134,8 +156,13 @@ class Proxy:
             if watched and found.status == 200:
                 return await self._tell(request, found, kind)
             data = await found.read()
-            if self._is_counted(request, found.status) and self._took(request, json.loads(data)):
-                raise web.HTTPServiceUnavailable  # to nobody: whoever asked is dead
+            if (
+                found.status < 400
+                and is_counted(request.method, request.path)
+                and self._took(request, json.loads(data))
+            ):
+                await self._lens.stall()
+                return Failure(500).response()
             kept = {k: v for k, v in found.headers.items() if k.lower() not in _HOP - {"content-encoding"}}
             return web.Response(status=found.status, headers=kept, body=data)
 
@@ -156,8 +183,3 @@ class Proxy:
     def _took(self, request: web.Request, answer: Json) -> bool:
         self.writes.append((request.method, request.path))
         return self._lens.wrote(len(self.writes), answer)
-
-    def _is_counted(self, request: web.Request, code: int) -> bool:
-        """What was carried out."""
-        free = "/leases" in request.path or request.path.endswith("/events")
-        return request.method in WRITES and not free and code < 400

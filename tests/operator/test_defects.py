@@ -56,7 +56,7 @@ def test_a_job_whose_node_is_lost_goes_on_on_another(tenant: Team) -> None:
     say_ready(tenant, "dying", ready=False)
     status = tenant.until(lambda s: condition(s, "Training")[1] == "Restarting")
     said = message(status, "Training").removeprefix("The cluster removed pod sample-1-worker-0: ")
-    assert said == "DeletionByTaintManager: Taint manager: deleting due to NoExecute taint."
+    assert said.startswith("DeletionByTaintManager: Taint manager: deleting due to NoExecute taint. The next run")
     tenant.api.delete(f"{tenant.pods}/sample-1-worker-0", gracePeriodSeconds="1")  # its grace is five minutes
     status = tenant.until(lambda s: condition(s, "PodsReady")[1] == "PodOverdue")
     words = f"run `kubectl delete pod sample-1-worker-0 --force -n {tenant.namespace}`."

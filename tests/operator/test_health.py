@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from finetune_operator.comparison import LONGEST_PAUSE, SHARE, pause_seconds
 from finetune_operator.health import Canary, WatchEvidence
 from finetune_operator.identity import Key
 
@@ -50,6 +51,17 @@ def test_a_change_is_missed_if_it_will_not_come(case: Case) -> None:
     watch.settle(missed, case.listed, 10)
     again = watch.missed(watch.behind(case.listed, 10), case.listed, 10, watch.deliveries)
     assert not again & missed, "it is missed once"
+
+
+@pytest.mark.parametrize(
+    ("lists", "pause"),
+    [(0, 30), (3, 30), (3.5, 35), (60, LONGEST_PAUSE)],
+    ids=["nothing to list", "a tenth of the usual time", "more than that", "so long that the limit counts"],
+)
+def test_the_longer_the_lists_take_the_less_often_they_are_compared(lists: float, pause: float) -> None:
+    assert pause_seconds(30, lists) == pause
+    assert pause_seconds(120, lists) == 120, "never more often than the settings say"
+    assert pause == LONGEST_PAUSE or lists <= pause / SHARE
 
 
 Step = Callable[[WatchEvidence], bool]

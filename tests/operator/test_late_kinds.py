@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from builders import Json
 from finetune_api.codegen.crd import crd
 from operating.process import OperatorProcess
 from operating.proxy import Lens, Proxy
@@ -19,6 +22,8 @@ from testbed.watch import wait_for_all
 CRD = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/pytorchjobs.kubeflow.org"
 HANGS_S = 120
 """What has not happened by then never will."""
+QUESTIONS = 2
+"""Questions to discovery within which a kind that is served is watched: one is answered, and the watch begins."""
 
 
 class LateDiscovery(Lens):
@@ -28,10 +33,12 @@ class LateDiscovery(Lens):
         self.kind = kind
         self.serves, self.watched = threading.Event(), threading.Event()
         self.hidden = threading.Semaphore(0)
+        self.asked: list[datetime] = []
 
     def hides(self, path: str) -> bool:
         hidden = path.startswith("/apis/kubeflow.org/") and not self.serves.is_set()
         if hidden:
+            self.asked.append(datetime.now(UTC))
             self.hidden.release()
         return hidden
 
@@ -46,10 +53,29 @@ class LateDiscovery(Lens):
         for _ in range(2):
             assert self.hidden.acquire(timeout=HANGS_S)
 
+    def period(self) -> float:
+        """Seconds between two questions of this operator on this machine."""
+        return (self.asked[-1] - self.asked[-2]).total_seconds()
+
+
+def first_watch(plane: ControlPlane, kind: str) -> datetime:
+    """When the API server was first asked to let kopf watch a kind, by its audit log."""
+    assert plane.audit_log is not None
+    entries: list[Json] = [json.loads(line) for line in plane.audit_log.read_text().splitlines()]
+    found = (e["requestReceivedTimestamp"] for e in entries if _is_watch(e, kind))
+    return datetime.fromisoformat(min(found))
+
+
+def _is_watch(entry: Json, kind: str) -> bool:
+    about, agent = entry.get("objectRef", {}), str(entry.get("userAgent"))
+    return (entry["verb"], about.get("resource")) == ("watch", kind) and agent.startswith("kopf")
+
 
 @pytest.mark.parametrize("one_namespace", [False, True], ids=["the whole cluster", "one namespace"])
-def test_a_kind_that_discovery_serves_late_is_watched(tmp_path: Path, *, one_namespace: bool) -> None:
-    with ControlPlane(tmp_path, crds=[crd()]) as bare:
+def test_a_kind_that_discovery_serves_late_is_watched(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], *, one_namespace: bool
+) -> None:
+    with ControlPlane(tmp_path, crds=[crd()], audit=True) as bare:
         team, lens = Team(bare.cluster.api, bare.cluster.namespace(), patience_s=HANGS_S), LateDiscovery()
         settings = {"OWN_NAMESPACE": team.namespace} | ({"WATCH_NAMESPACE": team.namespace} if one_namespace else {})
         with (
@@ -60,9 +86,14 @@ def test_a_kind_that_discovery_serves_late_is_watched(tmp_path: Path, *, one_nam
             team.until(lambda s: condition(s, "PodsReady")[1] == "BackendMissing")
             bare.cluster.install_crd(pytorchjob_crd())
             lens.wait_until_missed()
+            served = datetime.now(UTC)
             lens.serves.set()
             wait_for_all(team.api, team.runs, len, timeout_s=HANGS_S)
             assert lens.watched.wait(HANGS_S), "nothing watches PyTorchJobs"
+            seconds = (first_watch(bare, lens.kind) - served).total_seconds()
+            with capsys.disabled():
+                print(f"\nwatched {seconds:.1f} s after it was served; asked every {lens.period():.1f} s")
+            assert seconds <= QUESTIONS * lens.period()
             assert operator.answer("healthz") == (200, "ok")
 
 

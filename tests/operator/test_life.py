@@ -69,7 +69,7 @@ def test_a_failed_worker_restarts_the_gang_and_costs_one_restart(team: Team) -> 
     team.start()
     team.end("sample-1-worker-1", Exit.CRASHED, "boom")
     status = team.until(lambda s: s.get("restarts") == 1)
-    assert message(status, "Training") == "Pod sample-1-worker-1: boom"
+    assert message(status, "Training").startswith("Pod sample-1-worker-1: boom. Read the log")
     team.until_run("sample-2")
     team.until(lambda s: s["run"] == 2)
     assert team.run_names() == ["sample-2"]

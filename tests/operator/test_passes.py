@@ -15,7 +15,7 @@ from finetune_operator.errors import Refused
 from finetune_operator.event_queue import EventQueue
 from finetune_operator.identity import Key, key_of, version_of
 from finetune_operator.metrics import REGISTRY
-from finetune_operator.observe import Observer
+from finetune_operator.observe import TERMINATION_POLL_SECONDS, Observer
 from finetune_operator.progress import PodLog
 from finetune_operator.reconcile import process
 from finetune_operator.runtime import Operator
@@ -39,9 +39,13 @@ class Cluster:
 
     def __init__(self) -> None:
         self.job, self.run, self.version, self.writes = job(1), None, 1, 0
+        self.other = job(1, "other")
         self.queued: Json | None = None
         self.reads: list[str] = []
         """UIDs of runs whose Workload was asked for."""
+        self.lists = 0
+        self.found: list[Key] = []
+        """Objects that were asked for by name."""
 
     def _write(self, body: Json) -> Json:
         self.version, self.writes = self.version + 1, self.writes + 1
@@ -54,7 +58,12 @@ class Cluster:
         return self.run
 
     async def pages(self, kind: Kind, of: Key | None = None) -> AsyncIterator[tuple[list[Json], int]]:
+        self.lists += 1
         yield ([self.job] if kind is Kind.JOBS else []), self.version
+
+    async def read(self, kind: Kind, key: Key) -> Json | None:
+        self.found.append(key)
+        return self.job
 
     async def create_run(self, manifest: Json) -> Json:
         return self._write(manifest | {"metadata": manifest["metadata"] | {"uid": "uid-run"}})
@@ -90,8 +99,8 @@ class Cluster:
         return
 
     async def versions(self, kind: Kind) -> AsyncIterator[tuple[dict[Key, int], int]]:
-        async for items, version in self.pages(kind):
-            yield {key_of(raw): version_of(raw) for raw in items}, version
+        items = [self.job, self.other] if kind is Kind.JOBS else []
+        yield {key_of(raw): version_of(raw) for raw in items}, self.version
 
     async def serves(self, kind: Kind) -> bool:
         return True
@@ -141,6 +150,15 @@ def test_what_only_a_sweep_has_found_is_looked_at(operator: Operator) -> None:
     assert due(operator) is None, "a job that has ended and is known is left alone"
 
 
+def test_of_what_a_watch_missed_only_the_objects_that_differ_are_read() -> None:
+    cluster = Cluster()
+    operator = Operator(cluster, Settings(resync_seconds=0.01), BACKEND)
+    operator.on_event(Kind.JOBS, "ADDED", cluster.other)
+    asyncio.run(operator.compare_once())
+    assert (cluster.found, cluster.lists) == ([KEY], 0), "whole objects may be large"
+    assert operator.cache.job(KEY) is not None
+
+
 def test_a_look_that_wrote_is_followed_by_one_that_does_not_and_no_echo_is_needed(operator: Operator) -> None:
     assert isinstance(operator.cluster, Cluster)
     operator.on_event(Kind.JOBS, "ADDED", operator.cluster.job)
@@ -166,6 +184,36 @@ def test_words_wait_the_longer_the_more_jobs_are_unfinished(operator: Operator, 
     wait = operator.queue.wait_seconds()
     assert wait == pytest.approx(seconds, abs=1)
     assert operator.cache.phases() == {"Starting": 1, "Succeeded": 5000} | ({"Queued": 999} if others > 1 else {})
+
+
+def ending_pod() -> Json:
+    owner = {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "name": "job-1-1", "uid": "uid-run-1"}
+    metadata = {"name": "job-1-1-worker-0", "namespace": "team", "uid": "uid-pod", "resourceVersion": "1",
+                "labels": {"training.kubeflow.org/replica-index": "0"},
+                "deletionTimestamp": "2026-01-01T00:00:00Z",
+                "ownerReferences": [owner | {"controller": True}]}  # fmt: skip
+    return {"metadata": metadata, "spec": {}, "status": {"phase": "Running"}}
+
+
+def test_a_pod_whose_end_was_never_told_is_listed_although_its_run_stays() -> None:
+    """The stream may have ended with 410 at that moment: what was deleted is in no list of the next one."""
+    cluster, cache, clock = Cluster(), Cache(BACKEND), [0.0]
+    observer = Observer(cluster, cache, Operator(cluster, Settings(), BACKEND).progress, Settings(), lambda: clock[0])
+    cluster.version = 9
+    cache.jobs.put(job(1, "job-1"))
+    cache.runs.put(held(1))
+    cache.pods.put(ending_pod())
+
+    def pods() -> int:
+        found = asyncio.run(observer.observe(Key("team", "job-1")))
+        assert found is not None
+        return len(found.pods)
+
+    assert pods() == 1
+    clock[0] = TERMINATION_POLL_SECONDS - 1
+    assert (pods(), cluster.lists) == (1, 0), "most ends are told"
+    clock[0] += 1
+    assert pods() == 0
 
 
 def held(number: int) -> Json:

@@ -11,6 +11,7 @@ import pytest
 
 from builders import Json
 from finetune_api.codegen.crd import crd
+from operating.hostile import LARGE, peak_mib
 from operating.process import OperatorProcess
 from operating.proxy import Lens, Proxy
 from operating.team import Team
@@ -23,6 +24,8 @@ HANGS_S = 120
 QUIET_S = 4
 """More than the operator waits before it writes mere text."""
 CADENCE = {"RESYNC_SECONDS": "3"}
+LISTED = 'api_requests_total{code="200",resource="pods",verb="list"}'
+LARGE_PODS = 40
 KINDS = {"finetunejobs": "jobs", "pytorchjobs": "runs", "pods": "pods", "events": "events"}
 """Kinds by their names in the API, and in metrics."""
 
@@ -138,6 +141,32 @@ def test_a_change_that_a_watch_drops_is_found_and_counted_once(
         assert count(operator, "watch_restarts_total") == 0
 
 
+def test_the_repair_of_a_small_object_reads_none_of_the_large_ones_around_it(
+    plane: ControlPlane, tmp_path: Path
+) -> None:
+    lens, missed = Deaf("pods"), 'watch_missed_total{kind="pods"}'
+    with operating(plane, tmp_path, lens) as (team, operator):
+        path = objects(team)["pods"]
+        large = sum(add_large_pod(team, path, number) for number in range(LARGE_PODS)) / 2**20
+        until_quiet(team)
+        before, lens.drops, lens.since = peak_mib(operator.pid), 1, time.monotonic()
+        touch(team, path)
+        until(lambda: count(operator, missed) == 1, "nothing found what was dropped")
+        end = count(operator, LISTED) + 3  # it is read, and compared again
+        until(lambda: count(operator, LISTED) >= end, "nothing compares")
+        assert peak_mib(operator.pid) - before < large / 2
+
+
+def add_large_pod(team: Team, like: str, number: int) -> int:
+    """One more pod of the job, as large as the server takes; its bytes."""
+    pod = team.api.get(like)
+    metadata = {"name": f"large-{number}", "namespace": team.namespace, "labels": pod["metadata"]["labels"]}
+    container = {"name": team.backend.container, "image": "none"}
+    team.api.create({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"containers": [container]}})
+    team.api.patch(f"{team.pods}/large-{number}/status", {"status": {"message": "m" * LARGE}})
+    return LARGE
+
+
 def test_a_suspension_that_no_watch_tells_of_is_carried_out(plane: ControlPlane, tmp_path: Path) -> None:
     lens = Deaf("finetunejobs")
     with operating(plane, tmp_path, lens) as (team, operator):
@@ -187,9 +216,8 @@ def test_a_watch_that_stays_dead_ends_the_process_with_3(plane: ControlPlane, tm
 
 def test_a_quiet_cluster_does_not_look_dead(plane: ControlPlane, tmp_path: Path) -> None:
     with operating(plane, tmp_path, Lens()) as (_, operator):  # without a pod or an event
-        listed = 'api_requests_total{code="200",resource="pods",verb="list"}'
-        end = count(operator, listed) + 5
-        until(lambda: count(operator, listed) >= end, "nothing compares")
+        end = count(operator, LISTED) + 5
+        until(lambda: count(operator, LISTED) >= end, "nothing compares")
         assert count(operator, "watch_restarts_total") == 0
         assert "watch_missed_total{" not in operator.answer("metrics")[1]
         assert "task_failures_total{" not in operator.answer("metrics")[1]

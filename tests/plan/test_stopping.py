@@ -149,7 +149,7 @@ def test_the_verdict_that_was_recorded_is_the_one_that_the_job_ends_with() -> No
     answer = decided(seen(CANCEL, status=status, runs=RUN1, pods=(ended(0, Exit.CRASHED), ended(1, Exit.OK))))
     assert condition(answer, "Failed") == ("True", "DataRefused")
     assert said(answer, "Failed") == said(answer, "FailureTarget")
-    assert said(answer, "Failed").startswith("Pod sample-1-0: why Correct the lines")
+    assert said(answer, "Failed").startswith("Pod sample-1-0: why. Correct the lines")
 
 
 def test_many_pods_are_not_all_named() -> None:
@@ -194,4 +194,4 @@ def test_the_gang_is_known_by_its_uids_from_the_moment_when_all_ran() -> None:
     stranger = replace(pod(0), uid="other")
     lost = decided(seen(status=written(done), runs=RUN1, pods=(stranger, ended(1, Exit.OK))))
     assert (deleted(lost), lost.status.podsDigest) == (["sample-1"], None)
-    assert said(lost, "Training") == "Running pods of the run were deleted or replaced."
+    assert said(lost, "Training").startswith("Running pods of the run were deleted or replaced. The next run starts")

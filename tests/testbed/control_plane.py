@@ -152,7 +152,8 @@ class ControlPlane:
         policy["omitStages"] = ["RequestReceived"]
         path = self.folder / "audit-policy.json"
         path.write_text(json.dumps(policy))
-        return [f"--audit-policy-file={path}", f"--audit-log-path={self.audit_log}"]
+        # One file, however long the tests take: the server would begin another one after 100 MiB.
+        return [f"--audit-policy-file={path}", f"--audit-log-path={self.audit_log}", "--audit-log-maxsize=100000"]
 
     def _manager(self) -> Process:
         return self._component(

@@ -53,12 +53,15 @@ class Cluster(Protocol):
         """The object of a run as it is now, or None."""
 
     def pages(self, kind: Kind, of: Key | None = None) -> AsyncIterator[tuple[list[Json], int]]:
-        """All of a kind, or those of a namespace, or of jobs of one name there, by pages, with the version of it.
+        """All of a kind, or those of all jobs of one name in a namespace, by pages, with the version of the list.
 
         Where the backend's resource is not served, there are no runs."""
 
     def versions(self, kind: Kind) -> AsyncIterator[tuple[dict[Key, int], int]]:
         """Likewise, of all of a kind the versions alone: the server sends metadata only."""
+
+    async def read(self, kind: Kind, key: Key) -> Json | None:
+        """One object of a kind as it is now, or None. By a list: there is no right to get pods or events."""
 
     async def create_run(self, manifest: Json) -> Json:
         """Create the object of a run. Raises AlreadyExists."""
@@ -123,6 +126,13 @@ class KubernetesCluster:
     async def versions(self, kind: Kind) -> AsyncIterator[tuple[dict[Key, int], int]]:
         async for items, version in self._pages(kind, "", self._selector(kind), METADATA):
             yield {key_of(raw): version_of(raw) for raw in items}, version
+
+    async def read(self, kind: Kind, key: Key) -> Json | None:
+        (version, plural), query = self._resources[kind], self._selector(kind)
+        named = [f"metadata.name={key.name}", *filter(None, [query.get("fieldSelector")])]
+        path = _path(version, plural, Key(key.namespace, ""))
+        answer = await self._http.request("list", plural, path, query={**query, "fieldSelector": ",".join(named)})
+        return next(iter(json.loads(answer)["items"]), None)
 
     def _selector(self, kind: Kind, job: str = "") -> dict[str, str]:
         if kind is Kind.JOBS:

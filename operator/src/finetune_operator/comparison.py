@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
 
@@ -18,6 +19,11 @@ from .health import WatchEvidence
 from .identity import Key
 
 log = logging.getLogger(__name__)
+
+SHARE = 10
+"""The pause after a comparison, in durations of its lists: they take less than a tenth of one core."""
+LONGEST_PAUSE = 40.0
+"""Seconds: with 10 for the watch and two lists of 5, a dropped event is repaired within 60."""
 
 Repair = Callable[[Kind, set[Key], Mapping[Key, int], int], Awaitable[None]]
 """Reads missed objects of a kind, given the list that shows them and the version of that list."""
@@ -39,13 +45,21 @@ class Comparison:
 
     def __init__(self, cluster: Cluster, watches: Mapping[Kind, WatchEvidence], repair: Repair, grace: float) -> None:
         self._cluster, self._watches, self._repair, self._grace = cluster, watches, repair, grace
+        self._seconds = 0.0
+        """What the last lists took."""
 
     async def run(self) -> list[Kind]:
         """Compare once, and repair; the kinds whose watch is dead. Raises ClusterError."""
+        begun = time.monotonic()
         lists = {kind: await self._list(kind) for kind in self._watches}
+        self._seconds = time.monotonic() - begun
         if any(found.behind for found in lists.values()):
             await asyncio.sleep(self._grace)
         return [kind for kind, found in lists.items() if await self._is_dead(kind, found)]
+
+    def pause_seconds(self, usual: float) -> float:
+        """Seconds until the next comparison: more objects, less often."""
+        return pause_seconds(usual, self._seconds)
 
     async def _list(self, kind: Kind) -> _Listed:
         versions: dict[Key, int] = {}
@@ -65,3 +79,8 @@ class Comparison:
         watch.settle(missed, found.versions, found.version)
         # nothing watches a kind that does not exist
         return found.served and watch.is_dead(missed=bool(missed))
+
+
+def pause_seconds(usual: float, lists: float) -> float:
+    """Seconds between two comparisons whose lists take so long."""
+    return max(usual, min(LONGEST_PAUSE, SHARE * lists))

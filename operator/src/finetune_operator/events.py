@@ -12,7 +12,7 @@ from finetune_api.resource import conditions as c
 from finetune_api.resource import names
 from finetune_api.resource import reasons as r
 from finetune_api.resource.names import API_VERSION, KIND
-from finetune_plan.pod_reasons import WAITING
+from finetune_plan.pod_reasons import REFUSED, WAITING
 
 from .identity import Json
 
@@ -22,10 +22,15 @@ PROGRESS_UNKNOWN = "ProgressUnknown"
 MALFORMED = "MalformedObject"
 """Reasons of events that no condition has: the job's state is known, only its progress, or an odd object, is not."""
 _REDUNDANT = {
-    c.PODS_READY: {r.CREATING, r.SUSPENDED, r.RESTARTING, r.STOPPING, *(reason for _, reason in WAITING)},
+    c.PODS_READY: {r.CREATING, r.SUSPENDED, r.RESTARTING, r.STOPPING, r.WAITING},
     c.TRAINING: {r.STARTING, r.SUSPENDED, r.QUEUED, r.QUEUE_UNMANAGED},
 }
-"""Reasons that only follow another condition, or that the pods' own events report better."""
+"""Reasons that only follow another condition, or that say no more than how many pods are there."""
+_TROUBLE = {reason.name for reason in (
+    r.CREATE_REFUSED, r.NAME_TAKEN, r.BACKEND_MISSING, r.BACKEND_SILENT, r.QUEUE_UNMANAGED, r.POD_OVERDUE,
+    *(reason for _, reason in (*REFUSED, *WAITING)),
+)}  # fmt: skip
+"""Reasons that somebody has to do something about."""
 _BAD = {(c.FAILED, "True"), (c.FAILURE_TARGET, "True"), (c.ACCEPTED, "False"), (c.READY, "False")}
 
 
@@ -74,7 +79,7 @@ def _deserves_event(condition: Json, *, doomed: bool, ended: bool) -> bool:
 def _of_condition(job: Json, condition: Json, now: str) -> Json:
     identity = [condition[k] for k in ("type", "status", "reason", "lastTransitionTime")]
     message = f"{condition['type']}={condition['status']}: {condition['message']}"
-    bad = (condition["type"], condition["status"]) in _BAD
+    bad = (condition["type"], condition["status"]) in _BAD or condition["reason"] in _TROUBLE
     return _event(job, condition["reason"], message, identity, now, bad=bad)
 
 

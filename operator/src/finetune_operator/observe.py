@@ -84,14 +84,14 @@ class Observer:
     def _children_may_be_stale(self, key: Key, job: Json) -> bool:
         """Whether children are missing or about to be: a deletion is reported once, and never by a restarted watch.
 
-        A complete gang with missing pods is listed at once; a run that ends, and what a previous job of the name has
-        left, are listed periodically.
+        A complete gang with missing pods is listed at once; runs and pods that end, and what a previous job of the
+        name has left, are listed periodically.
         """
         runs, pods = self._cache.children(job)
         if gang.has_changed(job["status"], pods):
             return True
-        ending = any(r.deleting for r in runs) or bool(not runs and (pods or any(self._cache.predecessors(job))))
-        if not ending:
+        ending = any(r.deleting for r in runs) or any(p.termination_deadline for p in pods)
+        if not ending and (runs or not (pods or any(self._cache.predecessors(job)))):
             self._terminating.pop(key, None)
             return False
         now, asked = self._clock(), self._terminating.get(key)

@@ -37,8 +37,6 @@ IDLE_SECONDS = 60.0
 RESYNC_RETRY_SECONDS = 2.0
 GRACE_SECONDS = 10.0
 """Seconds that a watch has to deliver what a list shows: at most, and a third of the time between two resyncs."""
-REPAIRED_NAMESPACES = 10
-"""With missed changes in more of them, the whole cluster is listed instead of each."""
 RECONCILE_ALL_SECONDS = 300.0
 """Seconds between two passes over a job that has not ended, whatever happens to it."""
 RESTART_SHARE = 2 / 3
@@ -129,7 +127,7 @@ class Operator:
                     self._list_again.set()
                 continue
             self.synced.set()
-            await _wait(self._list_again, self.settings.resync_seconds)
+            await _wait(self._list_again, self._comparison.pause_seconds(self.settings.resync_seconds))
 
     async def resync_once(self) -> None:
         """Bring the cache up to date, and queue every job that has not ended."""
@@ -196,14 +194,13 @@ class Operator:
         return None
 
     async def _repair(self, kind: Kind, missed: set[Key], listed: Mapping[Key, int], version: int) -> None:
-        """Read what a watch missed, where it happened, and reconcile the jobs there."""
-        namespaces = {key.namespace for key in missed}
-        for namespace in namespaces if len(namespaces) <= REPAIRED_NAMESPACES else {""}:
-            async for items, _ in self.cluster.pages(kind, Key(namespace, "")):
-                for raw in items:
-                    self._changed(kind, None, raw)
+        """Read what a watch missed, one by one since objects may be large, and reconcile the jobs around it."""
+        for key in missed & listed.keys():
+            if raw := await self.cluster.read(kind, key):
+                self._changed(kind, None, raw)
         if kind is not Kind.EVENTS:
             self.cache.keep(kind, set(listed), version)
+        namespaces = {key.namespace for key in missed}
         for key in {*(missed if kind is Kind.JOBS else ()), *self.cache.unfinished()}:
             if key.namespace in namespaces:
                 self.enqueue(key)

@@ -136,7 +136,8 @@ class Settings(BaseSettings):
         default=30,
         gt=0,
         description="Seconds between two resyncs, which find and repair what a watch has missed. Default 30: a "
-        "missed change is repaired within a minute, at the cost of one list of metadata of jobs, runs and pods.",
+        "missed change is repaired within a minute, at the cost of one list of metadata of jobs, runs and pods. "
+        "Where such a list takes longer than 3 s, resyncs are rarer: every ten times what it took, at most 40 s.",
     )
     progress_seconds: float = Field(
         default=10,

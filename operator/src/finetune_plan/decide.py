@@ -15,6 +15,7 @@ from typing import Any
 from finetune_api.resource import names, reasons
 from finetune_api.resource.names import GROUP, KIND
 from finetune_api.resource.status import Status
+from finetune_api.runtime import exits
 from finetune_api.runtime.exits import Exit
 from finetune_api.runtime.report import FinalReport
 from finetune_api.validation.problem import Problem
@@ -285,7 +286,8 @@ def _end_or_restart(ctx: ReconcileContext, cause: retry.Failure) -> Plan:
         return _end(ctx, statuses.failing(ctx.status, cause.exit_code, message, now=ctx.time))
     attempt = backoff.scheduled(attempt, ctx.uid, ctx.now, ctx.settings, free=cause.free)
     used = restarts + (not cause.free)
-    status = statuses.restarting(ctx.status, used, cause.message, now=ctx.time, retry=attempt)
+    remedy = reasons.FREE_RESTART if cause.free else exits.meaning(cause.exit_code).remedy
+    status = statuses.restarting(ctx.status, used, cause.message, now=ctx.time, remedy=remedy, retry=attempt)
     return Plan(ctx.remove_runs(), avoidance.blaming(status, cause), requeue_after=POLL_SECONDS)
 
 

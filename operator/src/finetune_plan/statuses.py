@@ -90,7 +90,8 @@ def running(status: Status, run: int, *, now: str) -> Status:
 
 def create_refused(status: Status, message: str, *, now: str, taken: bool = False) -> Status:
     """The claimed run could not be created; it is tried again."""
-    return _set(status, c.PODS_READY, False, *_of(r.NAME_TAKEN if taken else r.CREATE_REFUSED, message=message), now)
+    reason, message = _of(r.NAME_TAKEN if taken else r.CREATE_REFUSED, message=_sentence(message))
+    return _set(status, c.PODS_READY, False, reason, message, now)
 
 
 def is_claimed(status: Status) -> bool:
@@ -200,7 +201,7 @@ def failed(status: Status, exit_code: int, message: str, *, now: str) -> Status:
 def failing(status: Status, exit_code: int, message: str, *, now: str) -> Status:
     """The verdict of a permanent failure."""
     what = exits.meaning(exit_code)
-    text = f"{message or what.sentence} {what.remedy}".strip()[:MESSAGE_LENGTH]
+    text = f"{_sentence(message or what.sentence)} {what.remedy}".strip()[:MESSAGE_LENGTH]
     return _set(status, c.FAILURE_TARGET, True, what.reason, text, now)
 
 
@@ -265,10 +266,12 @@ def blocked(status: Status, problem: Problem, *, now: str) -> Status:
     )
 
 
-def restarting(status: Status, restarts: int, message: str, *, now: str, retry: RetryStatus | None = None) -> Status:
+def restarting(
+    status: Status, restarts: int, message: str, *, now: str, remedy: str, retry: RetryStatus | None = None
+) -> Status:
     """The run has failed and another one follows; `retry` says when, if it has to wait."""
     status = _clear_running(status, r.RESTARTING.name, now)
-    status = _set(status, c.TRAINING, False, *_of(r.RESTARTING, message=message), now)
+    status = _set(status, c.TRAINING, False, *_of(r.RESTARTING, message=_sentence(message), remedy=remedy), now)
     return next_run(_with(status, restarts=restarts, retry=retry or status.retry, phase=Phase.STARTING), now=now)
 
 
@@ -320,13 +323,13 @@ def _missing_pod(pods: tuple[ObservedPod, ...], refusal: str) -> tuple[Reason, s
     """Why one pod does not exist or does not run, with the remedy."""
     if refusal:
         reason = match_reason(REFUSED, refusal)
-        return reason, reason.text(message=f"{refusal.rstrip('.')}.")
+        return reason, reason.text(message=_sentence(refusal))
     waiting = next((p for p in pods if p.waiting), None)
     if waiting is None:
         return r.WAITING, ""
     reason, message = (
         match_reason(WAITING, waiting.waiting),
-        f"Pod {waiting.name} is waiting: {waiting.waiting.rstrip('.')}.",
+        f"Pod {waiting.name} is waiting: {_sentence(waiting.waiting)}",
     )
     return reason, message if reason is r.WAITING else reason.text(message=message)
 
@@ -395,6 +398,11 @@ def _clear_suspended(status: Status, now: str) -> Status:
 
 def _phase_of_running(phase: Phase | None) -> Phase:
     return Phase.STARTING if phase in (None, Phase.QUEUED, Phase.SUSPENDED, Phase.STOPPING) else phase
+
+
+def _sentence(text: str) -> str:
+    """With the full stop that others leave out, since a remedy follows."""
+    return f"{text.rstrip('.')}."
 
 
 def _of(reason: Reason, **values: object) -> tuple[str, str]:

@@ -110,7 +110,9 @@ NO_PODS = Reason("", (c.PODS_READY,), "No pods are needed.")
 
 STARTING = Reason("Starting", (c.TRAINING,), "Training has not started yet.")
 STEPPING = Reason("Stepping", (c.TRAINING,), "Optimizer steps are running.")
-RESTARTING = Reason("Restarting", (c.PODS_READY, c.TRAINING), "{message}")
+RESTARTING = Reason("Restarting", (c.PODS_READY, c.TRAINING), "{message}", "{remedy}")
+FREE_RESTART = "The next run starts automatically and costs none of lifecycle.maxRestarts."
+"""What there is to do after pods were lost."""
 NEXT_RUN = Reason(
     "", (c.PODS_READY,),
     "Run {run} starts at {time} (attempt {attempts} after {reason}; {used} of {allowed} restarts used).",
