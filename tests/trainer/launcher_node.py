@@ -32,7 +32,7 @@ def main() -> int:
         tensor_parallel=1,
         pipeline_parallel=1,
     )
-    report = launch.launch(mesh, NodeInfo(0, 1), Path(folder), (*COMMAND, roles), float(grace))
+    report = launch.launch(mesh, NodeInfo(0, 1), Path(folder), worker=(*COMMAND, roles), grace=float(grace))
     sys.stdout.write(report.line() + "\n")
     return report.exit_code
 

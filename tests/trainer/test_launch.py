@@ -67,7 +67,7 @@ def wait_until_ready(process: subprocess.Popen[str], ranks: int) -> None:
             ["exit 0"], 1, 0, "without a report", id="an exit without a report is a crash, even with code 0"
         ),
         pytest.param(
-            ["exit 13"], 13, 0, "rank 0 on node 0 exited without a report", id="an unknown code is passed on"
+            ["exit 42"], 42, 0, "rank 0 on node 0 exited without a report", id="an unknown code is passed on"
         ),
     ],
 )

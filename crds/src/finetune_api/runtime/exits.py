@@ -34,6 +34,7 @@ class Exit(IntEnum):
     PEER_LOST = 9
     STORAGE_FAILED = 10
     SOURCE_UNAVAILABLE = 11
+    STALLED = 13
     STOPPED = 75  # EX_TEMPFAIL of sysexits.h: stopped on request, a checkpoint is written, try again later
 
 
@@ -115,6 +116,13 @@ MEANINGS: dict[Exit, Meaning] = {
         Retry.BUDGET,
         "The model could not be downloaded for now: the Hub was overloaded, failed, or could not be reached.",
         "Wait, or check the network and HF_ENDPOINT; a token raises the Hub's rate limit.",
+    ),
+    Exit.STALLED: Meaning(
+        "Stalled",
+        Retry.BUDGET,
+        "The ranks stopped making progress and were killed.",
+        "Read the stacks in the log: where the named ranks stand is what does not respond (a volume, the network, "
+        "a device). If steps really take that long, the administrator raises settings.stallSeconds.",
     ),
     Exit.STOPPED: Meaning(
         "Stopped",
