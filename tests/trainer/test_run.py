@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import pytest
 
-from finetune_api.runtime.protocol import CONFIG_ENV, REPORT_ENV
+from finetune_api.runtime.protocol import CONFIG_ENV, REPORT_ENV, STALL_ENV
 from finetune_api.runtime.report import FinalReport, ProgressRecord, parse
 from trainer import models
 
@@ -31,7 +31,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def trainer(inputs: Path, folder: Path, data: str = "train.jsonl", **changes: Any) -> Iterator[subprocess.Popen[str]]:
+def trainer(
+    inputs: Path, folder: Path, data: str = "train.jsonl", *, stall: str = "600", **changes: Any
+) -> Iterator[subprocess.Popen[str]]:
     """The trainer, running; its output and its report are in `folder`."""
     model = changes.pop("model", inputs / "model")
     config = models.run_config(model, inputs / data, folder / "out", **changes)
@@ -39,6 +41,7 @@ def trainer(inputs: Path, folder: Path, data: str = "train.jsonl", **changes: An
     own = {
         CONFIG_ENV: str(folder / "run.json"),
         REPORT_ENV: str(folder / "report"),
+        STALL_ENV: stall,
         "OMP_NUM_THREADS": "1",
     }
     process = subprocess.Popen(

@@ -102,7 +102,7 @@ def wait_for_ranks(ranks: RankProcesses, grace: float, kill_seconds: float = KIL
 def _kill(ranks: RankProcesses, outcome: NodeOutcome, event: Stall | signal.Signals | None) -> None:
     outcome.stop_signals += isinstance(event, signal.Signals)
     found = ""
-    if isinstance(event, Stall) and not (outcome.failed or outcome.killed):
+    if isinstance(event, Stall) and ranks.running and not (outcome.failed or outcome.killed):
         outcome.stall, outcome.states, found = event, ranks.states(), ranks.stacks()
     outcome.killed_at = min(outcome.killed_at, time.time())
     ranks.send(signal.SIGKILL)

@@ -56,18 +56,18 @@ class RankProcesses:
         for process in self.processes.values():
             process.send_signal(number)  # does nothing if the process has exited
 
+    @property
+    def running(self) -> dict[int, subprocess.Popen[bytes]]:
+        return {rank: process for rank, process in self.processes.items() if process.poll() is None}
+
     def states(self) -> dict[int, str]:
-        """The state of each process, in order of ranks (stall.STATES)."""
-        return {rank: stacks.state(process) for rank, process in self.processes.items()}
+        """The state of each running process (stall.STATES)."""
+        return {rank: stacks.state(process) for rank, process in self.running.items()}
 
     def stacks(self) -> str:
         """The stacks of all ranks, one rank after the other, each line with its rank."""
-        progress = self.heartbeats.read()
-        answering = {
-            rank: process
-            for (rank, process), each in zip(self.processes.items(), progress, strict=True)
-            if each.activity and process.poll() is None
-        }
+        progress = dict(zip(self.processes, self.heartbeats.read(), strict=True))
+        answering = {rank: process for rank, process in self.running.items() if progress[rank].activity}
         found = dict.fromkeys(self.processes, "no stack: the process is starting, or has exited\n")
         found |= stacks.collect(self.folder, answering)
         return "".join(textwrap.indent(text, f"rank {rank}: ", lambda _: True) for rank, text in found.items())

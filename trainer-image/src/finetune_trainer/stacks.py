@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from .stall import EXITED, STATES
+from .stall import STATES
 
 SIGNAL = signal.SIGUSR1
 PATIENCE = 5.0
@@ -45,9 +45,7 @@ def collect(folder: Path, ranks: Mapping[int, subprocess.Popen[bytes]]) -> dict[
 
 
 def state(process: subprocess.Popen[bytes]) -> str:
-    """The state of a process as in proc(5); empty where the system has no /proc."""
-    if process.poll() is not None:
-        return EXITED
+    """The state of a process as in proc(5); empty if the system has no /proc, or the process has exited."""
     try:
         return Path(f"/proc/{process.pid}/stat").read_text().rpartition(") ")[2][:1]
     except OSError:

@@ -7,7 +7,7 @@ allowed follows from the longest silence between two heartbeats so far, and is n
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from finetune_api.runtime.exits import MEANINGS, Exit
@@ -28,12 +28,11 @@ STATES = {
     "D": "waits in the kernel for a volume or a device",
 }
 """States of a process, as in proc(5), in which it does not answer."""
-EXITED = "X"
 
 
 @dataclass(frozen=True)
 class Stall:
-    """No rank of the node has made progress for longer than allowed. The tuples are in order of local ranks."""
+    """No rank of the node has made progress for longer than allowed. The tuples are in order of ranks."""
 
     allowed: float
     longest: float
@@ -73,26 +72,22 @@ class StallRule:
 
 
 def report(stall: Stall, node: int, states: Mapping[int, str]) -> FinalReport:
-    """The report of a node that was killed for `stall`. `states`: of the process of each rank, in their order.
+    """The report of a node that was killed for `stall`. `states`: of the processes that were running then, by rank.
 
     Its cause is a rank whose process does not answer, else one that is behind the others. The time is that of its
     last heartbeat, so that of several nodes the one that stood still first has the root cause.
     """
-    ranks = {
-        rank: (*each[1:3], silent)
-        for (rank, state), each, silent in zip(states.items(), stall.progress, stall.silent, strict=True)
-        if state != EXITED
-    }
-    stuck = [rank for rank in ranks if states[rank] in STATES]
-    blamed = stuck or [rank for rank in ranks if ranks[rank][:2] == min(ranks.values())[:2]]
-    step, _, silent = ranks[blamed[0]]
+    local = {rank: rank - node * len(stall.progress) for rank in states}
+    points = {rank: (stall.progress[i].step, stall.progress[i].position) for rank, i in local.items()}
+    behind = [rank for rank, point in points.items() if point == min(points.values())]
+    blamed = [rank for rank, state in states.items() if state in STATES] or behind
+    step = points[blamed[0]][0]
     message = (
         f"No rank of node {node} made progress for {min(stall.silent):.0f} s {_when(stall, step)}; "
-        f"{stall.allowed:.0f} s are allowed{_reason(stall)}. {_blame(blamed, ranks, states)} "
-        f"{MEANINGS[Exit.STALLED].remedy}"
+        f"{stall.allowed:.0f} s are allowed{_reason(stall)}. {_blame(blamed, states)} {MEANINGS[Exit.STALLED].remedy}"
     )
-    cause = Cause(rank=blamed[0], node=node, time=time.time() - silent, error=message)
-    return failure(Exit.STALLED, message, cause, step)
+    since = time.time() - stall.silent[local[blamed[0]]]
+    return failure(Exit.STALLED, message, Cause(rank=blamed[0], node=node, time=since, error=message), step)
 
 
 def _when(stall: Stall, step: int) -> str:
@@ -104,10 +99,10 @@ def _reason(stall: Stall) -> str:
     return f", {FACTOR} times the longest pause before" if grown else ""
 
 
-def _blame(blamed: Sequence[int], ranks: Collection[int], states: Mapping[int, str]) -> str:
+def _blame(blamed: Sequence[int], states: Mapping[int, str]) -> str:
     if states[blamed[0]] in STATES:
         return " ".join(f"Rank {rank} {STATES[states[rank]]}." for rank in blamed)
-    if len(blamed) == len(ranks):
+    if len(blamed) == len(states):
         return "All its ranks are at the same point."
     return f"Behind the others: rank {', '.join(map(str, blamed))}."
 

@@ -27,7 +27,6 @@ def main() -> None:
     # PEFT uses deprecated names of transformers, which users cannot change.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     folder = Path(os.environ[FOLDER_ENV])
-    stacks.answer(folder, int(os.environ["RANK"]))
     handoff = Handoff.read(folder)
     with Stop() as stop:
         code = run(handoff, os.environ, folder, stop)
@@ -40,6 +39,7 @@ def main() -> None:
 def run(handoff: Handoff, variables: Mapping[str, str], folder: Path, stop: Stop) -> int:
     """The run of one rank, to its report; returns the exit code. `variables` are those of the launcher."""
     rank = int(variables["RANK"])
+    stacks.answer(folder, rank)
     heartbeat = join(folder, int(variables["LOCAL_RANK"]))
     trainer: Trainer | None = None
     try:
