@@ -1,4 +1,4 @@
-"""Real ranks that hang: the launcher finds it, prints every stack, names the rank, and ends. The rule: test_stall.py."""
+"""Real ranks that hang: the launcher prints every stack, names the rank, and ends. The rule: test_stall.py."""
 
 from __future__ import annotations
 
@@ -11,23 +11,26 @@ import pytest
 
 from finetune_api.runtime.exits import Exit
 from trainer.hanging_node import COMMAND, HANGS, VICTIM
-from trainer.test_launch import TESTS, report_of
-from trainer.test_run import TWO, ended, first_step, inputs, ranks_of, trainer
+from trainer.test_launch import TESTS, ranks_of, report_of
+from trainer.test_run import TWO, ended, first_step, inputs, trainer
 
 __all__ = ["inputs"]
 
 FLOOR = "10"
-"""More than a step of the smallest model takes where processes wait for each other; the start may take six times that."""
+"""More than a step of the smallest model takes beside busy processes; the start may take six times that."""
 
 
 @pytest.mark.parametrize("hang", HANGS)
 def test_a_rank_that_hangs_is_named_with_the_stacks_of_all(tmp_path: Path, hang: str) -> None:
     variables = os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     command = [*COMMAND, hang, FLOOR, str(tmp_path)]
-    with subprocess.Popen(command, env=variables, text=True, **streams) as process:  # type: ignore[call-overload]
-        report, err = report_of(process), process.stderr.read()
-    assert (report.exit_code, report.reason, report.cause.rank) == (Exit.STALLED, "Stalled", VICTIM)
+    with (tmp_path / "err").open("w") as log:
+        process = subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=log, text=True)
+        report = report_of(process)
+    err = (tmp_path / "err").read_text()
+    assert (report.exit_code, report.reason) == (Exit.STALLED, "Stalled")
+    assert report.cause is not None
+    assert report.cause.rank == VICTIM
     assert f"Behind the others: rank {VICTIM}." in report.message
     stacks = {rank: [line for line in err.splitlines() if line.startswith(f"rank {rank}: ")] for rank in (0, 1)}
     assert HANGS[hang].__name__ in "".join(stacks[VICTIM]), err
@@ -54,7 +57,7 @@ def test_the_launcher_prints_the_stacks_of_its_ranks_when_asked(tmp_path: Path, 
         first_step(process)
         process.send_signal(signal.SIGUSR1)
         assert process.stderr is not None
-        ranks = set()
+        ranks: set[str] = set()
         while ranks != {"rank 0", "rank 1"}:
             line = process.stderr.readline()
             ranks |= {line.partition(":")[0]} if " in fit" in line else set()

@@ -17,6 +17,7 @@ import pytest
 from finetune_api.runtime.protocol import CONFIG_ENV, REPORT_ENV, STALL_ENV
 from finetune_api.runtime.report import FinalReport, ProgressRecord, parse
 from trainer import models
+from trainer.test_launch import ranks_of
 
 TWO: dict[str, Any] = {"engine": "ddp", "mesh__processes_per_node": 2, "mesh__data_parallel": 2}
 
@@ -139,9 +140,3 @@ def test_a_signal_before_there_are_ranks_stops_at_once(tmp_path: Path, inputs: P
         process.send_signal(signal.SIGTERM)
         found = ended(process, tmp_path)
     assert (found.code, found.report.message) == (75, "stopped before training started")
-
-
-def ranks_of(launcher: int) -> list[int]:
-    """Processes of the ranks, in order."""
-    tasks = Path(f"/proc/{launcher}/task/{launcher}/children")
-    return [int(pid) for pid in tasks.read_text().split()] if tasks.exists() else []

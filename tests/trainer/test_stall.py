@@ -129,7 +129,7 @@ def at(step: int, position: int = 0, *, stepping: bool = True) -> RankProgress:
             id="and the one in an earlier step, wherever it is there",
         ),
         pytest.param(
-            (at(7, 4), at(7, 4)), {2: "S", 3: "R"}, 2, "All its ranks are at the same point. ",
+            (at(7, 4), at(7, 4)), {2: "S", 3: "R"}, 2, "None is behind the others. ",
             id="ranks at the same point are all of them",
         ),
         pytest.param(
@@ -141,7 +141,7 @@ def at(step: int, position: int = 0, *, stepping: bool = True) -> RankProgress:
             id="one that cannot be interrupted is named, whichever is behind",
         ),
         pytest.param(
-            (at(7, 3), at(7, 4)), {3: "S"}, 3, "All its ranks are at the same point. ",
+            (at(7, 3), at(7, 4)), {3: "S"}, 3, "None is behind the others. ",
             id="a rank that has exited is not",
         ),
         pytest.param(

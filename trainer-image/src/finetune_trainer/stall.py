@@ -103,7 +103,7 @@ def _blame(blamed: Sequence[int], states: Mapping[int, str]) -> str:
     if states[blamed[0]] in STATES:
         return " ".join(f"Rank {rank} {STATES[states[rank]]}." for rank in blamed)
     if len(blamed) == len(states):
-        return "All its ranks are at the same point."
+        return "None is behind the others."
     return f"Behind the others: rank {', '.join(map(str, blamed))}."
 
 

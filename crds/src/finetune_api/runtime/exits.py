@@ -121,8 +121,8 @@ MEANINGS: dict[Exit, Meaning] = {
         "Stalled",
         Retry.BUDGET,
         "The ranks stopped making progress and were killed.",
-        "Read the stacks in the log: where the named ranks stand is what does not respond (a volume, the network, "
-        "a device). If steps really take that long, the administrator raises settings.stallSeconds.",
+        "Read the stacks in the log: what the ranks wait for does not respond (a volume, the network, a device), or a "
+        "rank that is behind holds up the others. If steps take that long, have settings.stallSeconds raised.",
     ),
     Exit.STOPPED: Meaning(
         "Stopped",
