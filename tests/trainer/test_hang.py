@@ -24,8 +24,10 @@ FLOOR = "10"
 def test_a_rank_that_hangs_is_named_with_the_stacks_of_all(tmp_path: Path, hang: str) -> None:
     variables = os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
     command = [*COMMAND, hang, FLOOR, str(tmp_path)]
-    with (tmp_path / "err").open("w") as log:
-        process = subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=log, text=True)
+    with (
+        (tmp_path / "err").open("w") as log,
+        subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=log, text=True) as process,
+    ):
         report = report_of(process)
     err = (tmp_path / "err").read_text()
     assert (report.exit_code, report.reason) == (Exit.STALLED, "Stalled")

@@ -56,7 +56,7 @@ def workload(resolved: Resolution, settings: PlanSettings, run_number: int = 1, 
         nodes=layout.nodes,
         processes_per_node=layout.gpus_per_node,
         command=("python", "-m", "finetune_trainer"),
-        env=_environment(job),
+        env=_environment(job, settings),
         config_json=resolved.config_json,
         image=job.pods.image.value or settings.trainer_image,
         labels=_labels(job, run_number, uid),
@@ -77,10 +77,11 @@ def rendezvous(work: Workload, node_rank: int, address: str, port: int) -> dict[
     }
 
 
-def _environment(job: JobSettings) -> dict[str, str]:
+def _environment(job: JobSettings, settings: PlanSettings) -> dict[str, str]:
     env = {
         protocol.CONFIG_ENV: CONFIG_PATH,
         protocol.REPORT_ENV: TERMINATION_LOG,
+        protocol.STALL_ENV: str(settings.stall_seconds),
         "HF_HOME": f"{CACHE if job.pods.cache_claim.value else SCRATCH}/huggingface",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
