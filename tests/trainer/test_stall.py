@@ -9,7 +9,8 @@ import pytest
 
 from finetune_trainer.files import DISK
 from finetune_trainer.heartbeat import Heartbeat, HeartbeatFiles, Heartbeats, RankProgress, join
-from finetune_trainer.stall import FACTOR, OUTSIDE_STEPS, Stall, StallRule, report
+from finetune_trainer.stacks import innermost
+from finetune_trainer.stall import FACTOR, OUTSIDE_STEPS, Stall, StalledRank, StallRule, report
 
 FLOOR = 60.0
 PATIENT = FLOOR * OUTSIDE_STEPS
@@ -121,7 +122,8 @@ def at(step: int, position: int = 0, *, stepping: bool = True) -> RankProgress:
     [
         pytest.param(
             (at(7, 4), at(7, 3)), {2: "S", 3: "S"}, 3,
-            "No rank of node 1 made progress for 61 s after step 7; 60 s are allowed. Behind the others: rank 3. ",
+            "No rank of node 1 made progress for 61 s after step 7; 60 s are allowed. Behind the others: rank 3. "
+            "Rank 3 is in f (rank3.py:9). ",
             id="the rank that is behind the others in its step is named",
         ),
         pytest.param(
@@ -153,7 +155,8 @@ def at(step: int, position: int = 0, *, stepping: bool = True) -> RankProgress:
 )  # fmt: skip
 def test_report(progress: tuple[RankProgress, ...], states: dict[int, str], rank: int, sentences: str) -> None:
     began = time.time()
-    found = report(Stall(60.0, 1.0, progress, (61.0, 62.0)), 1, states)
+    ranks = {each: StalledRank(state, f"f (rank{each}.py:9)") for each, state in states.items()}
+    found = report(Stall(60.0, 1.0, progress, (61.0, 62.0)), 1, ranks)
     assert (found.exit_code, found.reason, found.step) == (13, "Stalled", progress[rank - 2].step)
     assert sentences in found.message
     assert "settings.stallSeconds" in found.message
@@ -163,5 +166,25 @@ def test_report(progress: tuple[RankProgress, ...], states: dict[int, str], rank
 
 
 def test_a_report_says_why_more_than_the_floor_was_allowed() -> None:
-    found = report(Stall(200.0, 40.0, (at(7),), (201.0,)), 0, {0: "S"})
+    found = report(Stall(200.0, 40.0, (at(7),), (201.0,)), 0, {0: StalledRank("", "")})
     assert "200 s are allowed, 5 times the longest pause before." in found.message
+
+
+STACK = """Thread 0x00007f (most recent call first):
+  File "/usr/lib/python3.11/threading.py", line 324 in wait
+
+Current thread 0x00007e (most recent call first):
+  File "/opt/torch/autograd/graph.py", line 1113 in _engine_run_backward
+  File "/app/loop.py", line 100 in _gradients
+"""
+
+
+@pytest.mark.parametrize(
+    ("stack", "frame"),
+    [
+        pytest.param(STACK, "_engine_run_backward (graph.py:1113)", id="the main thread counts, which comes last"),
+        pytest.param("no stack: the process is stopped by a signal\n", "", id="without a stack nothing is known"),
+    ],
+)
+def test_where_a_rank_is(stack: str, frame: str) -> None:
+    assert innermost(stack) == frame

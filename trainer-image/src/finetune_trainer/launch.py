@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from .handoff import FOLDER_ENV, STORE_ENV, read_rank_report
 from .heartbeat import Heartbeats
 from .outcome import NodeOutcome, RankExit, node_report
 from .rank_processes import SIGNALS, Event, Events, RankProcesses
-from .stall import Stall
+from .stall import Stall, StalledRank
 
 GRACE = 15.0
 """Seconds that the other ranks have, after the first failure, to fail and write their reports."""
@@ -68,7 +68,7 @@ def launch(
         finally:
             ranks.send(signal.SIGKILL)
     if outcome.stall is not None:
-        return stall.report(outcome.stall, node.rank, outcome.states)
+        return stall.report(outcome.stall, node.rank, outcome.stalled)
     reports = {rank: report for rank in ranks.processes if (report := read_rank_report(folder, rank))}
     return node_report(outcome, reports, node.rank)
 
@@ -87,7 +87,7 @@ def wait_for_ranks(ranks: RankProcesses, grace: float, kill_seconds: float = KIL
             if event.code and deadline is None:
                 deadline = time.monotonic() + grace
         elif event is stacks.SIGNAL:
-            sys.stderr.write(ranks.stacks())
+            sys.stderr.write(stacks.log_lines(ranks.stacks()))
         elif isinstance(event, signal.Signals) and not outcome.stop_signals:
             outcome.stop_signals = 1
             ranks.send(signal.SIGTERM)
@@ -101,12 +101,15 @@ def wait_for_ranks(ranks: RankProcesses, grace: float, kill_seconds: float = KIL
 
 def _kill(ranks: RankProcesses, outcome: NodeOutcome, event: Stall | signal.Signals | None) -> None:
     outcome.stop_signals += isinstance(event, signal.Signals)
-    found = ""
+    found: Mapping[int, str] = {}
     if isinstance(event, Stall) and ranks.running and not (outcome.failed or outcome.killed):
-        outcome.stall, outcome.states, found = event, ranks.states(), ranks.stacks()
+        states = {rank: stacks.state(process) for rank, process in ranks.running.items()}
+        found = ranks.stacks()
+        outcome.stall = event
+        outcome.stalled = {rank: StalledRank(states[rank], stacks.innermost(found[rank])) for rank in states}
     outcome.killed_at = min(outcome.killed_at, time.time())
     ranks.send(signal.SIGKILL)
-    sys.stderr.write(found)
+    sys.stderr.write(stacks.log_lines(found))
 
 
 def _next(events: Events, deadline: float | None) -> Event | None:

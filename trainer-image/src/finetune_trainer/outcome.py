@@ -18,7 +18,7 @@ from finetune_api.runtime.report import Cause, FinalReport
 from finetune_api.runtime.root_cause import precedence
 
 if TYPE_CHECKING:
-    from .stall import Stall
+    from .stall import Stall, StalledRank
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class NodeOutcome:
     """When the launcher killed the remaining ranks; exits from then on are not a cause."""
     stall: Stall | None = None
     """Why the launcher killed them, if they stood still."""
-    states: Mapping[int, str] = field(default_factory=dict)
-    """The states of all processes then."""
+    stalled: Mapping[int, StalledRank] = field(default_factory=dict)
+    """The ranks that were running then."""
 
     @property
     def failed(self) -> bool:

@@ -9,7 +9,6 @@ import queue
 import select
 import signal
 import subprocess
-import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -60,17 +59,12 @@ class RankProcesses:
     def running(self) -> dict[int, subprocess.Popen[bytes]]:
         return {rank: process for rank, process in self.processes.items() if process.poll() is None}
 
-    def states(self) -> dict[int, str]:
-        """The state of each running process (stall.STATES)."""
-        return {rank: stacks.state(process) for rank, process in self.running.items()}
-
-    def stacks(self) -> str:
-        """The stacks of all ranks, one rank after the other, each line with its rank."""
+    def stacks(self) -> dict[int, str]:
+        """The stack of each rank, or why it has none."""
         progress = dict(zip(self.processes, self.heartbeats.read(), strict=True))
         answering = {rank: process for rank, process in self.running.items() if progress[rank].activity}
         found = dict.fromkeys(self.processes, "no stack: the process is starting, or has exited\n")
-        found |= stacks.collect(self.folder, answering)
-        return "".join(textwrap.indent(text, f"rank {rank}: ", lambda _: True) for rank, text in found.items())
+        return found | stacks.collect(self.folder, answering)
 
     @contextmanager
     def observed(self, floor: float) -> Iterator[None]:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import re
 import signal
 import subprocess
+import textwrap
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +20,7 @@ from .stall import STATES
 SIGNAL = signal.SIGUSR1
 PATIENCE = 5.0
 """Seconds that ranks have to write their stacks."""
+_FRAME = re.compile(r'File "(.+)", line (\d+) in (.+)')
 _POLL = 0.2
 """Seconds without a change after which a stack is complete."""
 
@@ -50,6 +53,17 @@ def state(process: subprocess.Popen[bytes]) -> str:
         return Path(f"/proc/{process.pid}/stat").read_text().rpartition(") ")[2][:1]
     except OSError:
         return ""
+
+
+def log_lines(found: Mapping[int, str]) -> str:
+    """One rank after the other, each line with its rank."""
+    return "".join(textwrap.indent(text, f"rank {rank}: ", lambda _: True) for rank, text in found.items())
+
+
+def innermost(stack: str) -> str:
+    """Where the main thread is, which faulthandler lists last; empty without a stack."""
+    found = _FRAME.search(stack.rpartition("(most recent call first)")[2])
+    return f"{found[3]} ({Path(found[1]).name}:{found[2]})" if found else ""
 
 
 def _missing(process: subprocess.Popen[bytes]) -> str:

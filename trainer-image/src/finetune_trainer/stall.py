@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from finetune_api.runtime.exits import MEANINGS, Exit
 from finetune_api.runtime.report import Cause, FinalReport
@@ -42,6 +43,15 @@ class Stall:
     """Seconds since the last heartbeat of each rank."""
 
 
+class StalledRank(NamedTuple):
+    """What is found out about the process of a rank."""
+
+    state: str
+    """As in proc(5); empty if unknown."""
+    frame: str
+    """Where it is: the innermost frame of its stack; empty if unknown."""
+
+
 class StallRule:
     """Adds up the silence of each rank over observations, which are made every `tick` seconds."""
 
@@ -71,20 +81,20 @@ class StallRule:
         return Stall(allowed, self._longest, progress, self._silent) if min(self._silent) > allowed else None
 
 
-def report(stall: Stall, node: int, states: Mapping[int, str]) -> FinalReport:
-    """The report of a node that was killed for `stall`. `states`: of the processes that were running then, by rank.
+def report(stall: Stall, node: int, ranks: Mapping[int, StalledRank]) -> FinalReport:
+    """The report of a node that was killed for `stall`, with the `ranks` that were running then.
 
     Its cause is a rank whose process does not answer, else one that is behind the others. The time is that of its
     last heartbeat, so that of several nodes the one that stood still first has the root cause.
     """
-    local = {rank: rank - node * len(stall.progress) for rank in states}
+    local = {rank: rank - node * len(stall.progress) for rank in ranks}
     points = {rank: (stall.progress[i].step, stall.progress[i].position) for rank, i in local.items()}
     behind = [rank for rank, point in points.items() if point == min(points.values())]
-    blamed = [rank for rank, state in states.items() if state in STATES] or behind
+    blamed = [rank for rank, each in ranks.items() if each.state in STATES] or behind
     step = points[blamed[0]][0]
     message = (
         f"No rank of node {node} made progress for {min(stall.silent):.0f} s {_when(stall, step)}; "
-        f"{stall.allowed:.0f} s are allowed{_reason(stall)}. {_blame(blamed, states)} {MEANINGS[Exit.STALLED].remedy}"
+        f"{stall.allowed:.0f} s are allowed{_reason(stall)}. {_blame(blamed, ranks)} {MEANINGS[Exit.STALLED].remedy}"
     )
     since = time.time() - stall.silent[local[blamed[0]]]
     return failure(Exit.STALLED, message, Cause(rank=blamed[0], node=node, time=since, error=message), step)
@@ -99,12 +109,12 @@ def _reason(stall: Stall) -> str:
     return f", {FACTOR} times the longest pause before" if grown else ""
 
 
-def _blame(blamed: Sequence[int], states: Mapping[int, str]) -> str:
-    if states[blamed[0]] in STATES:
-        return " ".join(f"Rank {rank} {STATES[states[rank]]}." for rank in blamed)
-    if len(blamed) == len(states):
-        return "None is behind the others."
-    return f"Behind the others: rank {', '.join(map(str, blamed))}."
+def _blame(blamed: Sequence[int], ranks: Mapping[int, StalledRank]) -> str:
+    first, names = ranks[blamed[0]], ", ".join(map(str, blamed))
+    if first.state in STATES:
+        return " ".join(f"Rank {rank} {STATES[ranks[rank].state]}." for rank in blamed)
+    behind = "None is behind the others." if len(blamed) == len(ranks) else f"Behind the others: rank {names}."
+    return f"{behind} Rank {blamed[0]} is in {first.frame}." if first.frame else behind
 
 
 def _stepping(progress: Sequence[RankProgress]) -> bool:
