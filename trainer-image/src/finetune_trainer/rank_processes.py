@@ -99,7 +99,7 @@ def _in_background(work: Callable[..., None], *args: Any) -> None:
 
 
 def _log_is_read() -> bool:
-    """Whether standard output and error take more. If not, ranks wait for whoever reads them, and do not hang."""
+    """Whether standard output and error take more. If not, ranks wait for their reader, and do not hang."""
     try:
         return len(select.select((), (1, 2), (), 0)[1]) == 2
     except OSError:  # one of them is closed
