@@ -121,8 +121,8 @@ MEANINGS: dict[Exit, Meaning] = {
         "Stalled",
         Retry.BUDGET,
         "The ranks stopped making progress and were killed.",
-        "Read the stacks in the log: what the ranks wait for does not respond (a volume, the network, a device), or a "
-        "rank that is behind holds up the others. If steps take that long, have settings.stallSeconds raised.",
+        "Read the stacks in the log: what the ranks wait for does not respond (a volume, the network, a device), or "
+        "a rank that is behind holds up the others. If steps take that long, have settings.stallSeconds raised.",
     ),
     Exit.STOPPED: Meaning(
         "Stopped",
