@@ -38,6 +38,9 @@ CASES: dict[str, tuple[list[tuple[int, int]], dict[int, float], bool, tuple[str,
     "if all have lost a peer, the first of them": (
         [(0, Exit.PEER_LOST), (1, Exit.PEER_LOST)], {0: 2.0, 1: 1.0}, False, ("job-1-worker-1", Exit.PEER_LOST),
     ),
+    "if all stood still, the one that did first": (
+        [(0, Exit.STALLED), (1, Exit.STALLED)], {0: 5.0, 1: 4.0}, False, ("job-1-worker-1", Exit.STALLED),
+    ),
     "stopped on request": ([(0, 75), (1, 75)], {0: 1.0, 1: 1.0}, True, ("job-1-worker-0", Exit.STOPPED)),
     "stopped before the trainer could on_line_read it": ([(0, 143)], {}, True, ("job-1-worker-0", Exit.STOPPED)),
     "a failure while stopping is a failure": (

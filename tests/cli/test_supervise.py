@@ -123,6 +123,19 @@ def test_a_launcher_that_dies_takes_its_ranks_along(tmp_path: Path) -> None:
     assert alive(tmp_path) == []
 
 
+def test_a_process_that_cannot_be_ended_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    """It holds the pipes, as a rank does that waits in the kernel for a volume. Nothing marks it as ours."""
+    script = """
+import subprocess
+held = subprocess.Popen(["/bin/sleep", "1000"], env={}, start_new_session=True)
+print(held.pid)
+raise SystemExit(13)
+"""
+    seen = supervised(tmp_path, script)
+    os.kill(int(seen.lines[0][1]), signal.SIGKILL)
+    assert seen.codes == {0: 13}
+
+
 def test_a_replica_ends_when_the_command_line_is_killed(tmp_path: Path) -> None:
     command = f"""
 import os

@@ -16,6 +16,7 @@ import pytest
 from builders import Json
 from finetune_api.codegen.crd import crd
 from finetune_api.runtime.exits import Exit
+from finetune_api.runtime.protocol import STALL_ENV
 from operating.process import OperatorProcess
 from operating.team import SMALL, Team, condition, message
 from testbed.control_plane import ControlPlane
@@ -76,6 +77,21 @@ def test_runs_that_fail_in_a_row_follow_each_other_with_growing_delays(
     due = [datetime.fromisoformat(r["nextTime"]) for r in retries]
     assert all(birth >= time for birth, time in zip(births[1:], due, strict=True))
     assert condition(status, "Failed")[1] == "StorageFailed"
+
+
+def test_a_run_that_stood_still_restarts_under_the_budget_and_says_so(
+    plane: ControlPlane, team: Team, tmp_path: Path
+) -> None:
+    with operating(plane, tmp_path, team, BACKOFF_SECONDS="0", STALL_SECONDS="90"):
+        team.submit(SMALL | {"lifecycle.maxRestarts": 1})
+        for run in ("sample-1", "sample-2"):
+            [pod] = team.until_run(run, pods=1)
+            team.end(pod["metadata"]["name"], Exit.STALLED, "No rank of node 0 made progress for 91 s.")
+            assert team.until(restarted(1))["retry"]["reason"] == "Stalled"
+        status = team.until_phase("Failed")
+    assert {"name": STALL_ENV, "value": "90"} in pod["spec"]["containers"][0]["env"]
+    assert condition(status, "Failed")[1] == "Stalled"
+    assert "No rank of node 0 made progress for 91 s." in message(status, "Failed")
 
 
 def test_the_time_of_the_next_run_survives_a_restart_of_the_operator(

@@ -92,7 +92,7 @@ class Life:
         return found
 
 
-S, C, P, T = Exit.STORAGE_FAILED, Exit.CRASHED, PREEMPTED, Exit.STOPPED
+S, C, H, P, T = Exit.STORAGE_FAILED, Exit.CRASHED, Exit.STALLED, PREEMPTED, Exit.STOPPED
 SEQUENCES: dict[str, tuple[list[tuple[Any, int]], list[float]]] = {
     # (how the run ended, newest checkpoint by then), seconds until the next one
     "an outage of storage": ([(S, 0)] * 5, [10, 20, 40, 80, 160]),
@@ -100,6 +100,7 @@ SEQUENCES: dict[str, tuple[list[tuple[Any, int]], list[float]]] = {
     "progress starts the row again": ([(S, 0), (S, 0), (S, 20), (S, 20), (S, 40)], [10, 20, 10, 20, 10]),
     "an older checkpoint is no progress": ([(S, 20), (S, 10), (S, 20)], [10, 20, 40]),
     "another cause has a row of its own": ([(S, 0), (S, 0), (C, 0), (C, 0)], [10, 20, 10, 20]),
+    "runs that stand still wait like other failures": ([(H, 0), (H, 0), (H, 20)], [10, 20, 10]),
     "the first preemption does not wait": ([(P, 0), (P, 0), (P, 0)], [0, 10, 20]),
     "preemption with progress never waits": ([(P, 10), (P, 20), (P, 30)], [0, 0, 0]),
     "free restarts of several causes are one row": ([(P, 0), (T, 0), (P, 0)], [0, 10, 20]),

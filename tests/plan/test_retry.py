@@ -42,6 +42,9 @@ CASES: dict[str, tuple[tuple[ObservedPod, ...], tuple[int, str, bool]]] = {
     "if all have lost a peer, the first of them": (
         (pod(0, Exit.PEER_LOST, time=2.0), pod(1, Exit.PEER_LOST, time=1.0)),
         (Exit.PEER_LOST, "Pod p1: own words", False)),
+    "if all stood still, the one whose ranks did first": (
+        (pod(0, Exit.STALLED, time=2.0), pod(1, Exit.STALLED, time=1.0)),
+        (Exit.STALLED, "Pod p1: own words", False)),
     "a pod whose trainer never started": (
         (pod(0), failed(1, why="init container mesh exited with code 3 (Error: no route)")),
         (Exit.CRASHED, "Pod p1: init container mesh exited with code 3 (Error: no route).", False)),

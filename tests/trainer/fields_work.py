@@ -33,7 +33,7 @@ def readers(settings: RunConfig, folder: Path) -> Readers:
     config.check(recorded)
     node = config.node({}, recorded)
     preparation.prepare(recorded, node.rank, folder, lambda _: None)
-    launch.launch(recorded.mesh, node, folder, NO_WORK)
+    launch.launch(recorded.mesh, node, folder, worker=NO_WORK)
     handoff = Handoff.read(folder).model_copy(update={"config": recorded})
     with Stop() as stop:
         assert worker.run(handoff, ALONE, folder, stop) == 0

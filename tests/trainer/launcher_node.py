@@ -1,4 +1,4 @@
-"""A node with scripted ranks: `python -m trainer.launcher_node ROLES GRACE FOLDER`.
+"""A node with scripted ranks: `python -m trainer.launcher_node ROLES GRACE FOLDER STALL`.
 
 ROLES is JSON: the role of each rank, one of those below. The launcher is the real one; it prints the report.
 """
@@ -19,12 +19,13 @@ from finetune_api.runtime.run_config import Mesh
 from finetune_trainer import launch, outcome
 from finetune_trainer.config import NodeInfo
 from finetune_trainer.handoff import FOLDER_ENV, STORE_ENV, write_rank_report
+from finetune_trainer.heartbeat import join
 
 COMMAND = (sys.executable, "-m", "trainer.launcher_node")
 
 
 def main() -> int:
-    roles, grace, folder = sys.argv[1:]
+    roles, grace, folder, stall = sys.argv[1:]
     mesh = Mesh(
         nodes=1,
         processes_per_node=len(json.loads(roles)),
@@ -32,7 +33,9 @@ def main() -> int:
         tensor_parallel=1,
         pipeline_parallel=1,
     )
-    report = launch.launch(mesh, NodeInfo(0, 1), Path(folder), (*COMMAND, roles), float(grace))
+    report = launch.launch(
+        mesh, NodeInfo(0, 1), Path(folder), worker=(*COMMAND, roles), grace=float(grace), stall_seconds=float(stall)
+    )
     sys.stdout.write(report.line() + "\n")
     return report.exit_code
 
@@ -45,6 +48,8 @@ def play(role: str) -> NoReturn:
         "die": lambda: os.kill(os.getpid(), signal.SIGKILL),
         "hang": hang,
         "stop": stop,
+        "work": work,
+        "print": print_much,
         "environment": report_environment,
     }[name]()
     raise AssertionError(role)
@@ -77,6 +82,27 @@ def stop() -> None:
     sys.stdout.flush()
     signal.sigwait({signal.SIGTERM})
     end(FinalReport(time=time.time(), exit_code=Exit.STOPPED, reason="Stopped", message="after 3 steps", step=3))
+
+
+def work() -> None:
+    """Like a rank that does one step after the other, until it is asked to stop."""
+    heartbeat = join(Path(os.environ[FOLDER_ENV]), int(os.environ["LOCAL_RANK"]))
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    heartbeat.done(1)
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    while not signal.sigtimedwait({signal.SIGTERM}, 0.01):
+        heartbeat.done(2)
+    end(FinalReport(time=time.time(), exit_code=Exit.STOPPED, reason="Stopped", message="", step=2))
+
+
+def print_much() -> None:
+    """Like a rank that writes more lines than a pipe holds."""
+    heartbeat = join(Path(os.environ[FOLDER_ENV]), int(os.environ["LOCAL_RANK"]))
+    heartbeat.done(1)
+    sys.stdout.write("ready\n" + "record\n" * 100_000)
+    sys.stdout.flush()
+    end(FinalReport(time=time.time(), exit_code=Exit.OK, reason="Succeeded", message="", step=1))
 
 
 def report_environment() -> None:

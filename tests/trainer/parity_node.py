@@ -25,7 +25,7 @@ def as_launcher(folder: Path) -> int:
     changes = {"engine": "ddp", "mesh__nodes": 2, "mesh__data_parallel": 2}
     settings = models.run_config(Path("model"), Path("data"), Path("output"), **changes)
     node = config.node(os.environ, settings)
-    return launch.launch(settings.mesh, node, folder, COMMAND).exit_code
+    return launch.launch(settings.mesh, node, folder, worker=COMMAND).exit_code
 
 
 def as_rank(folder: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from finetune_api.runtime.protocol import CONFIG_ENV
+from finetune_api.runtime.protocol import CONFIG_ENV, STALL_ENV, STALL_SECONDS
 from finetune_api.runtime.run_config import RunConfig
 from finetune_trainer import config
 from finetune_trainer.config import NodeInfo
@@ -177,3 +177,14 @@ def test_the_rank_of_the_node() -> None:
 def test_nodes_that_do_not_fit_the_mesh_are_refused(variables: dict[str, str], reason: str) -> None:
     with pytest.raises(ConfigRefused, match=reason):
         config.node(variables, fine(**NODES))
+
+
+@pytest.mark.parametrize(("text", "seconds"), [(None, STALL_SECONDS), ("0", 0), ("1.5", 1.5)])
+def test_the_seconds_of_a_stall(text: str | None, seconds: float) -> None:
+    assert config.stall_seconds({} if text is None else {STALL_ENV: text}) == seconds
+
+
+@pytest.mark.parametrize("text", ["soon", "-1", "inf", "nan", ""])
+def test_seconds_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(ConfigRefused, match=f"FINETUNE_STALL_SECONDS is '{text}'; it must be a number of seconds"):
+        config.stall_seconds({STALL_ENV: text})

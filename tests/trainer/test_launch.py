@@ -6,13 +6,18 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from finetune_api.runtime.exits import Exit
 from finetune_api.runtime.report import FinalReport, parse
+from finetune_trainer.heartbeat import Heartbeats
+from finetune_trainer.launch import wait_for_ranks
+from finetune_trainer.rank_processes import RankProcesses
 from trainer.launcher_node import COMMAND
 
 TESTS = Path(__file__).parents[1]
@@ -21,9 +26,9 @@ LONG = 60.0
 
 
 @contextmanager
-def node(folder: Path, roles: list[str], grace: float = LONG) -> Iterator[subprocess.Popen[str]]:
+def node(folder: Path, roles: list[str], grace: float = LONG, stall: float = LONG) -> Iterator[subprocess.Popen[str]]:
     """A running launcher; killed when the block ends."""
-    command = [*COMMAND, json.dumps(roles), str(grace), str(folder)]
+    command = [*COMMAND, json.dumps(roles), str(grace), str(folder), str(stall)]
     variables = os.environ | {"PYTHONPATH": str(TESTS)}
     with subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -44,6 +49,12 @@ def report_of(process: subprocess.Popen[str]) -> FinalReport:
     assert isinstance(report, FinalReport)
     assert process.wait() == report.exit_code, "the launcher ends with another code than it reports"
     return report
+
+
+def ranks_of(launcher: int) -> list[int]:
+    """Processes of the ranks, in order."""
+    tasks = Path(f"/proc/{launcher}/task/{launcher}/children")
+    return [int(pid) for pid in tasks.read_text().split()] if tasks.exists() else []
 
 
 def wait_until_ready(process: subprocess.Popen[str], ranks: int) -> None:
@@ -67,7 +78,7 @@ def wait_until_ready(process: subprocess.Popen[str], ranks: int) -> None:
             ["exit 0"], 1, 0, "without a report", id="an exit without a report is a crash, even with code 0"
         ),
         pytest.param(
-            ["exit 13"], 13, 0, "rank 0 on node 0 exited without a report", id="an unknown code is passed on"
+            ["exit 42"], 42, 0, "rank 0 on node 0 exited without a report", id="an unknown code is passed on"
         ),
     ],
 )
@@ -129,3 +140,59 @@ def test_ranks_get_their_environment(tmp_path: Path) -> None:
     }
     assert variables["store"], "rank 0 gets the socket that the launcher holds"
     assert int(variables["OMP_NUM_THREADS"]) >= 1
+
+
+STALL = 2.0
+"""Seconds in which scripted ranks at work record many heartbeats; to start, they have six times as long."""
+
+
+def test_ranks_that_never_start_to_work_are_a_stall(tmp_path: Path) -> None:
+    with node(tmp_path, ["hang", "hang"], stall=0.1) as process:
+        report = report_of(process)
+    assert (report.exit_code, report.reason) == (Exit.STALLED, "Stalled")
+    assert "while it started or saved" in report.message
+
+
+def test_with_zero_no_silence_is_a_stall(tmp_path: Path) -> None:
+    with node(tmp_path, ["hang"], stall=0) as process:
+        wait_until_ready(process, 1)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(STALL)
+
+
+def test_time_in_which_launcher_and_ranks_are_suspended_is_no_stall(tmp_path: Path) -> None:
+    with node(tmp_path, ["work", "work"], stall=STALL) as process:
+        wait_until_ready(process, 2)
+        everybody = [process.pid, *ranks_of(process.pid)]
+        for number in (signal.SIGSTOP, signal.SIGCONT):
+            for pid in everybody:
+                os.kill(pid, number)
+            time.sleep(3 * STALL)  # after SIGCONT the launcher has the time to be wrong
+        process.send_signal(signal.SIGTERM)
+        assert report_of(process).exit_code == Exit.STOPPED
+
+
+def test_a_rank_that_waits_for_the_reader_of_its_lines_is_no_stall(tmp_path: Path) -> None:
+    with node(tmp_path, ["print"], stall=STALL) as process:
+        wait_until_ready(process, 1)
+        time.sleep(3 * STALL)  # nobody reads
+        assert report_of(process).exit_code == Exit.OK
+
+
+class Unkillable(RankProcesses):
+    """Processes that a signal does not reach, as those that wait in the kernel for a volume."""
+
+    def send(self, number: signal.Signals) -> None:
+        """Nothing arrives."""
+
+
+def test_ranks_that_even_a_kill_does_not_end_are_given_up(tmp_path: Path) -> None:
+    ranks = Unkillable(tmp_path, Heartbeats(tmp_path, 1))
+    ranks.start(0, ["sleep", "1000"], os.environ, None)
+    ranks.events.put(signal.SIGTERM)
+    ranks.events.put(signal.SIGTERM)
+    try:
+        outcome = wait_for_ranks(ranks, LONG, kill_seconds=0.1)
+    finally:
+        ranks.processes[0].kill()
+    assert (outcome.exits, outcome.stop_signals, outcome.killed) == ([], 2, True)

@@ -14,9 +14,10 @@ from typing import IO, Any
 
 import pytest
 
-from finetune_api.runtime.protocol import CONFIG_ENV, REPORT_ENV
+from finetune_api.runtime.protocol import CONFIG_ENV, REPORT_ENV, STALL_ENV
 from finetune_api.runtime.report import FinalReport, ProgressRecord, parse
 from trainer import models
+from trainer.test_launch import ranks_of
 
 TWO: dict[str, Any] = {"engine": "ddp", "mesh__processes_per_node": 2, "mesh__data_parallel": 2}
 
@@ -31,7 +32,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def trainer(inputs: Path, folder: Path, data: str = "train.jsonl", **changes: Any) -> Iterator[subprocess.Popen[str]]:
+def trainer(
+    inputs: Path, folder: Path, data: str = "train.jsonl", *, stall: str = "600", **changes: Any
+) -> Iterator[subprocess.Popen[str]]:
     """The trainer, running; its output and its report are in `folder`."""
     model = changes.pop("model", inputs / "model")
     config = models.run_config(model, inputs / data, folder / "out", **changes)
@@ -39,6 +42,7 @@ def trainer(inputs: Path, folder: Path, data: str = "train.jsonl", **changes: An
     own = {
         CONFIG_ENV: str(folder / "run.json"),
         REPORT_ENV: str(folder / "report"),
+        STALL_ENV: stall,
         "OMP_NUM_THREADS": "1",
     }
     process = subprocess.Popen(
@@ -136,9 +140,3 @@ def test_a_signal_before_there_are_ranks_stops_at_once(tmp_path: Path, inputs: P
         process.send_signal(signal.SIGTERM)
         found = ended(process, tmp_path)
     assert (found.code, found.report.message) == (75, "stopped before training started")
-
-
-def ranks_of(launcher: int) -> list[int]:
-    """Processes of the ranks, in order."""
-    tasks = Path(f"/proc/{launcher}/task/{launcher}/children")
-    return [int(pid) for pid in tasks.read_text().split()] if tasks.exists() else []

@@ -61,6 +61,14 @@ class Settings(BaseSettings):
         ge=30,
         description="Seconds that pods have for one more step and a checkpoint. Default 300: a large model's save.",
     )
+    stall_seconds: int = Field(
+        default=_PLAN.stall_seconds,
+        ge=0,
+        description="Seconds without progress after which the trainer kills a run that hangs, with the stacks of its "
+        "ranks in the log (Stalled). Allowed are six times as many before the first step is done and while something "
+        "is saved, and always five times the longest pause that the run has had. Default 600: far more than a batch "
+        "takes; 0 allows everything.",
+    )
     backoff_seconds: float = Field(
         default=_PLAN.backoff_seconds,
         ge=0,
@@ -204,6 +212,7 @@ class Settings(BaseSettings):
             service_accounts=self.service_accounts,
             shared_memory=self.shared_memory,
             grace_period_seconds=self.grace_period_seconds,
+            stall_seconds=self.stall_seconds,
             backoff_seconds=self.backoff_seconds,
             max_backoff_seconds=self.max_backoff_seconds,
             max_free_restarts=self.max_free_restarts,

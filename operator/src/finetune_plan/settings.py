@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from finetune_api.resource import defaults
+from finetune_api.runtime.protocol import STALL_SECONDS
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class PlanSettings:
     """Size of /dev/shm where neither pods.sharedMemory nor pods.memory sets one: NCCL's buffers of one node."""
     grace_period_seconds: int = 300
     """Seconds for one step and a checkpoint, where lifecycle.terminationGracePeriodSeconds is absent."""
+    stall_seconds: int = STALL_SECONDS
+    """Seconds without progress that are never a stall; 0: none is."""
     backoff_seconds: float = defaults.BACKOFF_SECONDS
     """Delay of a restart after the first failure; 0 restarts at once, always."""
     max_backoff_seconds: float = defaults.MAX_BACKOFF_SECONDS

@@ -58,7 +58,7 @@ def workload(resolved: Resolution, settings: PlanSettings, run_number: int = 1, 
         run=run_number,
         nodes=layout.nodes,
         processes_per_node=layout.gpus_per_node,
-        contract=Contract(("python", "-m", "finetune_trainer"), _environment(job), PATHS),
+        contract=Contract(("python", "-m", "finetune_trainer"), _environment(job, settings), PATHS),
         config_json=resolved.config_json,
         image=job.pods.image.value or settings.trainer_image,
         labels=_labels(job, run_number, uid),
@@ -79,10 +79,11 @@ def rendezvous(work: Workload, node_rank: int, address: str, port: int) -> dict[
     }
 
 
-def _environment(job: JobSettings) -> dict[str, str]:
+def _environment(job: JobSettings, settings: PlanSettings) -> dict[str, str]:
     env = {
         protocol.CONFIG_ENV: f"{PATHS['run-config']}/run.json",
         protocol.REPORT_ENV: TERMINATION_LOG,
+        protocol.STALL_ENV: str(settings.stall_seconds),
         "HF_HOME": f"{PATHS['cache' if job.pods.cache_claim.value else 'scratch']}/huggingface",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",

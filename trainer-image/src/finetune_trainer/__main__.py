@@ -6,6 +6,7 @@ Exit codes: finetune_api.runtime.exits.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import sys
@@ -19,7 +20,7 @@ from finetune_api.runtime.protocol import REPORT_ENV
 from finetune_api.runtime.report import FinalReport
 from finetune_api.runtime.run_config import RunConfig
 
-from . import config, failures, launch, outcome, preparation
+from . import config, failures, launch, outcome, preparation, rank_processes, stacks
 from .config import NodeInfo
 from .handoff import read_digest
 from .publish import publish
@@ -35,13 +36,14 @@ def main() -> NoReturn:
 
 def run(environment: Mapping[str, str]) -> int:
     """One run on this node; returns its exit code."""
-    for number in launch.SIGNALS:
+    for number in rank_processes.STOP_SIGNALS:
         signal.signal(number, _on_stop_signal)
+    faulthandler.register(stacks.SIGNAL)  # until there are ranks, this process is the one to ask
     settings, node = None, NodeInfo(0, 1)
     try:
         settings = config.load(environment)
         node = config.node(environment, settings)
-        report = _on_this_node(settings, node)
+        report = _on_this_node(settings, node, config.stall_seconds(environment))
     except _StopSignal:
         report = outcome.stopped()
     except Exception as error:  # noqa: BLE001 - top level: every failure becomes a report
@@ -54,11 +56,11 @@ def run(environment: Mapping[str, str]) -> int:
     return report.exit_code
 
 
-def _on_this_node(settings: RunConfig, node: NodeInfo) -> FinalReport:
+def _on_this_node(settings: RunConfig, node: NodeInfo, stall_seconds: float) -> FinalReport:
     with tempfile.TemporaryDirectory(prefix="finetune-") as name:
         folder = Path(name)
         preparation.prepare(settings, node.rank, folder, _log)
-        report = launch.launch(settings.mesh, node, folder)
+        report = launch.launch(settings.mesh, node, folder, stall_seconds=stall_seconds)
         return report.model_copy(update={"digest": report.digest or read_digest(folder)})
 
 

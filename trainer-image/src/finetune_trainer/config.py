@@ -5,6 +5,7 @@ Called by __main__ before any process is started and before anything is loaded.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from finetune_api.runtime.protocol import (
     NODE_RANK_ENV,
     NODES_ENV,
     PROCESSES_ENV,
+    STALL_ENV,
+    STALL_SECONDS,
 )
 from finetune_api.runtime.run_config import RunConfig
 
@@ -107,6 +110,18 @@ def node(environment: Mapping[str, str], config: RunConfig) -> NodeInfo:
         raise ConfigRefused(f"{NODE_RANK_ENV} is {found.rank}, but there are {found.count} nodes")
     if found.count > 1 and not (found.master_addr and found.master_port):
         raise ConfigRefused(f"{found.count} nodes need {MASTER_ADDR_ENV} and {MASTER_PORT_ENV}")
+    return found
+
+
+def stall_seconds(environment: Mapping[str, str]) -> float:
+    """Seconds without progress that are never a stall; 0: none is."""
+    text = environment.get(STALL_ENV, str(STALL_SECONDS))
+    try:
+        found = float(text)
+    except ValueError:
+        found = -1.0
+    if not 0 <= found < math.inf:
+        raise ConfigRefused(f"{STALL_ENV} is {text!r}; it must be a number of seconds, or 0")
     return found
 
 

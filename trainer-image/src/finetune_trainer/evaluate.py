@@ -27,6 +27,7 @@ def mean_nll(train_state: TrainState, rows: Rows, stop: Stop) -> float:
     for micro_batch in train_state.sharding.micro_batches(by_length, train_state.rank_info.rank):
         stop.check(device)
         total += train_state.engine.evaluate(collate(rows, micro_batch))
+        train_state.heartbeat.advance()
     dist.all_reduce(total)
     mean = float(total) / int(rows.target_counts.sum())
     if not math.isfinite(mean):

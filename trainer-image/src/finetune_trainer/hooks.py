@@ -114,15 +114,16 @@ class Checkpoints:
             return
         began = time.monotonic()
         best = self.history.best_step
-        checkpoint.save(
-            self.output,
-            step,
-            self.train_state.engine.state(),
-            self.history.model_dump(),
-            keep=self.settings.keep,
-            protect={best} if self.keep_best and best is not None else set(),
-            files=self.files,
-        )
+        with self.train_state.heartbeat.saving():
+            checkpoint.save(
+                self.output,
+                step,
+                self.train_state.engine.state(),
+                self.history.model_dump(),
+                keep=self.settings.keep,
+                protect={best} if self.keep_best and best is not None else set(),
+                files=self.files,
+            )
         self._saved = step
         self.write_record(CheckpointRecord(time=time.time(), step=step, seconds=time.monotonic() - began))
 

@@ -9,30 +9,31 @@ import os
 import queue
 import signal
 import socket
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from finetune_api.runtime.protocol import STALL_SECONDS
 from finetune_api.runtime.report import FinalReport
 from finetune_api.runtime.run_config import Mesh
 
+from . import stacks, stall
 from .config import NodeInfo
 from .handoff import FOLDER_ENV, STORE_ENV, read_rank_report
+from .heartbeat import Heartbeats
 from .outcome import NodeOutcome, RankExit, node_report
+from .rank_processes import SIGNALS, Event, Events, RankProcesses
+from .stall import Stall, StalledRank
 
 GRACE = 15.0
 """Seconds that the other ranks have, after the first failure, to fail and write their reports."""
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+KILL_SECONDS = 10.0
+"""Seconds after which a killed rank is given up: one that waits in the kernel for a volume may never end."""
 WORKER = (sys.executable, "-m", "finetune_trainer.worker")
-
-Events = queue.SimpleQueue[RankExit | signal.Signals]
-"""The only kind of queue that a signal handler may use: its put() is reentrant."""
 
 
 @dataclass(frozen=True)
@@ -46,55 +47,37 @@ class Rendezvous:
 
 
 def launch(
-    mesh: Mesh, node: NodeInfo, folder: Path, worker: Sequence[str] = WORKER, grace: float = GRACE
+    mesh: Mesh,
+    node: NodeInfo,
+    folder: Path,
+    *,
+    worker: Sequence[str] = WORKER,
+    grace: float = GRACE,
+    stall_seconds: float = STALL_SECONDS,
 ) -> FinalReport:
     """Run the ranks of this node until all have exited. `folder` is the handoff folder.
 
-    Returns the ranks' report, or that of the earliest failure.
+    Returns the ranks' report, or that of the earliest failure. Ranks that make no progress for `stall_seconds`, or
+    longer where the job is slow (stall.py), are killed; 0: never.
     """
-    ranks = RankProcesses()
-    with _forwarded(ranks.events), _rendezvous(node) as rendezvous:
+    ranks = RankProcesses(folder, Heartbeats(folder, mesh.processes_per_node))
+    with _forwarded(ranks.events), _rendezvous(node) as rendezvous, ranks.observed(stall_seconds):
         try:
             _start(ranks, mesh, node, folder, rendezvous, worker)
-            outcome = _wait_for_ranks(ranks, grace)
+            outcome = wait_for_ranks(ranks, grace)
         finally:
             ranks.send(signal.SIGKILL)
+    if outcome.stall is not None:
+        return stall.report(outcome.stall, node.rank, outcome.stalled)
     reports = {rank: report for rank in ranks.processes if (report := read_rank_report(folder, rank))}
     return node_report(outcome, reports, node.rank)
 
 
-@dataclass
-class RankProcesses:
-    """The processes of this node, and the events of these processes and of the launcher."""
+def wait_for_ranks(ranks: RankProcesses, grace: float, kill_seconds: float = KILL_SECONDS) -> NodeOutcome:
+    """Wait for all ranks. After the first failure the others have `grace` seconds.
 
-    events: Events = field(default_factory=queue.SimpleQueue)
-    processes: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
-
-    def start(self, rank: int, command: Sequence[str], environment: Mapping[str, str], inherited: int | None) -> None:
-        process = subprocess.Popen(
-            command,
-            env=environment,
-            pass_fds=() if inherited is None else (inherited,),
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C in a terminal reaches the launcher only, which forwards it once
-        )
-        self.processes[rank] = process
-        # A signal that another thread receives does not wake the main thread, so these threads block all of them.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        threading.Thread(target=self._wait, args=(rank, process), daemon=True).start()
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-    def send(self, number: signal.Signals) -> None:
-        for process in self.processes.values():
-            process.send_signal(number)  # does nothing if the process has exited
-
-    def _wait(self, rank: int, process: subprocess.Popen[bytes]) -> None:
-        code = process.wait()
-        self.events.put(RankExit(rank, 128 - code if code < 0 else code, time.time()))
-
-
-def _wait_for_ranks(ranks: RankProcesses, grace: float) -> NodeOutcome:
-    """Wait for all ranks. After the first failure the others have `grace` seconds; a second signal kills them."""
+    A second signal, or a stall, kills them. Ranks that do not exit within `kill_seconds` after that are given up.
+    """
     outcome = NodeOutcome()
     deadline: float | None = None
     while len(outcome.exits) < len(ranks.processes):
@@ -103,18 +86,33 @@ def _wait_for_ranks(ranks: RankProcesses, grace: float) -> NodeOutcome:
             outcome.exits.append(event)
             if event.code and deadline is None:
                 deadline = time.monotonic() + grace
-        elif event is not None and not outcome.stop_signals:
+        elif event is stacks.SIGNAL:
+            sys.stderr.write(stacks.log_lines(ranks.stacks()))
+        elif isinstance(event, signal.Signals) and not outcome.stop_signals:
             outcome.stop_signals = 1
             ranks.send(signal.SIGTERM)
+        elif event is None and outcome.killed:
+            break
         else:
-            outcome.stop_signals += event is not None
-            outcome.killed_at = min(outcome.killed_at, time.time())
-            deadline = None
-            ranks.send(signal.SIGKILL)
+            _kill(ranks, outcome, event)
+            deadline = time.monotonic() + kill_seconds
     return outcome
 
 
-def _next(events: Events, deadline: float | None) -> RankExit | signal.Signals | None:
+def _kill(ranks: RankProcesses, outcome: NodeOutcome, event: Stall | signal.Signals | None) -> None:
+    outcome.stop_signals += isinstance(event, signal.Signals)
+    found: Mapping[int, str] = {}
+    if isinstance(event, Stall) and ranks.running and not (outcome.failed or outcome.killed):
+        states = {rank: stacks.state(process) for rank, process in ranks.running.items()}
+        found = ranks.stacks()
+        outcome.stall = event
+        outcome.stalled = {rank: StalledRank(states[rank], stacks.innermost(found[rank])) for rank in states}
+    outcome.killed_at = min(outcome.killed_at, time.time())
+    ranks.send(signal.SIGKILL)
+    sys.stderr.write(stacks.log_lines(found))
+
+
+def _next(events: Events, deadline: float | None) -> Event | None:
     """The next event, or None after the deadline (in time.monotonic)."""
     try:
         return events.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
@@ -171,4 +169,4 @@ def _forwarded(events: Events) -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if handler is None else handler)  # None: it was not Python's

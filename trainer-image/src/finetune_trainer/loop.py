@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,7 @@ from .collate import collate
 from .engines import TrainingEngine
 from .environment import RankInfo
 from .errors import NonFinite
+from .heartbeat import Heartbeat
 from .rows import Rows
 from .sampler import BatchSharding, Indices, Sampler
 
@@ -34,6 +35,7 @@ class TrainState:
     rows: Rows
     sampler: Sampler
     sharding: BatchSharding
+    heartbeat: Heartbeat = field(default_factory=Heartbeat)
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ def fit(train_state: TrainState, start: int, hooks: Sequence[Hook]) -> None:
     """Train from `start` completed steps to the end of the run."""
     for step in range(start, train_state.sampler.total_steps):
         result = train_step(train_state, step)
+        train_state.heartbeat.done(result.step)
         for hook in hooks:
             hook(result)
 
@@ -92,7 +95,10 @@ def _gradients(train_state: TrainState, indices: Indices, targets: int) -> float
     total = torch.zeros((), dtype=torch.float64, device=train_state.rank_info.device)
     for number, micro_batch in enumerate(micro_batches, start=1):
         last = number == len(micro_batches)
-        total += train_state.engine.accumulate(collate(train_state.rows, micro_batch), 1 / targets, last=last)
+        batch = collate(train_state.rows, micro_batch)
+        train_state.heartbeat.advance()
+        total += train_state.engine.accumulate(batch, 1 / targets, last=last)
+        train_state.heartbeat.advance()
     dist.all_reduce(total)
     return float(total) / targets
 

@@ -11,10 +11,14 @@ import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from finetune_api.runtime.exits import MEANINGS, Exit, meaning
 from finetune_api.runtime.report import Cause, FinalReport
 from finetune_api.runtime.root_cause import precedence
+
+if TYPE_CHECKING:
+    from .stall import Stall, StalledRank
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,18 @@ class NodeOutcome:
     """Signals that asked the launcher to stop."""
     killed_at: float = math.inf
     """When the launcher killed the remaining ranks; exits from then on are not a cause."""
+    stall: Stall | None = None
+    """Why the launcher killed them, if they stood still."""
+    stalled: Mapping[int, StalledRank] = field(default_factory=dict)
+    """The ranks that were running then."""
+
+    @property
+    def failed(self) -> bool:
+        return any(each.code for each in self.exits)
+
+    @property
+    def killed(self) -> bool:
+        return self.killed_at < math.inf
 
 
 def node_report(outcome: NodeOutcome, rank_reports: Mapping[int, FinalReport], node: int) -> FinalReport:

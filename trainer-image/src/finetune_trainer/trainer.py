@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from peft import PeftModel
@@ -23,6 +23,7 @@ from .collectives import on_rank_0
 from .environment import RankInfo
 from .files import DISK, Files
 from .handoff import TRAIN, VALIDATION, Handoff, write_digest
+from .heartbeat import Heartbeat, HeartbeatFiles
 from .history import History
 from .hooks import Checkpoints, Evaluation, Progress, Stopping
 from .loop import Hook, StepResult, TrainState
@@ -45,6 +46,7 @@ class Trainer:
     """All writes of checkpoints and results go through this; tests inject failures here."""
     step: int = 0
     """Optimizer steps done; the report of a failure includes it."""
+    heartbeat: Heartbeat = field(default_factory=Heartbeat)
 
     def run(self) -> FinalReport:
         """Raises a RunError, or any other exception if it is a bug."""
@@ -63,7 +65,8 @@ class Trainer:
         except StopRequested:
             checkpoints.save(self.step)
             return self._report(Exit.STOPPED, digest, history)
-        return self._publish(train_state, base, digest, history)
+        with self.heartbeat.saving():
+            return self._publish(train_state, base, digest, history)
 
     @property
     def _config(self) -> RunConfig:
@@ -72,6 +75,10 @@ class Trainer:
     @property
     def _output(self) -> Path:
         return Path(self._config.output)
+
+    @property
+    def _files(self) -> Files:
+        return HeartbeatFiles(self.files, self.heartbeat)
 
     @property
     def _keep_best(self) -> bool:
@@ -100,6 +107,7 @@ class Trainer:
             rows=rows,
             sampler=sampler(self._config, len(rows)),
             sharding=BatchSharding(self._config.batch.per_device, self._config.mesh.data_parallel),
+            heartbeat=self.heartbeat,
         )
 
     @property
@@ -114,13 +122,14 @@ class Trainer:
         extra = checkpoint.load(self._output, newest, train_state.engine.state())
         train_state.engine.resumed(newest)
         self.step = newest
+        self.heartbeat.resumed(newest)
         self._write_record(ResumeRecord(time=time.time(), step=newest))
         return History.model_validate(extra)
 
     def _checkpoints(self, train_state: TrainState, history: History) -> Checkpoints:
         settings = self._config.checkpointing
         return Checkpoints(
-            train_state, self._output, settings, self._keep_best, self._write_record, history, self.files
+            train_state, self._output, settings, self._keep_best, self._write_record, history, self._files
         )
 
     def _hooks(self, train_state: TrainState, history: History, checkpoints: Checkpoints) -> Sequence[Hook]:
@@ -154,7 +163,7 @@ class Trainer:
             metrics=_metrics(history, self._config.validation, best),
         )
         weights = export.gather(state["parameters"].items())
-        result.publish(self._output, base, weights, self.handoff.model_folder, card, self.files)
+        result.publish(self._output, base, weights, self.handoff.model_folder, card, self._files)
         return self._report(Exit.OK, digest, history, best)
 
     def _report(self, code: Exit, digest: str, history: History, best: int | None = None) -> FinalReport:

@@ -13,8 +13,9 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-from . import environment, failures
+from . import environment, failures, stacks
 from .handoff import FOLDER_ENV, Handoff, write_rank_report
+from .heartbeat import join
 from .stop import Stop
 from .trainer import Trainer
 
@@ -38,10 +39,12 @@ def main() -> None:
 def run(handoff: Handoff, variables: Mapping[str, str], folder: Path, stop: Stop) -> int:
     """The run of one rank, to its report; returns the exit code. `variables` are those of the launcher."""
     rank = int(variables["RANK"])
+    stacks.answer(folder, rank)
+    heartbeat = join(folder, int(variables["LOCAL_RANK"]))
     trainer: Trainer | None = None
     try:
         with environment.process_group(variables, handoff.config.device) as rank_info:
-            trainer = Trainer(handoff, folder, rank_info, stop)
+            trainer = Trainer(handoff, folder, rank_info, stop, heartbeat=heartbeat)
             report = trainer.run()
             write_rank_report(folder, rank, report)
     except Exception as error:  # noqa: BLE001 - top level of the rank: every failure becomes a report

@@ -35,6 +35,7 @@ class Exit(IntEnum):
     STORAGE_FAILED = 10
     SOURCE_UNAVAILABLE = 11
     HARDWARE_FAILED = 12
+    STALLED = 13
     STOPPED = 75  # EX_TEMPFAIL of sysexits.h: stopped on request, a checkpoint is written, try again later
 
 
@@ -122,6 +123,13 @@ MEANINGS: dict[Exit, Meaning] = {
         Retry.FREE,
         "A GPU of the node has failed.",
         "Have the node checked (`nvidia-smi -q`, Xid lines of `dmesg`); the operator's next run avoids it.",
+    ),
+    Exit.STALLED: Meaning(
+        "Stalled",
+        Retry.BUDGET,
+        "The ranks stopped making progress and were killed.",
+        "Read the stacks in the log: what the ranks wait for does not respond (a volume, the network, a device), or "
+        "a rank that is behind holds up the others. If steps take that long, have settings.stallSeconds raised.",
     ),
     Exit.STOPPED: Meaning(
         "Stopped",

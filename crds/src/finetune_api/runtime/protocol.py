@@ -15,6 +15,10 @@ MASTER_PORT_ENV = "PET_MASTER_PORT"
 """Set on every pod, and by `finetune run` on every local replica."""
 PROCESSES_ENV = "PET_NPROC_PER_NODE"
 """Set on every pod by the backend: ranks of one node, or a word such as `auto`."""
+STALL_ENV = "FINETUNE_STALL_SECONDS"
+"""Seconds without progress that are never a stall; 0: none is. Longer silences may not be either (ADR 31)."""
+STALL_SECONDS = 600
+"""Where the variable is absent."""
 
 RUN_FILE = "run.json"
 """Identity of the run that owns the folder, written before anything else."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
+from time import monotonic
 from typing import IO, Any
 
 from finetune_api.runtime.protocol import CONFIG_ENV
@@ -20,6 +21,8 @@ from .launches import Launch
 
 ORPHAN_POLL_SECONDS = 0.05
 """Interval of the search for ranks: one that is just starting shows no environment yet."""
+ORPHAN_SECONDS = 10.0
+"""How long ranks are searched for: one that waits in the kernel for a volume cannot be killed."""
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 _PRCTL: Any = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
@@ -36,7 +39,7 @@ class OutputLine:
 
 @dataclass(frozen=True)
 class Ended:
-    """A replica and all processes that it started have ended."""
+    """A replica and all processes that it started have ended, save those that cannot be killed."""
 
     launch: Launch
     code: int
@@ -90,7 +93,8 @@ class Replica:
         for reader in readers:
             reader.start()
         code = self._process.wait()
-        while any(reader.is_alive() for reader in readers):
+        give_up = monotonic() + ORPHAN_SECONDS
+        while any(reader.is_alive() for reader in readers) and monotonic() < give_up:
             _kill_orphans(self.launch)  # ranks that outlive their launcher keep the pipes open
             readers[0].join(ORPHAN_POLL_SECONDS)
             readers[1].join(ORPHAN_POLL_SECONDS)
