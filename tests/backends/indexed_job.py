@@ -55,7 +55,7 @@ class IndexedJobs:
         }
 
     def observe(self, raw: Mapping[str, Any]) -> ObservedRun:
-        return parts.observed_run(raw, self.suspend_key, reconciled=self.is_reconciled(raw))
+        return parts.observed_run(raw, self.suspend_key, {"Complete", "Failed"}, reconciled=self.is_reconciled(raw))
 
     def is_reconciled(self, raw: Mapping[str, Any]) -> bool:
         return bool(find(raw, "status.startTime"))

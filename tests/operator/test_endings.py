@@ -15,7 +15,7 @@ from testbed.control_plane import ControlPlane
 from testbed.kwok import Node
 from testbed.pods import bind_pod, end_pod, fail_init, reject_pod, remove_pod, run_pod
 from testbed.training_operator import pytorchjob_crd
-from testbed.watch import wait_for_all
+from testbed.watch import wait_for, wait_for_all
 
 
 @pytest.fixture
@@ -43,6 +43,21 @@ def test_a_pod_that_its_kubelet_rejects_is_followed_by_another_for_free(team: Te
     said = f"The cluster removed pod sample-1-worker-0: {reason}: Pod was rejected: {REJECTIONS[reason]}."
     assert message(status, "Training").startswith(f"{said} The next run starts automatically")
     team.until_run("sample-2", pods=1)
+    assert not team.status().get("restarts")
+
+
+def test_a_run_that_lost_a_pod_before_all_ran_and_left_none_is_followed_by_another_for_free(
+    team: Team, bound: str
+) -> None:
+    team.submit({"lifecycle.maxRestarts": 0})
+    team.until_run("sample-1")
+    bind_pod(team.api, team.namespace, "sample-1-worker-0", bound)
+    run_pod(team.api, team.namespace, "sample-1-worker-0")
+    team.until(lambda s: message(s, "PodsReady").startswith("1 of 2"))
+    team.api.delete(f"{team.pods}/sample-1-worker-0")
+    wait_for(team.api, f"{team.runs}/sample-1", lambda run: run and team.backend.observe(run).over)
+    remove_pod(team.api, team.namespace, "sample-1-worker-0")
+    team.until_run("sample-2")
     assert not team.status().get("restarts")
 
 

@@ -249,6 +249,28 @@ def test_an_end_that_nobody_saw_counts_as_far_as_it_is_known(ended: int | None, 
     assert life.status["active"] == {"seconds": seconds}
 
 
+def test_a_pod_that_saves_after_the_others_have_ended_counts_until_it_is_gone() -> None:
+    life = Life({"compute.nodes": 2}, PlanSettings(backoff_seconds=0))
+    life.start()
+    first, second = life.pods[0], replace(life.pods[0], uid="p-other", node_rank=1)
+    life.wait(10)
+    life.pods = (replace(first, phase="Failed", exit_code=1, bound_since="", ended_at=text(life.now)), second)
+    life.reconcile()
+    assert life.run == 0
+    life.wait(300)
+    life.pods = (replace(first, phase="Failed", exit_code=1, bound_since="", ended_at=text(BIRTH)),)
+    life.reconcile()
+    assert life.status["active"]["seconds"] == 310
+
+
+def test_a_time_that_a_wrong_clock_wrote_delays_no_run() -> None:
+    life = Life()
+    life.start()
+    life.end()
+    life.status["retry"]["nextTime"] = text(life.now + timedelta(days=30))
+    assert life.until_next_run() == 0
+
+
 def test_a_pod_that_was_bound_while_nobody_looked_counts_from_then_on() -> None:
     life = Life()
     bound = life.now

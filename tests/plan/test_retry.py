@@ -59,6 +59,12 @@ CASES: dict[str, tuple[tuple[ObservedPod, ...], tuple[int, str, bool]]] = {
     "a pod that was deleted before it could end": (
         (pod(0), replace(failed(1), termination_deadline="2026-01-01T12:00:00Z")),
         (Exit.PEER_LOST, "Pod p1 was deleted.", True)),
+    "a pod that was deleted and killed at the end of its grace": (
+        (pod(0), replace(pod(1, SIGKILL), termination_deadline="2026-01-01T12:00:00Z")),
+        (Exit.PEER_LOST, "Pod p1 was deleted.", True)),
+    "what the backend deletes after a failure is not its cause": (
+        (pod(0, Exit.CRASHED, time=2.0), replace(pod(1, SIGKILL), termination_deadline="2026-01-01T12:00:00Z")),
+        (Exit.CRASHED, "Pod p0: own words", False)),
     "a pod that was rejected is named although another one waits": (
         (failed(0), pod(1, lost="OutOfcpu: Pod was rejected")),
         (Exit.PEER_LOST, "The cluster removed pod p1: OutOfcpu: Pod was rejected.", True)),

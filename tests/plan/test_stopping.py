@@ -119,6 +119,8 @@ STOPS: dict[str, Stop] = {
     "those that still wait for a node too": Stop(
         {}, failing(RELEASE_SECONDS), RUN1, (ended(0, Exit.DATA_REFUSED), pod(1, "Pending")), ["sample-1"],
         Phase.STOPPING, "1 pod with 4 GPUs (sample-1-1). They are being deleted."),
+    "pods go at once where none has ended: the backend would make others, and there is no log": Stop(
+        {}, failing(), RUN1, BOTH, ["sample-1"], Phase.STOPPING, NOW_STOPS),
     "pods that have not begun are not waited for: they have nothing to save and no log": Stop(
         {}, failing(), RUN1, (pod(0, "Pending"), pod(1, "Pending")), ["sample-1"], Phase.STOPPING,
         "They are being deleted."),
@@ -152,10 +154,40 @@ def test_the_verdict_that_was_recorded_is_the_one_that_the_job_ends_with() -> No
     assert said(answer, "Failed").startswith("Pod sample-1-0: why. Correct the lines")
 
 
+def test_a_failure_is_counted_once_however_often_its_run_is_seen() -> None:
+    pods = (ended(0, Exit.CRASHED), pod(1))
+    failed = decided(seen(status=accepted(), runs=RUN1, pods=pods))
+    paused = decided(seen(SUSPEND, status=written(failed), runs=RUN1, pods=pods))
+    resumed = decided(seen(status=written(paused), runs=RUN1, pods=pods))
+    assert [answer.status.restarts for answer in (failed, paused, resumed)] == [1, 1, 1]
+    assert deleted(resumed) == ["sample-1"]
+
+
+def test_a_run_that_is_over_and_left_no_pod_is_followed_by_another_for_free() -> None:
+    over = (replace(RUN1[0], over=True),)
+    for pods in ((), (ended(1, Exit.OK),)):
+        answer = decided(seen(status=accepted(), runs=over, pods=pods))
+        assert (deleted(answer), answer.status.restarts) == (["sample-1"], 0)
+        assert said(answer, "Training").startswith("Run sample-1 is over, and its pods are gone without a report.")
+    assert not deleted(decided(seen(status=accepted(), runs=over, pods=BOTH))), "the backend ends them"
+
+
+def test_a_lost_peer_costs_nothing_if_the_peer_was_deleted() -> None:
+    status = written(decided(seen({"lifecycle.maxRestarts": 0}, status=accepted(), runs=RUN1, pods=BOTH)))
+    lost = seen({"lifecycle.maxRestarts": 0}, status=status, runs=RUN1, pods=(ended(1, Exit.PEER_LOST),))
+    assert (deleted(decided(lost)), decided(lost).status.restarts) == (["sample-1"], 0)
+
+
 def test_many_pods_are_not_all_named() -> None:
     answer = decided(seen({"compute.nodes": 8, "compute.gpu_count": 64, **CANCEL}, status=accepted(), runs=RUN1,
                           pods=tuple(pod(rank) for rank in range(8))))  # fmt: skip
     assert "8 pods with 32 GPUs (sample-1-0, sample-1-1, sample-1-2, sample-1-3 and 4 more)." in said(answer)
+
+
+@pytest.mark.parametrize(("over", "gone"), [(True, []), (False, ["sample-1"])])
+def test_a_run_that_may_still_make_pods_does_not_outlive_its_verdict(over: bool, gone: list[str]) -> None:
+    status = stopped(CANCEL) | {"phase": "Cancelled", "completionTime": ago(RELEASE_SECONDS)}
+    assert deleted(decided(seen(CANCEL, status=status, runs=(replace(RUN1[0], over=over),)))) == gone
 
 
 def test_pods_that_wait_for_a_node_do_not_outlive_a_success() -> None:

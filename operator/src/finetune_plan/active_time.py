@@ -16,14 +16,16 @@ from finetune_api.resource.status import ActiveStatus, Status
 from .model import ObservedPod
 
 
-def counted(active: ActiveStatus | None, pods: Iterable[ObservedPod], now: str) -> ActiveStatus | None:
+def counted(status: Status, pods: Iterable[ObservedPod], now: str) -> ActiveStatus | None:
     """The active time as of `now`; None until the first pod was bound."""
-    pods = tuple(pods)
+    active, pods = status.active, tuple(pods)
     bound = [p.bound_since for p in pods if p.bound_since]
     known = active or ActiveStatus(seconds=0)
     if bound:
         return known if known.since else known.model_copy(update={"since": min(*bound, now)})
-    return closed(active, max((p.ended_at for p in pods), default="") or now, now)
+    ends = [p.ended_at for p in pods if p.ended_at]
+    whole = len(ends) >= ((status.layout and status.layout.nodes) or 1)  # one that is gone may have ended last
+    return closed(active, max(ends) if whole else now, now)
 
 
 def closed(active: ActiveStatus | None, end: str, now: str) -> ActiveStatus | None:

@@ -29,6 +29,7 @@ def counted(status: Status, cause: Failure, saved: int, allowed: int) -> RetrySt
     step = max(known, saved, (status.progress and status.progress.checkpointStep) or 0)
     stuck = step == known
     return before.model_copy(update={
+        "run": status.run,
         "reason": reason,
         "message": cause.message[:MESSAGE_LENGTH],
         "attempts": 1 + ((before.attempts or 0) if stuck and reason == before.reason else 0),
@@ -49,10 +50,14 @@ def scheduled(retry: RetryStatus, uid: str, now: datetime, settings: PlanSetting
     return retry.model_copy(update={"nextTime": time.strftime("%Y-%m-%dT%H:%M:%SZ")})
 
 
-def seconds_left(status: Status, now: datetime) -> float:
-    """Seconds until the next run may start; 0 or less if nothing has to wait."""
+def seconds_left(status: Status, now: datetime, settings: PlanSettings) -> float:
+    """Seconds until the next run may start; 0 or less if nothing has to wait.
+
+    A time that is further away than the longest delay was written by a clock that was ahead, and does not count.
+    """
     due = status.retry and status.retry.nextTime
-    return (datetime.fromisoformat(due) - now).total_seconds() if due else 0.0
+    left = (datetime.fromisoformat(due) - now).total_seconds() if due else 0.0
+    return left if left <= settings.max_backoff_seconds * (1 + JITTER) + 1 else 0.0
 
 
 def _jitter(uid: str, attempt: int) -> float:

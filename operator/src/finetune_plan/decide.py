@@ -87,7 +87,7 @@ class ReconcileContext:
     def written(self) -> Status:
         """The status as it was written last, with the time of its pods since then."""
         status = Status.model_validate(self.observed.resource.get("status") or {})
-        active = active_time.counted(status.active, self.observed.pods, self.time)
+        active = active_time.counted(status, self.observed.pods, self.time)
         status = status if status.completionTime else status.model_copy(update={"active": active})
         return statuses.recovered(status.model_copy(update={"observedGeneration": self.generation}), now=self.time)
 
@@ -151,7 +151,8 @@ def finished(ctx: ReconcileContext) -> Plan | None:
     ended = ctx.status.completionTime
     if not ended:
         return None
-    times = [stopping.RELEASE_SECONDS] if stopping.undeleted(ctx.observed.pods) else []
+    holds = stopping.undeleted(ctx.observed.pods) or (statuses.verdict(ctx.status) and _unfinished(ctx))
+    times = [stopping.RELEASE_SECONDS] if holds else []
     ttl = lifetimes.ttl(ctx.job, ctx.status)
     times += [] if ttl is None else [ttl]
     if not times or not any(not r.deleting for r in ctx.observed.runs):
@@ -258,7 +259,9 @@ def admitted_early(ctx: ReconcileContext) -> Plan | None:
 
 def failed(ctx: ReconcileContext) -> Plan | None:
     """One failed pod ends the whole gang's run: another run follows, or the job fails."""
-    cause = retry.root_cause(ctx.pods) or _deleted_pods(ctx)
+    cause = retry.root_cause(ctx.pods)
+    if cause is None or cause.exit_code == Exit.PEER_LOST:
+        cause = _deleted_pods(ctx) or cause or _pods_gone(ctx)
     if cause is None:
         return None
     if (left := _peer_lost_grace(ctx, cause)) > 0:
@@ -311,7 +314,7 @@ def starting(ctx: ReconcileContext) -> Plan | None:
         return None
     if problem := _blocking_problem(ctx):
         return Plan((), statuses.blocked(ctx.status, problem, now=ctx.time))
-    if (left := backoff.seconds_left(ctx.status, ctx.now)) > 0:
+    if (left := backoff.seconds_left(ctx.status, ctx.now, ctx.settings)) > 0:
         return Plan((), statuses.next_run(ctx.status, now=ctx.time), requeue_after=left)
     number = ctx.run if statuses.is_claimed(ctx.status) else ctx.run + 1
     work = replace(_workload(ctx, number), avoided_nodes=avoidance.names(ctx.status))
@@ -353,7 +356,8 @@ def _end(ctx: ReconcileContext, status: Status) -> Plan:
     """Carry out a verdict: its pods end, and then the job is over."""
     verdict = statuses.verdict(status)
     assert verdict is not None, "the verdict stands in the status"
-    at_once = verdict.reason in AT_ONCE or stopping.unstarted(ctx.observed.pods)
+    pods = ctx.observed.pods  # where none has ended, no log is worth keeping, and the backend may make others
+    at_once = verdict.reason in AT_ONCE or stopping.active(pods) == pods
     patience = 0.0 if at_once else stopping.RELEASE_SECONDS
     return _stop(ctx, status, _after(verdict.lastTransitionTime, patience), keep=bool(patience)) or Plan(
         (), statuses.ended(status, now=ctx.time)
@@ -395,6 +399,22 @@ def _deleted_pods(ctx: ReconcileContext) -> retry.Failure | None:
     if not ctx.observed.runs or not changed:
         return None
     return retry.Failure(Exit.PEER_LOST, "Running pods of the run were deleted or replaced.", free=True)
+
+
+def _pods_gone(ctx: ReconcileContext) -> retry.Failure | None:
+    """The backend says that the run is over, and no pod is left that could say how."""
+    run = next((r for r in ctx.observed.runs if r.number == ctx.run and r.over), None)
+    if run is None or stopping.active(ctx.pods):
+        return None
+    return retry.Failure(
+        Exit.PEER_LOST, f"Run {run.name} is over, and its pods are gone without a report.", free=True
+    )
+
+
+def _unfinished(ctx: ReconcileContext) -> bool:
+    """Whether a run has no pods and may still make some."""
+    with_pods = {p.run for p in ctx.observed.pods}
+    return any(not (r.over or r.deleting or r.number in with_pods) for r in ctx.observed.runs)
 
 
 def _peer_lost_grace(ctx: ReconcileContext, cause: retry.Failure) -> float:

@@ -24,6 +24,8 @@ class ObservedRun:
     """When it was created (RFC 3339)."""
     reconciled: bool = True
     """Whether the backend's controller has ever reconciled it."""
+    over: bool = False
+    """Whether it has succeeded or failed in the eyes of that controller, which then makes no pod any more."""
 
 
 @dataclass(frozen=True)

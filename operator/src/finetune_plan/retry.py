@@ -34,7 +34,7 @@ def root_cause(pods: tuple[ObservedPod, ...]) -> Failure | None:
 
     A pod of phase Failed always has one: its kubelet may have rejected it, so that no container has a status.
     """
-    ended = [p for p in pods if p.exit_code not in (None, Exit.OK)]
+    ended = [p for p in pods if p.exit_code not in (None, Exit.OK) and not _was_deleted(p)]
     first = min(ended, key=_precedence, default=None)
     lost = next((p for p in pods if p.disruption), None)
     if first and first.exit_code != Exit.PEER_LOST and not (lost and _was_signalled(first)):
@@ -42,6 +42,8 @@ def root_cause(pods: tuple[ObservedPod, ...]) -> Failure | None:
     if lost:
         blamed = lost.node if lost.disruption.startswith(ADMISSION_ERROR) else ""
         return Failure(Exit.PEER_LOST, f"The cluster removed pod {lost.name}: {lost.disruption}.", True, blamed)
+    if deleted := next((p for p in pods if _was_deleted(p)), None):
+        return Failure(Exit.PEER_LOST, f"Pod {deleted.name} was deleted.", free=True)
     return _failed_otherwise(pods) or (_from_pod(first) if first else _exited_without_report(pods))
 
 
@@ -70,8 +72,6 @@ def _failed_otherwise(pods: tuple[ObservedPod, ...]) -> Failure | None:
     pod = next((p for p in pods if p.phase == "Failed" and not p.exit_code), None)
     if pod is None:
         return None
-    if pod.termination_deadline and not pod.failure:  # as the pods of a Job say that were deleted by force
-        return Failure(Exit.PEER_LOST, f"Pod {pod.name} was deleted.", free=True)
     return Failure(Exit.CRASHED, f"Pod {pod.name}: {pod.failure or 'it failed and does not say why'}.", free=False)
 
 
@@ -85,6 +85,12 @@ def _exited_without_report(pods: tuple[ObservedPod, ...]) -> Failure | None:
 def _precedence(pod: ObservedPod) -> tuple[bool, float]:
     assert pod.exit_code is not None, "only pods that have ended are compared"
     return precedence(pod.exit_code, pod.report)
+
+
+def _was_deleted(pod: ObservedPod) -> bool:
+    """Whether a deletion ended it: in its grace, after it, or by force, of which pods of a Job say nothing else."""
+    silent = pod.phase == "Failed" and not (pod.exit_code or pod.failure)
+    return bool(pod.termination_deadline) and (silent or _was_signalled(pod))
 
 
 def _was_signalled(pod: ObservedPod) -> bool:

@@ -113,7 +113,8 @@ def run_is_over(status: Status) -> bool:
     """Whether the current run is over, failed and counted or suspended; it only has to go."""
     training, suspended = _find(status, c.TRAINING), _find(status, c.SUSPENDED)
     restarting = training is not None and training.reason == r.RESTARTING.name
-    return restarting or (suspended is not None and suspended.status is ConditionStatus.TRUE)
+    counted = status.retry is not None and status.run is not None and status.retry.run == status.run
+    return restarting or counted or (suspended is not None and suspended.status is ConditionStatus.TRUE)
 
 
 @singledispatch

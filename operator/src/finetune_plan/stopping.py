@@ -30,12 +30,6 @@ def undeleted(pods: Iterable[ObservedPod]) -> tuple[ObservedPod, ...]:
     return tuple(p for p in active(pods) if not p.termination_deadline)
 
 
-def unstarted(pods: Iterable[ObservedPod]) -> bool:
-    """Whether no container of any pod has begun: there is nothing to save, and no log to keep."""
-    phases = {p.phase for p in pods}
-    return phases == {"Pending"}
-
-
 def message(pods: tuple[ObservedPod, ...], runs: Iterable[ObservedRun], gpus: int, release: datetime | None) -> str:
     """Which pods have not ended, what they hold (`gpus` each) and until when. `release`: None if it is now."""
     if not pods:

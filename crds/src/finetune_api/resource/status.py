@@ -120,7 +120,8 @@ class ProgressStatus(Part):
 class RetryStatus(Part):
     """The last restart after a failure, and the next run if it has to wait. status.restarts is what was used."""
 
-    reason: Text | None = key("Why the last run ended.")
+    run: Int | None = key("The run that ended.")
+    reason: Text | None = key("Why it ended.")
     message: Long | None = key("The same in sentences.")
     attempts: Int | None = key("Runs in a row that ended for this reason without a new checkpoint.")
     freeRestarts: Int | None = key("Restarts that cost nothing since the last new checkpoint.")  # noqa: N815

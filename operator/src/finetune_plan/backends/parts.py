@@ -40,9 +40,9 @@ def rendezvous(address: str, rank_label: str) -> list[dict[str, Any]]:
     ]
 
 
-def observed_run(raw: Mapping[str, Any], suspend_key: str, *, reconciled: bool) -> ObservedRun:
-    """A run from its object."""
-    found = raw["metadata"]
+def observed_run(raw: Mapping[str, Any], suspend_key: str, over: set[str], *, reconciled: bool) -> ObservedRun:
+    """A run from its object. `over`: types of the conditions that a run has in the end."""
+    found, conditions = raw["metadata"], find(raw, "status.conditions") or ()
     return ObservedRun(
         name=found["name"],
         number=names.label_number(found, names.RUN_LABEL),
@@ -51,6 +51,7 @@ def observed_run(raw: Mapping[str, Any], suspend_key: str, *, reconciled: bool) 
         uid=found["uid"],
         created=found.get("creationTimestamp", ""),
         reconciled=reconciled,
+        over=any(c.get("type") in over and c.get("status") == "True" for c in conditions),
     )
 
 

@@ -59,7 +59,7 @@ class PyTorchJobs:
         }
 
     def observe(self, raw: Mapping[str, Any]) -> ObservedRun:
-        return parts.observed_run(raw, self.suspend_key, reconciled=self.is_reconciled(raw))
+        return parts.observed_run(raw, self.suspend_key, {"Succeeded", "Failed"}, reconciled=self.is_reconciled(raw))
 
     def is_reconciled(self, raw: Mapping[str, Any]) -> bool:
         return bool(find(raw, "status.conditions"))
