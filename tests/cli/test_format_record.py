@@ -29,6 +29,10 @@ LINES: dict[str, Record] = {
     ),
     "eval at step 3: loss 2.2500 (best so far)": EVALUATION,
     "eval at step 3: loss 2.2500": EVALUATION.model_copy(update={"best": False}),
+    "step 3/12  loss 1e+308  lr 1e+308  1e+308 tokens/s  1e+308s left": STEP.model_copy(
+        update={"loss": 1e308, "learning_rate": 1e308, "tokens_per_second": 1e308, "eta_seconds": 1e308}
+    ),
+    "checkpoint at step 3 saved in 1e+308 s": CHECKPOINT.model_copy(update={"seconds": 1e308}),
     "checkpoint at step 3 saved in 0.1 s": CHECKPOINT,
     "resuming from the checkpoint of step 8": ResumeRecord(time=1.0, step=8),
     "Succeeded: Done.": REPORT,

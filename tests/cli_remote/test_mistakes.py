@@ -146,6 +146,34 @@ def test_a_kubeconfig_that_cannot_be_used(case: str, console: Console) -> None:
     answered(done.err, path, "BadKubeconfig", message, remedy)
 
 
+STRUCTURE = "the file does not have the structure of a kubeconfig."
+STRUCTURES = {
+    "a word": "x",
+    "a list": "[]",
+    "a number": "5",
+    "clusters that are no list": "clusters: 3",
+    "a context that is no map": "{contexts: [{name: a, context: 3}], clusters: [3], current-context: a}",
+}
+
+
+@pytest.mark.parametrize("case", STRUCTURES)
+def test_yaml_that_is_no_kubeconfig(case: str, tmp_path: Path) -> None:
+    (tmp_path / "k").write_text(STRUCTURES[case])
+    done = Console(tmp_path / "k", "default", tmp_path)("list")
+    assert (done.code, done.out) == (2, "")
+    answered(done.err, f"--kubeconfig {tmp_path}/k", "BadKubeconfig", STRUCTURE, "Give --kubeconfig")
+
+
+@pytest.mark.parametrize(
+    "address", ["not a url", "https://not a url", "https://a:99999", "https://", "localhost:6443", "ftp://a"]
+)
+def test_an_address_that_is_malformed(address: str, tmp_path: Path) -> None:
+    done = Console(_kubeconfig(tmp_path, address, {}), "default", tmp_path)("list")
+    assert (done.code, done.out) == (2, "")
+    message = f"the server's address {address.rstrip('/')!r} is malformed"
+    answered(done.err, f"--kubeconfig {tmp_path}/strange", "BadKubeconfig", message, "Give --kubeconfig")
+
+
 def test_a_kubeconfig_of_the_environment_that_is_not_there(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBECONFIG", "/none")
     done = console("list", anywhere=True)

@@ -81,6 +81,25 @@ def test_a_condition_of_several_lines_stays_readable() -> None:
     assert told.splitlines()[-3:] == ["  Accepted no  since 1m00s: Why", "               one", "               two"]
 
 
+HOSTILE, ESCAPED = "\x1b[31mred\x07 \u202eback", "\\x1b[31mred\\x07 \\u202eback"
+
+
+def test_text_of_others_cannot_control_the_terminal() -> None:
+    shown = job({"result": {"uri": HOSTILE}}, Training=("True", HOSTILE))
+    put(shown, "spec.job.model", HOSTILE)
+    lines = [log_lines.format_line(log_lines.LogLine(NOW, 0, HOSTILE), raw=raw) for raw in (True, False)]
+    told = [describe(shown, NOW), views.table([shown], NOW), *map(str, status_diff(Json(), shown)), *lines]
+    counts = [click.unstyle(each).count(ESCAPED) for each in told]
+    assert counts == [3, 1, 1, 1, 1]
+    assert not {"\x1b", "\x07", "\u202e"} & set(click.unstyle("".join(told)))
+
+
+@pytest.mark.parametrize("text", ["a\tb", "größer 模型\u3000→ 12\u00a0%", "क्\u200dष", "👩\u200d🚀\ufe0f"])
+def test_ordinary_text_of_a_log_stays_as_it_is(text: str) -> None:
+    line = log_lines.LogLine(NOW, 0, text)
+    assert click.unstyle(log_lines.format_line(line, raw=False)) == f"[node 0] {text}"
+
+
 def test_a_job_that_waits_for_its_next_run_says_until_when_and_why() -> None:
     retry = {"reason": "StorageFailed", "attempts": 2, "allowed": 5, "nextTime": "2026-11-21T12:00:20Z"}
     told = describe(job({"run": 3, "restarts": 2, "retry": retry}), NOW)

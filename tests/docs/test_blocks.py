@@ -102,21 +102,26 @@ def test_each_bad_row_is_refused(line: str, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """The repository as its reader has it, with a job and rows of their own beside it."""
+def repository(tmp_path: Path) -> Path:
+    """The repository as its reader has it."""
     for name in ("docs", "helm"):
         (tmp_path / name).symlink_to(ROOT / name)
-    for old, new in (("first-gpu-job.yaml", "job.yaml"), ("quickstart/train.jsonl", "rows.jsonl")):
-        shutil.copy(ROOT / "docs/examples" / old, tmp_path / new)
-    shutil.copy(ROOT / "tests/cli/toml/crafter_fft.toml", tmp_path / "config.toml")
     return tmp_path
 
 
-@pytest.mark.parametrize("block", of("sh", "sh refused"), ids=str)
-def test_commands_run(block: Block, folder: Path) -> None:
+@pytest.fixture
+def folder(repository: Path) -> Path:
+    """The repository with a job and rows of the reader's own beside it."""
+    for old, new in (("first-gpu-job.yaml", "job.yaml"), ("quickstart/train.jsonl", "rows.jsonl")):
+        shutil.copy(ROOT / "docs/examples" / old, repository / new)
+    shutil.copy(ROOT / "tests/cli/toml/crafter_fft.toml", repository / "config.toml")
+    return repository
+
+
+def shell(commands: str, folder: Path) -> subprocess.CompletedProcess[str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", block.text],
+    return subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", commands],
         cwd=folder,
         env=os.environ | {"PATH": path},
         stdout=subprocess.PIPE,
@@ -124,8 +129,18 @@ def test_commands_run(block: Block, folder: Path) -> None:
         text=True,
         check=False,
     )
+
+
+@pytest.mark.parametrize("block", of("sh", "sh refused"), ids=str)
+def test_commands_run(block: Block, folder: Path) -> None:
+    done = shell(block.text, folder)
     assert done.returncode == (2 if block.info == "sh refused" else 0), done.stdout
     assert done.stdout == outputs().get(block, done.stdout)
+
+
+def test_the_first_page_needs_nothing_but_the_repository(repository: Path) -> None:
+    done = shell("\n".join(block.text for block in of("sh") if block.page == "README.md"), repository)
+    assert done.returncode == 0, done.stdout
 
 
 def test_output_stands_after_commands_that_run() -> None:

@@ -15,7 +15,7 @@ from finetune_operator.errors import Refused
 from finetune_operator.event_queue import EventQueue
 from finetune_operator.identity import Key, key_of, version_of
 from finetune_operator.metrics import REGISTRY
-from finetune_operator.observe import TERMINATION_POLL_SECONDS, Observer
+from finetune_operator.observe import CLAIM_SECONDS, TERMINATION_POLL_SECONDS, Observer
 from finetune_operator.progress import PodLog
 from finetune_operator.reconcile import process
 from finetune_operator.runtime import Operator
@@ -225,6 +225,20 @@ def held(number: int) -> Json:
         "metadata": metadata | {"labels": labels, "ownerReferences": [owner]},
         "spec": {"runPolicy": {"suspend": True}},
     }
+
+
+def test_a_claim_is_kept_for_a_moment_only() -> None:
+    cluster, cache, clock = Cluster(), Cache(BACKEND), [0.0]
+    observer = Observer(cluster, cache, Operator(cluster, Settings(), BACKEND).progress, Settings(), lambda: clock[0])
+    for name, time, kept in (("one", 0.0, {"one"}), ("two", CLAIM_SECONDS / 2, {"one", "two"}),
+                             ("three", CLAIM_SECONDS, {"two", "three"}), ("three", CLAIM_SECONDS, {"two", "three"}),
+                             ("one", CLAIM_SECONDS * 9, {"one"})):  # fmt: skip
+        clock[0] = time
+        raw = job(1, name)
+        raw["spec"]["output"] = {"uri": f"pvc://{name}/out"}
+        cache.jobs.put(raw)
+        asyncio.run(observer.observe(Key("team", name)))
+        assert {claim.name for claim in cache.claims} == kept
 
 
 @pytest.mark.parametrize(("jobs", "seconds"), [(1, 10), (1000, 20)])

@@ -38,9 +38,9 @@ class OperationFailed(CommandError):
     exit_code = exit_codes.FAILED
 
 
-def printable(text: str) -> str:
-    """Text of a file for a terminal: characters that control it, or the direction of writing, are escaped."""
-    return "".join(each if each == "\n" or each.isprintable() else repr(each)[1:-1] for each in text)
+def printable(text: str, keep: str = "\n") -> str:
+    """Text of others for a terminal: characters that control it, or the direction of writing, are escaped."""
+    return "".join(each if each in keep or each.isprintable() else repr(each)[1:-1] for each in text)
 
 
 def format_problem(problem: Problem, location: str = "") -> str:

@@ -124,7 +124,8 @@ class Observer:
         read, known = self._cache.claims.get(claim, (-CLAIM_SECONDS, ObservedClaim()))
         if now - read >= CLAIM_SECONDS:
             known = _observed_claim(await self._cluster.claim(claim) or {})
-            self._cache.claims[claim] = (now, known)
+            current = {k: found for k, found in self._cache.claims.items() if now - found[0] < CLAIM_SECONDS}
+            self._cache.claims = current | {claim: (now, known)}  # up to 256 KiB each
         return known
 
     async def _queue(self, key: Key, runs: Iterable[ObservedRun]) -> ObservedQueue:

@@ -31,6 +31,8 @@ SENTENCE_LENGTH = 512
 """Longest reason with its message that is kept."""
 REPORT_LENGTH = 12 * 1024
 """Longest message of a pod that has ended: the kubelet's own limit for all its containers."""
+_FREE = ("tags", "metadata")
+"""Keys of the spec that hold anything of any size; only that they are there counts."""
 
 
 class Malformed(ValueError):
@@ -83,17 +85,22 @@ def owned_pod(raw: Json, backend: Backend) -> Owned[ObservedPod] | None:
 
 
 def job(raw: Json) -> CachedJob:
-    """A FinetuneJob without managedFields, labels and annotations."""
+    """A FinetuneJob without managedFields, labels and annotations, and without what is in its tags and metadata."""
     status = raw.get("status") or {}
     kept = {
         "apiVersion": API_VERSION,
         "kind": KIND,
         "metadata": {k: v for k, v in raw["metadata"].items() if k in _METADATA},
-        "spec": raw.get("spec") or {},
+        "spec": _bounded(raw.get("spec") or {}),
         "status": status,
     }
     text = json.dumps(kept, separators=(",", ":")).encode()
     return CachedJob(text, _word(status.get("phase", "None")), "completionTime" in status)
+
+
+def _bounded(spec: Json) -> Json:
+    """The spec with the entries of its free maps numbered: a plan names these keys, and validation counts them."""
+    return spec | {k: {str(i): 0 for i in range(len(spec[k]))} for k in _FREE if isinstance(spec.get(k), dict)}
 
 
 def pod(raw: Json, backend: Backend) -> ObservedPod:

@@ -12,6 +12,8 @@ from finetune_api.runtime.report import (
     ResumeRecord,
 )
 
+HUGE = 1e12
+
 
 def format_record(record: Record) -> str:
     """The record as one line."""
@@ -23,7 +25,7 @@ def format_record(record: Record) -> str:
         case EvaluationRecord():
             return f"eval at step {record.step}: loss {format_number(record.loss)}{' (best so far)' * record.best}"
         case CheckpointRecord():
-            return f"checkpoint at step {record.step} saved in {record.seconds:.1f} s"
+            return f"checkpoint at step {record.step} saved in {format_number(record.seconds, '.1f')} s"
         case ResumeRecord():
             return f"resuming from the checkpoint of step {record.step}"
         case FinalReport():
@@ -44,19 +46,21 @@ def _progress(record: ProgressRecord) -> str:
         f"lr {record.learning_rate:.3g}",
     ]
     if record.tokens_per_second is not None:
-        parts.append(f"{record.tokens_per_second:,.0f} tokens/s")
+        parts.append(f"{format_number(record.tokens_per_second, ',.0f')} tokens/s")
     if record.eta_seconds is not None:
         parts.append(f"{format_duration(record.eta_seconds)} left")
     return "  ".join(parts)
 
 
-def format_number(value: float | None) -> str:
-    """Four decimals; "nan" for a value that was NaN or infinite, which records write as null."""
-    return "nan" if value is None else f"{value:.4f}"
+def format_number(value: float | None, form: str = ".4f") -> str:
+    """Four decimals, or four digits and an exponent for huge values; "nan" for null, which was NaN or infinite."""
+    return "nan" if value is None else format(value, form if abs(value) < HUGE else ".4g")
 
 
 def format_duration(seconds: float) -> str:
     """1h02m, 4m10s or 7s."""
+    if abs(seconds) >= HUGE:
+        return f"{seconds:.4g}s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -20,8 +20,16 @@ import yaml
 from kubernetes import config as client_config
 from kubernetes.client.configuration import Configuration
 from kubernetes.client.rest import RESTClientObject
-from urllib3.exceptions import HTTPError, MaxRetryError, NameResolutionError, NewConnectionError, SSLError
+from urllib3.exceptions import (
+    HTTPError,
+    LocationParseError,
+    MaxRetryError,
+    NameResolutionError,
+    NewConnectionError,
+    SSLError,
+)
 from urllib3.exceptions import TimeoutError as NoAnswer
+from urllib3.util import parse_url
 
 from finetune_cli.errors import InvalidInput
 
@@ -117,8 +125,11 @@ def connect(
     configuration = Configuration()
     try:
         of_context = _load(configuration, kubeconfig, context)
+        _check_address(configuration.host)
     except (client_config.ConfigException, OSError, yaml.YAMLError, ValueError) as error:
         raise _unusable(kubeconfig, context, str(error)) from None
+    except (TypeError, AttributeError, LookupError):  # the official client checks no types
+        raise _unusable(kubeconfig, context, "the file does not have the structure of a kubeconfig") from None
     return ApiClient(configuration, connect_seconds=connect_seconds), namespace or of_context or "default"
 
 
@@ -141,6 +152,14 @@ def _load(configuration: Configuration, file: str | None, context: str | None) -
     )
     found: str | None = known[context or current["name"]]
     return found
+
+
+def _check_address(server: str) -> None:
+    with suppress(LocationParseError):
+        url = parse_url(server)
+        if url.host and url.scheme in ("http", "https"):
+            return
+    raise ValueError(f"the server's address {server!r} is malformed; it must be https://HOST:PORT")
 
 
 def _in_cluster(configuration: Configuration, searched: str) -> str | None:

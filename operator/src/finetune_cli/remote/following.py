@@ -13,7 +13,7 @@ from finetune_api.runtime.exits import Exit
 from finetune_api.runtime.report import EvaluationRecord, FinalReport, ProgressRecord, Record
 from finetune_api.validation.predicates import find
 from finetune_cli import exit_codes
-from finetune_cli.errors import CommandError
+from finetune_cli.errors import CommandError, printable
 from finetune_cli.local import display, summary
 from finetune_cli.local.display import Display
 from finetune_cli.local.outcome import Outcome
@@ -83,7 +83,7 @@ def _condition_changes(before: Json, after: Json) -> Iterator[str]:
             (old["status"], old["message"]) == (each["status"], each["message"]) if old else each["status"] != "True"
         )
         if each["type"] not in FINAL_CONDITIONS and (not known or (old is None and each["type"] == c.PODS_READY)):
-            yield f"{each['type']}: {each['message']}"
+            yield printable(f"{each['type']}: {each['message']}")
 
 
 def _progress(progress: Json) -> ProgressRecord:

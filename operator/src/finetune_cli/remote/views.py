@@ -10,6 +10,7 @@ import click
 
 from finetune_api.resource.aliases import MODEL
 from finetune_api.validation.predicates import find
+from finetune_cli.errors import printable
 from finetune_cli.local.format_record import format_duration, format_number
 
 from .api_client import Json
@@ -44,7 +45,7 @@ def _row(job: Json, at: datetime) -> tuple[str, ...]:
     return (
         job["metadata"]["name"],
         phase(job),
-        model(job),
+        printable(model(job)),
         find(status, "resolved.method") or NONE,
         str(find(status, "layout.worldSize") or NONE),
         NONE if step is None else f"{step}/{total}",
@@ -57,9 +58,9 @@ def _row(job: Json, at: datetime) -> tuple[str, ...]:
 def describe(job: Json, now: datetime) -> str:
     """The status, most important lines first."""
     head = f"{job['metadata']['name']}: {click.style(phase(job), fg=COLOURS.get(phase(job)), bold=True)}"
-    lines = [head, *(f"  {label + ':':{LABEL_WIDTH}} {text}" for label, text in _details(job, now))]
+    lines = [f"  {label + ':':{LABEL_WIDTH}} {text}" for label, text in _details(job, now)]
     conditions = list(_conditions(job, now))
-    return "\n".join([*lines, *(["", "Conditions", *conditions] if conditions else [])])
+    return "\n".join([head, *map(printable, [*lines, *(["", "Conditions", *conditions] if conditions else [])])])
 
 
 def _details(job: Json, now: datetime) -> Iterator[tuple[str, str]]:
@@ -114,7 +115,7 @@ def _progress(status: Json) -> Iterator[tuple[str, str]]:
     if progress.get("evalLoss") is not None:
         yield "eval", format_number(progress["evalLoss"])
     if progress.get("tokensPerSecond") is not None:
-        yield "speed", f"{progress['tokensPerSecond']:,.0f} tokens/s"
+        yield "speed", f"{format_number(progress['tokensPerSecond'], ',.0f')} tokens/s"
     if progress.get("etaSeconds") and "completionTime" not in status:
         yield "left", format_duration(progress["etaSeconds"])
     if progress.get("checkpointStep") is not None:
