@@ -213,6 +213,7 @@ OTHER: dict[str, Any] = {
     "max_free_restarts": 3,
     "eviction_seconds": 60,
     "dead_node_seconds": 900,
+    "stall_seconds": 1200,
     "active_deadline_seconds": 86400,
     "ttl_seconds_after_finished": 3600,
     "progress_readers": 7,
