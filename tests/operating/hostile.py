@@ -17,15 +17,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench.operator_figures import cpu_seconds, resident_mib
-from builders import Json
+from builders import Json, resource
 from chart.helm import find, render
 from cli_remote.rights import person
 from finetune_api.codegen.crd import crd
 from finetune_api.runtime.exits import Exit
+from finetune_kube.nesting import allow_any_depth
 from finetune_operator.cluster import PAGE
 from operating.process import OperatorProcess
 from operating.team import SMALL, Team, condition, report
-from testbed.api import Api, ApiError, path_of
+from testbed.api import Api, ApiError, collection_of, path_of
 from testbed.control_plane import ControlPlane
 from testbed.training_operator import pytorchjob_crd
 from testbed.watch import wait_for, wait_for_all
@@ -40,6 +41,8 @@ LARGE = 1_300_000
 ANNOTATIONS = 250_000
 """Bytes of the largest annotations, just below the server's limit of 256 KiB."""
 LISTS = 'finetune_operator_api_requests_total{code="200",resource="pods",verb="list"}'
+DEEP = 9_000
+"""Levels of the deepest objects; the server takes 10,000."""
 LIMITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 
 
@@ -141,6 +144,24 @@ class Tenant:
                     "annotations": {"result.finetune.dev/0": text}}  # fmt: skip
         spec = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
         return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}
+
+
+def write_deep(api: Api, namespace: str) -> None:
+    """A job and a pod that are nested almost as deep as the server takes them."""
+    allow_any_depth()  # the answers are as deep
+    metadata = {"name": "deep", "namespace": namespace}
+    deep_job = resource(SMALL | {"compute.nodes": 1, "suspend": True, "tags": {"x": "deep"}}, name="deep")
+    deep_job["metadata"] |= metadata
+    fields = {"manager": "x", "operation": "Apply", "apiVersion": "v1", "time": "2026-01-01T00:00:00Z",
+              "fieldsType": "FieldsV1", "fieldsV1": "deep"}  # fmt: skip
+    labels = {"finetune.dev/job-uid": "x"}
+    deep_pod = {"apiVersion": "v1", "kind": "Pod", "spec": {"containers": [{"name": "c", "image": "x"}]},
+                "metadata": metadata | {"labels": labels, "managedFields": [fields]}}  # fmt: skip
+    for manifest, start, end in ((deep_job, "[", "]"), (deep_pod, '{"f:a":', "}")):
+        value = start * DEEP + ("{}" if end == "}" else "") + end * DEEP
+        text = json.dumps(manifest).replace('"x": "deep"', f'"x": {value}')
+        text = text.replace('"fieldsV1": "deep"', f'"fieldsV1": {value}')
+        api.request("POST", collection_of(manifest), text.encode())
 
 
 def _owner(version: str, kind: str, name: str, uid: str, *, control: bool = True) -> Json:

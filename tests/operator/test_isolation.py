@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from builders import Json
+from cli_remote.calls import Console
+from finetune_api.codegen.crd import crd
 from finetune_api.resource import names
 from finetune_api.runtime.exits import Exit
 from finetune_plan import job_settings, results
-from operating.hostile import ANNOTATIONS, flooded
+from operating.hostile import ANNOTATIONS, flooded, write_deep
+from operating.process import OperatorProcess
 from operating.team import SMALL, Team, condition, message, report
 from testbed.control_plane import ControlPlane
 from testbed.pods import end_pod
+from testbed.training_operator import pytorchjob_crd
 from testbed.watch import wait_for
 
 SLACK_S = 2.0
@@ -27,10 +33,10 @@ def stranger(team: Team, name: str, namespace: str, labels: Json) -> None:
     end_pod(team.api, namespace, name, message=report(Exit.OK, "not yours").line())
 
 
-def ping(team: Team) -> None:
+def ping(team: Team, name: str = "ping") -> None:
     """A job that is made now is served: whatever was written before was taken note of."""
-    team.submit(SMALL, name="ping")
-    wait_for(team.api, f"{team.runs}/ping-1", lambda found: found is not None, timeout_s=team.patience_s)
+    team.submit(SMALL, name=name)
+    wait_for(team.api, f"{team.runs}/{name}-1", lambda found: found is not None, timeout_s=team.patience_s)
 
 
 @pytest.mark.parametrize("elsewhere", [True, False], ids=["in another namespace", "without an owner"])
@@ -108,6 +114,18 @@ def test_a_claim_may_say_anything_about_results(team: Team, text: str) -> None:
     team.submit()
     wait_for(team.api, f"{team.runs}/sample-1", lambda found: found is not None)
     assert condition(team.status(), "Ready")[1] == "NotFinished"
+
+
+def test_objects_as_deep_as_the_server_takes_them_stop_no_other_job(tmp_path: Path) -> None:
+    with ControlPlane(tmp_path, crds=[pytorchjob_crd(), crd()]) as plane:
+        theirs, mine = (Team(plane.cluster.api, plane.cluster.namespace(), patience_s=60) for _ in range(2))
+        with OperatorProcess(plane.cluster.kubeconfig, tmp_path):
+            write_deep(plane.cluster.api, theirs.namespace)
+            ping(mine)
+        with OperatorProcess(plane.cluster.kubeconfig, tmp_path):
+            ping(mine, "after")
+        with Console(plane.cluster.kubeconfig, mine.namespace, tmp_path).start("list", "-A") as listing:
+            assert (listing.ended(), len(listing.lines)) == (0, 4), listing.lines
 
 
 def test_a_flood_of_malformed_objects_stops_no_other_job(

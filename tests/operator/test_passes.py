@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from builders import Json, resource
+from finetune_api.runtime.report import FinalReport
 from finetune_operator.cache import Cache
 from finetune_operator.cluster import Kind
-from finetune_operator.errors import Refused
+from finetune_operator.errors import Refused, WebhookFailed
 from finetune_operator.event_queue import EventQueue
 from finetune_operator.identity import Key, key_of, version_of
 from finetune_operator.metrics import REGISTRY
@@ -384,3 +385,81 @@ def test_a_job_whose_log_cannot_be_read_says_so_and_what_to_do() -> None:
         "The log of pod sample-1-worker-0 cannot be read, so progress is unknown: get pods/log: no answer. "
         "The job continues. Check the kubelet of node mute: `kubectl describe node mute`."
     )
+
+
+class Owned(Cluster):
+    """An object of the job has the name of its run, and is no run that can be read; deletions take their time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.run = held(1)
+        metadata = {"name": "sample-1", "labels": {"finetune.dev/run": "one"}}
+        owner = self.run["metadata"]["ownerReferences"][0] | {"name": "sample", "uid": "uid-sample"}
+        self.run["metadata"] |= metadata | {"ownerReferences": [owner]}
+
+    async def delete_run(self, key: Key, uid: str) -> Json | None:
+        return self.run
+
+
+def passes(operator: Operator, most: int = 20) -> int:
+    """Passes until none is due at once."""
+    for number in range(most):
+        key = operator.queue.take()
+        if key is None:
+            return number
+        asyncio.run(process(operator.queue, operator.reconciler, key))
+    return most
+
+
+def test_an_own_object_that_is_no_run_and_has_its_name_is_said_and_waited_for() -> None:
+    operator = Operator(Owned(), Settings(), BACKEND)
+    assert isinstance(operator.cluster, Cluster)
+    operator.on_event(Kind.JOBS, "ADDED", job(1))
+    assert passes(operator) == 1
+    operator.queue.add(KEY)
+    assert passes(operator) == 1
+    found = {c["type"]: c["reason"] for c in operator.cluster.job["status"]["conditions"]}
+    assert found["PodsReady"] == "NameTaken"
+
+
+def test_a_run_whose_label_was_edited_and_that_takes_long_to_go_is_deleted_without_a_hot_loop() -> None:
+    cluster = Owned()
+    run, cluster.run = cluster.run, None
+    operator = Operator(cluster, Settings(), BACKEND)
+    operator.on_event(Kind.JOBS, "ADDED", cluster.job)
+    assert passes(operator) == 2
+    cluster.run = run | {"metadata": run["metadata"] | {"uid": "uid-run", "resourceVersion": "50"}}
+    operator.on_event(Kind.RUNS, "MODIFIED", cluster.run)
+    cluster.version = 60
+    cluster.job = cluster._write(cluster.job | {"spec": cluster.job["spec"] | {"suspend": True}})
+    operator.on_event(Kind.JOBS, "MODIFIED", cluster.job)
+    assert passes(operator) <= 4
+
+
+class Hooked(Cluster):
+    """A webhook on claims fails."""
+
+    async def annotate_claim(self, key: Key, annotation: str, text: str) -> None:
+        raise WebhookFailed('failed calling webhook "pvc.example.org": connection refused')
+
+
+def test_a_success_is_recorded_in_the_status_while_a_webhook_on_claims_fails() -> None:
+    cluster = Hooked()
+    changed = resource({"output.uri": "pvc://results/run1"}, name="sample")
+    cluster.job |= {"spec": changed["spec"]}
+    operator = Operator(cluster, Settings(), BACKEND)
+    operator.on_event(Kind.JOBS, "ADDED", cluster.job)
+    passes(operator)
+    report = FinalReport(time=1, exit_code=0, reason="Succeeded", message="done", step=7, result="/x", digest="d")
+    ended = {"exitCode": 0, "finishedAt": "2026-01-01T00:10:00Z", "message": report.line()}
+    pod = ending_pod()
+    del pod["metadata"]["deletionTimestamp"]
+    owner = pod["metadata"]["ownerReferences"][0] | {"name": "sample-1", "uid": "uid-run"}
+    pod["metadata"] |= {"name": "sample-1-worker-0", "resourceVersion": "30", "ownerReferences": [owner],
+                        "creationTimestamp": "2026-01-01T00:00:00Z"}  # fmt: skip
+    pod["metadata"]["labels"] |= {"finetune.dev/job-uid": "uid-sample", "finetune.dev/run": "1"}
+    pod["status"] = {"phase": "Succeeded",
+                     "containerStatuses": [{"name": "pytorch", "state": {"terminated": ended}}]}  # fmt: skip
+    operator.on_event(Kind.PODS, "ADDED", pod)
+    passes(operator)
+    assert cluster.job["status"]["phase"] == "Succeeded"

@@ -20,6 +20,7 @@ from typing import Any
 import kopf
 from pydantic import ValidationError
 
+from finetune_kube.nesting import allow_any_depth
 from finetune_plan import backends
 from finetune_plan.backends.protocol import Backend
 
@@ -51,6 +52,7 @@ def main() -> int:
         print(f"finetune-operator: the settings are wrong: {error}", file=sys.stderr)  # noqa: T201
         return 2
     logs.configure(settings.log_level)
+    allow_any_depth()
     gc.freeze()  # what the imports have made stays for good
     gc.set_threshold(GC_THRESHOLD)
     asyncio.run(run(settings, backends.DEFAULT))

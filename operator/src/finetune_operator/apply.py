@@ -10,13 +10,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NoReturn
 
 from finetune_plan.model import Action, CreateRun, DeletePod, DeleteRun, Observed, Plan, RecordResult
 
 from . import events
 from .cache import Cache
 from .cluster import Cluster, Kind
-from .errors import AlreadyExists, Conflict, NameTaken, NotFound, Refused
+from .errors import AlreadyExists, ClusterError, Conflict, NameTaken
 from .event_queue import EventQueue
 from .identity import Json, Key, controller_of, key_of, log_fields
 from .status_change import StatusChange
@@ -42,14 +43,14 @@ class Applier:
         if answer.record_result:
             await self._record_result(key, answer.record_result)
         patch = change.patch if change.wait_seconds is None else {}
-        changed = bool(answer.actions)
+        changed = False
         if patch:
-            changed |= await self._write_status(key, job, patch)
+            changed = await self._write_status(key, job, patch)
         elif answer.actions:
             await self._check_unchanged(key, job)
         try:
             for action in answer.actions:
-                await self._execute(key, job, action)
+                changed |= await self._execute(key, job, action)
         finally:
             if patch:
                 self._emit_events(job, change, now)
@@ -66,7 +67,7 @@ class Applier:
         self.cache.claims.pop(claim, None)
         try:
             await self.cluster.annotate_claim(claim, result.annotation, result.text)
-        except (NotFound, Refused) as error:
+        except ClusterError as error:
             log.warning(
                 "result not recorded on its claim",
                 extra=log_fields(key) | {"claim": result.claim, "error": str(error)},
@@ -88,22 +89,26 @@ class Applier:
         if live["metadata"]["resourceVersion"] != job["metadata"]["resourceVersion"]:
             raise Conflict(f"{key} has changed")
 
-    async def _execute(self, key: Key, job: Json, action: Action) -> None:
+    async def _execute(self, key: Key, job: Json, action: Action) -> bool:
+        """True if that changed anything."""
         about = log_fields(key, job["metadata"]["uid"])
         if isinstance(action, DeleteRun):
-            await self._delete(Key(key.namespace, action.name), action.uid)
-            log.info("run deleted", extra=about | {"run": action.name})
-        elif isinstance(action, DeletePod):
+            if changed := await self._delete(Key(key.namespace, action.name), action.uid):
+                log.info("run deleted", extra=about | {"run": action.name})
+            return changed
+        if isinstance(action, DeletePod):
             await self._delete_pod(Key(key.namespace, action.name), action.uid)
             log.warning("pod deleted by force", extra=about | {"pod": action.name})
-        elif await self._create(key, job, action):
+            return True
+        if created := await self._create(key, job, action):
             log.info("run created", extra=about | {"run": action.manifest["metadata"]["name"]})
+        return created
 
-    async def _delete(self, run: Key, uid: str) -> None:
+    async def _delete(self, run: Key, uid: str) -> bool:
         if going := await self.cluster.delete_run(run, uid):
-            self.cache.put(Kind.RUNS, going)
-        else:
-            self.cache.runs.forget(run)
+            return self.cache.put(Kind.RUNS, going)
+        self.cache.runs.forget(run)
+        return True
 
     async def _delete_pod(self, pod: Key, uid: str) -> None:
         """Delete a pod by force, unless its node has reported it since: then the version is another one."""
@@ -138,13 +143,18 @@ class Applier:
         return live
 
     def _is_free(self, live: Json | None, job: Json) -> bool:
-        """Whether a run may have that name: not if ours has it already. Raises NameTaken if a foreign object has."""
-        if live is not None and not self._is_ours(live, job):
+        """Whether a run may have that name: not if ours has it already. Raises NameTaken if any other object has."""
+        if live is None:
+            return True
+        if not self._is_ours(live, job):
             state = " and is being deleted" if "deletionTimestamp" in live["metadata"] else ""
-            raise NameTaken(
-                f"{self.kind} {key_of(live).name} has the name of the next run. It is not this job's{state}."
-            )
-        return live is None
+            self._taken(live, f"not this job's{state}")
+        if self.cache.runs.get(key_of(live)) is None:
+            self._taken(live, "this job's, but cannot be read as a run of it")
+        return False
+
+    def _taken(self, live: Json, why: str) -> NoReturn:
+        raise NameTaken(f"{self.kind} {key_of(live).name} has the name of the next run. It is {why}.")
 
     @staticmethod
     def _is_ours(live: Json | None, job: Json) -> bool:

@@ -41,6 +41,8 @@ MERGE = "application/merge-patch+json"
 ATTEMPTS = 5
 BACKOFF = (0.2, 5.0)
 """Seconds before the second attempt, and at most; doubled in between, and jittered."""
+LONGEST_RETRY_AFTER = 30.0
+"""Seconds between two attempts, whatever the server asks for."""
 CONNECT_TIMEOUT = 10.0
 
 
@@ -150,7 +152,7 @@ _METHODS = {"get": "GET", "list": "GET", "create": "POST", "patch": "PATCH", "de
 
 
 def _retry_after(header: str | None) -> float:
-    return float(header) if header and header.isdigit() else 0.0
+    return min(float(header), LONGEST_RETRY_AFTER) if header and header.isdigit() else 0.0
 
 
 def _backoff(attempt: int) -> float:

@@ -32,6 +32,7 @@ from urllib3.exceptions import TimeoutError as NoAnswer
 from urllib3.util import parse_url
 
 from finetune_cli.errors import InvalidInput
+from finetune_kube.nesting import allow_any_depth
 
 from .errors import Unreachable, api_error, invalid
 
@@ -122,6 +123,7 @@ def connect(
     connect_seconds: float = CONNECT_SECONDS,
 ) -> tuple[ApiClient, str]:  # fmt: skip
     """A client of the server and the namespace that kubectl would use with these options. Raises InvalidInput."""
+    allow_any_depth()
     configuration = Configuration()
     try:
         of_context = _load(configuration, kubeconfig, context)
