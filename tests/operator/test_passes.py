@@ -39,7 +39,8 @@ class Cluster:
     """One job and its run; every write is a new version."""
 
     def __init__(self) -> None:
-        self.job, self.run, self.version, self.writes = job(1), None, 1, 0
+        self.job, self.version, self.writes = job(1), 1, 0
+        self.run: Json | None = None
         self.other = job(1, "other")
         self.queued: Json | None = None
         self.reads: list[str] = []
@@ -392,10 +393,10 @@ class Owned(Cluster):
 
     def __init__(self) -> None:
         super().__init__()
-        self.run = held(1)
+        run = held(1)
         metadata = {"name": "sample-1", "labels": {"finetune.dev/run": "one"}}
-        owner = self.run["metadata"]["ownerReferences"][0] | {"name": "sample", "uid": "uid-sample"}
-        self.run["metadata"] |= metadata | {"ownerReferences": [owner]}
+        owner = run["metadata"]["ownerReferences"][0] | {"name": "sample", "uid": "uid-sample"}
+        self.run = run | {"metadata": run["metadata"] | metadata | {"ownerReferences": [owner]}}
 
     async def delete_run(self, key: Key, uid: str) -> Json | None:
         return self.run
@@ -425,6 +426,7 @@ def test_an_own_object_that_is_no_run_and_has_its_name_is_said_and_waited_for() 
 def test_a_run_whose_label_was_edited_and_that_takes_long_to_go_is_deleted_without_a_hot_loop() -> None:
     cluster = Owned()
     run, cluster.run = cluster.run, None
+    assert run is not None
     operator = Operator(cluster, Settings(), BACKEND)
     operator.on_event(Kind.JOBS, "ADDED", cluster.job)
     assert passes(operator) == 2
