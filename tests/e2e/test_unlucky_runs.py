@@ -102,6 +102,7 @@ def test_a_disturbed_job_has_the_losses_of_an_undisturbed_one(
 def test_so_has_a_job_whose_node_dies_where_pods_may_be_deleted_by_force(
     bed: Bed, team: Team, undisturbed: Run
 ) -> None:
+    # In the last file: for up to two minutes after this, the operator leaves the logs of the node alone.
     assert_finished(team, undisturbed, Disturbance("dead-node", partial(outlive_the_node, bed), restarts=0))
 
 
