@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 
 from chart.helm import CHART, RELEASE, helm
@@ -13,47 +12,26 @@ from testbed.build import BuildError
 from testbed.cluster import Cluster
 from testbed.control_plane import ControlPlane
 from testbed.images import ImageError, images
-from testbed.machine import Machine, MachineError, free_cable
+from testbed.machine import MachineError, free_cable
 from testbed.node import api_server_flags, start_node
 from testbed.packages import MissingError, ensure_packages
-from testbed.process import Process, ProcessError
+from testbed.process import ProcessError
 from testbed.training_operator import pytorchjob_crd, start_training_operator
 from testbed.watch import WaitError, wait_for_all
 
-VALUES = {
-    "settings": {"progressSeconds": 1, "sharedMemory": "128Mi", "evictionSeconds": 5, "deadNodeSeconds": 5},
-}  # fmt: skip
+VALUES = {"settings": {"progressSeconds": 1, "sharedMemory": "128Mi"}}
 """The chart as it is, but for a cluster that is small and jobs that are short."""
 FAILURES = (BuildError, ImageError, MachineError, MissingError, ProcessError, WaitError)
 """What there is no cluster after; each error says why."""
 Say = Callable[[str], object]
 
 
-TRAINERS = 'labels."io.kubernetes.container.name"==pytorch'
-
-
 def silent(sentence: str) -> None:
     """Say nothing."""
 
 
-@dataclass(frozen=True)
-class Bed:
-    """A cluster and its node."""
-
-    cluster: Cluster
-    kubelet: Process
-    machine: Machine
-
-    def end_training(self) -> None:
-        """The trainers end like those of a machine whose power is cut: at once."""
-        ctr = ["ctr", "--namespace=k8s.io"]
-        for container in self.machine.run([*ctr, "containers", "ls", "--quiet", TRAINERS]).split():
-            with suppress(MachineError):  # it has ended already
-                self.machine.run([*ctr, "tasks", "kill", "--signal=SIGKILL", container])
-
-
 @contextmanager
-def real_cluster(folder: Path, say: Say = silent) -> Iterator[Bed]:
+def real_cluster(folder: Path, say: Say = silent) -> Iterator[Cluster]:
     """API server with RBAC, controllers, scheduler, the stock Training Operator with its webhook, and one node."""
     say("checking for root, disk and Debian packages")
     ensure_packages()
@@ -72,8 +50,8 @@ def real_cluster(folder: Path, say: Say = silent) -> Iterator[Bed]:
             say("starting the Training Operator")
             start_training_operator(plane, webhook=True)
             say("starting the node; copying the images to it, the first time, takes minutes")
-            machine = start_node(plane, cable, store)
-            yield Bed(plane.cluster, plane.processes["kubelet"], machine)
+            start_node(plane, cable, store)
+            yield plane.cluster
 
 
 @contextmanager

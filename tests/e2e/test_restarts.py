@@ -5,12 +5,10 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import pytest
 
 from builders import Json
-from e2e.bed import Bed
 from e2e.runs import Run, runs
 from e2e.team import Team
 from e2e.test_two_nodes import SPEC
@@ -21,7 +19,6 @@ SMALL: Json = SPEC | {
     # Dropout and shuffled rows: a run that does not restore the random states has other losses.
     "training": {"mode": "lora", "save_steps": SAVE_STEPS, "logging_steps": 1, "lora": {"dropout": 0.1}},
     # 24 rows a rank, four at a time: a step takes long enough for the job to be disturbed before it ends.
-    "lifecycle": {"terminationGracePeriodSeconds": 30},
     "hyperparameters": {
         "global_batch": 48, "per_device_batch": 4, "n_epochs": 30, "learning_rate": 1e-3, "sequence_length": 64,
     },
@@ -63,15 +60,6 @@ def kill_a_rank(team: Team, job: str) -> None:
     team.kubectl("exec", f"{job}-1-worker-1", "--", "sh", "-c", "kill -9 $(cat /proc/1/task/1/children)")
 
 
-def outlive_the_node(bed: Bed, team: Team, job: str) -> None:
-    """The node dies, and comes back after the job has given its pods up."""
-    bed.kubelet.stop(grace_s=0)
-    bed.end_training()
-    team.until(job, lambda status: status["run"] == 2, timeout_s=240)
-    bed.kubelet.start()
-    bed.kubelet.wait_ready()
-
-
 def is_due(status: Json) -> bool:
     return ((status.get("progress") or {}).get("checkpointStep") or 0) >= DISTURBED_AT
 
@@ -96,18 +84,6 @@ def undisturbed(team: Team) -> Run:
 def test_a_disturbed_job_has_the_losses_of_an_undisturbed_one(
     team: Team, undisturbed: Run, disturbance: Disturbance
 ) -> None:
-    assert_finished(team, undisturbed, disturbance)
-
-
-def test_so_has_a_job_whose_node_dies_where_pods_may_be_deleted_by_force(
-    bed: Bed, team: Team, undisturbed: Run
-) -> None:
-    # In the last file: for up to two minutes after this, the operator leaves the logs of the node alone.
-    assert_finished(team, undisturbed, Disturbance("dead-node", partial(outlive_the_node, bed), restarts=0))
-
-
-def assert_finished(team: Team, undisturbed: Run, disturbance: Disturbance) -> None:
-    """A job that is disturbed in the middle of its training finishes with the same losses."""
     job = disturbance.job
     team.submit(job, **(SMALL | {"output": {"uri": f"pvc://shared/{job}"}}))
     team.until(job, is_due, timeout_s=180)
