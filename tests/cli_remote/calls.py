@@ -19,6 +19,8 @@ from cli.calls import JOB, ROW
 from finetune_cli.main import cli
 
 FINETUNE = (sys.executable, "-m", "finetune_cli")
+PATIENCE_S = 180
+"""For a call that hangs, not for one that is slow: on a busy machine an interrupted upload took over 30 s to clean up."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,13 @@ class Running:
                 self.lines.append(line.rstrip("\n"))
                 self._news.notify_all()
 
-    def until(self, text: str, timeout_s: float = 30) -> str:
+    def until(self, text: str, timeout_s: float = PATIENCE_S) -> str:
         """The first line with that text."""
         with self._news:
             assert self._news.wait_for(lambda: any(text in line for line in self.lines), timeout_s), self.lines
             return next(line for line in self.lines if text in line)
 
-    def ended(self, timeout_s: float = 30) -> int:
+    def ended(self, timeout_s: float = PATIENCE_S) -> int:
         """The exit code."""
         try:
             return self.process.wait(timeout_s)
