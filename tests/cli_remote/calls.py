@@ -20,7 +20,7 @@ from finetune_cli.main import cli
 
 FINETUNE = (sys.executable, "-m", "finetune_cli")
 PATIENCE_S = 180
-"""For a call that hangs, not for one that is slow: on a busy machine an interrupted upload took over 30 s to clean up."""
+"""For a call that hangs, not for one that is slow: on a busy machine an interrupted upload takes over 30 s to end."""
 
 
 @dataclass(frozen=True)
