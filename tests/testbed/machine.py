@@ -84,7 +84,7 @@ class Machine:
     def kill(self, process: Process) -> None:
         """End a command of inside() by signal 9. Process.stop() would end nsenter, and give the command time."""
         os.kill(_only_child(process.pid), signal.SIGKILL)
-        process.wait_ended(10)
+        process.wait_ended(60)
         process.stop()
 
     def _first(self) -> int:
