@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from e2e.bed import installed_operator, real_cluster
+from e2e.bed import Bed, installed_operator, real_cluster
 from e2e.team import RESTRICTED, Team
 from testbed.build import BuildError
 from testbed.cluster import Cluster
@@ -15,12 +15,17 @@ from testbed.packages import MissingError
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
     try:
         with real_cluster(tmp_path_factory.mktemp("cluster")) as found:
             yield found
     except (BuildError, ImageError, MissingError) as error:
         pytest.exit(f"no cluster with a real node: {error}", returncode=2)
+
+
+@pytest.fixture(scope="session")
+def cluster(bed: Bed) -> Cluster:
+    return bed.cluster
 
 
 @pytest.fixture(scope="session")

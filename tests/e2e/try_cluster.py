@@ -55,11 +55,11 @@ def main() -> int:
 @contextmanager
 def running(folder: Path, say: Say) -> Iterator[Team]:
     """A cluster with the operator and, in its default namespace, all that a first job needs."""
-    with real_cluster(folder, say) as cluster:
+    with real_cluster(folder, say) as bed:
         try:
-            with installed_operator(cluster, say):
+            with installed_operator(bed.cluster, say):
                 say("putting a small model on a volume")
-                yield Team(cluster, NAMESPACE, folder / "volume").furnished()
+                yield Team(bed.cluster, NAMESPACE, folder / "volume").furnished()
         finally:
             say("ending the cluster")
 

@@ -98,6 +98,54 @@ def test_a_node_that_answers_again_is_read_as_before() -> None:
     assert world.schedule.unreadable_nodes() == 0
 
 
+def begins(schedule: ReadSchedule) -> None:
+    schedule.follow(pod_log("new"))
+
+
+def is_reported_again(schedule: ReadSchedule) -> None:
+    schedule.follow(pod_log("a"))
+
+
+def is_still_abandoned(schedule: ReadSchedule) -> None:
+    schedule.follow(pod_log("a"), abandoned=True)
+
+
+def begins_elsewhere(schedule: ReadSchedule) -> None:
+    schedule.follow(pod_log("new", "another"))
+
+
+@pytest.mark.parametrize(
+    ("happens", "alive"),
+    [(begins, True), (is_reported_again, True), (is_still_abandoned, False), (begins_elsewhere, False)],
+)
+def test_a_node_that_reports_a_pod_again_does_not_wait_out_its_back_off(
+    happens: Callable[[ReadSchedule], None], alive: bool
+) -> None:
+    world = World()
+    for name in "ab":
+        world.schedule.follow(pod_log(name))
+    world.run(290, lambda _: True)
+    world.schedule.follow(pod_log("a"), abandoned=True)
+    assert world.schedule.back_off_seconds("node") > 0
+    happens(world.schedule)
+    world.run(300, lambda _: False)
+    assert world.schedule.unreadable_nodes() == (0 if alive else 1)
+    for name in "ab":
+        assert (290 in world.times(pod_log(name))) == alive, "a node is alive for all of its logs"
+
+
+def test_pods_that_begin_on_a_node_that_hangs_cost_one_read_each_and_its_back_off_goes_on() -> None:
+    world = World()
+    world.schedule.follow(pod_log("a"))
+    world.run(200, lambda _: True)
+    before = len(world.started)
+    for number in range(3):
+        world.schedule.follow(pod_log(f"new-{number}"))
+        world.run(world.now + 10, lambda _: True)
+    assert len(world.started) == before + 3
+    assert world.schedule.back_off_seconds("node") > 100, "as long as before, not 10 s"
+
+
 def test_a_pod_that_is_gone_says_nothing_about_its_node() -> None:
     world = World()
     for name in "ab":

@@ -5,8 +5,10 @@ away with the last process, and the last process dies with us, however we end.
 """
 
 import json
+import os
 import random
 import shlex
+import signal
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -79,10 +81,15 @@ class Machine:
             raise MachineError(f"{shlex.join(map(str, command))} ended with {done.returncode}: {done.stderr.strip()}")
         return done.stdout
 
+    def kill(self, process: Process) -> None:
+        """End a command of inside() by signal 9. Process.stop() would end nsenter, and give the command time."""
+        os.kill(_only_child(process.pid), signal.SIGKILL)
+        process.wait_ended(60)
+        process.stop()
+
     def _first(self) -> int:
-        """Process id of the machine's first process, as we count: the only child of `unshare`."""
-        pid = self.process.pid
-        return int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
+        """Process id of the machine's first process, as we count."""
+        return _only_child(self.process.pid)
 
     def _script(self, ready: Path) -> str:
         upper, work, sysctls = (self.folder / name for name in ("var", "var-work", "sysctls"))
@@ -102,6 +109,11 @@ class Machine:
 
 class MachineError(Exception):
     """A command in the machine failed; the message carries its words."""
+
+
+def _only_child(pid: int) -> int:
+    """Of `unshare` or `nsenter`: the command."""
+    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
 
 
 def _ip(*arguments: str) -> None:

@@ -5,6 +5,9 @@ outside this machine: an air gap. Needs root; packages.py names what else.
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from testbed.api import Json
@@ -23,6 +26,7 @@ DOMAIN = "cluster.local"
 CGROUPS = "testbed"
 CNI_BIN = "/usr/lib/cni"
 SOCKET = "/run/containerd/containerd.sock"
+CTR = ["ctr", "--namespace=k8s.io"]
 # All fixed: the machine has its network to itself.
 CONTAINERD_PORT, DNS_READY_PORT, PROXY_PORT, KUBELET_PORT = 1338, 8181, 10256, 10250
 CONTAINERD = f"""
@@ -68,7 +72,28 @@ def api_server_flags(cable: Cable) -> list[str]:
     ]
 
 
-def start_node(plane: ControlPlane, cable: Cable, images: Images) -> Machine:
+@dataclass(frozen=True)
+class Node:
+    """A node that runs."""
+
+    machine: Machine
+    kubelet: Process
+
+    @contextmanager
+    def dead(self, pod: str, container: str) -> Iterator[None]:
+        """As if its power were cut, until the end of the block: a container of a pod ends, and no kubelet sees it."""
+        self.machine.kill(self.kubelet)
+        try:
+            chosen = f'labels."io.kubernetes.pod.name"=={pod},labels."io.kubernetes.container.name"=={container}'
+            [found] = self.machine.run([*CTR, "containers", "ls", "--quiet", chosen]).split()
+            self.machine.run([*CTR, "tasks", "kill", "--signal=SIGKILL", found])
+            yield
+        finally:
+            self.kubelet.start()
+            self.kubelet.wait_ready()
+
+
+def start_node(plane: ControlPlane, cable: Cable, images: Images) -> Node:
     """Run a node until `plane` ends, with `images` and the sandbox's; returns when it is Ready.
 
     The plane has the scheduler, and was started with api_server_flags() and the cable's end as an address.
@@ -83,10 +108,10 @@ def start_node(plane: ControlPlane, cable: Cable, images: Images) -> Machine:
     _remove_containers(machine)
     images.load(machine)
     plane.run("coredns", setup.coredns())
-    plane.run("kubelet", setup.kubelet())
+    kubelet = plane.run("kubelet", setup.kubelet())
     wait_for(plane.cluster.api, f"/api/v1/nodes/{NAME}", _is_ready, timeout_s=60)
     plane.run("kube-proxy", setup.proxy())  # it looks for its Node, and at first for half a minute if there is none
-    return machine
+    return Node(machine, kubelet)
 
 
 class _Setup:
@@ -149,6 +174,9 @@ class _Setup:
             f"--config={self._write('kubelet.json', json.dumps(config))}",
             f"--hostname-override={NAME}",
             f"--node-ip={self._address}",
+            # The node controller evicts nothing while it sees no node that is ready. This is the only one, and does
+            # not count for that rule.
+            "--node-labels=node.kubernetes.io/exclude-disruption=true",
         ]
         make_cgroups(CGROUPS)
         return self._process([program("kubelet"), *flags], KUBELET_PORT)
@@ -165,9 +193,8 @@ class _Setup:
 
 def _remove_containers(machine: Machine) -> None:
     """What the last run has left in containerd's root: containers that ended with their machine. Images stay."""
-    ctr = ["ctr", "--namespace=k8s.io", "containers"]
-    if left := machine.run([*ctr, "ls", "--quiet"]).split():
-        machine.run([*ctr, "rm", *left])
+    if left := machine.run([*CTR, "containers", "ls", "--quiet"]).split():
+        machine.run([*CTR, "containers", "rm", *left])
 
 
 def _is_ready(node: Json | None) -> bool:

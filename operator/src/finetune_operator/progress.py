@@ -1,7 +1,8 @@
 """Progress of running jobs: the logs of their first pods, read by tasks of its own, so that no pass waits for a node.
 
-A read has one attempt and a few seconds. A node that does not answer is left alone for longer and longer, and never
-holds more than a few of the readers: it costs the progress of its own jobs and nothing else.
+A read has one attempt and a few seconds. A node that does not answer is left alone for longer and longer, until it
+reports a pod again, and never holds more than a few of the readers: it costs the progress of its own jobs and nothing
+else.
 """
 
 from __future__ import annotations
@@ -83,19 +84,29 @@ class ReadSchedule:
         self._heap: list[tuple[float, PodLog]] = []
         """Times of _due, and older ones that no longer count."""
         self._nodes: dict[str, _Node] = {}
+        self._abandoned: set[PodLog] = set()
+        """Logs of pods that their node has ceased to report."""
 
-    def follow(self, source: PodLog) -> None:
-        """Read this log of its job from now on, and no other."""
+    def follow(self, source: PodLog, *, abandoned: bool = False) -> None:
+        """Read this log of its job from now on, and no other. A node that reports the pod for the first time, or
+        again after it was abandoned, is alive: its back-off ends."""
+        reported = not self.follows(source) or source in self._abandoned
         if not self.follows(source):
             self.forget(source.job)
             self._logs[source.job] = source
             self._plan(source, self._clock())
+        if abandoned:
+            self._abandoned.add(source)
+        elif reported:
+            self._abandoned.discard(source)
+            self._end_back_off(source.node)
 
     def forget(self, job: Key) -> None:
         """The job has no log to be read."""
         if known := self._logs.pop(job, None):
             self._due.pop(known, None)
             self._read.pop(known, None)
+            self._abandoned.discard(known)
 
     def follows(self, source: PodLog) -> bool:
         """Whether this log is the one of its job that is read."""
@@ -173,6 +184,14 @@ class ReadSchedule:
         used = {each.node for each in self._logs.values()}
         self._nodes = {name: n for name, n in self._nodes.items() if name in used or n.reading}
 
+    def _end_back_off(self, node: str) -> None:
+        """All logs of the node are due. Its failures count until one is read: one read at once, and a long back-off
+        again if that fails."""
+        if self.back_off_seconds(node):
+            self._nodes[node].retry_at = self._clock()
+            for each in [each for each in self._due if each.node == node]:
+                self._plan(each, self._clock())
+
     def _plan(self, source: PodLog, due: float) -> None:
         if self.follows(source):
             self._due[source] = due
@@ -195,7 +214,7 @@ class ProgressReaders:
 
     def follow(self, job: Key, pod: ObservedPod) -> tuple[Record, ...]:
         """Read the log of a pod from now on. What was read of it since the last pass that took it."""
-        self.schedule.follow(PodLog(job, pod.name, pod.uid, pod.node))
+        self.schedule.follow(PodLog(job, pod.name, pod.uid, pod.node), abandoned=pod.abandoned)
         self._wake.set()
         uid, records = self._records.get(job, ("", ()))
         return records if uid == pod.uid else ()
