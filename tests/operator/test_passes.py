@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -465,3 +465,30 @@ def test_a_success_is_recorded_in_the_status_while_a_webhook_on_claims_fails() -
     operator.on_event(Kind.PODS, "ADDED", pod)
     passes(operator)
     assert cluster.job["status"]["phase"] == "Succeeded"
+
+
+IMPOSSIBLE = ("99999-01-01T00:00:00Z", "0000-01-01T00:00:00Z", "9999-12-31T23:59:59Z", "2026-01-01T00:00:00", "soon")
+"""Most of them pass the API server as times."""
+TARGET = {"type": "FailureTarget", "status": "True", "reason": "Killed", "message": "m"}
+TIMED: dict[str, Callable[[str], Json]] = {
+    "begun": lambda time: {"run": 1, "startTime": time},
+    "over": lambda time: {"run": 1, "completionTime": time},
+    "bound to a node": lambda time: {"run": 1, "active": {"seconds": 1, "since": time}},
+    "due": lambda time: {"run": 1, "retry": {"nextTime": time}},
+    "doomed": lambda time: {"run": 1, "conditions": [TARGET | {"lastTransitionTime": time}]},
+}
+"""What a status says, at a time."""
+
+
+@pytest.mark.parametrize("time", IMPOSSIBLE)
+@pytest.mark.parametrize("case", TIMED)
+def test_an_impossible_time_in_a_status_counts_as_absent_and_the_job_goes_on(case: str, time: str) -> None:
+    cluster = Cluster()
+    cluster.job |= {"status": {"phase": "Training", **TIMED[case](time)}}
+    cluster.job["spec"] |= {"lifecycle": {"activeDeadlineSeconds": 60, "ttlSecondsAfterFinished": 60}}
+    operator = Operator(cluster, Settings(), BACKEND)
+    operator.on_event(Kind.JOBS, "ADDED", cluster.job)
+    passes(operator)
+    doomed = case == "doomed"
+    assert cluster.job["status"]["phase"] == ("Failed" if doomed else "Starting")
+    assert bool(operator.cache.children(cluster.job).runs) is not doomed, "the next run was created"
