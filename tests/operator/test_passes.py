@@ -12,7 +12,7 @@ from builders import Json, resource
 from finetune_api.runtime.report import FinalReport
 from finetune_operator.cache import Cache
 from finetune_operator.cluster import Kind
-from finetune_operator.errors import Refused, WebhookFailed
+from finetune_operator.errors import Refused, Unavailable, WebhookFailed
 from finetune_operator.event_queue import EventQueue
 from finetune_operator.identity import Key, key_of, version_of
 from finetune_operator.metrics import REGISTRY
@@ -159,6 +159,44 @@ def test_of_what_a_watch_missed_only_the_objects_that_differ_are_read() -> None:
     asyncio.run(operator.compare_once())
     assert (cluster.found, cluster.lists) == ([KEY], 0), "whole objects may be large"
     assert operator.cache.job(KEY) is not None
+
+
+class Unlisted(Cluster):
+    """One kind cannot be listed, and no object read."""
+
+    def __init__(self, kind: Kind) -> None:
+        super().__init__()
+        self.kind = kind
+
+    async def versions(self, kind: Kind) -> AsyncIterator[tuple[dict[Key, int], int]]:
+        if kind is self.kind:
+            raise Refused(f"{kind} is forbidden")
+        async for page in super().versions(kind):
+            yield page
+
+
+class Unread(Cluster):
+    """A run was missed that cannot be read."""
+
+    async def versions(self, kind: Kind) -> AsyncIterator[tuple[dict[Key, int], int]]:
+        yield {Key("team", kind): 1} if kind in (Kind.RUNS, Kind.PODS) else {}, self.version
+
+    async def read(self, kind: Kind, key: Key) -> Json | None:
+        self.found.append(key)
+        if kind is Kind.RUNS:
+            raise Unavailable("no answer")
+        return None
+
+
+def test_what_a_watch_missed_is_repaired_although_another_kind_cannot_be_listed() -> None:
+    for kind in (Kind.RUNS, Kind.EVENTS):
+        cluster = Unlisted(kind)
+        operator = Operator(cluster, Settings(resync_seconds=0.01), BACKEND)
+        asyncio.run(operator.compare_once())
+        assert set(cluster.found) == {KEY, Key("team", "other")}
+    unread = Unread()
+    asyncio.run(Operator(unread, Settings(resync_seconds=0.01), BACKEND).compare_once())
+    assert unread.found == [Key("team", "runs"), Key("team", "pods")]
 
 
 def test_a_look_that_wrote_is_followed_by_one_that_does_not_and_no_echo_is_needed(operator: Operator) -> None:
