@@ -342,6 +342,8 @@ def running(ctx: ReconcileContext) -> Plan:
         return Plan((), statuses.backend_silent(status, ctx.backend, silent, now=ctx.time))
     for record in ctx.observed.records:
         status = statuses.apply_record(record, status, ctx.time)
+    if ctx.observed.records:
+        status = status.model_copy(update={"active": active_time.carried(status.active, ctx.time)})
     return Plan((), status, requeue_after=_earliest(left, avoidance.seconds_left(status, ctx.pods, ctx.now)))
 
 
