@@ -530,3 +530,45 @@ def test_an_impossible_time_in_a_status_counts_as_absent_and_the_job_goes_on(cas
     doomed = case == "doomed"
     assert cluster.job["status"]["phase"] == ("Failed" if doomed else "Starting")
     assert bool(operator.cache.children(cluster.job).runs) is not doomed, "the next run was created"
+
+
+CREATING = {"type": "PodsReady", "status": "False", "reason": "Creating", "message": "m",
+            "lastTransitionTime": "2026-01-01T00:00:00Z"}  # fmt: skip
+
+
+class Phases(Cluster):
+    """Remembers the phases that are written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.phases: list[str] = []
+
+    async def patch_status(self, key: Key, patch: Json) -> Json:
+        written = await super().patch_status(key, patch)
+        self.phases.append(written["status"]["phase"])
+        return written
+
+
+@pytest.mark.parametrize(
+    ("change", "phase"), [({"suspend": True}, "Stopping"), ({"cancel": True}, "Stopping"), ({}, "Queued")]
+)
+def test_the_pods_of_a_run_that_was_created_and_deleted_unseen_are_waited_for(change: Json, phase: str) -> None:
+    """The operator died after it created the run, and somebody deleted the run before it came back."""
+    cluster = Phases()
+    cluster.job |= {"status": {"run": 1, "phase": "Starting", "conditions": [CREATING]}}
+    cluster.job["spec"] |= change
+    operator = Operator(cluster, Settings(), BACKEND)
+    orphan = ending_pod()
+    owner = orphan["metadata"]["ownerReferences"][0] | {"name": "sample-1"}
+    orphan["metadata"] |= {"name": "sample-1-worker-0", "ownerReferences": [owner], "resourceVersion": "9"}
+    operator.on_event(Kind.PODS, "ADDED", orphan)
+    operator.on_event(Kind.JOBS, "ADDED", cluster.job)
+    passes(operator)
+    found = {c["type"]: c["message"] for c in cluster.job["status"]["conditions"]}
+    assert set(cluster.phases) == {phase}
+    assert "pod sample-1-worker-0" in found["PodsReady"].lower()
+    assert [*operator.cache.runs.items()] == [], "the next run waits"
+    operator.on_event(Kind.PODS, "DELETED", orphan)
+    passes(operator)
+    ended = {"suspend": "Suspended", "cancel": "Cancelled"}
+    assert cluster.job["status"]["phase"] == next((ended[key] for key in change), "Starting")
