@@ -572,3 +572,19 @@ def test_the_pods_of_a_run_that_was_created_and_deleted_unseen_are_waited_for(ch
     passes(operator)
     ended = {"suspend": "Suspended", "cancel": "Cancelled"}
     assert cluster.job["status"]["phase"] == next((ended[key] for key in change), "Starting")
+
+
+def test_a_job_that_is_nested_too_deeply_is_refused_by_its_key() -> None:
+    """Where the admission policy is not installed."""
+    deep: Json = {}
+    for _ in range(600):
+        deep = {"a": [deep]}
+    cluster = Cluster()
+    cluster.job["spec"] |= {"surprise": deep, "lora": {"r": deep}}
+    operator = Operator(cluster, Settings(), BACKEND)
+    operator.on_event(Kind.JOBS, "ADDED", cluster.job)
+    passes(operator)
+    found = {c["type"]: c for c in cluster.job["status"]["conditions"]}
+    assert found["Accepted"]["reason"] in ("BadValue", "UnknownKey")
+    assert "spec.surprise" in found["Accepted"]["message"]
+    assert "spec.lora.r" in found["Accepted"]["message"]

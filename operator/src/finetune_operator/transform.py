@@ -35,8 +35,10 @@ REPORT_LENGTH = 12 * 1024
 YEARS = range(1970, 9000)
 """Of a time that counts: any duration that a job may have can be added to it."""
 LONG_AGO = "1970-01-01T00:00:00Z"
+LEVELS = 16
+"""Of a spec that are kept: a few more than the deepest key has. What reads it recurses."""
 _FREE = ("tags", "metadata")
-"""Keys of the spec that hold anything of any size; only that they are there counts."""
+"""Keys of the spec that hold anything; only that they are there counts."""
 
 
 class Malformed(ValueError):
@@ -95,7 +97,7 @@ def job(raw: Json) -> CachedJob:
         "apiVersion": API_VERSION,
         "kind": KIND,
         "metadata": {k: v for k, v in raw["metadata"].items() if k in _METADATA},
-        "spec": _bounded(raw.get("spec") or {}),
+        "spec": _shallow(_bounded(raw.get("spec") or {})),
         "status": status,
     }
     text = json.dumps(kept, separators=(",", ":")).encode()
@@ -121,6 +123,15 @@ def _timed(value: Json, *keys: str) -> Json:
 def _bounded(spec: Json) -> Json:
     """The spec with the entries of its free maps numbered: a plan names these keys, and validation counts them."""
     return spec | {k: {str(i): 0 for i in range(len(spec[k]))} for k in _FREE if isinstance(spec.get(k), dict)}
+
+
+def _shallow(value: Any, levels: int = LEVELS) -> Any:
+    """Without what is nested deeper than any key: such a key is refused, whatever is in it."""
+    if isinstance(value, (dict, list)) and not levels:
+        return type(value)()
+    if isinstance(value, dict):
+        return {name: _shallow(inner, levels - 1) for name, inner in value.items()}
+    return [_shallow(inner, levels - 1) for inner in value] if isinstance(value, list) else value
 
 
 def pod(raw: Json, backend: Backend) -> ObservedPod:

@@ -25,8 +25,8 @@ def counted(status: Status, pods: Iterable[ObservedPod], now: str) -> ActiveStat
         known, since = active or ActiveStatus(seconds=0), min(*bound, now)
         if known.since and known.since >= since:
             return known
-        seen = closed(known, max(ends, default=known.since or now), since)  # by pods before these
-        return seen and seen.model_copy(update={"since": since})
+        earlier = closed(known, max(ends, default=known.since or now), since)  # by pods before these
+        return earlier and earlier.model_copy(update={"since": since})
     whole = len(ends) >= ((status.layout and status.layout.nodes) or 1)  # one that is gone may have ended last
     return closed(active, max(ends) if whole else now, now)
 

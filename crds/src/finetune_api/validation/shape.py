@@ -6,6 +6,7 @@ the end of the text, and a mistake in an entry of a list is reported at that ent
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -65,6 +66,10 @@ def _map(value: Mapping[str, Any], node: Node, path: str) -> Iterator[Problem]:
             yield Problem(_at(path, name), "Missing", "The key is required.", "Set it.")
     if len(value) > node.get("maxProperties", len(value)):
         yield _bad_value(path, value, f"it may have at most {node['maxProperties']} entries")
+    if path and key_table.is_free(node) and len(_json(value)) > key_table.FREE_LENGTH:
+        yield _bad_value(
+            path, value, f"as text it may have at most {key_table.FREE_LENGTH} characters", "Shorten it."
+        )
     for name, inner in value.items():
         below = known.get(name) or node.get("additionalProperties")
         if below:
@@ -116,6 +121,10 @@ _KINDS: Mapping[str, tuple[Callable[[Any], bool], str, Callable[[Any, Node, str]
 
 def _bad_value(path: str, value: Any, expected: str, remedy: str = "") -> Problem:
     return Problem(path, "BadValue", f"{quote(value)} is not valid: {expected}.", remedy or _remedy(path))
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
 _ADD_QUOTES = "Put quotes around it."
