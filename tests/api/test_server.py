@@ -78,7 +78,7 @@ def nested(levels: int) -> Json:
     return found
 
 
-ANY: Json = {"n": None, "b": True, "f": 1.5e-6, "i": -3, "l": [1, [None, "x"]], "t": 'a "quote"', "e": {}, "ü": "ß" * 9}
+ANY: Json = {"n": None, "b": True, "f": 1.5e-6, "i": -3, "l": [1, [None, "x"]], "t": 'a"b', "e": {}, "ü": "ß" * 9}
 ANYTHING: dict[str, tuple[Json, bool]] = {
     "values of all types": (ANY, True),
     "as long as it may be": ({"a": "ß" * (FREE_LENGTH - 100)}, True),

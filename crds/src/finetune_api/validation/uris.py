@@ -113,7 +113,7 @@ BAD_REMEDY = (
 )
 
 _UNSEEN = "\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff"
-"""Nobody sees them, or sees others in another order. Not escaped, because each syntax would escape them otherwise."""
+"""Invisible, or they change the order of others. Not escaped, because each syntax would escape them otherwise."""
 _CHARACTER = rf"[^\x00-\x20\x7f{_UNSEEN}#%?/]"
 _SEGMENT = rf"\.*[^\x00-\x20\x7f{_UNSEEN}#%?/.]{_CHARACTER}*"
 """Of a path on a claim: not empty, and neither . nor .., which would leave the claim."""
