@@ -157,6 +157,10 @@ CASES = (
          "Variables that change what code runs",
          {"pods.env": [{"name": "A", "value": "1"}, {"name": "LD_PRELOAD", "value": "x.so"}]},
          {"pods.env": [{"name": "A", "value": "1"}, {"name": "MY_LD_PRELOAD", "value": "x.so"}]}),
+    *(Case(f"{path} is more than nothing", path, "BadQuantity", "The quantity is zero",
+           {path: wrong}, {path: near})
+      for path, wrong, near in (("pods.cpu", "0", "8m"), ("pods.memory", "8m", "8M"),
+                                ("pods.sharedMemory", "0.0Gi", "0.5Gi"))),
     Case("labels of controllers are not given", "pods.labels", "ReservedName", RESERVED,
          {"pods.labels": {"training.kubeflow.org/job-name": "x"}},
          {"pods.labels": {"notkubeflow.org/job-name": "x"}}),

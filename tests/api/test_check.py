@@ -90,6 +90,18 @@ def test_a_number_in_place_of_a_text_wants_quotes() -> None:
     assert (problem.path, problem.remedy) == ("spec.pods.cpu", "Put quotes around it.")
 
 
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PET_NNODES"])
+def test_a_variable_that_the_launcher_sets_is_refused(name: str) -> None:
+    [problem] = check.problems(resource({"pods.env": [{"name": name, "value": "1"}]}))
+    assert (problem.path, problem.reason) == ("spec.pods.env", "ForbiddenVariable")
+    assert check.problems(resource({"pods.env": [{"name": f"MY_{name}S", "value": "1"}]})) == []
+
+
+def test_of_a_misspelt_choice_the_nearest_is_named() -> None:
+    remedies = [check.problems(resource({"training.mode": mode}))[0].remedy for mode in ("lroa", "nothing")]
+    assert remedies == ["Did you mean lora?", "Correct it; `finetune explain training.mode` describes the key."]
+
+
 @pytest.mark.parametrize(("path", "value", "remedy"), MISSPELT.values(), ids=MISSPELT)
 def test_a_misspelt_key_is_refused_and_the_nearest_is_named(path: str, value: Any, remedy: str) -> None:
     [problem] = check.problems(resource({path: value}))

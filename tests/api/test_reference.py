@@ -37,7 +37,7 @@ def test_a_key_is_explained_with_its_bounds_and_rules() -> None:
         ("training.use_qlora", "true or false"),
         ("training.mode", "fft or full or full_finetune or lora or qlora or sft_offline"),
         ("lora.target_modules", "list of 1 to 64 entries (string, 1 to 128 characters)"),
-        ("tags", "map of up to 64 entries"),
+        ("tags", "map of up to 64 entries, as text up to 16384 characters"),
         ("pods.env", "list of up to 64 entries (section)"),
         ("pods.env[3].name", "string, 1 to 128 characters, matching `^[A-Za-z_][A-Za-z0-9_]*$`, required"),
         ("storage", "section"),

@@ -17,6 +17,7 @@ from api.verdicts import disagreement
 from builders import Json, resource
 from finetune_api.codegen import policy
 from finetune_api.codegen.schema import structural
+from finetune_api.resource.key_table import FREE_LENGTH, free_maps
 from finetune_api.resource.names import NAME_LENGTH
 from finetune_api.resource.status import Phase, Status
 from finetune_api.resource.v1alpha1 import Spec
@@ -68,6 +69,36 @@ def test_all_unknown_keys_are_named_at_once(refusal: Refusal) -> None:
     error = refusal(resource({"lora.x": 1, "compute.topology.y": None, "compute.topology.z": {}, "zzz": []}))
     assert error is not None
     assert "unknown keys: spec.zzz, spec.compute.topology.z, spec.lora.x." in error.message
+
+
+def nested(levels: int) -> Json:
+    found: Json = {}
+    for _ in range(levels):
+        found = {"a": found}
+    return found
+
+
+ANY: Json = {"n": None, "b": True, "f": 1.5e-6, "i": -3, "l": [1, [None, "x"]], "t": 'a"b', "e": {}, "ü": "ß" * 9}
+ANYTHING: dict[str, tuple[Json, bool]] = {
+    "values of all types": (ANY, True),
+    "as long as it may be": ({"a": "ß" * (FREE_LENGTH - 100)}, True),
+    "one long text": ({"a": "x" * FREE_LENGTH}, False),
+    "one long key": ({"x" * FREE_LENGTH: 1}, False),
+    "many short values, nested": ({str(n): list(range(999)) for n in range(9)}, False),
+    "deep values": (nested(99), True),
+}
+
+
+@pytest.mark.parametrize("key", [*free_maps()])
+@pytest.mark.parametrize("case", ANYTHING)
+def test_a_map_that_holds_anything_has_a_bound_as_a_whole(refusal: Refusal, case: str, key: str) -> None:
+    value, fine = ANYTHING[case]
+    job = resource({key: value})
+    error = refusal(job)
+    assert (error is None) is fine, error and error.message[:300]
+    if error:
+        assert f"spec.{key} is too long: as text it may have at most {FREE_LENGTH} characters." in error.message
+    assert [p.path for p in check.problems(job)] == ([] if fine else [f"spec.{key}"])
 
 
 def test_kubectl_names_a_misspelt_key_of_a_native_part(server: Cluster, namespace: str) -> None:

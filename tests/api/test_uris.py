@@ -48,6 +48,8 @@ TABLE: dict[str, tuple[str, str, str | tuple[str, ...]]] = {
     "pvc://claim/..rows": (YES, YES, YES),
     "pvc://claim/rows..": (YES, YES, YES),
     "pvc://claim/é": (YES, YES, YES),
+    "pvc://claim/\u202etxt.exe": (BAD, BAD, BAD),
+    "pvc://claim/a\u200bb": (BAD, BAD, BAD),
     "pvc://": (BAD, BAD, BAD),
     "pvc:///x": (BAD, BAD, BAD),
     "pvc:claim/x": (BAD, BAD, BAD),
@@ -101,6 +103,7 @@ TABLE: dict[str, tuple[str, str, str | tuple[str, ...]]] = {
     "..": (YES, YES, NOT_KEPT),
     "a\nb": (BAD, BAD, (BAD, NOT_KEPT)),
     "/a\tb": (BAD, BAD, (BAD, NOT_KEPT)),
+    "/rows/\u2066x": (BAD, BAD, (BAD, NOT_KEPT)),
 }  # fmt: skip
 COLUMN = {uris.MODEL: 0, uris.ROWS: 1, uris.OUTPUT: 2}
 CELLS = [(key, text) for key in uris.KEYS for text in TABLE]

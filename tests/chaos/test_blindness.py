@@ -14,14 +14,13 @@ from chaos.bed import Bed
 from chaos.disturbances import Broken, Gone, Silent
 from chaos.lives import LIVES
 from chaos.rows import Outcome, disturbed, same
-from finetune_api.codegen.crd import crd
 from finetune_api.runtime.exits import Exit
+from operating.plane import unserved
 from operating.process import OperatorProcess
 from operating.proxy import Proxy
 from operating.team import Team, condition
 from testbed.api import ApiError
 from testbed.control_plane import ControlPlane
-from testbed.training_operator import pytorchjob_crd, start_training_operator
 from testbed.watch import wait_for, wait_for_all
 
 pytestmark = pytest.mark.timeout(900)
@@ -49,8 +48,7 @@ def outage(bed: Bed, folder: Path) -> float:
 
     What is left then is the garbage collector's, whose own pauses after such an outage are longer than a minute.
     """
-    with ControlPlane(folder, crds=[pytorchjob_crd(), crd()], controllers=True) as plane:
-        start_training_operator(plane)
+    with unserved(folder) as plane:
         team = _team(plane)
         with OperatorProcess(plane.cluster.kubeconfig, folder) as operator:
             team.submit()

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from builders import resource
 from cli.calls import ROW, finetune, job, listing
+from finetune_cli import local_files
+from finetune_plan import job_settings
 
 GOOD = """\
 job.yaml: valid
@@ -220,3 +223,23 @@ def test_places_of_a_cluster_are_refused_by_a_local_run(case: str, tmp_path: Pat
     assert re.search(rf"^error: {re.escape(path)}: .* and this run is local\. \[NotLocal\]\n  remedy: .*{option}",
                      result.stderr, re.MULTILINE)  # fmt: skip
     assert listing(tmp_path) == before
+
+
+def test_a_gpu_that_this_machine_lacks_is_refused_by_a_local_run(tmp_path: Path) -> None:
+    wanted = job_settings.read(resource())
+    [problem] = local_files.device_problems(wanted, tmp_path)
+    assert (problem.path, problem.reason) == ("spec.compute.gpu_type", "NoGpu")
+    assert problem.message == "The job wants H100, and this machine has no NVIDIA GPU."
+    assert [*local_files.device_problems(job_settings.read(resource({"compute.gpu_type": "cpu"})), tmp_path)] == []
+    (tmp_path / "nvidia0").touch()
+    assert [*local_files.device_problems(wanted, tmp_path)] == []
+
+
+@pytest.mark.skipif(any(Path("/dev").glob("nvidia[0-9]*")), reason="this machine has a GPU")
+def test_nothing_is_written_where_the_gpu_is_missing(tmp_path: Path) -> None:
+    job(tmp_path, ("gpu_type: CPU", "gpu_type: H100"))
+    (tmp_path / "train.jsonl").write_text(ROW)
+    before = listing(tmp_path)
+    result = finetune("run", "job.yaml")
+    assert (result.exit_code, listing(tmp_path)) == (2, before)
+    assert "Give --set compute.gpu_type=CPU to run on CPUs" in result.stderr

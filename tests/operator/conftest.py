@@ -6,12 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from finetune_api.codegen.crd import crd
+from operating.plane import unserved
 from operating.process import OperatorProcess
 from operating.team import Team
 from testbed.control_plane import ControlPlane
 from testbed.fixtures import cluster, control_plane, kubelet, namespace
-from testbed.training_operator import pytorchjob_crd, start_training_operator
 
 EVICT_AT_ONCE = [f"--default-{state}-toleration-seconds=1" for state in ("not-ready", "unreachable")]
 
@@ -29,12 +28,22 @@ def operator(control_plane: ControlPlane) -> Iterator[OperatorProcess]:
 def scheduling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """A control plane whose scheduler runs and whose nodes the test plays, and an operator."""
     folder = tmp_path_factory.mktemp("scheduling")
-    with ControlPlane(
-        folder, crds=[pytorchjob_crd(), crd()], controllers=True, scheduler=True, flags=EVICT_AT_ONCE
-    ) as plane:
-        start_training_operator(plane)
-        plane.run("operator", OperatorProcess(plane.cluster.kubeconfig, folder))
-        yield plane
+    with unserved(folder, scheduler=True, flags=EVICT_AT_ONCE) as found:
+        found.run("operator", OperatorProcess(found.cluster.kubeconfig, folder))
+        yield found
+
+
+@pytest.fixture(scope="module")
+def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """A control plane without an operator, for the tests of one file."""
+    with unserved(tmp_path_factory.mktemp("plane")) as found:
+        yield found
+
+
+@pytest.fixture
+def lonely(plane: ControlPlane) -> Team:
+    """A namespace that nobody serves yet."""
+    return Team(plane.cluster.api, plane.cluster.namespace())
 
 
 @pytest.fixture

@@ -35,7 +35,8 @@ def test_free_maps_are_kept_small_and_answered_as_they_are(case: str) -> None:
     assert len(text) < 4 * len(transform.job(stored({})).text)
     kept = json.loads(text)
     assert job_settings.read(kept) == job_settings.read(raw)
-    assert [each.path for each in check.problems(kept)] == [each.path for each in check.problems(raw)]
+    refused = [each.path for each in check.problems(raw) if "as text" not in each.message]
+    assert [each.path for each in check.problems(kept)] == refused, "their length is for the admission policy"
 
 
 def test_the_rest_of_a_spec_is_kept_and_the_object_is_not_changed() -> None:

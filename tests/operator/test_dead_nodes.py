@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from builders import Json
-from finetune_api.codegen.crd import crd
 from finetune_operator.cluster import KubernetesCluster
 from finetune_operator.errors import Conflict
 from finetune_operator.identity import Key, version_of
@@ -22,11 +21,11 @@ from finetune_operator.settings import Settings
 from finetune_plan.avoidance import PATIENCE_SECONDS
 from finetune_plan.backends import DEFAULT as BACKEND
 from operating.nodes import add_node, fall_silent, node_of
+from operating.plane import unserved
 from operating.process import OperatorProcess
 from operating.team import SMALL, Team, condition, message
 from testbed.control_plane import ControlPlane
 from testbed.pods import bind_pod, reject_pod, remove_pod, run_pod
-from testbed.training_operator import pytorchjob_crd, start_training_operator
 from testbed.watch import wait_for
 
 POD = "sample-1-worker-0"
@@ -36,9 +35,7 @@ BROKEN = "Allocate failed due to no healthy devices present, which is unexpected
 @pytest.fixture(scope="module")
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """A control plane whose scheduler runs, and whose nodes the test plays; no operator."""
-    folder = tmp_path_factory.mktemp("dead-nodes")
-    with ControlPlane(folder, crds=[pytorchjob_crd(), crd()], controllers=True, scheduler=True) as found:
-        start_training_operator(found)
+    with unserved(tmp_path_factory.mktemp("dead-nodes"), scheduler=True) as found:
         yield found
 
 

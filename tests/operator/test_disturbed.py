@@ -18,23 +18,8 @@ from testbed.api import ApiError
 from testbed.control_plane import ControlPlane
 from testbed.kubelet import Kubelet
 from testbed.pods import run_pod
-from testbed.training_operator import pytorchjob_crd, start_training_operator
+from testbed.training_operator import pytorchjob_crd
 from testbed.watch import wait_for_all
-
-
-@pytest.fixture(scope="module")
-def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    """A control plane without an operator."""
-    folder = tmp_path_factory.mktemp("disturbed")
-    with ControlPlane(folder, crds=[pytorchjob_crd(), crd()], controllers=True) as found:
-        start_training_operator(found)
-        yield found
-
-
-@pytest.fixture
-def lonely(plane: ControlPlane) -> Team:
-    """A namespace that nobody serves yet."""
-    return Team(plane.cluster.api, plane.cluster.namespace())
 
 
 @contextmanager

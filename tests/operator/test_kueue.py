@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 import pytest
 
 from builders import Json, put
-from finetune_api.codegen.crd import crd
 from finetune_api.resource import names
+from operating.plane import unserved
 from operating.process import OperatorProcess
 from operating.team import SMALL, Team, condition, message
 from testbed.control_plane import ControlPlane
 from testbed.kueue import create_priority, create_queue, kueue_crds, start_kueue
 from testbed.pods import run_pod
-from testbed.training_operator import pytorchjob_crd, start_training_operator
 from testbed.watch import states, wait_for, wait_for_all
 
 QUEUE = "research"
@@ -34,8 +33,7 @@ PATIENCE_S = 60
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """Training Operator, operator, and Kueue's kinds; nothing manages queues yet."""
     folder = tmp_path_factory.mktemp("kueue")
-    with ControlPlane(folder, crds=[pytorchjob_crd(), crd(), *kueue_crds()], controllers=True) as found:
-        start_training_operator(found)
+    with unserved(folder, *kueue_crds()) as found:
         found.run("operator", OperatorProcess(found.cluster.kubeconfig, folder))
         yield found
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -11,14 +10,12 @@ from pathlib import Path
 import pytest
 
 from builders import Json
-from finetune_api.codegen.crd import crd
 from finetune_api.runtime.report import ProgressRecord
 from operating.process import OperatorProcess
 from operating.proxy import Lens, Proxy
 from operating.team import SMALL, Team
 from testbed.control_plane import ControlPlane
 from testbed.kubelet import Kubelet, SilentKubelet, bind_and_run
-from testbed.training_operator import pytorchjob_crd, start_training_operator
 from testbed.watch import wait_for, wait_for_all
 
 SLACK_S = 2.0
@@ -27,15 +24,6 @@ also stretches what is measured: TIMES."""
 TIMES = 4
 SAMPLES = 25
 TROUBLED, SLOW = 480, 20
-
-
-@pytest.fixture(scope="module")
-def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    """A control plane without an operator."""
-    folder = tmp_path_factory.mktemp("never-blocked")
-    with ControlPlane(folder, crds=[pytorchjob_crd(), crd()], controllers=True) as found:
-        start_training_operator(found)
-        yield found
 
 
 def delays(team: Team, prefix: str) -> list[float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ from builders import Json, resource
 from finetune_api.runtime.report import FinalReport
 from finetune_operator.cache import Cache
 from finetune_operator.cluster import Kind
-from finetune_operator.errors import Refused, WebhookFailed
+from finetune_operator.errors import Refused, Unavailable, WebhookFailed
 from finetune_operator.event_queue import EventQueue
 from finetune_operator.identity import Key, key_of, version_of
 from finetune_operator.metrics import REGISTRY
@@ -159,6 +159,44 @@ def test_of_what_a_watch_missed_only_the_objects_that_differ_are_read() -> None:
     asyncio.run(operator.compare_once())
     assert (cluster.found, cluster.lists) == ([KEY], 0), "whole objects may be large"
     assert operator.cache.job(KEY) is not None
+
+
+class Unlisted(Cluster):
+    """One kind cannot be listed, and no object read."""
+
+    def __init__(self, kind: Kind) -> None:
+        super().__init__()
+        self.kind = kind
+
+    async def versions(self, kind: Kind) -> AsyncIterator[tuple[dict[Key, int], int]]:
+        if kind is self.kind:
+            raise Refused(f"{kind} is forbidden")
+        async for page in super().versions(kind):
+            yield page
+
+
+class Unread(Cluster):
+    """A run was missed that cannot be read."""
+
+    async def versions(self, kind: Kind) -> AsyncIterator[tuple[dict[Key, int], int]]:
+        yield {Key("team", kind): 1} if kind in (Kind.RUNS, Kind.PODS) else {}, self.version
+
+    async def read(self, kind: Kind, key: Key) -> Json | None:
+        self.found.append(key)
+        if kind is Kind.RUNS:
+            raise Unavailable("no answer")
+        return None
+
+
+def test_what_a_watch_missed_is_repaired_although_another_kind_cannot_be_listed() -> None:
+    for kind in (Kind.RUNS, Kind.EVENTS):
+        cluster = Unlisted(kind)
+        operator = Operator(cluster, Settings(resync_seconds=0.01), BACKEND)
+        asyncio.run(operator.compare_once())
+        assert set(cluster.found) == {KEY, Key("team", "other")}
+    unread = Unread()
+    asyncio.run(Operator(unread, Settings(resync_seconds=0.01), BACKEND).compare_once())
+    assert unread.found == [Key("team", "runs"), Key("team", "pods")]
 
 
 def test_a_look_that_wrote_is_followed_by_one_that_does_not_and_no_echo_is_needed(operator: Operator) -> None:
@@ -465,3 +503,88 @@ def test_a_success_is_recorded_in_the_status_while_a_webhook_on_claims_fails() -
     operator.on_event(Kind.PODS, "ADDED", pod)
     passes(operator)
     assert cluster.job["status"]["phase"] == "Succeeded"
+
+
+IMPOSSIBLE = ("99999-01-01T00:00:00Z", "0000-01-01T00:00:00Z", "9999-12-31T23:59:59Z", "2026-01-01T00:00:00", "soon")
+"""Most of them pass the API server as times."""
+TARGET = {"type": "FailureTarget", "status": "True", "reason": "Killed", "message": "m"}
+TIMED: dict[str, Callable[[str], Json]] = {
+    "begun": lambda time: {"run": 1, "startTime": time},
+    "over": lambda time: {"run": 1, "completionTime": time},
+    "bound to a node": lambda time: {"run": 1, "active": {"seconds": 1, "since": time}},
+    "due": lambda time: {"run": 1, "retry": {"nextTime": time}},
+    "doomed": lambda time: {"run": 1, "conditions": [TARGET | {"lastTransitionTime": time}]},
+}
+"""What a status says, at a time."""
+
+
+@pytest.mark.parametrize("time", IMPOSSIBLE)
+@pytest.mark.parametrize("case", TIMED)
+def test_an_impossible_time_in_a_status_counts_as_absent_and_the_job_goes_on(case: str, time: str) -> None:
+    cluster = Cluster()
+    cluster.job |= {"status": {"phase": "Training", **TIMED[case](time)}}
+    cluster.job["spec"] |= {"lifecycle": {"activeDeadlineSeconds": 60, "ttlSecondsAfterFinished": 60}}
+    operator = Operator(cluster, Settings(), BACKEND)
+    operator.on_event(Kind.JOBS, "ADDED", cluster.job)
+    passes(operator)
+    doomed = case == "doomed"
+    assert cluster.job["status"]["phase"] == ("Failed" if doomed else "Starting")
+    assert bool(operator.cache.children(cluster.job).runs) is not doomed, "the next run was created"
+
+
+CREATING = {"type": "PodsReady", "status": "False", "reason": "Creating", "message": "m",
+            "lastTransitionTime": "2026-01-01T00:00:00Z"}  # fmt: skip
+
+
+class Phases(Cluster):
+    """Remembers the phases that are written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.phases: list[str] = []
+
+    async def patch_status(self, key: Key, patch: Json) -> Json:
+        written = await super().patch_status(key, patch)
+        self.phases.append(written["status"]["phase"])
+        return written
+
+
+@pytest.mark.parametrize(
+    ("change", "phase"), [({"suspend": True}, "Stopping"), ({"cancel": True}, "Stopping"), ({}, "Queued")]
+)
+def test_the_pods_of_a_run_that_was_created_and_deleted_unseen_are_waited_for(change: Json, phase: str) -> None:
+    """The operator died after it created the run, and somebody deleted the run before it came back."""
+    cluster = Phases()
+    cluster.job |= {"status": {"run": 1, "phase": "Starting", "conditions": [CREATING]}}
+    cluster.job["spec"] |= change
+    operator = Operator(cluster, Settings(), BACKEND)
+    orphan = ending_pod()
+    owner = orphan["metadata"]["ownerReferences"][0] | {"name": "sample-1"}
+    orphan["metadata"] |= {"name": "sample-1-worker-0", "ownerReferences": [owner], "resourceVersion": "9"}
+    operator.on_event(Kind.PODS, "ADDED", orphan)
+    operator.on_event(Kind.JOBS, "ADDED", cluster.job)
+    passes(operator)
+    found = {c["type"]: c["message"] for c in cluster.job["status"]["conditions"]}
+    assert set(cluster.phases) == {phase}
+    assert "pod sample-1-worker-0" in found["PodsReady"].lower()
+    assert [*operator.cache.runs.items()] == [], "the next run waits"
+    operator.on_event(Kind.PODS, "DELETED", orphan)
+    passes(operator)
+    ended = {"suspend": "Suspended", "cancel": "Cancelled"}
+    assert cluster.job["status"]["phase"] == next((ended[key] for key in change), "Starting")
+
+
+def test_a_job_that_is_nested_too_deeply_is_refused_by_its_key() -> None:
+    """Where the admission policy is not installed."""
+    deep: Json = {}
+    for _ in range(600):
+        deep = {"a": [deep]}
+    cluster = Cluster()
+    cluster.job["spec"] |= {"surprise": deep, "lora": {"r": deep}}
+    operator = Operator(cluster, Settings(), BACKEND)
+    operator.on_event(Kind.JOBS, "ADDED", cluster.job)
+    passes(operator)
+    found = {c["type"]: c for c in cluster.job["status"]["conditions"]}
+    assert found["Accepted"]["reason"] in ("BadValue", "UnknownKey")
+    assert "spec.surprise" in found["Accepted"]["message"]
+    assert "spec.lora.r" in found["Accepted"]["message"]

@@ -100,3 +100,13 @@ def test_since_when_no_node_can_take_a_pod() -> None:
         for each in (waits, gated)
     ]
     assert [found.unschedulable_since for found in times] == ["2026-01-01T00:00:09Z", ""]
+
+
+@pytest.mark.parametrize("time", ["0000-01-01T00:00:00Z", "9999-12-31T23:59:59Z", "2026-01-01T00:00:00", "soon"])
+def test_a_time_that_cannot_be_counted_with_is_absent(time: str) -> None:
+    metadata = {"name": "p", "uid": "u", "labels": {"finetune.dev/run": "1"}, "creationTimestamp": time}
+    waits = condition("PodScheduled", "False", reason="Unschedulable", lastTransitionTime=time)
+    ended = [{"name": "pytorch", "state": {"terminated": {"exitCode": 1, "finishedAt": time}}}]
+    status = {"startTime": time, "conditions": [waits], "containerStatuses": ended}
+    found = transform.pod({"metadata": metadata, "spec": {"nodeName": "n"}, "status": status}, BACKEND)
+    assert (found.bound_since, found.ended_at, found.unschedulable_since, found.exit_code) == ("", "", "", 1)

@@ -14,29 +14,17 @@ from pathlib import Path
 import pytest
 
 from builders import Json
-from finetune_api.codegen.crd import crd
 from finetune_api.runtime.exits import Exit
 from finetune_api.runtime.protocol import STALL_ENV
 from operating.process import OperatorProcess
 from operating.team import SMALL, Team, condition, message
 from testbed.control_plane import ControlPlane
 from testbed.kubelet import Kubelet
-from testbed.training_operator import pytorchjob_crd, start_training_operator
-
-
-@pytest.fixture(scope="module")
-def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    """A control plane without an operator."""
-    folder = tmp_path_factory.mktemp("restarts")
-    with ControlPlane(folder, crds=[pytorchjob_crd(), crd()], controllers=True) as found:
-        start_training_operator(found)
-        yield found
 
 
 @pytest.fixture
-def team(plane: ControlPlane) -> Team:
-    """A namespace that nobody serves yet."""
-    return Team(plane.cluster.api, plane.cluster.namespace())
+def team(lonely: Team) -> Team:
+    return lonely
 
 
 @contextmanager

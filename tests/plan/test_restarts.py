@@ -280,6 +280,20 @@ def test_a_pod_that_was_bound_while_nobody_looked_counts_from_then_on() -> None:
     assert life.status["active"] == {"seconds": 0, "since": text(bound)}
 
 
+@pytest.mark.parametrize("more", [30, 0], ids=["the old pod says when it ended", "no old pod is left"])
+def test_the_time_between_pods_of_which_nobody_saw_the_change_does_not_count(more: int) -> None:
+    life = Life({"lifecycle.activeDeadlineSeconds": 100})
+    life.start()
+    life.wait(20)
+    life.reconcile(ResumeRecord(time=0, step=1))
+    old = replace(life.pods[0], phase="Failed", bound_since="", ended_at=text(life.now + timedelta(seconds=more)))
+    life.wait(DAY)  # the operator is down: a queue takes the pod, and admits the run again
+    new = replace(life.pods[0], uid="p-new", bound_since=text(life.now))
+    life.pods = (old, new) if more else (new,)
+    life.reconcile()
+    assert life.status["active"] == {"seconds": 20 + more, "since": text(life.now)}
+
+
 def test_a_suspended_job_past_its_deadline_asks_for_no_pass() -> None:
     life = Life({"lifecycle.activeDeadlineSeconds": 10})
     life.start()

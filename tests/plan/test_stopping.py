@@ -212,7 +212,7 @@ def test_the_first_run_waits_for_the_pods_of_a_deleted_job_of_the_same_name() ->
     waiting = decided(seen(previous=("run sample-2", "pod sample-2-worker-0")))
     assert (created(waiting), waiting.status.phase, waiting.requeue_after) == ([], Phase.QUEUED, POLL_SECONDS)
     assert condition(waiting, "PodsReady") == ("False", "PreviousJob")
-    assert "has left run sample-2, pod sample-2-worker-0. The first run waits" in said(waiting)
+    assert "has left run sample-2, pod sample-2-worker-0. The next run waits" in said(waiting)
     assert created(decided(seen(status=written(waiting)))) == ["sample-1"]
 
 

@@ -4,18 +4,22 @@ A process is always ended by its own id, also when a test fails; its log lies in
 end of that log stands in the error when the process does not come up.
 """
 
+import fcntl
+import os
 import random
 import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
 LOG_TAIL = 25
 POLL_S = 0.03
@@ -126,10 +130,12 @@ class Process:
         self.stop()
 
 
-def free_port() -> int:
-    """A loopback port on which nothing listens now."""
+def free_port(among: Sequence[int] = PORTS) -> int:
+    """A loopback port on which nothing listens now, and that no process gets from here while this one lives."""
     for _ in range(100):
-        port = random.choice(PORTS)
+        port = random.choice(among)
+        if not _reserve(port):
+            continue
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -137,7 +143,28 @@ def free_port() -> int:
             except OSError:
                 continue
         return port
-    raise ProcessError(f"no free loopback port found in {PORTS.start}-{PORTS.stop - 1} after 100 tries")
+    raise ProcessError(f"no free loopback port found in {min(among)}-{max(among)} after 100 tries")
+
+
+def _reserve(port: int) -> bool:
+    """Between our asking and the server's listening, another suite of this user may ask for the same port."""
+    if port in _reserved:
+        return False
+    try:
+        fcntl.lockf(_reservations(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+    except OSError:
+        return False
+    _reserved.add(port)
+    return True
+
+
+_reserved: set[int] = set()
+
+
+@cache
+def _reservations() -> BinaryIO:
+    """A file whose byte N is locked by the process that has port N. The kernel unlocks it when that process ends."""
+    return (Path(tempfile.gettempdir()) / f"testbed-ports-{os.getuid()}").open("ab")
 
 
 def listens(port: int, host: str = "127.0.0.1") -> bool:

@@ -15,7 +15,7 @@ from testbed.control_plane import ControlPlane
 from testbed.fixtures import cluster, control_plane, namespace
 from testbed.kwok import Ending, Node, start_kwok
 from testbed.pods import end_pod, run_pod
-from testbed.process import Process, ProcessError
+from testbed.process import Process, ProcessError, free_port
 from testbed.training_operator import start_training_operator
 from testbed.watch import WaitError, wait_for, wait_for_all
 
@@ -217,3 +217,13 @@ def _runs(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def test_a_port_is_given_once_while_its_process_lives() -> None:
+    port = free_port()
+    with pytest.raises(ProcessError, match=f"no free loopback port found in {port}-{port}"):
+        free_port([port])
+    ask = f"from testbed.process import free_port; print(free_port(range({port}, {port + 9})))"
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    other = subprocess.run([sys.executable, "-c", ask], env=env, capture_output=True, text=True, check=True)
+    assert int(other.stdout) in range(port + 1, port + 9), "another suite asks at the same time"

@@ -18,7 +18,10 @@ from finetune_api.validation import uris
 from finetune_api.validation.problem import Problem
 from finetune_api.validation.uris import Scheme
 from finetune_plan.job_settings import JobSettings, Setting
+from finetune_plan.resolve import is_cpu
 
+GPU_DEVICES = ("nvidia[0-9]*", "dxg")
+"""Files of /dev where CUDA has a device: on Linux, and in Linux on Windows."""
 CLUSTER_ONLY = {Scheme.PVC: "on a PersistentVolumeClaim", Scheme.CONFIG_MAP: "in a ConfigMap"}
 
 
@@ -42,6 +45,14 @@ def model_problems(job: JobSettings) -> Iterator[Problem]:
     elif not (folder / "config.json").is_file():
         yield Problem(key, reason, f"The folder {model.value} contains no model: config.json is missing.",
                       "Name the folder that contains config.json and the weights.")  # fmt: skip
+
+
+def device_problems(job: JobSettings, devices: Path = Path("/dev")) -> Iterator[Problem]:
+    """A GPU that this machine does not have: the trainer would only notice after minutes of imports and loading."""
+    kind = job.gpu_type.value
+    if not is_cpu(job) and not any(path for name in GPU_DEVICES for path in devices.glob(name)):
+        yield Problem("spec.compute.gpu_type", "NoGpu", f"The job wants {kind}, and this machine has no NVIDIA GPU.",
+                      "Give --set compute.gpu_type=CPU to run on CPUs, or submit the job to a cluster.")  # fmt: skip
 
 
 def cluster_only_problems(job: JobSettings) -> Iterator[Problem]:

@@ -11,12 +11,15 @@ import logging
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from . import metrics
 from .cluster import Cluster, Kind
+from .errors import ClusterError
 from .health import WatchEvidence
 from .identity import Key
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -49,13 +52,13 @@ class Comparison:
         """What the last lists took."""
 
     async def run(self) -> list[Kind]:
-        """Compare once, and repair; the kinds whose watch is dead. Raises ClusterError."""
+        """Compare once, and repair; the kinds whose watch is dead. One that cannot be read holds up no other."""
         begun = time.monotonic()
-        lists = {kind: await self._list(kind) for kind in self._watches}
+        lists = {kind: found for kind in self._watches if (found := await _attempt(kind, self._list(kind)))}
         self._seconds = time.monotonic() - begun
         if any(found.behind for found in lists.values()):
             await asyncio.sleep(self._grace)
-        return [kind for kind, found in lists.items() if await self._is_dead(kind, found)]
+        return [kind for kind, found in lists.items() if await _attempt(kind, self._is_dead(kind, found))]
 
     def pause_seconds(self, usual: float) -> float:
         """Seconds until the next comparison: more objects, less often."""
@@ -79,6 +82,15 @@ class Comparison:
         watch.settle(missed, found.versions, found.version)
         # nothing watches a kind that does not exist
         return found.served and watch.is_dead(missed=bool(missed))
+
+
+async def _attempt(kind: Kind, step: Awaitable[T]) -> T | None:
+    """The result; None if the API server did not answer, which the metric of requests counts."""
+    try:
+        return await step
+    except ClusterError as error:
+        log.warning("watch not compared", extra={"kind": kind, "error": str(error)})
+        return None
 
 
 def pause_seconds(usual: float, lists: float) -> float:

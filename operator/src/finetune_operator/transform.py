@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
 from finetune_api.resource import names
@@ -31,8 +32,13 @@ SENTENCE_LENGTH = 512
 """Longest reason with its message that is kept."""
 REPORT_LENGTH = 12 * 1024
 """Longest message of a pod that has ended: the kubelet's own limit for all its containers."""
+YEARS = range(1970, 9000)
+"""Of a time that counts: any duration that a job may have can be added to it."""
+LONG_AGO = "1970-01-01T00:00:00Z"
+LEVELS = 16
+"""Of a spec that are kept: a few more than the deepest key has. What reads it recurses."""
 _FREE = ("tags", "metadata")
-"""Keys of the spec that hold anything of any size; only that they are there counts."""
+"""Keys of the spec that hold anything; only that they are there counts."""
 
 
 class Malformed(ValueError):
@@ -86,21 +92,46 @@ def owned_pod(raw: Json, backend: Backend) -> Owned[ObservedPod] | None:
 
 def job(raw: Json) -> CachedJob:
     """A FinetuneJob without managedFields, labels and annotations, and without what is in its tags and metadata."""
-    status = raw.get("status") or {}
+    status = _status(raw.get("status") or {})
     kept = {
         "apiVersion": API_VERSION,
         "kind": KIND,
         "metadata": {k: v for k, v in raw["metadata"].items() if k in _METADATA},
-        "spec": _bounded(raw.get("spec") or {}),
+        "spec": _shallow(_bounded(raw.get("spec") or {})),
         "status": status,
     }
     text = json.dumps(kept, separators=(",", ":")).encode()
     return CachedJob(text, _word(status.get("phase", "None")), "completionTime" in status)
 
 
+def _status(status: Json) -> Json:
+    """Without times that are none; those of conditions, which must have one, are long ago."""
+    parts = {k: _timed(status[k], key) for k, key in (("active", "since"), ("retry", "nextTime")) if k in status}
+    changes = [
+        {**c, "lastTransitionTime": _time(c["lastTransitionTime"]) or LONG_AGO}
+        for c in status.get("conditions") or ()
+    ]
+    conditions = {"conditions": changes} if changes else {}
+    return _timed(status, "startTime", "completionTime") | parts | conditions
+
+
+def _timed(value: Json, *keys: str) -> Json:
+    """With the times under these keys; without those that are none."""
+    return {k: v for k, v in value.items() if k not in keys} | {k: v for k in keys if (v := _time(value.get(k)))}
+
+
 def _bounded(spec: Json) -> Json:
     """The spec with the entries of its free maps numbered: a plan names these keys, and validation counts them."""
     return spec | {k: {str(i): 0 for i in range(len(spec[k]))} for k in _FREE if isinstance(spec.get(k), dict)}
+
+
+def _shallow(value: Any, levels: int = LEVELS) -> Any:
+    """Without what is nested deeper than any key: such a key is refused, whatever is in it."""
+    if isinstance(value, (dict, list)) and not levels:
+        return type(value)()
+    if isinstance(value, dict):
+        return {name: _shallow(inner, levels - 1) for name, inner in value.items()}
+    return [_shallow(inner, levels - 1) for inner in value] if isinstance(value, list) else value
 
 
 def pod(raw: Json, backend: Backend) -> ObservedPod:
@@ -122,7 +153,7 @@ def pod(raw: Json, backend: Backend) -> ObservedPod:
         termination_deadline=_word(metadata.get("deletionTimestamp", "")),
         node=_word((raw.get("spec") or {}).get("nodeName") or "", names.OBJECT_NAME_LENGTH),
         bound_since=_bound_since(raw),
-        ended_at=_word(ended.get("finishedAt") or ""),
+        ended_at=_time(ended.get("finishedAt")),
         unschedulable_since=_unschedulable_since(status),
         abandoned=_is_abandoned(raw),
     )
@@ -142,6 +173,16 @@ def _word(value: object, length: int = WORD_LENGTH) -> str:
     return value[:length]
 
 
+def _time(value: object) -> str:
+    """A time in UTC (RFC 3339); empty if there is none, or none that can be counted with."""
+    try:
+        found = datetime.fromisoformat(_word(value or ""))
+    except ValueError:
+        return ""
+    counts = found.tzinfo and found.year in YEARS
+    return f"{found.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}" if counts else ""
+
+
 def _exit_code(ended: Json) -> int | None:
     code = ended.get("exitCode")
     if code is not None and type(code) is not int:
@@ -156,13 +197,13 @@ def _bound_since(raw: Json) -> str:
         return ""
     scheduled = (c for c in status.get("conditions") or () if (c["type"], c["status"]) == ("PodScheduled", "True"))
     times = (*(c.get("lastTransitionTime") for c in scheduled), status.get("startTime"))
-    return _word(next(filter(None, times), raw["metadata"]["creationTimestamp"]))
+    return next(filter(None, map(_time, times)), _time(raw["metadata"]["creationTimestamp"]))
 
 
 def _unschedulable_since(status: Json) -> str:
     found = (c for c in status.get("conditions") or () if (c["type"], c["status"]) == ("PodScheduled", "False"))
-    times = (c.get("lastTransitionTime") or "" for c in found if c.get("reason") == "Unschedulable")
-    return _word(next(times, ""))
+    times = (_time(c.get("lastTransitionTime")) for c in found if c.get("reason") == "Unschedulable")
+    return next(times, "")
 
 
 def _is_abandoned(raw: Json) -> bool:

@@ -2,8 +2,8 @@
 
 Suspended, queued and unscheduled pods hold no node, and neither does a job that waits for its next run. The status
 keeps the closed intervals as seconds and the beginning of the open one. Times are those of the pods where they are
-known, so an operator that was down counts the same; only of pods that ended and disappeared while it was down is the
-end unknown, and their time counts until it looks again.
+known, so an operator that was down counts the same. Of pods that ended and disappeared while it was down the end is
+unknown: their time counts until it looks again, or, where others are bound by then, until the last progress.
 """
 
 from __future__ import annotations
@@ -20,12 +20,21 @@ def counted(status: Status, pods: Iterable[ObservedPod], now: str) -> ActiveStat
     """The active time as of `now`; None until the first pod was bound."""
     active, pods = status.active, tuple(pods)
     bound = [p.bound_since for p in pods if p.bound_since]
-    known = active or ActiveStatus(seconds=0)
-    if bound:
-        return known if known.since else known.model_copy(update={"since": min(*bound, now)})
     ends = [p.ended_at for p in pods if p.ended_at]
+    if bound:
+        known, since = active or ActiveStatus(seconds=0), min(*bound, now)
+        if known.since and known.since >= since:
+            return known
+        earlier = closed(known, max(ends, default=known.since or now), since)  # by pods before these
+        return earlier and earlier.model_copy(update={"since": since})
     whole = len(ends) >= ((status.layout and status.layout.nodes) or 1)  # one that is gone may have ended last
     return closed(active, max(ends) if whole else now, now)
+
+
+def carried(active: ActiveStatus | None, now: str) -> ActiveStatus | None:
+    """With the time up to now as seconds, whatever is found of the pods later."""
+    until = closed(active, now, now)
+    return until and until.model_copy(update={"since": active and active.since and now})
 
 
 def closed(active: ActiveStatus | None, end: str, now: str) -> ActiveStatus | None:

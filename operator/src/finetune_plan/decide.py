@@ -127,6 +127,12 @@ class ReconcileContext:
         """Pods of the current run, by node rank."""
         return tuple(sorted((p for p in self.observed.pods if p.run == self.run), key=lambda p: p.node_rank))
 
+    @property
+    def orphans(self) -> tuple[str, ...]:
+        """What is left of a run that was created and never observed: it was deleted before it could be."""
+        unseen = statuses.is_claimed(self.status) and not statuses.is_name_taken(self.status)
+        return self.observed.previous if unseen and not self.observed.name_taken else ()
+
     def remove_runs(self, newest: int | None = None) -> tuple[DeleteRun, ...]:
         """Deletions of the runs up to a number, without those that are being deleted."""
         newest = self.run if newest is None else newest
@@ -295,10 +301,11 @@ def _end_or_restart(ctx: ReconcileContext, cause: retry.Failure) -> Plan:
 
 
 def previous_job(ctx: ReconcileContext) -> Plan | None:
-    """The pods of a deleted job of the same name must be gone before the first run is created."""
-    if not ctx.observed.previous or ctx.run:
+    """The pods of a deleted job of the same name, or of an unseen run, must be gone before a run is created."""
+    names_left = ctx.orphans if ctx.run else ctx.observed.previous
+    if not names_left:
         return None
-    left = stopping.name_list(list(ctx.observed.previous))
+    left = stopping.name_list(list(names_left))
     return Plan((), statuses.waiting_for_previous(ctx.status, left, now=ctx.time), requeue_after=POLL_SECONDS)
 
 
@@ -342,6 +349,8 @@ def running(ctx: ReconcileContext) -> Plan:
         return Plan((), statuses.backend_silent(status, ctx.backend, silent, now=ctx.time))
     for record in ctx.observed.records:
         status = statuses.apply_record(record, status, ctx.time)
+    if ctx.observed.records:
+        status = status.model_copy(update={"active": active_time.carried(status.active, ctx.time)})
     return Plan((), status, requeue_after=_earliest(left, avoidance.seconds_left(status, ctx.pods, ctx.now)))
 
 
@@ -372,10 +381,11 @@ def _stop(ctx: ReconcileContext, status: Status, release: datetime, *, keep: boo
     pods = stopping.active(ctx.observed.pods)
     due = release <= ctx.now and not (keep and not stopping.undeleted(pods))
     actions = ctx.remove_runs() if due else ()
-    if not (pods or actions or any(r.deleting for r in ctx.observed.runs)):
+    others = (*(f"run {r.name}" for r in ctx.observed.runs), *ctx.orphans)
+    if not (pods or actions or ctx.orphans or any(r.deleting for r in ctx.observed.runs)):
         return None
     gpus = 0 if is_cpu(ctx.job) else (status.layout and status.layout.gpusPerNode) or 0
-    message = stopping.message(pods, ctx.observed.runs, gpus, None if due else release)
+    message = stopping.message(pods, others, gpus, None if due else release)
     status = statuses.stopping(status, message, now=ctx.time)
     return Plan(actions, _name_late_pod(ctx, status), requeue_after=POLL_SECONDS)
 

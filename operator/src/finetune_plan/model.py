@@ -100,7 +100,7 @@ class Observed:
     pods_refusal: str = ""
     """Its message when it refused a pod of that run; empty if it did not."""
     previous: tuple[str, ...] = ()
-    """Runs and pods that a deleted job of the same name has left."""
+    """Runs and pods that a deleted job of the same name, or a deleted run that was never seen, has left."""
     queue: ObservedQueue = field(default_factory=ObservedQueue)
     """Of the run that is held back; without meaning if none is."""
     claim: ObservedClaim = field(default_factory=ObservedClaim)

@@ -100,6 +100,12 @@ def is_claimed(status: Status) -> bool:
     return status.run is not None and found is not None and found.reason in _CLAIMED
 
 
+def is_name_taken(status: Status) -> bool:
+    """Whether a foreign object had the name of the run."""
+    found = _find(status, c.PODS_READY)
+    return found is not None and found.reason == r.NAME_TAKEN.name
+
+
 _CLAIMED = {r.CREATING.name, r.CREATE_REFUSED.name, r.NAME_TAKEN.name}
 
 

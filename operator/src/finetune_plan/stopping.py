@@ -11,7 +11,7 @@ from datetime import datetime
 
 from finetune_api.resource import reasons as r
 
-from .model import ObservedPod, ObservedRun
+from .model import ObservedPod
 
 RELEASE_SECONDS = 60.0
 """Seconds in which pods may exit by themselves after a failure or a success, before their run is deleted."""
@@ -30,10 +30,12 @@ def undeleted(pods: Iterable[ObservedPod]) -> tuple[ObservedPod, ...]:
     return tuple(p for p in active(pods) if not p.termination_deadline)
 
 
-def message(pods: tuple[ObservedPod, ...], runs: Iterable[ObservedRun], gpus: int, release: datetime | None) -> str:
-    """Which pods have not ended, what they hold (`gpus` each) and until when. `release`: None if it is now."""
+def message(pods: tuple[ObservedPod, ...], others: tuple[str, ...], gpus: int, release: datetime | None) -> str:
+    """Which pods have not ended, what they hold (`gpus` each) and until when. `release`: None if it is now.
+
+    others: what is left where no pod is known."""
     if not pods:
-        return r.STOPPING.text(left=f"run {', '.join(run.name for run in runs)}", until="").strip()
+        return r.STOPPING.text(left=name_list([*others]), until="").strip()
     held = f" with {len(pods) * gpus} GPUs" if gpus else ""
     left = f"{len(pods)} pod{'s' * (len(pods) > 1)}{held} ({name_list([p.name for p in pods])})"
     return r.STOPPING.text(left=left, until=_until(pods, release))

@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from finetune_api.resource.key_table import FREE_LENGTH, free_maps
 from finetune_api.resource.keys import Section, children
 from finetune_api.resource.names import GROUP, PLURAL, VERSION
 from finetune_api.resource.v1alpha1 import Spec
@@ -51,12 +52,12 @@ def policy() -> Manifest:
             "variables": [{"name": "unknown", "expression": " +\n".join(_unknown(*each) for each in sections())}],
             "validations": [
                 {
-                    "expression": "variables.unknown.size() == 0 "
-                    "|| (request.operation == 'UPDATE' && object.spec == oldObject.spec)",
+                    "expression": f"variables.unknown.size() == 0 || {_UNCHANGED}",
                     "message": f"The job has unknown keys. {_REMEDY}",
                     "messageExpression": f"'unknown keys: ' + variables.unknown.join(', ') + '. {_REMEDY}'",
                     "reason": "Invalid",
-                }
+                },
+                *(_short(key) for key in free_maps()),
             ],
         },
     }
@@ -72,7 +73,18 @@ def binding() -> Manifest:
     }
 
 
+_UNCHANGED = "(request.operation == 'UPDATE' && object.spec == oldObject.spec)"
 _REMEDY = "Correct or remove them; `finetune validate` names the nearest known key."
+
+
+def _short(key: str) -> Manifest:
+    """A structural schema has no bound for a value of any type."""
+    text = f"'%s'.format([dyn(object.spec).{key}])"
+    return {
+        "expression": f"!has(object.spec.{key}) || {text}.size() <= {FREE_LENGTH} || {_UNCHANGED}",
+        "message": f"spec.{key} is too long: as text it may have at most {FREE_LENGTH} characters. Shorten it.",
+        "reason": "Invalid",
+    }
 
 
 def _unknown(path: str, known: tuple[str, ...]) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from finetune_api.resource.key_table import FREE_LENGTH
 from finetune_api.resource.keys import SpecKey, keys
 from finetune_api.resource.v1alpha1 import Spec
 from finetune_api.validation.rules import Rule, all_rules
@@ -88,7 +89,8 @@ def describe_schema(node: Mapping[str, Any]) -> str:
 def _describe_object(node: Mapping[str, Any]) -> str:
     if "properties" in node:
         return "section"
-    values = f" ({describe_schema(node['additionalProperties'])})" if "additionalProperties" in node else ""
+    free = f", as text up to {FREE_LENGTH} characters"
+    values = f" ({describe_schema(node['additionalProperties'])})" if "additionalProperties" in node else free
     return f"map of up to {node['maxProperties']} entries{values}"
 
 

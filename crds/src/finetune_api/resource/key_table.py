@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 Node = Mapping[str, Any]
 """A node of the schema, in OpenAPI terms; a key also has a `fate`, and a `because` unless it is honoured."""
 FILE = "keys.json"
+FREE_LENGTH = 16384
+"""Characters of a map that holds anything, as JSON."""
 
 
 class Fate(StrEnum):
@@ -48,6 +50,15 @@ def declared(*, below: Node | None = None, prefix: str = "") -> Iterator[Declare
         yield Declared(path, Fate(node.get("fate", Fate.HONOURED)), node.get("because", ""))
         is_list = "items" in node
         yield from declared(below=node["items"] if is_list else node, prefix=f"{path}[]." if is_list else f"{path}.")
+
+
+def free_maps() -> Iterator[str]:
+    """The keys of spec that hold anything; only the whole of each has a bound."""
+    return (name for name, node in keys(spec()).items() if is_free(node))
+
+
+def is_free(node: Node) -> bool:
+    return node.get("type") == "object" and not ("properties" in node or "additionalProperties" in node)
 
 
 def keys(node: Node) -> Mapping[str, Node]:

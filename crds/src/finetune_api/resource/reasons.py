@@ -61,9 +61,9 @@ READ = Reason("Read", (c.DATA_READY,), "{used} of {rows} rows are used for train
 
 PREVIOUS_JOB = Reason(
     "PreviousJob", (c.PODS_READY,),
-    "A deleted job of the same name has left {left}. The first run waits, because two runs must not write to one "
-    "output.",
-    "They disappear when their pods have ended; delete them if that job was deleted with --cascade=orphan.",
+    "A deleted job of the same name, or a deleted run of this one, has left {left}. The next run waits, because two "
+    "runs must not write to one output.",
+    "They disappear when their pods have ended; delete them if their owner was deleted with --cascade=orphan.",
 )  # fmt: skip
 CREATING = Reason("Creating", (c.PODS_READY,), "Run {run} is being created.")
 CREATE_REFUSED = Reason(

@@ -142,7 +142,7 @@ class ActiveStatus(Part):
     """How long pods of the job were bound to nodes: this is what a deadline limits."""
 
     seconds: Int | None = key("Seconds in which at least one pod was bound to a node, without those since `since`.")
-    since: Time | None = key("Since when a pod is bound; absent while none is.")
+    since: Time | None = key("Since when a pod is bound, as far as `seconds` does not hold it; absent while none is.")
 
 
 class ResultStatus(Part):

@@ -179,9 +179,15 @@ RULES: tuple[Rule, ...] = (
          "Set output.uri to pvc://CLAIM/FOLDER on a claim that all nodes mount (ReadWriteMany), "
          "or ask for one node.", _LAYOUT, cluster_only=True),
     Rule("pods.env", "ForbiddenVariable",
-         items_lack("pods.env", "^(LD_.*|PYTHON.*|NCCL_.*_PLUGIN|PET_.*|FINETUNE_.*)$"),
-         "Variables that change what code runs, or that the operator sets itself, may not be set "
-         "(LD_*, PYTHON*, NCCL_*_PLUGIN, PET_*, FINETUNE_*).", "Remove them; build them into the image."),
+         items_lack("pods.env", "^(LD_.*|PYTHON.*|NCCL_.*_PLUGIN|PET_.*|FINETUNE_.*|MASTER_(ADDR|PORT)|"
+                                "((LOCAL|GROUP|ROLE|NODE)_)?RANK|((LOCAL|GROUP|ROLE)_)?WORLD_SIZE)$"),
+         "Variables that change what code runs, or that the operator and the launcher set, may not be set "
+         "(LD_*, PYTHON*, NCCL_*_PLUGIN, PET_*, FINETUNE_*, MASTER_ADDR, MASTER_PORT, *RANK, *WORLD_SIZE).",
+         "Remove them. What ranks there are follows from compute; code belongs into the image."),
+    *(Rule(p, "BadQuantity", fits(p, pattern), message, remedy, (p,)) for p, pattern, message, remedy in (
+        ("pods.cpu", r"^[0-9.]*[1-9]", "The quantity is zero.", "Set the CPUs of a pod, for example 8."),
+        *((key, r"^[0-9.]*[1-9][0-9.]*([kMGTP]i?)?$", "The quantity is zero, or thousandths of a byte (m).",
+           "Set bytes, for example 64Gi.") for key in ("pods.memory", "pods.sharedMemory")))),
     *(Rule(p, "ReservedName", names_lack(p, r"^(.*\.)?(finetune\.dev|kubeflow\.org|kubernetes\.io|k8s\.io)/"),
            "Names under finetune.dev, kubeflow.org, kubernetes.io and k8s.io belong to controllers.",
            "Use a prefix of your own.") for p in ("pods.labels", "pods.annotations")),

@@ -6,6 +6,7 @@ the end of the text, and a mistake in an entry of a list is reported at that ent
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from finetune_api.resource.names import API_VERSION, KIND, NAME_LENGTH, NAME_PAT
 
 from .predicates import matches
 from .problem import Problem
+from .unknown import nearest
 
 _TEXT: Node = {"type": "string"}
 _TEXTS: Node = {"type": "object", "additionalProperties": _TEXT}
@@ -65,6 +67,10 @@ def _map(value: Mapping[str, Any], node: Node, path: str) -> Iterator[Problem]:
             yield Problem(_at(path, name), "Missing", "The key is required.", "Set it.")
     if len(value) > node.get("maxProperties", len(value)):
         yield _bad_value(path, value, f"it may have at most {node['maxProperties']} entries")
+    if path and key_table.is_free(node) and len(_json(value)) > key_table.FREE_LENGTH:
+        yield _bad_value(
+            path, value, f"as text it may have at most {key_table.FREE_LENGTH} characters", "Shorten it."
+        )
     for name, inner in value.items():
         below = known.get(name) or node.get("additionalProperties")
         if below:
@@ -84,7 +90,12 @@ def _text(value: str, node: Node, path: str) -> Iterator[Problem]:
     if "enum" in node and value not in node["enum"]:
         *most, last = (repr(each) for each in node["enum"])
         wrong = f"one of {', '.join(most)} or {last}" if most else f"supported; the only value is {last}"
-        yield Problem(path, "UnknownValue", f"{quote(value)} is not {wrong}.", node.get("instead") or _remedy(path))
+        yield Problem(
+            path,
+            "UnknownValue",
+            f"{quote(value)} is not {wrong}.",
+            node.get("instead") or _intended(value, node) or _remedy(path),
+        )
     if len(value) < node.get("minLength", 0):
         yield _bad_value(path, value, f"it must have {node['minLength']} or more characters")
     elif len(value) > node.get("maxLength", len(value)):
@@ -116,6 +127,15 @@ _KINDS: Mapping[str, tuple[Callable[[Any], bool], str, Callable[[Any, Node, str]
 
 def _bad_value(path: str, value: Any, expected: str, remedy: str = "") -> Problem:
     return Problem(path, "BadValue", f"{quote(value)} is not valid: {expected}.", remedy or _remedy(path))
+
+
+def _intended(value: str, node: Node) -> str:
+    near = nearest(value, tuple(node["enum"]))
+    return f"Did you mean {near}?" if near else ""
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
 _ADD_QUOTES = "Put quotes around it."

@@ -112,15 +112,17 @@ BAD_REMEDY = (
     "For file:///x write /x."
 )
 
-_CHARACTER = r"[^\x00-\x20\x7f#%?/]"
-_SEGMENT = rf"\.*[^\x00-\x20\x7f#%?/.]{_CHARACTER}*"
+_UNSEEN = "\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff"
+"""Invisible, or they change the order of others. Not escaped, because each syntax would escape them otherwise."""
+_CHARACTER = rf"[^\x00-\x20\x7f{_UNSEEN}#%?/]"
+_SEGMENT = rf"\.*[^\x00-\x20\x7f{_UNSEEN}#%?/.]{_CHARACTER}*"
 """Of a path on a claim: not empty, and neither . nor .., which would leave the claim."""
 _OBJECT = r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?"
 """A name of Kubernetes."""
 _REPOSITORY_PART = r"[A-Za-z0-9_]+((\.|-|\.-|-\.)[A-Za-z0-9_]+)*"
 _REVISION = r"[A-Za-z0-9_-]+([./][A-Za-z0-9_-]+)*"
 
-_PATH = Form("a plain path", r"[^\x00-\x1f\x7f:/]*(/[^\x00-\x1f\x7f]*)?")
+_PATH = Form("a plain path", rf"[^\x00-\x1f\x7f{_UNSEEN}:/]*(/[^\x00-\x1f\x7f{_UNSEEN}]*)?")
 _HUB = Form("org/name of the Hugging Face Hub (also hf://org/name, and with @revision)",
             rf"(hf://)?{_REPOSITORY_PART}/{_REPOSITORY_PART}(@{_REVISION})?")  # fmt: skip
 _FOLDER = Form("pvc://CLAIM/FOLDER", rf"pvc://{_OBJECT}(/{_SEGMENT})*/?")

@@ -61,6 +61,7 @@ def _accept(source: JobFile, given: Overrides) -> ValidatedJob:
         accepted = planning.accept(source, given, cluster=False)
     job, data = accepted.resolution.job, accepted.resolution.run_config.data
     problems = [
+        *local_files.device_problems(job),
         *local_files.cluster_only_problems(job),
         *local_files.data_problems(job, data),
         *local_files.model_problems(job),
