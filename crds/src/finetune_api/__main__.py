@@ -101,7 +101,7 @@ _Dumper.add_representer(str, _text)
 
 
 def _yaml(*documents: Mapping[str, Any]) -> str:
-    text: str = yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=110, allow_unicode=True)
+    text: str = yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=110)
     return text
 
 
