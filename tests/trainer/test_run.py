@@ -14,6 +14,7 @@ from typing import IO, Any
 
 import pytest
 
+from finetune_api.runtime.exits import Exit
 from finetune_api.runtime.protocol import CONFIG_ENV, REPORT_ENV, STALL_ENV
 from finetune_api.runtime.report import FinalReport, ProgressRecord, parse
 from trainer import models
@@ -140,3 +141,24 @@ def test_a_signal_before_there_are_ranks_stops_at_once(tmp_path: Path, inputs: P
         process.send_signal(signal.SIGTERM)
         found = ended(process, tmp_path)
     assert (found.code, found.report.message) == (75, "stopped before training started")
+
+
+def test_a_stop_signal_is_handled_before_the_trainer_is_imported() -> None:
+    """Process 1 of a container gets no signal that it does not handle; until then, the import takes a second."""
+    program = """
+import signal, sys
+from finetune_trainer import __main__ as pod
+
+class Importing:
+    def find_spec(self, name, path=None, target=None):
+        if name == "finetune_trainer.node":
+            signal.raise_signal(signal.SIGTERM)
+
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as for process 1
+sys.meta_path.insert(0, Importing())
+early = sorted(name for name in sys.modules if name.startswith(("pydantic", "torch", "numpy")))
+assert not early, early
+pod.main()
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert (ended.returncode, ended.stderr) == (Exit.STOPPED, "")

@@ -1,6 +1,6 @@
 """The run configuration and the rank of this node, read once and validated early.
 
-Called by __main__ before any process is started and before anything is loaded.
+Called by node.py before any process is started and before anything is loaded.
 """
 
 from __future__ import annotations

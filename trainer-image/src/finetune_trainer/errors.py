@@ -1,4 +1,4 @@
-"""Known failures of a run, one class per exit code. __main__ turns them into the exit code and the final report.
+"""Known failures of a run, one class per exit code. node.py turns them into the exit code and the final report.
 
 A message names the key or path, the value, the reason and the remedy: it is all that the user reads.
 """

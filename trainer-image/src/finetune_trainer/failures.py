@@ -1,6 +1,6 @@
 """Map an exception to an exit code and a final report.
 
-Called by worker.py for a rank, and by __main__ for failures before any rank is started. It does not import torch,
+Called by worker.py for a rank, and by node.py for failures before any rank is started. It does not import torch,
 so torch's errors are recognised by class name and text.
 """
 

@@ -1,6 +1,6 @@
 """The launcher of one node: starts one process per rank, forwards signals, and keeps the cause of a failure.
 
-Called by __main__. It does not import torch. (torchrun turns every exit code into 1 and drops the rank's report.)
+Called by node.py. It does not import torch. (torchrun turns every exit code into 1 and drops the rank's report.)
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Preparation without torch, once per node before any rank is started: find files, read rows, tokenise.
 
-Called by __main__. Bad input is refused before torch is imported, no rank waits in a collective while another one
+Called by node.py. Bad input is refused before torch is imported, no rank waits in a collective while another one
 tokenises, and the ranks of a node share one copy of the tokens.
 """
 

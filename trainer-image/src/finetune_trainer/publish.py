@@ -1,7 +1,7 @@
 """Publish the final report: standard output, the output folder, the pod's termination message, and a readable line
 on standard error.
 
-Called by __main__ at the end.
+Called by node.py at the end.
 """
 
 from __future__ import annotations
