@@ -131,6 +131,25 @@ def test_pods_that_outlive_their_run_hold_back_the_next_one_and_prove_nothing() 
     assert (left.run, left.report, left.exit_code) == (1, None, None)
 
 
+def _labelled(run: Json, name: str = "sample-1") -> Json:
+    labels = {"training.kubeflow.org/replica-index": "0"} | run
+    return pod({"name": f"{name}-worker-0", "labels": labels}, OWNER | {"name": name})
+
+
+STRANGERS = {
+    "of a PyTorchJob without our labels": _labelled({}),
+    "of a copy of another run": _labelled(LABELS | {names.RUN_LABEL: "3"}),
+    "of a PyTorchJob with a number that no run has": _labelled({}, "sample-0"),
+}
+
+
+@pytest.mark.parametrize("status", [{}, {"run": 1, "conditions": [_ready("Running")]}], ids=["new", "seen"])
+@pytest.mark.parametrize("stranger", STRANGERS.values(), ids=list(STRANGERS))
+def test_pods_of_a_persons_own_pytorchjob_hold_no_job_back(stranger: Json, status: Json) -> None:
+    cache = filled(job(status), stranger)
+    assert [*cache.predecessors(job(status)).pods, *cache.children(job(status)).pods] == []
+
+
 def test_what_the_label_of_a_pod_says_of_its_run_does_not_count() -> None:
     stranger = pod({"labels": {**LABELS, names.RUN_LABEL: "99", "training.kubeflow.org/replica-index": "0"}})
     assert [each.run for each in filled(job(), run(), stranger).children(job()).pods] == [1]

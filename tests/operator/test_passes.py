@@ -561,6 +561,7 @@ def test_the_pods_of_a_run_that_was_created_and_deleted_unseen_are_waited_for(ch
     orphan = ending_pod()
     owner = orphan["metadata"]["ownerReferences"][0] | {"name": "sample-1"}
     orphan["metadata"] |= {"name": "sample-1-worker-0", "ownerReferences": [owner], "resourceVersion": "9"}
+    orphan["metadata"]["labels"] |= {"finetune.dev/run": "1"}
     operator.on_event(Kind.PODS, "ADDED", orphan)
     operator.on_event(Kind.JOBS, "ADDED", cluster.job)
     passes(operator)

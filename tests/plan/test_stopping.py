@@ -216,6 +216,17 @@ def test_the_first_run_waits_for_the_pods_of_a_deleted_job_of_the_same_name() ->
     assert created(decided(seen(status=written(waiting)))) == ["sample-1"]
 
 
+@pytest.mark.parametrize("refusal", ["", "exceeded quota: gpus"], ids=["a run that was not seen", "a refused run"])
+def test_a_claimed_run_that_waits_for_pods_of_that_name_keeps_its_number(refusal: str) -> None:
+    status = accepted()
+    if refusal:
+        status = written(decided(seen(status=status, refusal=refusal)))
+    waiting = decided(seen(status=status, previous=("pod sample-1-worker-0",)))
+    assert (created(waiting), condition(waiting, "PodsReady")) == ([], ("False", "PreviousJob"))
+    assert created(decided(seen(status=written(waiting), previous=("pod sample-1-worker-0",)))) == []
+    assert created(decided(seen(status=written(waiting)))) == ["sample-1"]
+
+
 def test_the_gang_is_known_by_its_uids_from_the_moment_when_all_ran() -> None:
     partly = decided(seen(status=accepted(), runs=RUN1, pods=(pod(0), pod(1, "Pending"))))
     assert partly.status.podsDigest is None

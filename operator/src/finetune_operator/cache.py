@@ -181,7 +181,7 @@ class Cache:
         own = {each.value.uid for each in self.runs.of(key) if each.uid == uid}
         return Children(
             tuple(each.value for each in self.runs.of(key) if each.uid != uid),
-            tuple(each.value for each in self.pods.named(key) if each.uid not in own),
+            tuple(each.value for each in self.pods.named(key) if each.uid not in own and _is_of_a_run(each)),
         )
 
     def _pods_of(self, run: Key, found: ObservedRun) -> list[ObservedPod]:
@@ -192,7 +192,8 @@ class Cache:
         next run."""
         number = job["status"].get("run")
         last = _last_run(job)
-        if number is None or any(run.name == last.name for run in runs) or not (left := self.pods.of(last)):
+        left = [each for each in self.pods.of(last) if _is_of_a_run(each)]
+        if number is None or any(run.name == last.name for run in runs) or not left:
             return []
         if statuses.is_claimed(Status.model_validate(job["status"])):
             return []
@@ -262,6 +263,13 @@ class Cache:
 
 def _job_of_run(run: Key) -> Key:
     return Key(run.namespace, names.job_of_run(run.name))
+
+
+def _is_of_a_run(pod: Entry[ObservedPod]) -> bool:
+    """Whether its controller, which is unknown, was a run: its pods have the number in its name as a label. Anybody
+    may have another PyTorchJob of such a name."""
+    number = pod.value.run
+    return number > 0 and pod.owner.name == names.run_name(names.job_of_run(pod.owner.name), number)
 
 
 def _last_run(job: Json) -> Key:

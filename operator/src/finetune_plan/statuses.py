@@ -106,7 +106,7 @@ def is_name_taken(status: Status) -> bool:
     return found is not None and found.reason == r.NAME_TAKEN.name
 
 
-_CLAIMED = {r.CREATING.name, r.CREATE_REFUSED.name, r.NAME_TAKEN.name}
+_CLAIMED = {r.CREATING.name, r.CREATE_REFUSED.name, r.NAME_TAKEN.name, r.PREVIOUS_JOB.name}
 
 
 def is_queued(status: Status) -> bool:
