@@ -257,6 +257,23 @@ def test_a_run_is_not_made_from_what_the_administrator_has_forbidden_meanwhile()
     assert condition(answer, "PodsReady") == ("False", "ServiceAccountNotAllowed")
 
 
+EARLIER: dict[str, Json] = {
+    "a variable of the launcher": {"pods.env": [{"name": "MASTER_PORT", "value": "1"}]},
+    "no CPUs": {"pods.cpu": "0"},
+    "no shared memory": {"pods.sharedMemory": "0"},
+    "thousandths of bytes": {"pods.memory": "68719476736000m"},
+}
+"""What an earlier version accepted, in keys that are fixed once there is a run."""
+
+
+@pytest.mark.parametrize("case", EARLIER)
+def test_what_pods_an_earlier_version_accepted_the_next_run_has(case: str) -> None:
+    running = decided(seen(EARLIER[case], status=accepted(), runs=RUN1, pods=(pod(0), pod(1))))
+    assert created(decided(seen(EARLIER[case], status=written(running)))) == ["sample-2"]
+    refused = decided(seen(EARLIER[case]))
+    assert (created(refused), condition(refused, "Accepted")[0]) == ([], "False")
+
+
 def test_how_pods_of_a_leaving_run_end_says_nothing() -> None:
     leaving = (ObservedRun("sample-1", 1, deleting=True),)
     answer = decided(

@@ -37,7 +37,7 @@ from . import (
 from .backends.protocol import Backend
 from .job_settings import JobSettings
 from .model import CreateRun, DeleteRun, Observed, ObservedPod, Plan
-from .resolve import Verdict, is_cpu, validate
+from .resolve import ABOUT_PODS, Verdict, is_cpu, validate
 from .settings import PlanSettings
 from .workload import Workload, workload
 
@@ -53,8 +53,8 @@ ONE_NODE = {"ReadWriteOnce", "ReadWriteOncePod"}
 CLAIM_POLL_SECONDS = 60.0
 """Seconds until a claim that not all nodes can mount is read again: it may have been recreated."""
 
-FIXED_AT_ACCEPTANCE = {"Unsupported", "OutputNotKept", "OutputNotShared"}
-"""Reasons that count only at acceptance: later runs keep the trainer and the output that were accepted."""
+FIXED_AT_ACCEPTANCE = {"Unsupported", "OutputNotKept", "OutputNotShared", *ABOUT_PODS}
+"""Reasons that count only at acceptance: later runs keep the trainer, the output and the pods that were accepted."""
 
 SILENT_SECONDS = 60.0
 """Seconds after which a run that the backend's controller has not reconciled is reported."""

@@ -24,6 +24,9 @@ from .settings import CPU, PlanSettings
 if TYPE_CHECKING:
     from finetune_api.runtime.run_config import RunConfig
 
+ABOUT_PODS = {"BadQuantity", "ForbiddenVariable"}
+"""Reasons of problems that affect no decision."""
+
 
 @dataclass(frozen=True)
 class Resolution:
@@ -130,7 +133,7 @@ class Verdict:
 def validate(resource: Mapping[str, Any], settings: PlanSettings, *, cluster: bool = True) -> Verdict:
     """Check a FinetuneJob given as plain data; `cluster` is whether it will run on one."""
     found = check.problems(resource, cluster=cluster)
-    if found and check.problems(resource, cluster=False):
+    if found and any(p.reason not in ABOUT_PODS for p in check.problems(resource, cluster=False)):
         return Verdict(tuple(found), None)
     resolution = resolve(
         resource, settings
