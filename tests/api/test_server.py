@@ -241,20 +241,36 @@ def test_a_status_can_be_written_while_the_training_is_fixed(server: Cluster, na
 def test_a_job_with_a_key_that_became_unknown_can_still_be_finished_and_removed(
     server: Cluster, namespace: str
 ) -> None:
-    """Stored before the policy was there: labels, status and the end must not hang on an old key."""
-    server.api.delete(BINDING)
-    try:
-        wait_for_policy(server, in_force=False)
-        server.api.create(_in(namespace, resource({"lora.old": 1})))
-    finally:
-        server.api.apply(policy.binding())
-        wait_for_policy(server)
+    """Labels, status and the end must not hang on an old key."""
+    _store_unchecked(server, namespace, {"lora.old": 1})
     server.api.patch(_path(namespace), {"metadata": {"labels": {"a": "b"}}})
     _write_status(server, namespace, Status(phase=Phase.SUCCEEDED))
     with pytest.raises(ApiError, match=re.escape("unknown keys: spec.lora.old.")):
         server.api.patch(_path(namespace), {"spec": {"lora": {"r": 9}}})
     server.api.patch(_path(namespace), {"spec": {"lora": {"old": None}}})
     server.api.delete(_path(namespace))
+
+
+@pytest.mark.parametrize("key", [*free_maps()])
+def test_a_job_with_a_map_that_became_too_long_can_still_be_suspended(
+    server: Cluster, namespace: str, key: str
+) -> None:
+    _store_unchecked(server, namespace, {key: {"a": "x" * FREE_LENGTH}})
+    with pytest.raises(ApiError, match=f"spec.{key} is too long"):
+        server.api.patch(_path(namespace), {"spec": {key: {"b": 1}}})
+    _write_status(server, namespace, Status(run=1))
+    server.api.patch(_path(namespace), {"spec": {"suspend": True}})
+
+
+def _store_unchecked(server: Cluster, namespace: str, changes: Json) -> None:
+    """A job that was stored before the policy was there."""
+    server.api.delete(BINDING)
+    try:
+        wait_for_policy(server, in_force=False)
+        server.api.create(_in(namespace, resource(changes)))
+    finally:
+        server.api.apply(policy.binding())
+        wait_for_policy(server)
 
 
 # The property
