@@ -78,10 +78,26 @@ def nested(levels: int) -> Json:
     return found
 
 
+TEXTS: list[tuple[object, str]] = [
+    (0.5, "0.500000"), (1.5e-6, "0.000002"), (-3, "-3"), (2**63, f"{2**63}.000000"), (True, "true"), ({}, "{}"),
+    ("ß\U0001f600\ufffd", '"ß\U0001f600\ufffd"'), ('\\"\a\b\f\n\r\t\v', r'"\\\"\a\b\f\n\r\t\v"'), ("\x00\x7f", r'"\x00\x7f"'),
+    ("\x85\u200b", r'"\u0085\u200b"'), ("\U000e0001", r'"\U000e0001"'),
+]  # fmt: skip
+"""Values, and what the admission policy measures."""
+
+
+def long(length: int) -> Json:
+    """A map of all these values whose text has that length."""
+    values = [value for value, _ in TEXTS] * 9
+    listed = ", ".join([text for _, text in TEXTS] * 9)
+    return {"a": values, "b": "x" * (length - len(f'{{"a":[{listed}], "b":""}}'))}
+
+
 ANY: Json = {"n": None, "b": True, "f": 1.5e-6, "i": -3, "l": [1, [None, "x"]], "t": 'a"b', "e": {}, "ü": "ß" * 9}
 ANYTHING: dict[str, tuple[Json, bool]] = {
     "values of all types": (ANY, True),
-    "as long as it may be": ({"a": "ß" * (FREE_LENGTH - 100)}, True),
+    "as long as it may be": (long(FREE_LENGTH), True),
+    "one character more": (long(FREE_LENGTH + 1), False),
     "one long text": ({"a": "x" * FREE_LENGTH}, False),
     "one long key": ({"x" * FREE_LENGTH: 1}, False),
     "many short values, nested": ({str(n): list(range(999)) for n in range(9)}, False),

@@ -17,7 +17,7 @@ Node = Mapping[str, Any]
 """A node of the schema, in OpenAPI terms; a key also has a `fate`, and a `because` unless it is honoured."""
 FILE = "keys.json"
 FREE_LENGTH = 16384
-"""Characters of a map that holds anything, as JSON."""
+"""Characters of a map that holds anything, as the admission policy writes it: JSON, numbers with six decimals."""
 
 
 class Fate(StrEnum):

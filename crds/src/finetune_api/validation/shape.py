@@ -67,7 +67,7 @@ def _map(value: Mapping[str, Any], node: Node, path: str) -> Iterator[Problem]:
             yield Problem(_at(path, name), "Missing", "The key is required.", "Set it.")
     if len(value) > node.get("maxProperties", len(value)):
         yield _bad_value(path, value, f"it may have at most {node['maxProperties']} entries")
-    if path and key_table.is_free(node) and len(_json(value)) > key_table.FREE_LENGTH:
+    if path and key_table.is_free(node) and len(_measured(value)) > key_table.FREE_LENGTH:
         yield _bad_value(
             path, value, f"as text it may have at most {key_table.FREE_LENGTH} characters", "Shorten it."
         )
@@ -134,8 +134,25 @@ def _intended(value: str, node: Node) -> str:
     return f"Did you mean {near}?" if near else ""
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+def _measured(value: Any) -> str:
+    """The text whose length the admission policy limits: `'%s'.format` of CEL."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{_measured(name)}:{_measured(inner)}' for name, inner in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_measured, value))}]"
+    if isinstance(value, str):
+        return f'"{"".join(map(_escaped, value))}"'
+    is_double = isinstance(value, float) or (isinstance(value, int) and not -(2**63) <= value < 2**63)
+    return f"{float(value):f}" if is_double else json.dumps(value)
+
+
+def _escaped(letter: str) -> str:
+    """As long as Go's strconv.Quote makes it."""
+    if letter in '\a\b\f\n\r\t\v\\"':
+        return f"\\{letter}"
+    code = ord(letter)
+    unseen = f"\\x{code:02x}" if code < 0x80 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+    return letter if letter.isprintable() else unseen
 
 
 _ADD_QUOTES = "Put quotes around it."
