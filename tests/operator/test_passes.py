@@ -510,7 +510,6 @@ IMPOSSIBLE = ("99999-01-01T00:00:00Z", "0000-01-01T00:00:00Z", "9999-12-31T23:59
 TARGET = {"type": "FailureTarget", "status": "True", "reason": "Killed", "message": "m"}
 TIMED: dict[str, Callable[[str], Json]] = {
     "begun": lambda time: {"run": 1, "startTime": time},
-    "over": lambda time: {"run": 1, "completionTime": time},
     "bound to a node": lambda time: {"run": 1, "active": {"seconds": 1, "since": time}},
     "due": lambda time: {"run": 1, "retry": {"nextTime": time}},
     "doomed": lambda time: {"run": 1, "conditions": [TARGET | {"lastTransitionTime": time}]},
@@ -530,6 +529,30 @@ def test_an_impossible_time_in_a_status_counts_as_absent_and_the_job_goes_on(cas
     doomed = case == "doomed"
     assert cluster.job["status"]["phase"] == ("Failed" if doomed else "Starting")
     assert bool(operator.cache.children(cluster.job).runs) is not doomed, "the next run was created"
+
+
+FAILED = {"type": "Failed", "status": "True", "reason": "Killed", "message": "m"}
+
+
+@pytest.mark.parametrize("time", [*IMPOSSIBLE, "0001-01-01T00:00:00Z", "2026-01-01T00:00:00z"])
+@pytest.mark.parametrize(
+    ("conditions", "at"),
+    [
+        ([], "1970-01-01T00:00:00Z"),
+        ([FAILED | {"lastTransitionTime": "2026-01-02T00:00:00Z"}], "2026-01-02T00:00:00Z"),
+    ],
+    ids=["no condition", "a condition"],
+)
+def test_a_job_that_ended_at_an_impossible_time_has_ended(time: str, conditions: list[Json], at: str) -> None:
+    cluster = Cluster()
+    cluster.job |= {"status": {"phase": "Failed", "run": 1, "completionTime": time, "conditions": conditions}}
+    operator = Operator(cluster, Settings(), BACKEND)
+    operator.on_event(Kind.JOBS, "ADDED", cluster.job)
+    passes(operator)
+    assert (cluster.job["status"]["phase"], operator.cache.children(cluster.job).runs) == ("Failed", ())
+    kept = operator.cache.job(KEY)
+    assert kept is not None
+    assert kept["status"]["completionTime"] == at
 
 
 CREATING = {"type": "PodsReady", "status": "False", "reason": "Creating", "message": "m",

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
 from finetune_api.resource import names
+from finetune_api.resource.conditions import COMPLETE, FAILED
 from finetune_api.resource.names import API_VERSION, GROUP, KIND
 from finetune_api.runtime import report
 from finetune_api.runtime.report import FinalReport
@@ -105,14 +106,24 @@ def job(raw: Json) -> CachedJob:
 
 
 def _status(status: Json) -> Json:
-    """Without times that are none; those of conditions, which must have one, are long ago."""
+    """Without times that are none; those of conditions, which must have one, are long ago. A job that has ended has
+    ended at some time."""
     parts = {k: _timed(status[k], key) for k, key in (("active", "since"), ("retry", "nextTime")) if k in status}
     changes = [
         {**c, "lastTransitionTime": _time(c["lastTransitionTime"]) or LONG_AGO}
         for c in status.get("conditions") or ()
     ]
     conditions = {"conditions": changes} if changes else {}
-    return _timed(status, "startTime", "completionTime") | parts | conditions
+    times = _timed(status, "startTime", "completionTime")
+    if "completionTime" in status:
+        times.setdefault("completionTime", _ended_at(changes))
+    return times | parts | conditions
+
+
+def _ended_at(conditions: list[Json]) -> str:
+    """When the condition that ends a job was set."""
+    times = (c["lastTransitionTime"] for c in conditions if c["type"] in (COMPLETE, FAILED) and c["status"] == "True")
+    return next(times, LONG_AGO)
 
 
 def _timed(value: Json, *keys: str) -> Json:
