@@ -21,7 +21,7 @@ from finetune_operator.progress import PodLog
 from finetune_operator.reconcile import process
 from finetune_operator.runtime import Operator
 from finetune_operator.settings import Settings
-from finetune_operator.status_change import merge_patch
+from finetune_operator.status_change import StatusChange, merge_patch
 from finetune_plan.backends import DEFAULT as BACKEND
 from finetune_plan.backends.pytorchjob import PyTorchJobs
 from finetune_plan.model import ObservedQueue
@@ -612,3 +612,20 @@ def test_a_job_that_is_nested_too_deeply_is_refused_by_its_key() -> None:
     assert found["Accepted"]["reason"] in ("BadValue", "UnknownKey")
     assert "spec.surprise" in found["Accepted"]["message"]
     assert "spec.lora.r" in found["Accepted"]["message"]
+
+
+SINCE = "2026-01-01T00:00:00Z"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "waits"),
+    [
+        ({}, {"active": {"seconds": 0, "since": SINCE}}, False),
+        ({"active": {"seconds": 0, "since": SINCE}}, {"active": {"seconds": 10800}}, False),
+        ({"active": {"seconds": 0, "since": SINCE}}, {"active": {"seconds": 10, "since": SINCE}}, True),
+        ({}, {"active": {"seconds": 10}}, True),
+    ],
+)
+def test_that_pods_have_come_or_gone_is_written_at_once(before: Json, after: Json, waits: bool) -> None:  # noqa: FBT001
+    """Others may be bound before the next write: nobody would know any more when these had gone."""
+    assert StatusChange(before, after).can_wait is waits

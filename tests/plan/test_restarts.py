@@ -294,6 +294,30 @@ def test_the_time_between_pods_of_which_nobody_saw_the_change_does_not_count(mor
     assert life.status["active"] == {"seconds": 20 + more, "since": text(life.now)}
 
 
+def test_time_on_a_node_counts_while_the_operators_clock_is_behind_the_schedulers() -> None:
+    life = Life({"lifecycle.activeDeadlineSeconds": 1000})
+    life.start()
+    life.pods = (replace(life.pods[0], bound_since=text(life.now + timedelta(seconds=600))),)
+    life.status.pop("active")
+    life.reconcile()
+    for step in (1, 2, 3):
+        life.wait(10)
+        life.reconcile(ResumeRecord(time=0, step=step))
+    assert life.status["active"]["seconds"] == 30
+
+
+def test_time_that_a_replica_whose_clock_is_ahead_has_counted_does_not_count_again() -> None:
+    life = Life({"lifecycle.activeDeadlineSeconds": 1000})
+    life.start()
+    life.wait(40)
+    life.reconcile(ResumeRecord(time=0, step=1))
+    life.wait(-30)
+    life.reconcile(ResumeRecord(time=0, step=2))
+    life.wait(40)
+    life.reconcile(ResumeRecord(time=0, step=3))
+    assert life.status["active"]["seconds"] == 50
+
+
 def test_a_suspended_job_past_its_deadline_asks_for_no_pass() -> None:
     life = Life({"lifecycle.activeDeadlineSeconds": 10})
     life.start()

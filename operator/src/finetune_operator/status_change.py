@@ -24,7 +24,7 @@ class StatusChange:
 
     @property
     def can_wait(self) -> bool:
-        """Whether the statuses differ only in progress, active time and text."""
+        """Whether the statuses differ only in progress, seconds of active time and text."""
         return _without_text(self.before) == _without_text(self.after)
 
 
@@ -41,4 +41,5 @@ def merge_patch(before: Json, after: Json) -> Json:
 
 def _without_text(status: Json) -> dict[str, Any]:
     rest = {k: v for k, v in status.items() if k not in ("progress", "active", "conditions")}
-    return rest | {"conditions": {c["type"]: c["status"] for c in status.get("conditions") or ()}}
+    kept = {"conditions": {c["type"]: c["status"] for c in status.get("conditions") or ()}}
+    return rest | kept | {"bound": "since" in (status.get("active") or {})}

@@ -23,7 +23,7 @@ def counted(status: Status, pods: Iterable[ObservedPod], now: str) -> ActiveStat
     ends = [p.ended_at for p in pods if p.ended_at]
     if bound:
         known, since = active or ActiveStatus(seconds=0), min(*bound, now)
-        if known.since and known.since >= since:
+        if known.since and (known.since >= since or since not in bound):  # its clock may be ahead of ours
             return known
         earlier = closed(known, max(ends, default=known.since or now), since)  # by pods before these
         return earlier and earlier.model_copy(update={"since": since})
@@ -34,7 +34,8 @@ def counted(status: Status, pods: Iterable[ObservedPod], now: str) -> ActiveStat
 def carried(active: ActiveStatus | None, now: str) -> ActiveStatus | None:
     """With the time up to now as seconds, whatever is found of the pods later."""
     until = closed(active, now, now)
-    return until and until.model_copy(update={"since": active and active.since and now})
+    since = active and active.since
+    return until and until.model_copy(update={"since": since and max(since, now)})
 
 
 def closed(active: ActiveStatus | None, end: str, now: str) -> ActiveStatus | None:
