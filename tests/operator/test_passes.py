@@ -626,6 +626,6 @@ SINCE = "2026-01-01T00:00:00Z"
         ({}, {"active": {"seconds": 10}}, True),
     ],
 )
-def test_that_pods_have_come_or_gone_is_written_at_once(before: Json, after: Json, waits: bool) -> None:  # noqa: FBT001
+def test_that_pods_have_come_or_gone_is_written_at_once(before: Json, after: Json, waits: bool) -> None:
     """Others may be bound before the next write: nobody would know any more when these had gone."""
     assert StatusChange(before, after).can_wait is waits

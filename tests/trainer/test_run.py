@@ -143,21 +143,22 @@ def test_a_signal_before_there_are_ranks_stops_at_once(tmp_path: Path, inputs: P
     assert (found.code, found.report.message) == (75, "stopped before training started")
 
 
-def test_a_stop_signal_is_handled_before_the_trainer_is_imported() -> None:
-    """Process 1 of a container gets no signal that it does not handle; until then, the import takes a second."""
-    program = """
+@pytest.mark.parametrize("at", ["node.<module>", "exits.Retry"], ids=["before the rest", "within the exit codes"])
+def test_a_stop_signal_is_handled_while_the_trainer_is_imported(at: str) -> None:
+    """Process 1 of a container gets no signal that it does not handle; the import takes a second."""
+    program = f"""
 import signal, sys
 from finetune_trainer import __main__ as pod
 
-class Importing:
-    def find_spec(self, name, path=None, target=None):
-        if name == "finetune_trainer.node":
-            signal.raise_signal(signal.SIGTERM)
+def importing(frame, event, _):
+    code = frame.f_code
+    if event == "call" and f"{{code.co_filename}}.{{code.co_name}}".replace(".py.", ".").endswith("/{at}"):
+        signal.raise_signal(signal.SIGTERM)
 
 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as for process 1
-sys.meta_path.insert(0, Importing())
 early = sorted(name for name in sys.modules if name.startswith(("pydantic", "torch", "numpy")))
 assert not early, early
+sys.setprofile(importing)
 pod.main()
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)

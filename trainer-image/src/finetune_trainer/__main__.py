@@ -19,9 +19,7 @@ def main() -> NoReturn:
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    from finetune_api.runtime.exits import Exit  # noqa: PLC0415
-
-    sys.exit(Exit.STOPPED)
+    sys.exit(os.EX_TEMPFAIL)  # Exit.STOPPED, which may be half imported
 
 
 if __name__ == "__main__":
