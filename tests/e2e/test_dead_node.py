@@ -22,8 +22,8 @@ ALONE: Json = SMALL | {
 }
 VALUES: Json = {
     # A node that is back takes pods up to 5 s before the node controller, which looks that often, removes the taint
-    # that evicts them: less than that would evict the second run too.
-    "settings": SETTINGS | {"evictionSeconds": 10, "deadNodeSeconds": 1},
+    # that evicts them; on a busy machine, later. A shorter time might evict the second run too.
+    "settings": SETTINGS | {"evictionSeconds": 30, "deadNodeSeconds": 1},
     # It is on the same node and runs on: its own pod must not be evicted, however long this takes.
     "tolerations": [{"operator": "Exists", "effect": "NoExecute"}],
 }

@@ -134,8 +134,8 @@ MEANINGS: dict[Exit, Meaning] = {
     Exit.STOPPED: Meaning(
         "Stopped",
         Retry.FREE,
-        "The run was stopped on request after it saved a checkpoint.",
-        "Start it again: it continues from that checkpoint.",
+        "The run was stopped on request.",
+        "Start it again: it continues from its last checkpoint, if there is one.",
     ),
 }
 

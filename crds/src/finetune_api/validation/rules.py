@@ -182,7 +182,8 @@ RULES: tuple[Rule, ...] = (
          items_lack("pods.env", "^(LD_.*|PYTHON.*|NCCL_.*_PLUGIN|PET_.*|FINETUNE_.*|MASTER_(ADDR|PORT)|"
                                 "((LOCAL|GROUP|ROLE|NODE)_)?RANK|((LOCAL|GROUP|ROLE)_)?WORLD_SIZE)$"),
          "Variables that change what code runs, or that the operator and the launcher set, may not be set "
-         "(LD_*, PYTHON*, NCCL_*_PLUGIN, PET_*, FINETUNE_*, MASTER_ADDR, MASTER_PORT, *RANK, *WORLD_SIZE).",
+         "(LD_*, PYTHON*, NCCL_*_PLUGIN, PET_*, FINETUNE_*, MASTER_ADDR, MASTER_PORT, RANK, LOCAL_RANK, GROUP_RANK, "
+         "ROLE_RANK, NODE_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, GROUP_WORLD_SIZE, ROLE_WORLD_SIZE).",
          "Remove them. What ranks there are follows from compute; code belongs into the image."),
     *(Rule(p, "BadQuantity", fits(p, pattern), message, remedy, (p,)) for p, pattern, message, remedy in (
         ("pods.cpu", r"^[0-9.]*[1-9]", "The quantity is zero.", "Set the CPUs of a pod, for example 8."),
