@@ -24,8 +24,9 @@ class StatusChange:
 
     @property
     def can_wait(self) -> bool:
-        """Whether the statuses differ only in progress, seconds of active time and text."""
-        return _without_text(self.before) == _without_text(self.after)
+        """Whether the statuses differ only in progress, active time and text. When pods went is known only now."""
+        gone = _is_bound(self.before) and not _is_bound(self.after)
+        return not gone and _without_text(self.before) == _without_text(self.after)
 
 
 def merge_patch(before: Json, after: Json) -> Json:
@@ -41,5 +42,8 @@ def merge_patch(before: Json, after: Json) -> Json:
 
 def _without_text(status: Json) -> dict[str, Any]:
     rest = {k: v for k, v in status.items() if k not in ("progress", "active", "conditions")}
-    kept = {"conditions": {c["type"]: c["status"] for c in status.get("conditions") or ()}}
-    return rest | kept | {"bound": "since" in (status.get("active") or {})}
+    return rest | {"conditions": {c["type"]: c["status"] for c in status.get("conditions") or ()}}
+
+
+def _is_bound(status: Json) -> bool:
+    return "since" in (status.get("active") or {})
