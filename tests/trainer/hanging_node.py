@@ -19,6 +19,7 @@ from finetune_trainer.config import NodeInfo
 from finetune_trainer.handoff import FOLDER_ENV
 from finetune_trainer.heartbeat import join
 from finetune_trainer.rows import Rows
+from finetune_trainer.sampler import Indices, Sampler
 from trainer import models
 
 COMMAND = (sys.executable, "-m", "trainer.hanging_node")
@@ -43,13 +44,28 @@ HANGS = {"sleep": sleep, "keep": keep_the_interpreter}
 
 @dataclass(frozen=True)
 class HangingRows(Rows):
-    """Rows, of which the later ones of the first epoch cannot be read."""
+    """Rows, of which the later ones of the first epoch cannot be read: the thread that collates hangs."""
 
     def row(self, i: int) -> Any:
-        if os.environ["RANK"] == str(VICTIM) and len(_READ) > len(self) // 4:
-            HANGS[sys.argv[1]]()
+        if len(_READ) > len(self) // 4:
+            hang("sleep")
         _READ.append(i)
         return super().row(i)
+
+
+@dataclass(frozen=True)
+class HangingSampler(Sampler):
+    """An order of rows that has no fourth step: the loop itself hangs."""
+
+    def step_rows(self, step: int) -> Indices:
+        if step == 3:
+            hang("keep")
+        return super().step_rows(step)
+
+
+def hang(how: str) -> None:
+    if (os.environ["RANK"], sys.argv[1]) == (str(VICTIM), how):
+        HANGS[how]()
 
 
 _READ: list[int] = []
@@ -63,16 +79,18 @@ def as_launcher(floor: float, folder: Path) -> int:
 
 
 def as_rank(rank: int, folder: Path) -> None:
-    from finetune_trainer import engines, environment, loop, trainer  # noqa: PLC0415 - a launcher starts without it
+    # A launcher starts without these.
+    from finetune_trainer import engines, environment, loop, mesh, trainer  # noqa: PLC0415
     from finetune_trainer.sampler import BatchSharding  # noqa: PLC0415
     from trainer import parity_cases  # noqa: PLC0415
 
     stacks.answer(folder, rank)
     with environment.process_group(os.environ, Device.CPU) as rank_info:
         rows = HangingRows(**vars(parity_cases.rows(parity_cases.ROWS)))
+        layout = mesh.build(SETTINGS, rank_info)
         train_state = loop.TrainState(
-            SETTINGS, rank_info, engines.build(models.llama(), SETTINGS, rank_info), rows,
-            trainer.sampler(SETTINGS, len(rows)), BatchSharding(2, 2), join(folder, rank),
+            SETTINGS, layout, engines.build(models.llama(), SETTINGS, layout), rows,
+            HangingSampler(**vars(trainer.sampler(SETTINGS, len(rows)))), BatchSharding(2, 2), join(folder, rank),
         )  # fmt: skip
         loop.fit(train_state, 0, [])
 

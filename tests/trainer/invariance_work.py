@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from finetune_trainer import loop
+from finetune_trainer import loop, mesh
 from finetune_trainer.collate import TokenBatch
-from finetune_trainer.engines import TrainingEngine, build
+from finetune_trainer.engines import StepOutcome, TrainingEngine, build
 from finetune_trainer.environment import RankInfo
 from finetune_trainer.loop import TrainState
 from finetune_trainer.rows import Rows
@@ -22,7 +25,6 @@ from trainer.parity_cases import Recording, group
 
 Result = tuple[float, dict[str, Tensor]]
 """The loss of the step, and the full gradient of every parameter."""
-ALONE_INFO = RankInfo(0, 1, 0, torch.device("cpu"))
 
 
 def rows() -> Rows:
@@ -45,9 +47,12 @@ class MeanOfMeans(Recording):
         super().__init__(engine)
         self._micro_batches = micro_batches
 
-    def accumulate(self, batch: TokenBatch, scale: float, *, last: bool) -> Tensor:
-        own = 1 / (max(len(batch.labels), 1) * self._micro_batches)
-        return super().accumulate(batch, own, last=last)
+    def train(self, micro_batches: Iterable[TokenBatch], **settings: Any) -> StepOutcome:
+        def weighted(batch: TokenBatch) -> TokenBatch:
+            share = settings["targets"] / (max(len(batch.labels), 1) * self._micro_batches)
+            return replace(batch, weights=torch.full(batch.labels.shape, share))
+
+        return super().train(map(weighted, micro_batches), **settings)
 
 
 def steps(*cuts: int) -> dict[torch.dtype, dict[int, Result]]:
@@ -71,10 +76,10 @@ def _step(per_device: int, dtype: torch.dtype, wrong: Callable[[TrainingEngine, 
         Path("model"), Path("data"), Path("output"), data__shuffle=False,
         batch={"per_device": per_device, "accumulation": accumulation},
     )  # fmt: skip
-    engine = build(_in(dtype), config, ALONE_INFO)
+    alone = mesh.build(config, RankInfo(0, 1, 0, torch.device("cpu")))
+    engine = build(_in(dtype), config, alone)
     recording = wrong(engine, accumulation) if wrong else Recording(engine)
     data = rows()
-    train_state = TrainState(
-        config, ALONE_INFO, recording, data, sampler(config, len(data)), BatchSharding(per_device, 1)
-    )
-    return loop.train_step(train_state, 0).loss, recording.first
+    train_state = TrainState(config, alone, recording, data, sampler(config, len(data)), BatchSharding(per_device, 1))
+    with closing(loop.micro_batches(train_state, [0])) as coming:
+        return loop.train_step(train_state, 0, coming).loss, recording.first

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from finetune_api.runtime.run_config import RunConfig
-from finetune_trainer import adapters, engines, environment, model
+from finetune_trainer import adapters, engines, environment, mesh, model
 from finetune_trainer.environment import RankInfo
 
 
@@ -22,7 +22,7 @@ def built(folders: list[Path], config: RunConfig) -> dict[str, Tensor]:
     found: nn.Module = model.load(folders[rank], config)
     if config.lora is not None:
         found = adapters.attach(found, config.lora)  # type: ignore[arg-type]
-    engine = engines.build(found, config, RankInfo(rank, world, rank, torch.device("cpu")))
+    engine = engines.build(found, config, mesh.build(config, RankInfo(rank, world, rank, torch.device("cpu"))))
     full = {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in engine.model.named_parameters()}
     return {name: tensor.detach().clone() for name, tensor in (full | dict(engine.model.named_buffers())).items()}
 

@@ -6,7 +6,7 @@ Run by ranks from test_parity.py and by the workers of a real launcher (parity_n
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +20,9 @@ from torch.distributed.tensor import DTensor
 
 from finetune_api.runtime.choices import Engine
 from finetune_api.runtime.run_config import Lora, RunConfig
-from finetune_trainer import adapters, engines, environment, loop
+from finetune_trainer import adapters, engines, environment, loop, mesh
 from finetune_trainer.collate import TokenBatch
+from finetune_trainer.engines import StepOutcome
 from finetune_trainer.environment import RankInfo
 from finetune_trainer.loop import StepResult, TrainState
 from finetune_trainer.rows import Rows
@@ -42,6 +43,11 @@ class ParityCase:
     lora: bool
     synced: bool = True
     steps: int = STEPS
+    precision: str = "fp32"
+    rows: int = 4
+    """Of an optimizer step."""
+    per_device: int | None = None
+    """None: 2 in one process, else 1."""
 
     @property
     def job(self) -> str:
@@ -49,7 +55,7 @@ class ParityCase:
         return f"{'tied' if self.tied else 'untied'} {'lora' if self.lora else 'fft'}"
 
     def __str__(self) -> str:
-        return f"{self.engine} {self.job}{'' if self.synced else ' without gradient sync'}"
+        return f"{self.engine} {self.job} {self.precision}{'' if self.synced else ' without gradient sync'}"
 
 
 @dataclass
@@ -62,8 +68,8 @@ class Trace:
     """Of the first step, before clipping, unsharded."""
 
 
-def cases(*kinds: Engine, synced: bool = True, steps: int = STEPS) -> list[ParityCase]:
-    return [ParityCase(*case, synced, steps) for case in itertools.product(kinds, (True, False), (False, True))]
+def cases(*kinds: Engine, **settings: Any) -> list[ParityCase]:
+    return [ParityCase(*case, **settings) for case in itertools.product(kinds, (True, False), (False, True))]
 
 
 def everywhere(*kinds: Engine) -> list[ParityCase]:
@@ -86,15 +92,16 @@ def trace(case: ParityCase, rank_info: RankInfo) -> Trace:
     if config.lora is not None:
         model = with_random_b(models.llama(tied=case.tied), config.lora)
     build = engines.build if case.synced else unsynced.build
-    recording = Recording(build(model, config, rank_info))
+    layout = mesh.build(config, rank_info)
+    recording = Recording(build(model, config, layout))
     data = rows(ROWS)
     train_state = TrainState(
         config,
-        rank_info,
+        layout,
         recording,
         data,
         sampler(config, len(data)),
-        BatchSharding(config.batch.per_device, rank_info.world_size),
+        BatchSharding(config.batch.per_device, layout.data_size),
     )
     found = Trace(gradients=recording.first)
 
@@ -129,54 +136,53 @@ def with_random_b(model: Any, lora: Lora) -> nn.Module:
 
 
 class Recording:
-    """An engine that keeps the gradients of its first step."""
+    """An engine that keeps the gradients of its first step, whole and before clipping."""
 
-    def __init__(self, engine: engines.TrainingEngine) -> None:
+    def __init__(self, engine: Any) -> None:
         self._engine = engine
-        self.model = engine.model
+        self.model: nn.Module = engine.model
         self.first: dict[str, Tensor] = {}
+        self._update = engine._optimizer.step
+        engine._optimizer.step = self._step
 
-    def accumulate(self, batch: TokenBatch, scale: float, *, last: bool) -> Tensor:
-        return self._engine.accumulate(batch, scale, last=last)
+    def train(self, micro_batches: Iterable[TokenBatch], **settings: Any) -> StepOutcome:
+        outcome: StepOutcome = self._engine.train(micro_batches, **settings)
+        return outcome
 
     def evaluate(self, batch: TokenBatch) -> Tensor:
-        return self._engine.evaluate(batch)
-
-    def clip(self, max_norm: float) -> float:
-        if not self.first:
-            self.first.update(gradients(self.model))
-        return self._engine.clip(max_norm)
-
-    def step(self, learning_rate: float) -> None:
-        self._engine.step(learning_rate)
+        total: Tensor = self._engine.evaluate(batch)
+        return total
 
     def state(self) -> dict[str, Any]:
-        return self._engine.state()
+        state: dict[str, Any] = self._engine.state()
+        return state
 
     def resumed(self, steps: int) -> None:
         self._engine.resumed(steps)
 
-
-def gradients(model: nn.Module) -> dict[str, Tensor]:
-    """Full gradients by parameter name. Collective where they are sharded."""
-    return {
-        name: (p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad).clone()
-        for name, p in model.named_parameters()
-        if p.grad is not None
-    }
+    def _step(self, gradients: Mapping[str, Tensor], *settings: Any) -> None:
+        if not self.first:
+            for name, gradient in self._engine._weights.whole(gradients).items():
+                full = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
+                self.first[name] = full.clone()
+        self._update(gradients, *settings)
 
 
 def _config(case: ParityCase, world: int) -> RunConfig:
     changes: dict[str, Any] = {"method": "lora", "lora": models.lora()} if case.lora else {}
+    nodes = 2 if case.engine is Engine.HSDP else 1
+    per_device = case.per_device or max(2 // world, 1)
     return models.run_config(
         Path("model"),
         Path("train.jsonl"),
         Path("output"),
         engine=case.engine,
-        mesh__processes_per_node=world,
+        precision=case.precision,
+        mesh__nodes=nodes,
+        mesh__processes_per_node=world // nodes,
         mesh__data_parallel=world,
-        batch={"per_device": 2 // world, "accumulation": 2},
-        schedule__epochs=3,
+        batch={"per_device": per_device, "accumulation": case.rows // (per_device * world)},
+        schedule__epochs=9,
         schedule__max_steps=case.steps,
         **changes,
     )

@@ -14,7 +14,7 @@ from finetune_trainer.config import NodeInfo
 from finetune_trainer.errors import ConfigRefused, Unsupported
 from trainer import models
 
-SUPPORTED = "supported are methods fft, lora; engines single, ddp, fsdp2; precisions fp32, bf16"
+SUPPORTED = "supported are methods fft, lora; engines single, ddp, fsdp2, hsdp; precisions fp32, bf16"
 TWO = {"mesh__processes_per_node": 2, "mesh__data_parallel": 2}
 LORA = {"lora": models.lora()}
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from torch import nn
 
 from finetune_api.runtime.run_config import RunConfig
-from finetune_trainer import engines
+from finetune_trainer import engines, mesh
 from finetune_trainer.environment import RankInfo
 from finetune_trainer.errors import ConfigRefused
 from trainer import fields_work as work
@@ -68,10 +68,10 @@ def test_every_field_has_a_reader_besides_the_check_or_a_reason_to_have_none(run
         ("fft", "mesh.processes_per_node", "launch"),
         ("fft", "mesh.nodes", "launch"),
         ("fft", "mesh.nodes", "config"),
-        ("ddp", "mesh.data_parallel", "engines.ddp"),
-        ("fsdp2", "mesh.data_parallel", "engines.fsdp2"),
-        ("fsdp2", "mesh.tensor_parallel", "engines"),
-        ("fsdp2", "mesh.pipeline_parallel", "engines"),
+        ("ddp", "mesh.data_parallel", "mesh"),
+        ("fsdp2", "mesh.data_parallel", "mesh"),
+        ("fsdp2", "mesh.tensor_parallel", "mesh"),
+        ("fsdp2", "mesh.pipeline_parallel", "mesh"),
         ("fft", "optimizer.name", "optim"),
         ("validation", "validation.metric", "trainer"),
     ],
@@ -90,10 +90,10 @@ def test_a_field_is_read_where_it_takes_effect(
         pytest.param({"mesh__data_parallel": 4}, id="more replicas than ranks"),
     ],
 )
-def test_an_engine_refuses_ranks_that_are_not_one_replica_each(changes: dict[str, Any]) -> None:
+def test_an_engine_refuses_ranks_that_train_on_the_same_rows(changes: dict[str, Any]) -> None:
     settings = models.run_config(Path("model"), Path("rows"), Path("out"), engine="fsdp2", **changes)
-    with pytest.raises(ConfigRefused, match="each of the 2 ranks is one replica; set data_parallel 2 and the others"):
-        engines.build(nn.Linear(1, 1), settings, RankInfo(0, 2, 0, torch.device("cpu")))
+    with pytest.raises(ConfigRefused, match="does not spread the rows over all 2 ranks; set data_parallel 2"):
+        engines.build(nn.Linear(1, 1), settings, mesh.build(settings, RankInfo(0, 2, 0, torch.device("cpu"))))
 
 
 def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,8 @@ LOSS = 1e-5
 RELATIVE = 1e-4
 """Largest relative difference of a gradient norm, and of a parameter's gradient."""
 MANY = (Engine.DDP, Engine.FSDP2)
+HYBRID = {"rows": 8, "steps": 6}
+"""Two micro batches a rank: the sum over nodes waits for the second."""
 TESTS = Path(__file__).parents[1]
 
 
@@ -36,6 +39,14 @@ def two_processes() -> dict[str, Trace]:
     first, second = values(run_ranks(2, traces, everywhere(*MANY)))
     assert all(first[name].losses == second[name].losses for name in first), "ranks report different losses"
     return dict(first)
+
+
+@pytest.fixture(scope="module")
+def hybrid() -> tuple[dict[str, Trace], dict[str, Trace]]:
+    """Two ranks on each of two nodes that shard inside and replicate across, and the same jobs in one process."""
+    wanted = [*cases(Engine.HSDP, **HYBRID), *cases(Engine.HSDP, synced=False, **HYBRID)]
+    alone = values(run_ranks(1, traces, cases(Engine.SINGLE, **HYBRID)))[0]
+    return alone, values(run_ranks(4, traces, wanted))[0]
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +96,14 @@ def test_two_processes_train_like_one(
 @pytest.mark.parametrize("case", cases(*MANY), ids=str)
 def test_two_nodes_train_like_one(case: ParityCase, alone: dict[str, Trace], two_nodes: dict[str, Trace]) -> None:
     assert differences(alone[case.job], two_nodes[str(case)]) == []
+
+
+@pytest.mark.parametrize("case", cases(Engine.HSDP, **HYBRID), ids=str)
+def test_hybrid_sharding_trains_like_one(case: ParityCase, hybrid: tuple[dict[str, Trace], dict[str, Trace]]) -> None:
+    alone, found = hybrid
+    assert differences(alone[str(replace(case, engine=Engine.SINGLE))], found[str(case)]) == []
+    lost = differences(alone[str(replace(case, engine=Engine.SINGLE))], found[str(replace(case, synced=False))])
+    assert [kind for kind in ("loss", "norm", "gradient") if not any(line.startswith(kind) for line in lost)] == []
 
 
 @pytest.mark.parametrize("case", cases(*MANY, synced=False, steps=3), ids=str)

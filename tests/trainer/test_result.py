@@ -121,7 +121,8 @@ def test_the_model_keeps_the_number_format_and_settings_of_its_base(tmp_path: Pa
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     model.config.use_cache = False
     work.disturb(model)
-    folder = publish(tmp_path, model, base, Method.FFT)
+    state = export.in_dtype_of(base, trained(model), 0, 0)
+    folder = result.publish(tmp_path, model, state, base, work.card(Method.FFT, base))
     weights = safetensors.torch.load_file(folder / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
     assert (folder / "config.json").read_bytes() == (base / "config.json").read_bytes()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -13,25 +13,23 @@ from torch.distributed.fsdp import FSDPModule
 from finetune_api.runtime import choices
 from finetune_api.runtime.run_config import RunConfig
 from finetune_trainer.engines import TrainingEngine
-from finetune_trainer.engines.ddp import Ddp
 from finetune_trainer.engines.fsdp2 import Fsdp2
-from finetune_trainer.environment import RankInfo
+from finetune_trainer.engines.replicated import Replicated
+from finetune_trainer.mesh import RankMesh
 
 
-def build(model: nn.Module, config: RunConfig, rank_info: RankInfo) -> TrainingEngine:
-    return {choices.Engine.DDP: UnsyncedDdp, choices.Engine.FSDP2: UnsyncedFsdp2}[config.engine](
-        model, config, rank_info
-    )
+def build(model: nn.Module, config: RunConfig, mesh: RankMesh) -> TrainingEngine:
+    return (UnsyncedReplicated if config.engine is choices.Engine.DDP else UnsyncedFsdp2)(model, config, mesh)
 
 
-class UnsyncedDdp(Ddp):
+class UnsyncedReplicated(Replicated):
     def _gradient_sync(self, last: bool) -> AbstractContextManager[None]:
-        return self._wrapper.no_sync()
+        return nullcontext()
 
 
 class UnsyncedFsdp2(Fsdp2):
-    def __init__(self, model: nn.Module, config: RunConfig, rank_info: RankInfo) -> None:
-        super().__init__(model, config, rank_info)
+    def __init__(self, model: nn.Module, config: RunConfig, mesh: RankMesh) -> None:
+        super().__init__(model, config, mesh)
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 module.set_custom_reduce_scatter(_OwnPart())  # type: ignore[arg-type]  # of a private type
@@ -46,4 +44,4 @@ class _OwnPart:
     def __call__(
         self, output_tensor: Tensor, input_tensor: Tensor, group: Any, op: Any, async_op: bool = False
     ) -> None:
-        output_tensor.copy_(input_tensor.chunk(dist.get_world_size())[dist.get_rank()])
+        output_tensor.copy_(input_tensor.chunk(dist.get_world_size(group))[dist.get_rank(group)])

@@ -63,7 +63,7 @@ def resolve(resource: Mapping[str, Any], settings: PlanSettings) -> Resolution:
     device = Device.CPU if is_cpu(job) else Device.CUDA
     method, method_reason = resolve_method(job.method, job.lora)
     layout = resolve_layout(job.layout)
-    engine, engine_reason = resolve_engine(job.engine, method, layout.data_parallel, device)
+    engine, engine_reason = resolve_engine(job.engine, method, layout, device)
     batch, batch_notes = resolve_batch(job.batch, layout.data_parallel)
     asked = Combination(method, engine, resolve_precision(job.engine, device), layout.tensor_parallel,
                         layout.pipeline_parallel)  # fmt: skip

@@ -1,10 +1,12 @@
-"""Collate rows into tensors. Called by the training loop and by evaluation."""
+"""Collate rows into tensors. Called by batches.py, on its worker thread."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,26 +23,53 @@ class TokenBatch:
 
     inputs: Tensor
     """int64 [rows, length]: every token of a row except the last, which predicts nothing."""
-    predicts: Tensor
-    """bool [rows, length]: True where the next token is a target."""
+    targets: Tensor
+    """int64 [targets]: indices into the flattened `inputs` of the tokens whose next token is a target. Indices, not
+    a mask: on a GPU, indexing by a mask makes the CPU wait until the number of its elements is known."""
     labels: Tensor
-    """int64 [targets]: the targets, in the order of `predicts`."""
+    """int64 [targets]: the targets, in the order of `targets`."""
+    weights: Tensor | None
+    """fp32 [targets]: what the NLL of each target is multiplied by. None: by 1."""
+    positions: Tensor
+    """int64 [rows, length]: of each token in its sequence."""
+    starts: Tensor
+    """int32 [sequences + 1]: where each sequence begins in the flattened `inputs`, and where the last one ends
+    (cu_seqlens). Padding belongs to the sequence before it."""
+    longest: int
+    """Length of the longest sequence."""
 
     def to(self, device: torch.device) -> TokenBatch:
-        return TokenBatch(*(part.to(device, non_blocking=True) for part in (self.inputs, self.predicts, self.labels)))
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> TokenBatch:
+        """In page-locked memory, from which copies to a GPU do not make the CPU wait."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> TokenBatch:
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        changed: dict[str, Any] = {name: change(part) for name, part in parts.items() if isinstance(part, Tensor)}
+        return replace(self, **changed)
 
 
 def collate(rows: Rows, indices: Iterable[int]) -> TokenBatch:
-    """The batch of these rows; without rows, one token and no targets, so that the rank joins the collectives."""
+    """The batch of these rows; without rows, one token and no targets, so that the rank joins the collectives.
+
+    In numpy: torch's operators would start threads of their own on the worker thread.
+    """
     sequences = [rows.row(int(i)) for i in indices]
     length = max((len(tokens) - 1 for tokens, _ in sequences), default=1)
-    inputs = torch.zeros(max(len(sequences), 1), length, dtype=torch.int64)
-    predicts = torch.zeros(inputs.shape, dtype=torch.bool)
-    labels = [torch.zeros(0, dtype=torch.int64)]
+    inputs = np.zeros((max(len(sequences), 1), length), np.int64)
+    labels, predicts = np.zeros_like(inputs), np.zeros(inputs.shape, np.bool_)
     for i, (tokens, targets) in enumerate(sequences):
-        numbers = torch.from_numpy(tokens.astype("int64"))
-        flags = torch.from_numpy(targets[1:].copy())
-        inputs[i, : len(numbers) - 1] = numbers[:-1]
-        predicts[i, : len(flags)] = flags
-        labels.append(numbers[1:][flags])
-    return TokenBatch(inputs, predicts, torch.cat(labels))
+        inputs[i, : len(tokens) - 1] = tokens[:-1]
+        labels[i, : len(tokens) - 1] = tokens[1:]
+        predicts[i, : len(tokens) - 1] = targets[1:]
+    return TokenBatch(
+        inputs=torch.from_numpy(inputs),
+        targets=torch.from_numpy(np.flatnonzero(predicts)),
+        labels=torch.from_numpy(labels[predicts]),
+        weights=None,
+        positions=torch.from_numpy(np.tile(np.arange(length), (len(inputs), 1))),
+        starts=torch.from_numpy(np.arange(len(inputs) + 1, dtype=np.int32) * np.int32(length)),
+        longest=length,
+    )

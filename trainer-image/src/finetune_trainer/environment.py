@@ -32,7 +32,7 @@ GIVEN_GPUS_ENV = "NVIDIA_VISIBLE_DEVICES"
 
 @dataclass(frozen=True)
 class RankInfo:
-    """One rank. All ranks are data parallel in this version."""
+    """One rank. Where it stands among the others is in its mesh (mesh.py)."""
 
     rank: int
     world_size: int

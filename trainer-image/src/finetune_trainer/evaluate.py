@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+from contextlib import closing
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
-from .collate import collate
+from . import batches
 from .errors import NonFinite
 from .loop import TrainState
 from .rows import Rows
@@ -21,14 +21,16 @@ def mean_nll(train_state: TrainState, rows: Rows, stop: Stop) -> float:
     Rows of similar length share a batch: that saves padding and does not change the mean. Raises NonFinite, and
     StopRequested between two batches: an evaluation may take longer than a pod's termination grace period.
     """
-    device = train_state.rank_info.device
+    device = train_state.mesh.rank_info.device
     by_length = np.argsort(rows.lengths, kind="stable")
     total = torch.zeros((), dtype=torch.float64, device=device)
-    for micro_batch in train_state.sharding.micro_batches(by_length, train_state.rank_info.rank):
-        stop.check(device)
-        total += train_state.engine.evaluate(collate(rows, micro_batch))
-        train_state.heartbeat.advance()
-    dist.all_reduce(total)
+    cut = train_state.sharding.micro_batches(by_length, train_state.mesh.data_rank)
+    with closing(batches.collated(rows, cut, device)) as coming:
+        for batch in coming:
+            stop.check(device)
+            total += train_state.engine.evaluate(batch)
+            train_state.heartbeat.advance()
+    train_state.mesh.sum_over_data(total)
     mean = float(total) / int(rows.target_counts.sum())
     if not math.isfinite(mean):
         raise NonFinite(

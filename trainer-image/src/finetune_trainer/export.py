@@ -24,6 +24,7 @@ from finetune_api.runtime.choices import Method
 from finetune_api.validation.uris import MODEL, Scheme
 
 from .collectives import rank
+from .rounding import StochasticRounding
 
 ADAPTER = "default"
 """PEFT's name for the adapter."""
@@ -59,6 +60,23 @@ def gather(named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
     return gathered
 
 
+def in_dtype_of(base: Path, state: dict[str, Tensor], seed: int, step: int) -> dict[str, Tensor]:
+    """The weights of `state`, which it empties, as they are published: in the dtype of the base model.
+
+    In bf16 they have the bits with which a run that computes in bf16 has evaluated them at `step`.
+    """
+    dtype, rounding = _dtype(base), StochasticRounding(seed, torch.device("cpu"))
+    rounded: dict[str, Tensor] = {}
+    for name in list(state):
+        weight = state.pop(name)
+        rounded[name] = torch.empty_like(weight, dtype=dtype)
+        if dtype is torch.bfloat16:
+            rounding.round(weight.contiguous(), rounded[name], name=name, start=0, step=step)
+        else:
+            rounded[name].copy_(weight)
+    return rounded
+
+
 def write_result(
     folder: Path, model: PreTrainedModel | PeftModel, state: Mapping[str, Tensor], base: Path, card: ModelCard
 ) -> None:
@@ -88,13 +106,11 @@ def _write_adapter(folder: Path, model: Any, state: Mapping[str, Tensor], card: 
 
 
 def _write_model(folder: Path, model: PreTrainedModel, state: Mapping[str, Tensor], base: Path) -> None:
-    """The base model with new weights, in the dtype of the base: training keeps fp32 weights for the optimizer, and
-    they would double the size of the result.
+    """The base model with new weights.
 
     Both config files are copied from the base: training has changed them in memory (dtype, no cache).
     """
-    dtype = _dtype(base)
-    weights = {name: _cast(dtype, tensor) for name, tensor in _untied(model, state).items()}
+    weights = _untied(model, state)
     model.save_pretrained(folder, state_dict=_buffers(model, weights) | weights, max_shard_size=SHARD_SIZE)
     for name in ("config.json", "generation_config.json"):
         if (base / name).exists():
@@ -111,10 +127,6 @@ def _buffers(model: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, T
     """Persistent buffers, such as a router's bias correction."""
     names = {name for name, _ in model.named_buffers()} - state.keys()
     return {name: tensor.cpu() for name, tensor in model.state_dict().items() if name in names}
-
-
-def _cast(dtype: torch.dtype, tensor: Tensor) -> Tensor:
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def _dtype(base: Path) -> torch.dtype:

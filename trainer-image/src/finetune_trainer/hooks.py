@@ -20,7 +20,7 @@ from .loop import StepResult, TrainState
 from .records import RecordWriter
 from .rows import Rows
 from .sampler import Sampler
-from .stop import Stop
+from .stop import Stop, StopRequested
 
 
 def due(step: int, every: int, sampler: Sampler) -> bool:
@@ -132,9 +132,8 @@ class Checkpoints:
 class Stopping:
     """Ends the run after this step if any rank was asked to stop. After the last step, the run finishes instead."""
 
-    train_state: TrainState
-    stop: Stop
+    sampler: Sampler
 
     def __call__(self, result: StepResult) -> None:
-        if result.step < self.train_state.sampler.total_steps:
-            self.stop.check(self.train_state.rank_info.device)
+        if result.stop and result.step < self.sampler.total_steps:
+            raise StopRequested

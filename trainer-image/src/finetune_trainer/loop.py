@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
-
-import torch
-import torch.distributed as dist
+from itertools import islice
 
 from finetune_api.runtime.run_config import RunConfig
 
-from . import schedule
-from .collate import collate
+from . import batches, schedule
+from .collate import TokenBatch
 from .engines import TrainingEngine
-from .environment import RankInfo
 from .errors import NonFinite
 from .heartbeat import Heartbeat
+from .mesh import RankMesh
 from .rows import Rows
 from .sampler import BatchSharding, Indices, Sampler
 
@@ -30,12 +28,14 @@ class TrainState:
     """What a training step works on. Only the content of the engine changes during the run."""
 
     config: RunConfig
-    rank_info: RankInfo
+    mesh: RankMesh
     engine: TrainingEngine
     rows: Rows
     sampler: Sampler
     sharding: BatchSharding
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
+    stop: Callable[[], bool] = lambda: False
+    """Whether this rank was asked to stop."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ class StepResult:
     tokens: int
     """Tokens without padding, over all ranks."""
     seconds: float
+    stop: bool = False
+    """Some rank was asked to stop."""
 
 
 Hook = Callable[[StepResult], None]
@@ -59,26 +61,45 @@ Hook = Callable[[StepResult], None]
 
 def fit(train_state: TrainState, start: int, hooks: Sequence[Hook]) -> None:
     """Train from `start` completed steps to the end of the run."""
-    for step in range(start, train_state.sampler.total_steps):
-        result = train_step(train_state, step)
-        train_state.heartbeat.done(result.step)
-        for hook in hooks:
-            hook(result)
+    steps = range(start, train_state.sampler.total_steps)
+    with closing(micro_batches(train_state, steps)) as coming:
+        for step in steps:
+            result = train_step(train_state, step, coming)
+            train_state.heartbeat.done(result.step)
+            for hook in hooks:
+                hook(result)
 
 
-def train_step(train_state: TrainState, step: int) -> StepResult:
-    """Optimizer step `step`, counted from 0. Raises NonFinite before any weight is updated."""
+def micro_batches(train_state: TrainState, steps: Sequence[int]) -> Generator[TokenBatch, None, None]:
+    """This rank's micro batches of `steps`, one step after the other."""
+    sampler, sharding, mesh = train_state.sampler, train_state.sharding, train_state.mesh
+    cut = (each for step in steps for each in sharding.micro_batches(sampler.step_rows(step), mesh.data_rank))
+    return batches.collated(train_state.rows, cut, mesh.rank_info.device)
+
+
+def train_step(train_state: TrainState, step: int, coming: Iterator[TokenBatch]) -> StepResult:
+    """Optimizer step `step`, counted from 0, whose micro batches are the next of `coming`.
+
+    Raises NonFinite with the weights as they were before the step.
+    """
     began = time.monotonic()
     indices = train_state.sampler.step_rows(step)
     targets = int(train_state.rows.target_counts[indices].sum())
-    loss = _gradients(train_state, indices, targets)
-    norm = train_state.engine.clip(train_state.config.optimizer.max_grad_norm)
-    if not (math.isfinite(norm) and math.isfinite(loss)):
-        raise NonFinite(_non_finite(train_state.rows, indices, step + 1, loss, norm))
+    count = len(train_state.sharding.micro_batches(indices, train_state.mesh.data_rank))
     learning_rate = learning_rate_at(train_state, step)
-    train_state.engine.step(learning_rate)
+    outcome = train_state.engine.train(
+        _watched(islice(coming, count), train_state.heartbeat),
+        targets=targets,
+        learning_rate=learning_rate,
+        max_norm=train_state.config.optimizer.max_grad_norm,
+        stop=train_state.stop,
+    )
+    loss = outcome.nll / targets
+    if outcome.skipped:
+        raise NonFinite(_non_finite(train_state.rows, indices, step + 1, loss, outcome.norm))
     tokens = int(train_state.rows.lengths[indices].sum())
-    return StepResult(step + 1, loss, norm, learning_rate, tokens, time.monotonic() - began)
+    seconds = time.monotonic() - began
+    return StepResult(step + 1, loss, outcome.norm, learning_rate, tokens, seconds, outcome.stop)
 
 
 def learning_rate_at(train_state: TrainState, step: int) -> float:
@@ -86,21 +107,12 @@ def learning_rate_at(train_state: TrainState, step: int) -> float:
     return peak * schedule.factor(train_state.config.schedule, step, train_state.sampler.total_steps)
 
 
-def _gradients(train_state: TrainState, indices: Indices, targets: int) -> float:
-    """Accumulate the gradients of the mean over all `targets` of the step; return that mean.
-
-    Every rank knows all rows of the step, so it knows the number of targets before the first backward pass.
-    """
-    micro_batches = train_state.sharding.micro_batches(indices, train_state.rank_info.rank)
-    total = torch.zeros((), dtype=torch.float64, device=train_state.rank_info.device)
-    for number, micro_batch in enumerate(micro_batches, start=1):
-        last = number == len(micro_batches)
-        batch = collate(train_state.rows, micro_batch)
-        train_state.heartbeat.advance()
-        total += train_state.engine.accumulate(batch, 1 / targets, last=last)
-        train_state.heartbeat.advance()
-    dist.all_reduce(total)
-    return float(total) / targets
+def _watched(coming: Iterator[TokenBatch], heartbeat: Heartbeat) -> Iterator[TokenBatch]:
+    """`coming`, with a heartbeat before and after the work on each."""
+    for batch in coming:
+        heartbeat.advance()
+        yield batch
+        heartbeat.advance()
 
 
 def _non_finite(rows: Rows, indices: Indices, step: int, loss: float, norm: float) -> str:

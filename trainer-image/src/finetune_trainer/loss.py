@@ -6,21 +6,56 @@ ranks. With a mean per micro batch, the weight of a token would depend on the ot
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import PreTrainedModel
 
 from .collate import TokenBatch
 
 
 def nll(forward: nn.Module, batch: TokenBatch) -> Tensor:
-    """Sum of -log p(target | preceding tokens) over the targets of `batch`, in nats; scalar, at least fp32.
+    """Weighted sum of -log p(target | preceding tokens) over the targets of `batch`, in nats; scalar, at least fp32.
 
-    Logits are computed only for positions that predict a target: with a long prompt and a large vocabulary they
-    are most of the memory of a step. (transformers' `logits_to_keep` accepts a boolean mask; the logits are then
-    flattened to [targets, vocabulary].)
+    The model numbers the positions itself: `batch.positions` are the same as long as a row is one sequence, some
+    architectures take none, and the others would compute their rotary embeddings for every row.
     """
-    logits: Tensor = forward(input_ids=batch.inputs, logits_to_keep=batch.predicts, use_cache=False).logits
+    with _head_sees(batch.targets, forward):
+        logits: Tensor = forward(input_ids=batch.inputs, use_cache=False).logits
     assert logits.shape[:-1] == batch.labels.shape, f"the model gave logits of shape {tuple(logits.shape)}"
-    precise = torch.promote_types(logits.dtype, torch.float32)
-    return functional.cross_entropy(logits.to(precise), batch.labels, reduction="sum")
+    precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if batch.weights is None:
+        return functional.cross_entropy(precise, batch.labels, reduction="sum")
+    return functional.cross_entropy(precise, batch.labels, reduction="none") @ batch.weights.to(precise.dtype)
+
+
+@contextmanager
+def _head_sees(targets: Tensor, forward: nn.Module) -> Iterator[None]:
+    """While the context lasts, the model's output head gets only the hidden states that predict a target.
+
+    With a long prompt and a large vocabulary the logits are most of the memory of a step. transformers'
+    `logits_to_keep` takes indices only where all rows have the same, and otherwise a mask, which makes the CPU wait
+    for the GPU. A hook on the head leaves to the model what it does with its logits, such as scaling or capping.
+    """
+
+    def gather(head: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden, *rest = inputs
+        return hidden.flatten(0, 1).index_select(0, targets), *rest
+
+    handle = _head(forward).register_forward_pre_hook(gather)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _head(forward: nn.Module) -> nn.Module:
+    """The output head of the causal language model, inside whatever wraps it."""
+    model = next(module for module in forward.modules() if isinstance(module, PreTrainedModel))
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    assert isinstance(head, nn.Module), f"{type(model).__name__} has no output head"
+    return head

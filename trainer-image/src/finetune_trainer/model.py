@@ -21,6 +21,7 @@ from transformers.initialization import no_init_weights
 from finetune_api.runtime.choices import Method, Precision
 from finetune_api.runtime.run_config import RunConfig
 
+from . import attention
 from .collectives import on_rank_0
 from .errors import ModelRefused
 
@@ -53,6 +54,7 @@ def load(folder: Path, config: RunConfig) -> PreTrainedModel:
 
     outline = on_rank_0(read)
     model = loaded[0] if loaded else _empty_model(folder, dtype, outline)
+    attention.use(model)
     model.config.use_cache = False  # the KV cache is for generation only
     model.train()
     if config.activation_checkpointing:

@@ -52,7 +52,7 @@ class Sampler:
         return steps_done % self.steps_per_epoch == 0
 
 
-@lru_cache(maxsize=1)  # called at every step of the epoch
+@lru_cache(maxsize=2)  # called at every step of the epoch, and of the next one by what is collated ahead
 def _permutation(rows: int, seed: int, epoch: int) -> Indices:
     return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(rows)
 

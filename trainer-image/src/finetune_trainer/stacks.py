@@ -61,9 +61,18 @@ def log_lines(found: Mapping[int, str]) -> str:
 
 
 def innermost(stack: str) -> str:
-    """Where the main thread is, which faulthandler lists last; empty without a stack."""
-    found = _FRAME.search(stack.rpartition("(most recent call first)")[2])
-    return f"{found[3]} ({Path(found[1]).name}:{found[2]})" if found else ""
+    """Where the rank is: its main thread, which faulthandler lists last, or the thread whose batch that waits for.
+
+    Empty without a stack.
+    """
+    *others, main = [_FRAME.findall(part) for part in stack.split("(most recent call first)")[1:]] or [[]]
+    collating = [frames for frames in others if _calls(frames, "work")] if _calls(main, "collated") else []
+    return next((f"{name} ({Path(file).name}:{line})" for file, line, name in [*collating, main][0]), "")
+
+
+def _calls(frames: list[tuple[str, str, str]], function: str) -> bool:
+    """Whether a thread is in this function of batches.py."""
+    return any((Path(file).name, name.rpartition(".")[2]) == ("batches.py", function) for file, _, name in frames)
 
 
 def _missing(process: subprocess.Popen[bytes]) -> str:

@@ -49,14 +49,18 @@ class Stop:
             signal.signal(number, handler)
         self._before.clear()
 
+    def requested(self) -> bool:
+        """Whether this rank has been asked to stop."""
+        return self.signal is not None
+
     def requested_on_any_rank(self, device: torch.device) -> bool:
         """Whether any rank has been asked to stop. Collective; the answer is the same on every rank.
 
         `device` is where the process group computes: the rank's GPU under NCCL, the CPU under gloo.
         """
         if world_size() == 1:
-            return self.signal is not None
-        flag = torch.tensor(int(self.signal is not None), device=device)
+            return self.requested()
+        flag = torch.tensor(int(self.requested()), device=device)
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         return bool(flag.item())
 

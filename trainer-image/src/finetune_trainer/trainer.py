@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from peft import PeftModel
@@ -18,7 +19,7 @@ from finetune_api.runtime.protocol import REPORT, RESULT
 from finetune_api.runtime.report import FinalReport, ResumeRecord
 from finetune_api.runtime.run_config import RunConfig, Validation
 
-from . import adapters, checkpoint, engines, environment, export, identity, loop, model, result
+from . import adapters, checkpoint, engines, environment, export, identity, loop, mesh, model, result
 from .collectives import on_rank_0
 from .environment import RankInfo
 from .files import DISK, Files
@@ -76,6 +77,10 @@ class Trainer:
     def _output(self) -> Path:
         return Path(self._config.output)
 
+    @cached_property
+    def _mesh(self) -> mesh.RankMesh:
+        return mesh.build(self._config, self.rank_info)
+
     @property
     def _files(self) -> Files:
         return HeartbeatFiles(self.files, self.heartbeat)
@@ -95,19 +100,20 @@ class Trainer:
         environment.seed(self._config.seed)
         base = model.load(self.handoff.model_folder, self._config)
         adapted = base if self._config.lora is None else adapters.attach(base, self._config.lora)
-        environment.seed(self._config.seed, self.rank_info.rank)
+        environment.seed(self._config.seed, self._mesh.data_rank)
         return adapted
 
     def _train_state(self, base: PreTrainedModel | PeftModel) -> TrainState:
         rows = Rows.load(self.folder / TRAIN)
         return TrainState(
             config=self._config,
-            rank_info=self.rank_info,
-            engine=engines.build(base, self._config, self.rank_info),
+            mesh=self._mesh,
+            engine=engines.build(base, self._config, self._mesh),
             rows=rows,
             sampler=sampler(self._config, len(rows)),
-            sharding=BatchSharding(self._config.batch.per_device, self._config.mesh.data_parallel),
+            sharding=BatchSharding(self._config.batch.per_device, self._mesh.data_size),
             heartbeat=self.heartbeat,
+            stop=self.stop.requested,
         )
 
     @property
@@ -141,7 +147,7 @@ class Trainer:
             evaluation = Evaluation(train_state, settings, rows, self._write_record, history, self.stop)
             evaluation.at(self.step)
             hooks.append(evaluation)
-        return [*hooks, checkpoints, Stopping(train_state, self.stop)]
+        return [*hooks, checkpoints, Stopping(train_state.sampler)]
 
     def _set_step(self, step_result: StepResult) -> None:
         self.step = step_result.step
@@ -154,6 +160,7 @@ class Trainer:
         state = train_state.engine.state()
         if best is not None and best != self.step:
             checkpoint.load(self._output, best, state)
+            train_state.engine.resumed(best)
         card = export.ModelCard(
             base_model=self._config.model,
             method=self._config.method,
@@ -163,6 +170,8 @@ class Trainer:
             metrics=_metrics(history, self._config.validation, best),
         )
         weights = export.gather(state["parameters"].items())
+        if self._config.lora is None:
+            weights = export.in_dtype_of(self.handoff.model_folder, weights, self._config.seed, card.step)
         result.publish(self._output, base, weights, self.handoff.model_folder, card, self._files)
         return self._report(Exit.OK, digest, history, best)
 

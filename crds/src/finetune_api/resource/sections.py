@@ -225,7 +225,8 @@ class Parallelism(Section):
         "Not together with use_deepspeed."
     )
     fsdp_sharding_strategy: Annotated[str, Field(min_length=1, max_length=32)] | None = key(
-        f"{defaults.FSDP_SHARDING_STRATEGY} (if absent) or no_shard, which is plain data parallel."
+        f"{defaults.FSDP_SHARDING_STRATEGY} (if absent), hybrid_shard, which shards inside each node and replicates "
+        "across nodes, or no_shard, which is plain data parallel."
     )
     fsdp_auto_wrap_policy: Annotated[str, Field(min_length=1, max_length=64)] | None = key(
         "transformer_block (if absent): every decoder layer is a shard group."

@@ -61,7 +61,7 @@ class Resolved(Part):
     image: Text | None = key("Trainer image.")
     method: Text | None = key("fft, lora or qlora.")
     methodReason: Text | None = key("Which key decided the method.")  # noqa: N815
-    engine: Text | None = key("single, ddp, fsdp2 or a ZeRO stage.")
+    engine: Text | None = key("single, ddp, fsdp2, hsdp or a ZeRO stage.")
     precision: Text | None = key("Number format of the computation.")
     rowsPerStep: Int | None = key("Rows of one optimizer step over all ranks.")  # noqa: N815
     network: Text | None = key("Network profile.")

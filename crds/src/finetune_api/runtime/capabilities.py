@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from .choices import Engine, Method, Precision
 
 METHODS = (Method.FFT, Method.LORA)
-ENGINES = (Engine.SINGLE, Engine.DDP, Engine.FSDP2)
+ENGINES = (Engine.SINGLE, Engine.DDP, Engine.FSDP2, Engine.HSDP)
 PRECISIONS = (Precision.FP32, Precision.BF16)
 
 _ZERO = (Engine.ZERO1, Engine.ZERO2, Engine.ZERO3)

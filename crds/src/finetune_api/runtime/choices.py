@@ -20,6 +20,8 @@ class Engine(StrEnum):
     SINGLE = "single"
     DDP = "ddp"
     FSDP2 = "fsdp2"
+    HSDP = "hsdp"
+    """FSDP2 inside each node, replicated across nodes."""
     ZERO1 = "zero1"
     ZERO2 = "zero2"
     ZERO3 = "zero3"

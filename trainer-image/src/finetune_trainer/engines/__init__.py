@@ -12,33 +12,33 @@ from torch import nn
 from finetune_api.runtime import choices
 from finetune_api.runtime.run_config import RunConfig
 
-from ..environment import RankInfo
 from ..errors import ConfigRefused
-from .base import TrainingEngine
-from .ddp import Ddp
+from ..mesh import RankMesh
+from .base import StepOutcome, TrainingEngine
 from .fsdp2 import Fsdp2
-from .single import Single
+from .replicated import Replicated
 
-__all__ = ["TrainingEngine", "build"]
+__all__ = ["StepOutcome", "TrainingEngine", "build"]
 
-_ENGINES: dict[choices.Engine, Callable[[nn.Module, RunConfig, RankInfo], TrainingEngine]] = {
-    choices.Engine.SINGLE: Single,
-    choices.Engine.DDP: Ddp,
+_ENGINES: dict[choices.Engine, Callable[[nn.Module, RunConfig, RankMesh], TrainingEngine]] = {
+    choices.Engine.SINGLE: Replicated,
+    choices.Engine.DDP: Replicated,
     choices.Engine.FSDP2: Fsdp2,
+    choices.Engine.HSDP: Fsdp2,
 }
 
 
-def build(model: nn.Module, config: RunConfig, rank_info: RankInfo) -> TrainingEngine:
+def build(model: nn.Module, config: RunConfig, mesh: RankMesh) -> TrainingEngine:
     """The engine named in `config`, around `model` (on the CPU; the engine moves it to its device).
 
     Every rank gets rank 0's weights; the models of the other ranks only need the same shapes. Collective.
-    Raises ConfigRefused if a rank is not a replica of its own: no engine has tensor or pipeline parallelism.
+    Raises ConfigRefused if a rank is not a replica or a shard: no engine has tensor or pipeline parallelism.
     """
-    mesh, ranks = config.mesh, rank_info.world_size
-    if (mesh.data_parallel, mesh.tensor_parallel, mesh.pipeline_parallel) != (ranks, 1, 1):
+    ranks = mesh.rank_info.world_size
+    if mesh.data_size != ranks:
+        sizes = " x ".join(f"{axis} {size}" for axis, size in mesh.sizes.items())
         raise ConfigRefused(
-            f"mesh: data_parallel is {mesh.data_parallel}, tensor_parallel {mesh.tensor_parallel} and "
-            f"pipeline_parallel {mesh.pipeline_parallel}, but each of the {ranks} ranks is one replica; "
-            f"set data_parallel {ranks} and the others 1"
+            f"mesh: {sizes} does not spread the rows over all {ranks} ranks; set data_parallel {ranks}, and "
+            "tensor_parallel and pipeline_parallel 1"
         )
-    return _ENGINES[config.engine](model, config, rank_info)
+    return _ENGINES[config.engine](model, config, mesh)

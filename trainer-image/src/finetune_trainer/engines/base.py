@@ -2,30 +2,58 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from finetune_api.runtime.choices import Precision
-from finetune_api.runtime.run_config import Optimizer
+from finetune_api.runtime.run_config import RunConfig
 
 from .. import loss, optim
 from ..collate import TokenBatch
+from ..master import MasterWeights
+from ..mesh import RankMesh
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What a step has come to, the same on every rank."""
+
+    nll: float
+    """Summed over the targets of the step, in nats."""
+    norm: float
+    """Global norm of the gradients before clipping."""
+    skipped: bool
+    """The weights are as before: loss or gradients are not finite."""
+    stop: bool
+    """Some rank has been asked to stop."""
 
 
 class TrainingEngine(Protocol):
     """What the training loop calls. Every method is collective: all ranks call it, in the same order."""
 
     model: nn.Module
-    """The module with the names of the checkpoint; its parameters may be sharded."""
+    """The module with the names of the checkpoint; its parameters may be sharded, and in the compute format."""
 
-    def accumulate(self, batch: TokenBatch, scale: float, *, last: bool) -> Tensor:
-        """Forward and backward of one micro batch; add the gradient of `scale` times the summed NLL.
+    def train(
+        self,
+        micro_batches: Iterable[TokenBatch],
+        *,
+        targets: int,
+        learning_rate: float,
+        max_norm: float,
+        stop: Callable[[], bool],
+    ) -> StepOutcome:
+        """One optimizer step over this rank's `micro_batches`, of which every rank has the same number.
 
-        `scale` is 1 / (targets of the whole step, over all ranks): afterwards, with `last` for the last micro
-        batch of the step, the gradients are those of the mean over all targets. Returns this rank's summed NLL.
+        Minimises the mean over `targets`, all of the step over all ranks, with gradients clipped to the global norm
+        `max_norm` (0: no clipping). Reads from the device once, at the end. `stop` is asked before that.
         """
         ...
 
@@ -33,18 +61,10 @@ class TrainingEngine(Protocol):
         """The summed NLL of this rank's batch, without gradients and without dropout."""
         ...
 
-    def clip(self, max_norm: float) -> float:
-        """Clip the gradients to the global norm `max_norm` (0: no clipping); return the norm before."""
-        ...
-
-    def step(self, learning_rate: float) -> None:
-        """Update the weights and clear the gradients."""
-        ...
-
     def state(self) -> dict[str, Any]:
-        """Trained parameters and their moments: tensors by kind and parameter name.
+        """Trained weights in fp32 and their moments: tensors by kind and parameter name.
 
-        These are the tensors of the engine itself: loading into them in place restores its state.
+        These are the tensors of the engine itself: loading into them in place, then `resumed`, restores its state.
         """
         ...
 
@@ -54,70 +74,83 @@ class TrainingEngine(Protocol):
 
 
 class AdamwEngine:
-    """An engine whose optimizer is torch's AdamW. Subclasses define the gradient synchronisation."""
+    """An engine whose optimizer is AdamW. Subclasses place the weights and synchronise the gradients."""
 
-    def __init__(self, model: nn.Module, forward: nn.Module, settings: Optimizer, compute: ComputeSettings) -> None:
-        """`forward` is called in training: `model` itself, or a wrapper around it."""
+    def __init__(self, model: nn.Module, config: RunConfig, mesh: RankMesh, weights: MasterWeights) -> None:
+        """`model` is on its device; `weights` are its trained ones."""
         self.model = model
-        self._forward = forward
-        self._compute = compute
-        self._parameters = optim.trained(model)
-        self._optimizer = optim.build(self._parameters.values(), settings)
+        self._mesh = mesh
+        self._device = mesh.rank_info.device
+        self._weights = weights
+        self._optimizer = optim.build(weights.local, config.optimizer)
+        self._steps = 0
+        weights.publish(0)
 
-    def accumulate(self, batch: TokenBatch, scale: float, *, last: bool) -> Tensor:
-        with self._gradient_sync(last):
-            with self._compute.precision():
-                total = loss.nll(self._forward, batch.to(self._compute.device))
-            torch.autograd.backward(total * (scale * self._compute.averaged_over))
-        return total.detach()
+    def train(
+        self,
+        micro_batches: Iterable[TokenBatch],
+        *,
+        targets: int,
+        learning_rate: float,
+        max_norm: float,
+        stop: Callable[[], bool],
+    ) -> StepOutcome:
+        nll = torch.zeros((), dtype=torch.float64, device=self._device)
+        for batch, last in _with_last(micro_batches):
+            with self._gradient_sync(last):
+                total = loss.nll(self.model, batch.to(self._device))
+                torch.autograd.backward(total / targets)
+            nll += total.detach()
+        gradients = self._weights.gradients()
+        totals = self._sum(nll, gradients, stop())
+        norm = totals[1].sqrt()
+        skip = ~(totals[0].isfinite() & norm.isfinite())
+        divisor = optim.clipping_divisor(norm, max_norm)
+        self._optimizer.step(gradients, learning_rate, divisor.float(), skip.float())
+        self._weights.clear_gradients()
+        self._steps += 1
+        self._weights.publish(self._steps)
+        summed, square, stopping = totals.tolist()
+        return StepOutcome(summed, square**0.5, not math.isfinite(summed + square), stopping > 0)
+
+    def _sum(self, nll: Tensor, gradients: dict[str, Tensor], stop: bool) -> Tensor:
+        """Over all ranks: NLL, squared norm of the gradients, and how many were asked to stop. fp64 [3]."""
+        norm = torch.nn.utils.get_total_norm(list(gradients.values())).double()
+        own = norm.square() / self._mesh.size("replicate")  # replicas have the same gradients
+        totals = torch.stack([nll, own, torch.full_like(nll, stop)])
+        self._mesh.sum_over_data(totals)
+        return totals
 
     def evaluate(self, batch: TokenBatch) -> Tensor:
         self.model.eval()
-        with torch.no_grad(), self._compute.precision():
-            total = loss.nll(self.model, batch.to(self._compute.device))
+        with torch.no_grad():
+            total = loss.nll(self.model, batch.to(self._device))
         self.model.train()
         return total
 
-    def clip(self, max_norm: float) -> float:
-        return optim.clip([_gradient(name, p) for name, p in self._parameters.items()], max_norm)
-
-    def step(self, learning_rate: float) -> None:
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-
     def state(self) -> dict[str, Any]:
-        moments = self._optimizer.state
+        weights = self._weights
         return {
-            "parameters": {name: p.detach() for name, p in self._parameters.items()},
-            "exp_avg": {name: moments[p]["exp_avg"] for name, p in self._parameters.items()},
-            "exp_avg_sq": {name: moments[p]["exp_avg_sq"] for name, p in self._parameters.items()},
+            "parameters": weights.whole(weights.local),
+            "exp_avg": weights.whole(self._optimizer.exp_avg),
+            "exp_avg_sq": weights.whole(self._optimizer.exp_avg_sq),
         }
 
     def resumed(self, steps: int) -> None:
-        for parameter in self._parameters.values():
-            self._optimizer.state[parameter]["step"].fill_(steps)
+        self._optimizer.resumed(steps)
+        self._steps = steps
+        self._weights.publish(steps)
 
     def _gradient_sync(self, last: bool) -> AbstractContextManager[None]:
-        """Context of one micro batch; gradients are synchronised over the ranks in the last one of a step."""
+        """Context of one micro batch; after the last one of a step, gradients are sums over all rows of the step."""
         raise NotImplementedError
 
 
-class ComputeSettings:
-    """Device and compute dtype of an engine."""
-
-    def __init__(self, device: torch.device, autocast: Precision, averaged_over: int) -> None:
-        self.device = device
-        self.averaged_over = averaged_over
-        """Ranks over which the engine averages gradients; the loss is scaled up by it, since the sum is needed."""
-        self._autocast = autocast
-
-    def precision(self) -> AbstractContextManager[Any]:
-        enabled = self._autocast is Precision.BF16
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
-
-
-def _gradient(name: str, parameter: nn.Parameter) -> Tensor:
-    assert parameter.grad is not None, f"{name} has no gradient: the model does not use it in its forward pass"
-    return parameter.grad
+def _with_last(items: Iterable[T]) -> Iterator[tuple[T, bool]]:
+    """Each item, and whether it is the last one."""
+    iterator = iter(items)
+    current = next(iterator)
+    for following in iterator:
+        yield current, False
+        current = following
+    yield current, True

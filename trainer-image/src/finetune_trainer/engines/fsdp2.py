@@ -1,7 +1,9 @@
-"""FSDP2: weights, gradients and optimizer state are sharded over all ranks (torch's fully_shard).
+"""FSDP2: weights, gradients and optimizer state are sharded over ranks (torch's fully_shard).
 
-A layer's weights are gathered while the layer computes. Everything outside the layers (embedding, final norm,
-output head) is one group, so an output head tied to the embedding needs no special case.
+A layer's weights are gathered while the layer computes, and its gradients are reduced to shards after every micro
+batch, so no rank ever holds all of them. Everything outside the layers (embedding, final norm, output head) is one
+group, so an output head tied to the embedding needs no special case. Hybrid sharding shards over the ranks of a node;
+only the sum over nodes waits for the last micro batch.
 """
 
 from __future__ import annotations
@@ -12,58 +14,74 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from finetune_api.runtime.choices import Precision
 from finetune_api.runtime.run_config import RunConfig
 
 from ..collate import TokenBatch
-from ..environment import RankInfo
 from ..errors import ModelRefused
-from .base import AdamwEngine, ComputeSettings
+from ..master import MasterWeights, computes_apart, local, to_compute_format
+from ..mesh import DATA, RankMesh
+from ..optim import trained
+from ..rounding import StochasticRounding
+from .base import AdamwEngine
 
 
 class Fsdp2(AdamwEngine):
-    def __init__(self, model: nn.Module, config: RunConfig, rank_info: RankInfo) -> None:
-        mesh = init_device_mesh(rank_info.device.type, (config.mesh.data_parallel,), mesh_dim_names=("data",))
-        shard(model, mesh, config.precision, rank_info)
-        compute = ComputeSettings(rank_info.device, Precision.FP32, config.mesh.data_parallel)
-        super().__init__(model, model, config.optimizer, compute)
+    def __init__(self, model: nn.Module, config: RunConfig, mesh: RankMesh) -> None:
+        separate = shard(model, config, mesh)
+        rounding = StochasticRounding(config.seed, mesh.rank_info.device)
+        super().__init__(model, config, mesh, MasterWeights(trained(model), separate, rounding))
+        self._root = cast("FSDPModule", model)
+        for module in model.modules():
+            if isinstance(module, FSDPModule):  # gradients are of a mean already: their sum is wanted
+                module.set_gradient_divide_factor(1.0)
+                module.set_force_sum_reduction_for_comms(True)
 
     def evaluate(self, batch: TokenBatch) -> Tensor:
         total = super().evaluate(batch)
-        cast("FSDPModule", self.model).reshard()  # without a backward pass the root's weights would stay gathered
+        self._root.reshard()  # without a backward pass the root's weights would stay gathered
         return total
 
     @contextmanager
     def _gradient_sync(self, last: bool) -> Iterator[None]:
-        cast("FSDPModule", self.model).set_requires_gradient_sync(last)
+        self._root.set_requires_all_reduce(last)
         yield
 
 
-def shard(model: nn.Module, mesh: DeviceMesh, precision: Precision, rank_info: RankInfo) -> None:
-    """Shard `model` in place over `mesh` and move it to its device: every rank gets its shard of rank 0's weights."""
-    policy = MixedPrecisionPolicy()
-    if precision is Precision.BF16:
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+def shard(model: nn.Module, config: RunConfig, mesh: RankMesh) -> dict[str, Tensor]:
+    """Shard `model` in place and move it to its device: every rank gets its shard of rank 0's weights.
+
+    Returns this rank's fp32 part of the parameters that got the compute format.
+    """
+    axes = mesh.devices[tuple(axis for axis in DATA if mesh.size(axis) > 1) or ("shard",)]
     full = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    apart = {name for name, p in trained(model).items() if computes_apart(p, config.precision)}
+    for name, parameter in trained(model).items():
+        if name in apart:
+            to_compute_format(parameter)
+    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32) if apart else MixedPrecisionPolicy()
     for layer in layers(model):
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
-    model.to(rank_info.device)  # buffers only: the shards are on the device already
+        fully_shard(layer, mesh=axes, mp_policy=policy)
+    fully_shard(model, mesh=axes, mp_policy=policy)
+    model.to(mesh.rank_info.device)  # buffers only: the shards are on the device already
+    separate = {}
     for name, parameter in model.named_parameters():
         assert isinstance(parameter, DTensor), f"FSDP2 did not shard {name}"
-        _scatter_from_rank_0(parameter, full.pop(name), rank_info)
+        part = _part_of_rank_0(full.pop(name), parameter, mesh)
+        if name in apart:
+            separate[name] = part.clone()
+        else:
+            local(parameter.detach()).copy_(part)
+    return separate
 
 
-def _scatter_from_rank_0(shard: DTensor, full: Tensor, rank_info: RankInfo) -> None:
-    """Fill `shard` from rank 0's `full` tensor, which is on the device temporarily."""
-    device = rank_info.device
-    source = full.to(device) if rank_info.rank == 0 else torch.empty_like(full, device=device)
-    with torch.no_grad():
-        shard.to_local().copy_(distribute_tensor(source, shard.device_mesh, shard.placements).to_local())
+def _part_of_rank_0(full: Tensor, like: DTensor, mesh: RankMesh) -> Tensor:
+    """This rank's shard of rank 0's `full` tensor, which is on the device temporarily."""
+    device = mesh.rank_info.device
+    source = full.to(device) if mesh.rank_info.rank == 0 else torch.empty_like(full, device=device)
+    return distribute_tensor(source, like.device_mesh, like.placements).to_local()
 
 
 def layers(model: nn.Module) -> list[nn.Module]:

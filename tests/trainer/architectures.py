@@ -1,0 +1,53 @@
+"""Tiny random models of architectures that treat hidden states, logits or attention each in its own way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+VOCABULARY = 96
+
+_SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 64,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+_WINDOWED = {**_SIZES, "sliding_window": 4}
+_BOTH = ["sliding_attention", "full_attention"]
+
+_KINDS: dict[str, dict[str, Any]] = {
+    "llama": _SIZES,
+    "mistral": _WINDOWED,
+    "qwen2": {**_WINDOWED, "use_sliding_window": True, "layer_types": _BOTH},
+    "qwen3": _SIZES,
+    "gemma2": {**_WINDOWED, "final_logit_softcapping": 0.5, "query_pre_attn_scalar": 16},
+    "gemma3_text": {**_WINDOWED, "final_logit_softcapping": 0.5, "layer_types": _BOTH},
+    "gpt2": {"vocab_size": VOCABULARY, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64},
+    "gpt_neox": {**_SIZES, "num_key_value_heads": 4},
+    "granite": {**_SIZES, "logits_scaling": 8.0},
+    "cohere": {**_SIZES, "logit_scale": 0.0625},
+    "phi3": _SIZES,
+    "phimoe": {**_WINDOWED, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "gpt_oss": {**_WINDOWED, "num_local_experts": 4, "num_experts_per_tok": 2},
+}
+
+OURS = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "gpt2", "gpt_neox", "granite", "cohere", "phi3")
+"""Those that can use the attention of the trainer."""
+THEIRS = {
+    "gemma2": "Gemma2ForCausalLM keeps the attention of transformers (eager)",
+    "gpt_oss": "GptOssForCausalLM keeps the attention of transformers (eager)",
+    "phimoe": "PhimoeForCausalLM keeps the attention of transformers (sdpa)",
+}
+"""Those that need their own attention, and what is logged of them."""
+ALL = tuple(_KINDS)
+
+
+def model(kind: str) -> PreTrainedModel:
+    """In evaluation mode: some architectures have dropout by default."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **_KINDS[kind])
+    found: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    found.train(False)
+    return found

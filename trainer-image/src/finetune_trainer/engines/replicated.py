@@ -1,0 +1,42 @@
+"""Data parallel: every rank holds the whole model. With one rank there is nothing to synchronise."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from finetune_api.runtime.run_config import RunConfig
+
+from ..master import MasterWeights, computes_apart, to_compute_format
+from ..mesh import RankMesh
+from ..optim import trained
+from ..rounding import StochasticRounding
+from .base import AdamwEngine
+from .buckets import GradientBuckets
+
+
+class Replicated(AdamwEngine):
+    def __init__(self, model: nn.Module, config: RunConfig, mesh: RankMesh) -> None:
+        model.to(mesh.rank_info.device)
+        replicas = mesh.size("replicate")
+        if replicas > 1:
+            _broadcast_from_rank_0(model)
+        parameters = trained(model)
+        separate = {name: p.detach() for name, p in parameters.items() if computes_apart(p, config.precision)}
+        for name in separate:
+            to_compute_format(parameters[name])
+        rounding = StochasticRounding(config.seed, mesh.rank_info.device)
+        self._buckets = GradientBuckets(list(parameters.values())) if replicas > 1 else None
+        super().__init__(model, config, mesh, MasterWeights(parameters, separate, rounding))
+
+    def _gradient_sync(self, last: bool) -> AbstractContextManager[None]:
+        return self._buckets.summing() if last and self._buckets else nullcontext()
+
+
+def _broadcast_from_rank_0(model: nn.Module) -> None:
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            dist.broadcast(tensor.data, src=0)

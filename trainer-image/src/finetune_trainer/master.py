@@ -1,0 +1,101 @@
+"""Trained weights: in fp32 for the optimizer, and in the format that the model computes in.
+
+Bytes of a trained parameter, by hyperparameters.parallelism.bf16 (a sharded engine divides each by its ranks):
+
+                                         fp32    bf16
+    weight that the optimizer updates    4       4
+    weight that the model computes with  (same)  2
+    gradient, summed over micro batches  4       4
+    moments of AdamW                     8       8
+
+In bf16 the forward and backward pass, the residual stream included, compute in bf16, as the layers of the model
+define it (norms and softmax use fp32 inside); gradients of a micro batch are bf16, their sums over micro batches and
+ranks fp32. The loss is fp32. Frozen weights are stored in the compute format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from finetune_api.runtime.choices import Precision
+
+from .rounding import StochasticRounding
+
+COMPUTE = torch.bfloat16
+
+
+def computes_apart(parameter: nn.Parameter, precision: Precision) -> bool:
+    """Whether the model computes with a copy of this trained parameter, instead of with its fp32 weight."""
+    return precision is Precision.BF16 and parameter.dtype == torch.float32
+
+
+def to_compute_format(parameter: nn.Parameter) -> None:
+    """Give `parameter` the compute format, uninitialised; its gradients stay fp32."""
+    parameter.data = torch.empty_like(parameter, dtype=COMPUTE)
+    parameter.grad_dtype = torch.float32
+
+
+class MasterWeights:
+    """The trained parameters of a model that is on its device, sharded or not."""
+
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], separate: Mapping[str, Tensor], rounding: StochasticRounding
+    ) -> None:
+        """`separate`: this rank's part in fp32 of those parameters that are in the compute format."""
+        self._parameters = parameters
+        self._separate = separate
+        self._rounding = rounding
+        self.local = {name: separate.get(name, local(p.detach())) for name, p in parameters.items()}
+        """This rank's part of each weight, which the optimizer updates."""
+
+    def gradients(self) -> dict[str, Tensor]:
+        """This rank's part of each gradient."""
+        return {name: local(_gradient(name, parameter)) for name, parameter in self._parameters.items()}
+
+    def clear_gradients(self) -> None:
+        for parameter in self._parameters.values():
+            parameter.grad = None
+
+    def publish(self, step: int) -> None:
+        """Round the weights, as they are after `step` steps, to those that the model computes with."""
+        for name, weight in self._separate.items():
+            parameter = self._parameters[name].detach()
+            self._rounding.round(weight, local(parameter), name=name, start=_start(parameter), step=step)
+
+    def whole(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """DTensors of the parameters' shapes over `parts`, one of each parameter, where parameters are sharded."""
+        return {name: _like(self._parameters[name], part) for name, part in parts.items()}
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor, which shares its memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _like(parameter: Tensor, part: Tensor) -> Tensor:
+    if not isinstance(parameter, DTensor):
+        return part
+    return cast("Tensor", DTensor.from_local(
+        part, parameter.device_mesh, parameter.placements, run_check=False,
+        shape=parameter.shape, stride=parameter.stride(),
+    ))  # fmt: skip
+
+
+def _start(parameter: Tensor) -> int:
+    """Elements of the whole parameter before this rank's part, which is a run of rows."""
+    if not isinstance(parameter, DTensor):
+        return 0
+    _, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
+    return offset[0] * prod(parameter.shape[1:]) if offset else 0
+
+
+def _gradient(name: str, parameter: nn.Parameter) -> Tensor:
+    assert parameter.grad is not None, f"{name} has no gradient: the model does not use it in its forward pass"
+    return parameter.grad

@@ -1,0 +1,59 @@
+"""Casting fp32 master weights to bf16 by stochastic rounding.
+
+An update of full finetuning is a tenth of the distance between two bf16 numbers. Rounded to the nearest, it is not
+seen by the forward pass until many updates have added up; rounded up with a probability that is the distance to the
+lower neighbour, it is seen on average from the first step on (docs/adr/0033).
+
+The random bits depend on the seed, the step, the name of the parameter and the index of the element in the whole
+parameter, and on nothing else: replicas round alike, however many ranks a parameter is sharded over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_PERIOD = 65_521
+"""Elements after which the bits of a parameter repeat within a step; a prime, so no row length divides it."""
+_ROWS = 16
+"""Periods that are rounded at a time on a CPU: the intermediate numbers then stay in its cache."""
+_LOW_HALF = 1 << 16
+"""bf16 is the upper half of fp32's bits."""
+
+
+class StochasticRounding:
+    """Rounds parameters of one run on one device."""
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self._seed = seed
+        bits = np.random.Generator(np.random.PCG64(seed)).integers(0, _LOW_HALF, _PERIOD, dtype=np.int32)
+        self._bits = torch.from_numpy(np.concatenate([bits, bits])).to(device)  # twice: every window is contiguous
+
+    @torch.no_grad()
+    def round(self, source: Tensor, target: Tensor, *, name: str, start: int, step: int) -> None:
+        """Write `source` (fp32, contiguous) into `target` (bf16, of the same shape).
+
+        They are the elements from `start` on, in row-major order, of the parameter `name`.
+        """
+        window = self._window(name, start, step)
+        numbers, rounded = source.view(torch.int32).view(-1), target.view(-1)
+        whole = numbers.numel() // _PERIOD * _PERIOD
+        rows = _ROWS if numbers.device.type == "cpu" else max(whole // _PERIOD, 1)
+        for begin in range(0, whole, rows * _PERIOD):
+            part = slice(begin, min(begin + rows * _PERIOD, whole))
+            _cut(numbers[part].view(-1, _PERIOD) + window, rounded[part].view(-1, _PERIOD))
+        _cut(numbers[whole:] + window[: numbers.numel() - whole], rounded[whole:])
+
+    def _window(self, name: str, start: int, step: int) -> Tensor:
+        """One period of bits, int32 [_PERIOD]: another one for every parameter and step."""
+        key = f"{self._seed} {step} {name}".encode()
+        first = (int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") + start) % _PERIOD
+        return self._bits[first : first + _PERIOD]
+
+
+def _cut(numbers: Tensor, target: Tensor) -> None:
+    """Write the upper halves of int32 `numbers`, which are lost, into `target`."""
+    target.view(torch.int16).copy_(numbers.bitwise_right_shift_(16))
