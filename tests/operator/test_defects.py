@@ -6,22 +6,40 @@ nobody looks is in test_disturbed.py; workers that outlive the success are in te
 
 from __future__ import annotations
 
+from http import HTTPStatus
+
 import pytest
 
 from finetune_api.runtime.exits import Exit
 from operating.nodes import add_node, node_of, say_ready
 from operating.team import SMALL, Team, condition, message
+from testbed.api import Api, ApiError
 from testbed.control_plane import ControlPlane
 from testbed.pods import run_pod
+from testbed.watch import wait_for_all
 
 
 @pytest.fixture
 def tenant(scheduling: ControlPlane) -> Team:
-    """A namespace on that plane; no node is there."""
+    """A namespace on that plane. No node is there, and no pod of an earlier test that would take the first one."""
     api = scheduling.cluster.api
+    remove_all(api, "/apis/finetune.dev/v1alpha1", "finetunejobs")
+    wait_for_all(api, "/apis/kubeflow.org/v1/pytorchjobs", lambda left: not left, timeout_s=60)
+    remove_all(api, "/api/v1", "pods", gracePeriodSeconds="0")
     for node in api.items("/api/v1/nodes"):
         api.delete(f"/api/v1/nodes/{node['metadata']['name']}")
     return Team(api, scheduling.cluster.namespace(), patience_s=40)
+
+
+def remove_all(api: Api, version: str, plural: str, **query: str) -> None:
+    for each in api.items(f"{version}/{plural}"):
+        metadata = each["metadata"]
+        path = f"{version}/namespaces/{metadata['namespace']}/{plural}/{metadata['name']}"
+        try:
+            api.delete(path, **query)
+        except ApiError as error:
+            if error.status != HTTPStatus.NOT_FOUND:  # it may go by itself
+                raise
 
 
 def test_a_job_that_fits_nowhere_says_what_the_scheduler_says(tenant: Team) -> None:

@@ -79,8 +79,16 @@ def test_nodes_that_take_connections_and_never_answer_cost_their_own_jobs_progre
         for step in (1, 2, 3):
             healthy.say("alive-1-worker-0", progress(step))
             team.until(partial(is_at_step, step), "alive")
-        assert "finetune_operator_unreadable_nodes 2.0" in operator.answer("metrics")[1]
+        until_unreadable(operator, nodes=2)
         assert_hardly_later(disturbed, undisturbed)
+
+
+def until_unreadable(operator: OperatorProcess, *, nodes: int) -> None:
+    """Until reads of so many nodes have timed out."""
+    give_up = time.monotonic() + 60
+    while f"finetune_operator_unreadable_nodes {nodes:.1f}" not in operator.answer("metrics")[1]:
+        assert time.monotonic() < give_up
+        time.sleep(0.2)
 
 
 class Holding(Lens):

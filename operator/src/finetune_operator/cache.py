@@ -267,7 +267,7 @@ def _job_of_run(run: Key) -> Key:
 
 def _is_of_a_run(pod: Entry[ObservedPod]) -> bool:
     """Whether its controller, which is unknown, was a run: its pods have the number in its name as a label. Anybody
-    may have another PyTorchJob of such a name."""
+    may have another object of such a name."""
     number = pod.value.run
     return number > 0 and pod.owner.name == names.run_name(names.job_of_run(pod.owner.name), number)
 
