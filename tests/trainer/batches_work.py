@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +63,8 @@ def threads(ending: str) -> tuple[list[str], list[str]]:
                 next(train_state.engine.model.parameters()).fill_(float("nan"))
 
     train_state = _train_state()
-    with group():
-        try:
-            loop.fit(train_state, 0, [hook])
-        except _ERRORS[ending]:
-            pass
+    with group(), suppress(*_ERRORS[ending]):
+        loop.fit(train_state, 0, [hook])
     return during, _workers()
 
 
