@@ -15,7 +15,7 @@ PACKAGES := crds/src operator/src trainer-image/src
 # Compiled bytecode halves the start of every process; some environments switch it off.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup quickstart test lint verify golden generate lock bench-cli bench-operator testbed chaos chaos-full e2e flake cluster images clean
+.PHONY: help setup quickstart test lint verify golden generate lock bench-cli bench-operator gpu testbed chaos chaos-full e2e flake cluster images clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -86,6 +86,10 @@ testbed: setup ## Build the real API server and Training Operator for the tests,
 
 bench-operator: setup testbed ## Time 10,000 jobs against a bare kopf handler (15 minutes; JOBS=500, ONLY=comparison for less)
 	PYTHONPATH=tests $(BIN)/python -m bench.operator_scale $(if $(JOBS),--jobs $(JOBS)) $(if $(ONLY),--only $(ONLY))
+
+# Not the locks: such machines come with a torch for their driver, and often without a network.
+gpu: ## On a machine with a GPU, with the packages of PYTHON: parity, waits, speed, memory (under 10 minutes; ONLY=speed)
+	PYTHONPATH=tests:$(subst $(eval) ,:,$(PACKAGES))$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON) -m bench.gpu $(if $(ONLY),--only $(ONLY))
 
 bench-cli: setup ## Time --help and validate (median of 10)
 	$(BIN)/python tests/bench/cli_start.py

@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 
 from bench import operator_load as load
-from bench.operator_figures import Figure, cpu_seconds
+from bench.figures import Figure, cpu_seconds
 from finetune_operator.cache import Cache
 from finetune_operator.cluster import Kind, KubernetesCluster
 from finetune_operator.comparison import LONGEST_PAUSE, Comparison

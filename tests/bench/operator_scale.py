@@ -27,7 +27,7 @@ import aiohttp
 from bench import operator_bare as bare
 from bench import operator_comparison as comparison
 from bench import operator_load as load
-from bench.operator_figures import Figure, cpu_seconds, machine, resident_mib
+from bench.figures import Figure, cpu_seconds, machine, resident_mib
 from builders import Json, resource
 from finetune_api.codegen import policy
 from finetune_api.codegen.crd import crd

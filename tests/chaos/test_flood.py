@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.operator_figures import resident_mib
+from bench.figures import resident_mib
 from operating.hostile import flooded
 
 GROWTH = 1.5

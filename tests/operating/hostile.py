@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.operator_figures import cpu_seconds, resident_mib
+from bench.figures import cpu_seconds, resident_mib
 from builders import Json, resource
 from chart.helm import find, render
 from cli_remote.rights import person

@@ -25,7 +25,7 @@ from operating.plane import unserved
 from operating.process import OperatorProcess
 from operating.team import SMALL, Team, condition, message
 from testbed.control_plane import ControlPlane
-from testbed.pods import bind_pod, reject_pod, remove_pod, run_pod
+from testbed.pods import reject_pod, remove_pod, run_pod
 from testbed.watch import wait_for
 
 POD = "sample-1-worker-0"
@@ -122,10 +122,10 @@ def test_a_pod_that_its_node_still_reports_is_named_and_never_deleted_by_force(
 
 
 def test_a_pod_that_its_node_has_reported_since_is_not_deleted_by_force(plane: ControlPlane, team: Team) -> None:
-    body: Json = {"apiVersion": "v1", "kind": "Pod", "metadata": named(team, "p")}
-    old = team.api.create(body | {"spec": {"containers": [{"name": "c", "image": "x"}]}})
     add_node(team, "back")
-    bind_pod(team.api, team.namespace, "p", "back")
+    body: Json = {"apiVersion": "v1", "kind": "Pod", "metadata": named(team, "p")}
+    spec = {"nodeName": "back", "containers": [{"name": "c", "image": "x"}]}  # bound, so that no scheduler writes it
+    old = team.api.create(body | {"spec": spec})
     new = run_pod(team.api, team.namespace, "p")
     uid, key = old["metadata"]["uid"], Key(team.namespace, "p")
 

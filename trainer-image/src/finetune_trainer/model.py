@@ -54,12 +54,17 @@ def load(folder: Path, config: RunConfig) -> PreTrainedModel:
 
     outline = on_rank_0(read)
     model = loaded[0] if loaded else _empty_model(folder, dtype, outline)
+    prepare(model, config)
+    return model
+
+
+def prepare(model: PreTrainedModel, config: RunConfig) -> None:
+    """Set `model` up for training."""
     attention.use(model)
     model.config.use_cache = False  # the KV cache is for generation only
     model.train()
     if config.activation_checkpointing:
         model.activation_checkpointing_enable()
-    return model
 
 
 def _empty_model(folder: Path, dtype: torch.dtype, outline: ModelOutline) -> PreTrainedModel:

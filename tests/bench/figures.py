@@ -1,4 +1,4 @@
-"""Figures of the bench, their limits, and what the kernel knows of a process. Used by operator_scale.py."""
+"""Figures of a bench, their limits, and what the kernel knows of a process and of the machine."""
 
 from __future__ import annotations
 
@@ -27,11 +27,17 @@ class Figure:
         return too_much or (self.least is not None and self.value < self.least)
 
     def __str__(self) -> str:
-        bound = "" if self.most is None else f"at most {self.most:g}"
-        bound = bound if self.least is None else (f"exactly {self.least:g}" if bound else f"at least {self.least:g}")
-        verdict = "" if not bound else ("MISSED" if self.missed else "ok")
+        verdict = "" if not self._bound else ("MISSED" if self.missed else "ok")
         number = f"{self.value:.0f}" if self.value == int(self.value) else f"{self.value:.3g}"
-        return f"{self.name:<58} {number:>8} {self.unit:<8} {bound:<16} {verdict}".rstrip()
+        return f"{self.name:<58} {number:>8} {self.unit:<8} {self._bound:<16} {verdict}".rstrip()
+
+    @property
+    def _bound(self) -> str:
+        if self.least is None:
+            return "" if self.most is None else f"at most {self.most:g}"
+        if self.most is None:
+            return f"at least {self.least:g}"
+        return f"exactly {self.least:g}" if self.least == self.most else f"{self.least:g} to {self.most:g}"
 
 
 def resident_mib(pid: int) -> float:
