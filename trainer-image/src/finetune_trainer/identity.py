@@ -26,6 +26,8 @@ ROWS_PER_STEP = "rows_per_step"
 CONTENT = "content."
 """Prefix of the fingerprints' keys in the identity."""
 _ABSENT = object()
+_LATER = {key: RunConfig.model_fields[key].get_default() for key in ("rounding", "weights", "tf32")}
+"""Keys that are left out at these values: runs of versions that did not have them stay resumable."""
 _NAMES = {ROWS_PER_STEP: "hyperparameters.global_batch"} | SPEC_KEYS
 
 # Besides the weights, these files define a model: sizes, vocabulary, template.
@@ -47,7 +49,7 @@ def claim(output: Path, config: RunConfig, fingerprint: Mapping[str, str], rows_
 def document(config: RunConfig, fingerprint: Mapping[str, str], rows_per_step: int) -> dict[str, Any]:
     """The identity as one flat document: dotted key to JSON value."""
     values = config.model_dump(mode="json")
-    keyed = {key: _at(values, key) for key in IDENTITY}
+    keyed = {key: _at(values, key) for key in IDENTITY if _at(values, key) != _LATER.get(key, _ABSENT)}
     content = {CONTENT + name: digest for name, digest in fingerprint.items()}
     return dict(_flat(keyed)) | content | {ROWS_PER_STEP: rows_per_step}
 

@@ -18,8 +18,9 @@ from torch import Tensor
 
 _PERIOD = 65_521
 """Elements after which the bits of a parameter repeat within a step; a prime, so no row length divides it."""
-_ROWS = {"cpu": 16, "cuda": 128}
-"""Periods that are rounded at a time: the intermediate numbers, 4 and 32 MiB, then stay in the cache."""
+_ROWS = {"cpu": 16, "cuda": 1024}
+"""Periods that are rounded at a time. On a CPU the intermediate numbers then stay in its cache; a GPU takes longer to
+begin a kernel than its cache saves, and they only must not grow with the parameter."""
 _LOW_HALF = 1 << 16
 """bf16 is the upper half of fp32's bits."""
 

@@ -40,6 +40,22 @@ class Precision(StrEnum):
     FP16 = "fp16"
 
 
+class Rounding(StrEnum):
+    """How fp32 weights become the bf16 ones that the model computes with."""
+
+    STOCHASTIC = "stochastic"
+    """Up or down at random, with the weight as the mean: small updates are seen at once."""
+    NEAREST = "nearest"
+
+
+class WeightFormat(StrEnum):
+    """What the optimizer keeps of a weight of full finetuning between two steps."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+    """Only the bf16 weight that the model computes with, rounded stochastically after each update: 4 bytes less."""
+
+
 class OnBadRow(StrEnum):
     REFUSE = "refuse"
     SKIP = "skip"

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from finetune_api.resource import defaults
 
-from .choices import Device, Engine, Method, OnBadRow, Precision
+from .choices import Device, Engine, Method, OnBadRow, Precision, Rounding, WeightFormat
 
 DEFAULT_SEQUENCE_LENGTH = defaults.SEQUENCE_LENGTH
 
@@ -124,6 +124,13 @@ class RunConfig(Frozen):
     engine: Engine
     device: Device
     precision: Precision
+    rounding: Rounding = Rounding.STOCHASTIC
+    """With bf16; the other formats are rounded to the nearest."""
+    weights: WeightFormat = WeightFormat.FP32
+    tf32: bool = False
+    """GPUs may round the factors of fp32 matrix products to TensorFloat-32."""
+    deterministic: bool = False
+    """Only kernels that give the same bits every time, where the others are faster."""
     data: DataConfig
     sequence_length: Positive | None
     """Longest row in tokens; longer rows are cut at the end and counted. None: DEFAULT_SEQUENCE_LENGTH, or
@@ -145,6 +152,9 @@ IDENTITY = (
     "model",
     "method",
     "precision",
+    "rounding",
+    "weights",
+    "tf32",
     "data.train",
     "data.on_bad_row",
     "data.examples",
@@ -163,6 +173,9 @@ SPEC_KEYS = {
     "model": "job.model",
     "method": "training.mode",
     "precision": "hyperparameters.parallelism.bf16",
+    "rounding": "hyperparameters.parallelism.rounding",
+    "weights": "hyperparameters.parallelism.weights",
+    "tf32": "hyperparameters.parallelism.tf32",
     "data.train": "job.data",
     "data.on_bad_row": "data.on_bad_row",
     "data.examples": "data.examples",
