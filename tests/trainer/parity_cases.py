@@ -160,12 +160,12 @@ class Recording:
     def resumed(self, steps: int) -> None:
         self._engine.resumed(steps)
 
-    def _step(self, gradients: Mapping[str, Tensor], *settings: Any) -> None:
+    def _step(self, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor], *settings: Any) -> None:
         if not self.first:
             for name, gradient in self._engine._weights.whole(gradients).items():
                 full = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
                 self.first[name] = full.clone()
-        self._update(gradients, *settings)
+        self._update(weights, gradients, *settings)
 
 
 def _config(case: ParityCase, world: int) -> RunConfig:

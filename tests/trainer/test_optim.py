@@ -29,7 +29,7 @@ def update(optimizer: optim.AdamW, model: nn.Module, *, divisor: float = 1.0, sk
     model.zero_grad()
     model(torch.arange(8)).square().sum().backward()
     gradients = {name: p.grad for name, p in optim.trained(model).items() if p.grad is not None}
-    optimizer.step(gradients, 1e-3, torch.tensor(divisor), torch.tensor(float(skip)))
+    optimizer.step(weights(model), gradients, 1e-3, torch.tensor(divisor), torch.tensor(float(skip)))
 
 
 def test_weight_decay_is_for_matrices_only() -> None:
@@ -37,7 +37,7 @@ def test_weight_decay_is_for_matrices_only() -> None:
     before = copy.deepcopy(weights(model))
     optimizer = optim.AdamW(weights(model), SETTINGS.model_copy(update={"weight_decay": 0.5}))
     nothing = {name: torch.zeros_like(weight) for name, weight in before.items()}
-    optimizer.step(nothing, 1e-3, torch.tensor(1.0), torch.tensor(0.0))
+    optimizer.step(weights(model), nothing, 1e-3, torch.tensor(1.0), torch.tensor(0.0))
     decayed = {name for name, weight in weights(model).items() if not torch.equal(weight, before[name])}
     assert decayed == {"0.weight", "1.weight", "3.weight"}
 

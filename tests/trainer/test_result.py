@@ -19,7 +19,7 @@ from finetune_trainer import adapters, export, result
 from finetune_trainer.errors import StorageFailed
 from finetune_trainer.marker import digest_of
 from trainer import result_work as work
-from trainer.models import llama, model_folder
+from trainer.models import llama, model_folder, run_config
 from trainer.ranks import run_ranks, values
 
 # peft asks transformers by a name that transformers is going to drop
@@ -121,7 +121,7 @@ def test_the_model_keeps_the_number_format_and_settings_of_its_base(tmp_path: Pa
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     model.config.use_cache = False
     work.disturb(model)
-    state = export.in_dtype_of(base, trained(model), 0, 0)
+    state = export.in_dtype_of(base, trained(model), run_config(base, base, tmp_path), 0)
     folder = result.publish(tmp_path, model, state, base, work.card(Method.FFT, base))
     weights = safetensors.torch.load_file(folder / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}

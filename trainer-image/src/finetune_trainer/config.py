@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from finetune_api.runtime import capabilities
-from finetune_api.runtime.choices import Engine, Method
+from finetune_api.runtime.choices import Engine, Method, Precision, Rounding, WeightFormat
 from finetune_api.runtime.protocol import (
     CONFIG_ENV,
     MASTER_ADDR_ENV,
@@ -86,11 +86,22 @@ def _contradictions(config: RunConfig) -> list[str]:
         found.append(f"engine single runs one process, not {mesh.world_size}; set engine ddp or fsdp2")
     if (config.method is Method.LORA) != (config.lora is not None):
         found.append(f"method {config.method} and lora {config.lora} contradict each other")
+    if config.weights is WeightFormat.BF16 and not _can_keep_bf16(config):
+        found.append(
+            f"weights bf16 needs method fft, precision bf16 and rounding stochastic, not {config.method}, "
+            f"{config.precision} and {config.rounding}; set weights fp32"
+        )
     if config.validation is not None and config.data.validation is None:
         found.append("validation is set but data.validation is not; set data.validation")
     if config.validation is not None and config.validation.greater_is_better:
         found.append("validation.greater_is_better is true, but a loss is better when it is smaller; set false")
     return found
+
+
+def _can_keep_bf16(config: RunConfig) -> bool:
+    """Adapters are small, and rounded to the nearest most updates would be lost."""
+    given = (config.method, config.precision, config.rounding)
+    return given == (Method.FFT, Precision.BF16, Rounding.STOCHASTIC)
 
 
 def node(environment: Mapping[str, str], config: RunConfig) -> NodeInfo:

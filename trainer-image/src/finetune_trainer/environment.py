@@ -5,6 +5,7 @@ Called by worker.py. The launcher has set the variables; nothing else in a rank 
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from datetime import timedelta
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.utils.deterministic as torch_deterministic
 
 from finetune_api.runtime.choices import Device
 from finetune_api.runtime.exits import MEANINGS, Exit
@@ -70,6 +72,15 @@ def process_group(environment: Mapping[str, str], device: Device) -> Iterator[Ra
     yield rank_info
     dist.barrier()  # rank 0 hosts the store: it must not exit while the others still use it
     dist.destroy_process_group()
+
+
+def choose_kernels(*, tf32: bool, deterministic: bool) -> None:
+    """What torch may use. Before anything else of a rank: cuBLAS reads its variable when it starts."""
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    if deterministic:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # without it, cuBLAS refuses
+        torch.use_deterministic_algorithms(True)
+        torch_deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs, and nothing reads it
 
 
 def _device(device: Device, local_rank: int, given: int) -> torch.device:

@@ -21,10 +21,11 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from finetune_api.runtime.choices import Method
+from finetune_api.runtime.run_config import RunConfig
 from finetune_api.validation.uris import MODEL, Scheme
 
+from . import rounding
 from .collectives import rank
-from .rounding import StochasticRounding
 
 ADAPTER = "default"
 """PEFT's name for the adapter."""
@@ -60,20 +61,19 @@ def gather(named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
     return gathered
 
 
-def in_dtype_of(base: Path, state: dict[str, Tensor], seed: int, step: int) -> dict[str, Tensor]:
+def in_dtype_of(base: Path, state: dict[str, Tensor], config: RunConfig, step: int) -> dict[str, Tensor]:
     """The weights of `state`, which it empties, as they are published: in the dtype of the base model.
 
     In bf16 they have the bits with which a run that computes in bf16 has evaluated them at `step`.
     """
-    dtype, rounding = _dtype(base), StochasticRounding(seed, torch.device("cpu"))
+    dtype = _dtype(base)
+    to_bf16, to_nearest = rounding.to_bf16(config, torch.device("cpu")), rounding.NearestRounding()
     rounded: dict[str, Tensor] = {}
     for name in list(state):
         weight = state.pop(name)
         rounded[name] = torch.empty_like(weight, dtype=dtype)
-        if dtype is torch.bfloat16:
-            rounding.round(weight.contiguous(), rounded[name], name=name, start=0, step=step)
-        else:
-            rounded[name].copy_(weight)
+        cast = to_bf16 if (weight.dtype, dtype) == (torch.float32, torch.bfloat16) else to_nearest
+        cast.round(weight.contiguous(), rounded[name], name=name, start=0, step=step)
     return rounded
 
 

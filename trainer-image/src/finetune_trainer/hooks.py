@@ -62,6 +62,8 @@ class Progress:
             grad_norm=result.grad_norm,
             tokens_per_second=sum(step.tokens for step in self._since) / seconds,
             eta_seconds=(sampler.total_steps - result.step) * self._seconds / self._steps,
+            loss_scale=result.loss_scale,
+            skipped_steps=result.skipped_steps,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
@@ -15,6 +16,7 @@ from .collate import TokenBatch
 from .engines import TrainingEngine
 from .errors import NonFinite
 from .heartbeat import Heartbeat
+from .loss_scale import SMALLEST
 from .mesh import RankMesh
 from .rows import Rows
 from .sampler import BatchSharding, Indices, Sampler
@@ -54,6 +56,10 @@ class StepResult:
     seconds: float
     stop: bool = False
     """Some rank was asked to stop."""
+    loss_scale: float | None = None
+    """None without one."""
+    skipped_steps: int = 0
+    """Steps that changed nothing so far, because their gradients overflowed with their loss scale."""
 
 
 Hook = Callable[[StepResult], None]
@@ -95,11 +101,14 @@ def train_step(train_state: TrainState, step: int, coming: Iterator[TokenBatch])
         stop=train_state.stop,
     )
     loss = outcome.nll / targets
-    if outcome.skipped:
+    if outcome.skipped and not ((outcome.loss_scale or 0) > SMALLEST and math.isfinite(loss)):
         raise NonFinite(_non_finite(train_state.rows, indices, step + 1, loss, outcome.norm))
     tokens = int(train_state.rows.lengths[indices].sum())
     seconds = time.monotonic() - began
-    return StepResult(step + 1, loss, outcome.norm, learning_rate, tokens, seconds, outcome.stop)
+    return StepResult(
+        step + 1, loss, outcome.norm, learning_rate, tokens, seconds, outcome.stop,
+        outcome.loss_scale, outcome.skipped_steps,
+    )  # fmt: skip
 
 
 def learning_rate_at(train_state: TrainState, step: int) -> float:

@@ -1,21 +1,24 @@
 """Trained weights: in fp32 for the optimizer, and in the format that the model computes in.
 
-Bytes of a trained parameter, by hyperparameters.parallelism.bf16 (a sharded engine divides each by its ranks):
+Bytes of a trained parameter, by the precision of the run (a sharded engine divides each by its ranks). The last
+column is bf16 with `weights: bf16`:
 
-                                         fp32    bf16
-    weight that the optimizer updates    4       4
-    weight that the model computes with  (same)  2
-    gradient, summed over micro batches  4       4
-    moments of AdamW                     8       8
+                                         fp32    bf16, fp16  only bf16
+    weight that the optimizer updates    4       4           (the next)
+    weight that the model computes with  (same)  2           2
+    gradient, summed over micro batches  4       4           4
+    moments of AdamW                     8       8           8
+                                         16      18          14
 
 In bf16 the forward and backward pass, the residual stream included, compute in bf16, as the layers of the model
 define it (norms and softmax use fp32 inside); gradients of a micro batch are bf16, their sums over micro batches and
-ranks fp32. The loss is fp32. Frozen weights are stored in the compute format.
+ranks fp32. The loss is fp32. Frozen weights are stored in the compute format. fp16 is the same with another format
+and a loss scale (loss_scale.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from math import prod
 from typing import cast
 
@@ -24,21 +27,21 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from finetune_api.runtime.choices import Precision
+from finetune_api.runtime.choices import Precision, WeightFormat
 
-from .rounding import StochasticRounding
+from .rounding import WeightRounding
 
-COMPUTE = torch.bfloat16
+COMPUTE = {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
 
 
 def computes_apart(parameter: nn.Parameter, precision: Precision) -> bool:
-    """Whether the model computes with a copy of this trained parameter, instead of with its fp32 weight."""
-    return precision is Precision.BF16 and parameter.dtype == torch.float32
+    """Whether the model computes with a rounding of this trained parameter, instead of with its fp32 weight."""
+    return parameter.dtype == torch.float32 != COMPUTE[precision]
 
 
-def to_compute_format(parameter: nn.Parameter) -> None:
+def to_compute_format(parameter: nn.Parameter, precision: Precision) -> None:
     """Give `parameter` the compute format, uninitialised; its gradients stay fp32."""
-    parameter.data = torch.empty_like(parameter, dtype=COMPUTE)
+    parameter.data = torch.empty_like(parameter, dtype=COMPUTE[precision])
     parameter.grad_dtype = torch.float32
 
 
@@ -46,13 +49,24 @@ class MasterWeights:
     """The trained parameters of a model that is on its device, sharded or not."""
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], separate: Mapping[str, Tensor], rounding: StochasticRounding
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        separate: Mapping[str, Tensor],
+        rounding: WeightRounding,
+        kept: WeightFormat = WeightFormat.FP32,
     ) -> None:
-        """`separate`: this rank's part in fp32 of those parameters that are in the compute format."""
+        """`separate`: this rank's part in fp32 of those parameters that are in the compute format.
+
+        `kept` bf16: the rounded weights are the only ones from now on.
+        """
         self._parameters = parameters
         self._separate = separate
         self._rounding = rounding
-        self.local = {name: separate.get(name, local(p.detach())) for name, p in parameters.items()}
+        self.publish(0)
+        self._alone = separate.keys() if kept is WeightFormat.BF16 else ()
+        if self._alone:
+            self._separate = {}
+        self.local = {name: self._separate.get(name, local(p.detach())) for name, p in parameters.items()}
         """This rank's part of each weight, which the optimizer updates."""
 
     def gradients(self) -> dict[str, Tensor]:
@@ -63,11 +77,26 @@ class MasterWeights:
         for parameter in self._parameters.values():
             parameter.grad = None
 
+    def updates(self, step: int) -> Iterator[Mapping[str, Tensor]]:
+        """The weights in fp32, in parts, to be updated in place to those after `step` steps.
+
+        Weights that are kept in bf16 come one by one, and are rounded before the next comes.
+        """
+        for name in self._alone:
+            exact = self.local[name].float()
+            yield {name: exact}
+            self._round(name, exact, step)
+        yield {name: weight for name, weight in self.local.items() if name not in self._alone}
+        self.publish(step)
+
     def publish(self, step: int) -> None:
         """Round the weights, as they are after `step` steps, to those that the model computes with."""
         for name, weight in self._separate.items():
-            parameter = self._parameters[name].detach()
-            self._rounding.round(weight, local(parameter), name=name, start=_start(parameter), step=step)
+            self._round(name, weight, step)
+
+    def _round(self, name: str, weight: Tensor, step: int) -> None:
+        parameter = self._parameters[name].detach()
+        self._rounding.round(weight, local(parameter), name=name, start=_start(parameter), step=step)
 
     def whole(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """DTensors of the parameters' shapes over `parts`, one of each parameter, where parameters are sharded."""

@@ -18,12 +18,13 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from finetune_api.runtime.choices import Method, Precision
+from finetune_api.runtime.choices import Method
 from finetune_api.runtime.run_config import RunConfig
 
 from . import attention
 from .collectives import on_rank_0
 from .errors import ModelRefused
+from .master import COMPUTE
 
 _MAX_LISTED = 5
 """Keys named in a message; the rest are counted."""
@@ -103,8 +104,7 @@ def _read(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Mapping[st
 
 def storage_dtype(config: RunConfig) -> torch.dtype:
     """Trained weights are stored in fp32, a frozen base in the compute dtype."""
-    frozen = config.method is Method.LORA
-    return torch.bfloat16 if frozen and config.precision is Precision.BF16 else torch.float32
+    return COMPUTE[config.precision] if config.method is Method.LORA else torch.float32
 
 
 def _require_complete(folder: Path, report: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""AdamW on the local fp32 weights of a rank, by torch's fused kernel. Used by the engines.
+"""AdamW on the local weights of a rank, in fp32, by torch's fused kernel. Used by the engines.
 
 Clipping and skipping happen inside the kernel, so that no step waits for the device to know its norm.
 """
@@ -6,7 +6,6 @@ Clipping and skipping happen inside the kernel, so that no step waits for the de
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -23,44 +22,43 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Weights with the same decay."""
-
-    weight_decay: float
-    names: tuple[str, ...]
-
-
 class AdamW:
     """AdamW (Loshchilov and Hutter 2019). Weight decay applies to matrices, not to norms and biases."""
 
     def __init__(self, weights: Mapping[str, Tensor], settings: Optimizer) -> None:
-        """`weights`: fp32, updated in place. Moments are allocated now, for a checkpoint to be loaded into them."""
-        self.exp_avg = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-        self.exp_avg_sq = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+        """Moments are fp32 and allocated now, for a checkpoint to be loaded into them."""
+        self.exp_avg, self.exp_avg_sq = (
+            {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
+            for _ in range(2)
+        )
         self._steps = {name: torch.zeros((), device=weight.device) for name, weight in weights.items()}
-        self._weights = weights
         self._settings = settings
-        matrices = {name: weight.ndim >= 2 for name, weight in weights.items()}
-        self._groups = [
-            _Group(decay, tuple(name for name, matrix in matrices.items() if matrix == wanted))
-            for wanted, decay in ((True, settings.weight_decay), (False, 0.0))
-        ]
 
     @torch.no_grad()
-    def step(self, gradients: Mapping[str, Tensor], learning_rate: float, divisor: Tensor, skip: Tensor) -> None:
-        """Update the weights with `gradients` / `divisor`, or not at all where `skip` is 1. Both are fp32 scalars."""
-        for group in self._groups:
-            if group.names:
-                weights, own, exp_avg, exp_avg_sq, steps = (
-                    [kind[name] for name in group.names]
-                    for kind in (self._weights, gradients, self.exp_avg, self.exp_avg_sq, self._steps)
+    def step(
+        self,
+        weights: Mapping[str, Tensor],
+        gradients: Mapping[str, Tensor],
+        learning_rate: float,
+        divisor: Tensor,
+        skip: Tensor,
+    ) -> None:
+        """Update `weights` (fp32, all or some) in place with `gradients` / `divisor`.
+
+        `divisor` and `skip` are fp32 scalars. Where `skip` is 1, nothing changes.
+        """
+        for matrices, decay in ((True, self._settings.weight_decay), (False, 0.0)):
+            names = [name for name, weight in weights.items() if (weight.ndim >= 2) == matrices]
+            if names:
+                own, grads, exp_avg, exp_avg_sq, steps = (
+                    [kind[name] for name in names]
+                    for kind in (weights, gradients, self.exp_avg, self.exp_avg_sq, self._steps)
                 )
                 adamw(
-                    weights, own, exp_avg, exp_avg_sq, [], steps,
+                    own, grads, exp_avg, exp_avg_sq, [], steps,
                     fused=True, grad_scale=divisor, found_inf=skip, amsgrad=False, maximize=False,
                     beta1=self._settings.beta1, beta2=self._settings.beta2, eps=self._settings.epsilon,
-                    lr=learning_rate, weight_decay=group.weight_decay,
+                    lr=learning_rate, weight_decay=decay,
                 )  # fmt: skip
 
     def resumed(self, steps: int) -> None:

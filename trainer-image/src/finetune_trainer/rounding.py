@@ -1,8 +1,9 @@
-"""Casting fp32 master weights to bf16 by stochastic rounding.
+"""Casting fp32 master weights to the format that the model computes in.
 
 An update of full finetuning is a tenth of the distance between two bf16 numbers. Rounded to the nearest, it is not
 seen by the forward pass until many updates have added up; rounded up with a probability that is the distance to the
-lower neighbour, it is seen on average from the first step on (docs/adr/0033).
+lower neighbour, it is seen on average from the first step on (docs/adr/0033). The numbers of fp16 are eight times
+closer, and rounded to the nearest.
 
 The random bits depend on the seed, the step, the name of the parameter and the index of the element in the whole
 parameter, and on nothing else: replicas round alike, however many ranks a parameter is sharded over.
@@ -11,10 +12,15 @@ parameter, and on nothing else: replicas round alike, however many ranks a param
 from __future__ import annotations
 
 import hashlib
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from finetune_api.runtime import choices
+from finetune_api.runtime.choices import Precision
+from finetune_api.runtime.run_config import RunConfig
 
 _PERIOD = 65_521
 """Elements after which the bits of a parameter repeat within a step; a prime, so no row length divides it."""
@@ -25,8 +31,34 @@ _LOW_HALF = 1 << 16
 """bf16 is the upper half of fp32's bits."""
 
 
+class WeightRounding(Protocol):
+    def round(self, source: Tensor, target: Tensor, *, name: str, start: int, step: int) -> None:
+        """Write `source` (fp32, contiguous) into `target` (of the same shape).
+
+        They are the elements from `start` on, in row-major order, of the parameter `name` after `step` steps.
+        """
+        ...
+
+
+def of(config: RunConfig, device: torch.device) -> WeightRounding:
+    """The rounding of the weights that a run on `device` computes with."""
+    return NearestRounding() if config.precision is Precision.FP16 else to_bf16(config, device)
+
+
+def to_bf16(config: RunConfig, device: torch.device) -> WeightRounding:
+    return (
+        NearestRounding() if config.rounding is choices.Rounding.NEAREST else StochasticRounding(config.seed, device)
+    )
+
+
+class NearestRounding:
+    @torch.no_grad()
+    def round(self, source: Tensor, target: Tensor, **_: object) -> None:
+        target.copy_(source)
+
+
 class StochasticRounding:
-    """Rounds parameters of one run on one device."""
+    """Rounds parameters of one run on one device to bf16."""
 
     def __init__(self, seed: int, device: torch.device) -> None:
         self._seed = seed
@@ -35,10 +67,6 @@ class StochasticRounding:
 
     @torch.no_grad()
     def round(self, source: Tensor, target: Tensor, *, name: str, start: int, step: int) -> None:
-        """Write `source` (fp32, contiguous) into `target` (bf16, of the same shape).
-
-        They are the elements from `start` on, in row-major order, of the parameter `name`.
-        """
         window = self._window(name, start, step)
         numbers, rounded = source.view(torch.int32).view(-1), target.view(-1)
         whole = numbers.numel() // _PERIOD * _PERIOD

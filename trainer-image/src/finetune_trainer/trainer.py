@@ -171,7 +171,7 @@ class Trainer:
         )
         weights = export.gather(state["parameters"].items())
         if self._config.lora is None:
-            weights = export.in_dtype_of(self.handoff.model_folder, weights, self._config.seed, card.step)
+            weights = export.in_dtype_of(self.handoff.model_folder, weights, self._config, card.step)
         result.publish(self._output, base, weights, self.handoff.model_folder, card, self._files)
         return self._report(Exit.OK, digest, history, best)
 

@@ -40,6 +40,7 @@ def run(handoff: Handoff, variables: Mapping[str, str], folder: Path, stop: Stop
     """The run of one rank, to its report; returns the exit code. `variables` are those of the launcher."""
     rank = int(variables["RANK"])
     stacks.answer(folder, rank)
+    environment.choose_kernels(tf32=handoff.config.tf32, deterministic=handoff.config.deterministic)
     heartbeat = join(folder, int(variables["LOCAL_RANK"]))
     trainer: Trainer | None = None
     try:

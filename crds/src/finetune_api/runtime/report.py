@@ -57,6 +57,10 @@ class ProgressRecord(_Record):
     tokens_per_second: Number
     """Tokens that are not padding, prompt included, over all ranks."""
     eta_seconds: Number
+    loss_scale: Annotated[Number, Field(exclude_if=lambda scale: scale is None)] = None
+    """With fp16: what the loss of this step was multiplied by for its backward pass."""
+    skipped_steps: Annotated[int, Field(exclude_if=lambda steps: steps == 0)] = 0
+    """Steps so far whose gradients overflowed with their loss scale, so that they changed nothing."""
 
 
 class EvaluationRecord(_Record):

@@ -49,6 +49,8 @@ def _progress(record: ProgressRecord) -> str:
         parts.append(f"{format_number(record.tokens_per_second, ',.0f')} tokens/s")
     if record.eta_seconds is not None:
         parts.append(f"{format_duration(record.eta_seconds)} left")
+    if record.skipped_steps:
+        parts.append(f"{record.skipped_steps} steps skipped (gradients overflowed)")
     return "  ".join(parts)
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from finetune_api.runtime.choices import Precision
 from finetune_api.runtime.run_config import RunConfig
 
 from .. import loss, optim
 from ..collate import TokenBatch
+from ..loss_scale import LossScale
 from ..master import MasterWeights
 from ..mesh import RankMesh
 
@@ -33,6 +35,10 @@ class StepOutcome:
     """The weights are as before: loss or gradients are not finite."""
     stop: bool
     """Some rank has been asked to stop."""
+    loss_scale: float | None = None
+    """What the loss was multiplied by for the backward pass, if it was. After a skipped step the scale is halved."""
+    skipped_steps: int = 0
+    """Steps skipped so far by an engine with a loss scale, this one included."""
 
 
 class TrainingEngine(Protocol):
@@ -62,7 +68,7 @@ class TrainingEngine(Protocol):
         ...
 
     def state(self) -> dict[str, Any]:
-        """Trained weights in fp32 and their moments: tensors by kind and parameter name.
+        """Trained weights and their moments: tensors by kind and parameter name. With fp16 also the loss scale.
 
         These are the tensors of the engine itself: loading into them in place, then `resumed`, restores its state.
         """
@@ -83,8 +89,8 @@ class AdamwEngine:
         self._device = mesh.rank_info.device
         self._weights = weights
         self._optimizer = optim.build(weights.local, config.optimizer)
+        self._scale = LossScale() if config.precision is Precision.FP16 else None
         self._steps = 0
-        weights.publish(0)
 
     def train(
         self,
@@ -95,23 +101,32 @@ class AdamwEngine:
         max_norm: float,
         stop: Callable[[], bool],
     ) -> StepOutcome:
+        scale = self._scale.scale if self._scale else 1.0
         nll = torch.zeros((), dtype=torch.float64, device=self._device)
         for batch, last in _with_last(micro_batches):
             with self._gradient_sync(last):
                 total = loss.nll(self.model, batch.to(self._device))
-                torch.autograd.backward(total / targets)
+                torch.autograd.backward(total / (targets / scale))
             nll += total.detach()
         gradients = self._weights.gradients()
         totals = self._sum(nll, gradients, stop())
-        norm = totals[1].sqrt()
+        norm = totals[1].sqrt() / scale
         skip = ~(totals[0].isfinite() & norm.isfinite())
-        divisor = optim.clipping_divisor(norm, max_norm)
-        self._optimizer.step(gradients, learning_rate, divisor.float(), skip.float())
-        self._weights.clear_gradients()
+        divisor = optim.clipping_divisor(norm, max_norm) * scale
         self._steps += 1
-        self._weights.publish(self._steps)
-        summed, square, stopping = totals.tolist()
-        return StepOutcome(summed, square**0.5, not math.isfinite(summed + square), stopping > 0)
+        for weights in self._weights.updates(self._steps):
+            self._optimizer.step(weights, gradients, learning_rate, divisor.float(), skip.float())
+        self._weights.clear_gradients()
+        return self._outcome(totals.tolist(), scale)
+
+    def _outcome(self, totals: list[float], scale: float) -> StepOutcome:
+        nll, square, stopping = totals
+        skipped = not math.isfinite(nll + square)
+        outcome = StepOutcome(nll, square**0.5 / scale, skipped, stopping > 0)
+        if self._scale is None:
+            return outcome
+        self._scale.update(overflow=skipped)
+        return replace(outcome, loss_scale=scale, skipped_steps=self._scale.skipped_steps)
 
     def _sum(self, nll: Tensor, gradients: dict[str, Tensor], stop: bool) -> Tensor:
         """Over all ranks: NLL, squared norm of the gradients, and how many were asked to stop. fp64 [3]."""
@@ -130,14 +145,15 @@ class AdamwEngine:
 
     def state(self) -> dict[str, Any]:
         weights = self._weights
-        return {
+        state = {
             "parameters": weights.whole(weights.local),
             "exp_avg": weights.whole(self._optimizer.exp_avg),
             "exp_avg_sq": weights.whole(self._optimizer.exp_avg_sq),
         }
+        return state | ({"loss_scale": self._scale.state} if self._scale else {})
 
     def resumed(self, steps: int) -> None:
-        self._optimizer.resumed(steps)
+        self._optimizer.resumed(steps - (self._scale.skipped_steps if self._scale else 0))
         self._steps = steps
         self._weights.publish(steps)
 

@@ -19,20 +19,20 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from finetune_api.runtime.run_config import RunConfig
 
+from .. import rounding
 from ..collate import TokenBatch
 from ..errors import ModelRefused
 from ..master import MasterWeights, computes_apart, local, to_compute_format
 from ..mesh import DATA, RankMesh
 from ..optim import trained
-from ..rounding import StochasticRounding
 from .base import AdamwEngine
 
 
 class Fsdp2(AdamwEngine):
     def __init__(self, model: nn.Module, config: RunConfig, mesh: RankMesh) -> None:
         separate = shard(model, config, mesh)
-        rounding = StochasticRounding(config.seed, mesh.rank_info.device)
-        super().__init__(model, config, mesh, MasterWeights(trained(model), separate, rounding))
+        weights = MasterWeights(trained(model), separate, rounding.of(config, mesh.rank_info.device), config.weights)
+        super().__init__(model, config, mesh, weights)
         self._root = cast("FSDPModule", model)
         for module in model.modules():
             if isinstance(module, FSDPModule):  # gradients are of a mean already: their sum is wanted
@@ -60,7 +60,7 @@ def shard(model: nn.Module, config: RunConfig, mesh: RankMesh) -> dict[str, Tens
     apart = {name for name, p in trained(model).items() if computes_apart(p, config.precision)}
     for name, parameter in trained(model).items():
         if name in apart:
-            to_compute_format(parameter)
+            to_compute_format(parameter, config.precision)
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32) if apart else MixedPrecisionPolicy()
     for layer in layers(model):
         fully_shard(layer, mesh=axes, mp_policy=policy)

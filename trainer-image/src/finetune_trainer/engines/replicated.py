@@ -10,10 +10,10 @@ from torch import nn
 
 from finetune_api.runtime.run_config import RunConfig
 
+from .. import rounding
 from ..master import MasterWeights, computes_apart, to_compute_format
 from ..mesh import RankMesh
 from ..optim import trained
-from ..rounding import StochasticRounding
 from .base import AdamwEngine
 from .buckets import GradientBuckets
 
@@ -27,10 +27,10 @@ class Replicated(AdamwEngine):
         parameters = trained(model)
         separate = {name: p.detach() for name, p in parameters.items() if computes_apart(p, config.precision)}
         for name in separate:
-            to_compute_format(parameters[name])
-        rounding = StochasticRounding(config.seed, mesh.rank_info.device)
+            to_compute_format(parameters[name], config.precision)
+        weights = MasterWeights(parameters, separate, rounding.of(config, mesh.rank_info.device), config.weights)
         self._buckets = GradientBuckets(list(parameters.values())) if replicas > 1 else None
-        super().__init__(model, config, mesh, MasterWeights(parameters, separate, rounding))
+        super().__init__(model, config, mesh, weights)
 
     def _gradient_sync(self, last: bool) -> AbstractContextManager[None]:
         return self._buckets.summing() if last and self._buckets else nullcontext()

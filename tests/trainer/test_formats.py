@@ -1,0 +1,119 @@
+"""Number formats besides bf16 with fp32 masters: fp16 with a loss scale, weights in bf16 only, nearest rounding."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+
+from finetune_trainer.engines import StepOutcome
+from trainer.format_work import FFT, LORA, FormatRun, ends_after, train
+from trainer.ranks import run_ranks, values
+
+FP16 = {"precision": "fp16"}
+ONLY_BF16 = {"precision": "bf16", "weights": "bf16"}
+NEAREST = {"precision": "bf16", "rounding": "nearest"}
+SKIPPING = 2.0**19
+"""A scale with which the gradients of the first steps overflow, and those of the later ones do not."""
+
+
+def alone(changes: Mapping[str, Any], scale: float | None = None, stop_after: int | None = None) -> FormatRun:
+    found: FormatRun = values(run_ranks(1, train, changes, scale, stop_after))[0]
+    return found
+
+
+@pytest.fixture(scope="module")
+def exact() -> dict[str, FormatRun]:
+    return {"fft": alone(FFT), "lora": alone(LORA)}
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "far"),
+    [
+        pytest.param("fft", FP16, 1e-3, id="fp16, full finetuning"),
+        pytest.param("lora", LORA | FP16, 1e-3, id="fp16, LoRA"),
+        pytest.param("fft", ONLY_BF16, 5e-3, id="weights in bf16 only"),
+        pytest.param("fft", NEAREST, 5e-3, id="nearest rounding"),
+    ],
+)
+def test_losses_are_near_those_of_fp32(
+    method: str, changes: dict[str, Any], far: float, exact: dict[str, FormatRun]
+) -> None:
+    found = alone(changes)
+    assert found.losses == pytest.approx(exact[method].losses, abs=far)
+    assert found.losses != exact[method].losses
+
+
+def test_weights_that_are_kept_in_bf16_have_no_other_copy() -> None:
+    state = alone(ONLY_BF16).state
+    assert {weight.dtype for weight in state["parameters"].values()} == {torch.bfloat16}
+    assert {moment.dtype for moment in state["exp_avg"].values()} == {torch.float32}
+
+
+def test_small_updates_move_weights_that_are_kept_in_bf16() -> None:
+    """A tenth of a step of bf16's grid: rounded to the nearest, every weight would stay as it is."""
+    slow = ONLY_BF16 | {"optimizer__learning_rate": 1e-5}
+    first, *_, last = alone(slow).weights
+    moved = torch.cat([(first[name] != last[name]).flatten() for name in first]).float().mean()
+    assert 0.05 < float(moved) < 0.9
+
+
+def test_an_overflow_skips_the_step_halves_the_scale_and_is_counted() -> None:
+    found = alone(FP16, SKIPPING)
+    counts = [result.skipped_steps for result in found.results]
+    assert counts[0] == 1 < counts[-1] < len(counts)
+    assert [result.loss_scale for result in found.results[:2]] == [SKIPPING, SKIPPING / 2]
+    skipped = {i for i in range(1, len(counts)) if counts[i] > counts[i - 1]}
+    for i, (before, after) in enumerate(zip(found.weights, found.weights[1:], strict=False), start=1):
+        assert all(torch.equal(before[name], after[name]) for name in before) == (i in skipped)
+
+
+def test_an_update_after_skipped_steps_is_a_first_update() -> None:
+    """AdamW's bias correction counts updates, not steps."""
+    found = alone(FP16, SKIPPING)
+    first = next(i for i, result in enumerate(found.results) if i and result.skipped_steps == i)
+    change = found.weights[first]["model.norm.weight"] - found.weights[first - 1]["model.norm.weight"]
+    assert float(change.abs().median()) == pytest.approx(1e-3, rel=0.05), "the learning rate, times the sign"
+
+
+@pytest.mark.parametrize(
+    ("nll", "norm", "scale", "ends"),
+    [
+        pytest.param(1.0, math.inf, None, True, id="gradients that overflow without a scale"),
+        pytest.param(1.0, math.inf, 1.0, True, id="gradients that overflow with the smallest scale"),
+        pytest.param(math.nan, math.nan, 2.0, True, id="a loss that is not finite"),
+        pytest.param(1.0, math.inf, 2.0, False, id="gradients that a smaller scale may help"),
+    ],
+)
+def test_what_no_scale_can_help_ends_the_run(nll: float, norm: float, scale: float | None, ends: bool) -> None:
+    assert ends_after(StepOutcome(nll, norm, skipped=True, stop=False, loss_scale=scale)) == ends
+
+
+ENGINES = {
+    "single": (1, {}),
+    "ddp": (2, {"engine": "ddp"}),
+    "fsdp2": (2, {"engine": "fsdp2"}),
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    ("changes", "scale"),
+    [
+        pytest.param(FP16, SKIPPING, id="fp16 with an overflow"),
+        pytest.param(ONLY_BF16, None, id="weights in bf16 only"),
+        pytest.param(NEAREST, None, id="nearest rounding"),
+    ],
+)
+def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(
+    engine: str, changes: dict[str, Any], scale: float | None
+) -> None:
+    world, layout = ENGINES[engine]
+    whole, resumed = (values(run_ranks(world, train, changes | layout, scale, stop))[0] for stop in (None, 2))
+    assert resumed.losses == whole.losses
+    for kind, tensors in whole.state.items():
+        for name, tensor in tensors.items():
+            assert torch.equal(tensor, resumed.state[kind][name]), f"{kind} of {name}"
