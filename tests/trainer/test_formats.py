@@ -30,6 +30,11 @@ def exact() -> dict[str, FormatRun]:
     return {"fft": alone(FFT), "lora": alone(LORA)}
 
 
+def moments(run: FormatRun) -> float:
+    """Norm of all first moments of AdamW, after the last step."""
+    return float(torch.cat([moment.flatten() for moment in run.state["exp_avg"].values()]).norm())
+
+
 @pytest.mark.parametrize(
     ("method", "changes", "far"),
     [
@@ -45,6 +50,7 @@ def test_losses_are_near_those_of_fp32(
     found = alone(changes)
     assert found.losses == pytest.approx(exact[method].losses, abs=far)
     assert found.losses != exact[method].losses
+    assert moments(found) == pytest.approx(moments(exact[method]), rel=0.02), "no scale is left in them"
 
 
 def test_weights_that_are_kept_in_bf16_have_no_other_copy() -> None:
@@ -58,7 +64,7 @@ def test_small_updates_move_weights_that_are_kept_in_bf16() -> None:
     slow = ONLY_BF16 | {"optimizer__learning_rate": 1e-5}
     first, *_, last = alone(slow).weights
     moved = torch.cat([(first[name] != last[name]).flatten() for name in first]).float().mean()
-    assert 0.05 < float(moved) < 0.9
+    assert 0.1 < float(moved) < 0.5
 
 
 def test_an_overflow_skips_the_step_halves_the_scale_and_is_counted() -> None:
