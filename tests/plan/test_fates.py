@@ -90,6 +90,7 @@ TWO: dict[str, Two] = {
     f"{H}.lora.dropout": Two(LORA, 0.1, 0.2),
     f"{H}.lora.target_modules": Two(LORA, ["q_proj"], ["q_proj", "k_proj"]),
     "training.seed": Two(NOTHING, 7, 8),
+    "training.deterministic": Two(NOTHING, True, False),
     "training.save_steps": Two(NOTHING, 7, 8),
     "training.save_total_limit": Two(NOTHING, 7, 8),
     "training.logging_steps": Two(NOTHING, 7, 8),
@@ -109,6 +110,10 @@ TWO: dict[str, Two] = {
     f"{P}.fsdp": Two(LORA, True, False),
     f"{P}.fsdp_sharding_strategy": Two(FSDP, "full_shard", "no_shard"),
     f"{P}.bf16": Two(NOTHING, True, False),
+    f"{P}.fp16": Two(NOTHING, True, False),
+    f"{P}.rounding": Two(NOTHING, "stochastic", "nearest"),
+    f"{P}.weights": Two(NOTHING, "fp32", "bf16"),
+    f"{P}.tf32": Two(NOTHING, True, False),
     f"{P}.activation_checkpointing": Two(NOTHING, True, False),
     "model_config.max_model_len": Two(NOTHING, 128, 256),
     "suspend": Two(NOTHING, False, True),
@@ -155,7 +160,6 @@ ONLY: dict[str, Only] = {
     # The stage of an absent key is not supported either, so the switch is to blame.
     f"{P}.deepspeed_stage": Only({f"{P}.use_deepspeed": True}, (0,), 3, f"{P}.use_deepspeed"),
     f"{P}.fsdp_auto_wrap_policy": Only(FSDP, ("transformer_block", "transformer_based_wrap"), "size_based_wrap"),
-    f"{P}.fp16": Only(NOTHING, (False,), True),
     f"{P}.tensor_parallel_size": Only(LORA, (1,), 2),
     f"{P}.pipeline_parallel_size": Only(LORA, (1,), 2),
 }

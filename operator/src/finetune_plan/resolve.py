@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from finetune_api.runtime.capabilities import Combination, refuse
-from finetune_api.runtime.choices import Device, Engine, Method, Precision
+from finetune_api.runtime.choices import Device, Engine, Method, Precision, WeightFormat
 from finetune_api.validation import check
 from finetune_api.validation.problem import Problem
 
@@ -67,6 +67,7 @@ def resolve(resource: Mapping[str, Any], settings: PlanSettings) -> Resolution:
     batch, batch_notes = resolve_batch(job.batch, layout.data_parallel)
     asked = Combination(method, engine, resolve_precision(job.engine, device), layout.tensor_parallel,
                         layout.pipeline_parallel)  # fmt: skip
+    found = [*_problems(job, settings), *_unsupported(job, asked), *_contradictions(job, method, method_reason)]
     return Resolution(
         job=job,
         method=method,
@@ -78,7 +79,7 @@ def resolve(resource: Mapping[str, Any], settings: PlanSettings) -> Resolution:
         method_reason=method_reason,
         engine_reason=engine_reason,
         notes=(*batch_notes, *notes(job, method)),
-        problems=tuple(sorted([*_problems(job, settings), *_unsupported(job, asked)])),
+        problems=tuple(sorted(found)),
     )
 
 
@@ -116,6 +117,16 @@ def _unsupported(job: JobSettings, asked: Combination) -> list[Problem]:
     path = next((setting.key for setting in related if setting.value), "hyperparameters")
     sentence = f"{sentence[0].upper()}{sentence[1:]}."
     return [Problem(f"spec.{path}", "Unsupported", sentence, "Choose one of the combinations listed.")]
+
+
+def _contradictions(job: JobSettings, method: Method, method_reason: str) -> list[Problem]:
+    """What only shows once the method is decided; the rules see it where a key names adapters."""
+    weights = job.engine.weights
+    if method is Method.FFT or weights.value != WeightFormat.BF16:
+        return []
+    return [Problem(f"spec.{weights.key}", "MethodContradiction",
+                    "weights: bf16 is for full finetuning, but the job trains adapters, whose weights are fp32. "
+                    + method_reason, "Remove weights, or select full finetuning.")]  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from .choices import Engine, Method, Precision
 
 METHODS = (Method.FFT, Method.LORA)
 ENGINES = (Engine.SINGLE, Engine.DDP, Engine.FSDP2, Engine.HSDP)
-PRECISIONS = (Precision.FP32, Precision.BF16)
+PRECISIONS = (Precision.FP32, Precision.BF16, Precision.FP16)
 
 _ZERO = (Engine.ZERO1, Engine.ZERO2, Engine.ZERO3)
 
