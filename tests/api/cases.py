@@ -123,7 +123,7 @@ CASES = (
     Case("a rounding is for bf16", f"{P}.rounding", "PrecisionContradiction", "rounding is for bf16",
          {f"{P}.rounding": "stochastic", f"{P}.fp16": True}, {f"{P}.rounding": "stochastic", f"{P}.fp16": False}),
     Case("bf16 weights are for bf16", f"{P}.weights", "PrecisionContradiction",
-         "weights: bf16 keeps the weights that the model computes with",
+         "weights: bf16 keeps what the model computes with",
          {f"{P}.weights": "bf16", "compute.gpu_type": "CPU"},
          {f"{P}.weights": "bf16", "compute.gpu_type": "CPU", f"{P}.bf16": True}),
     Case("bf16 weights are rounded stochastically", f"{P}.rounding", "PrecisionContradiction",

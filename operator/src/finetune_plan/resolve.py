@@ -54,7 +54,7 @@ class Resolution:
     @cached_property
     def config_json(self) -> str:
         """The document that the trainer gets."""
-        return self.run_config.model_dump_json()
+        return self.run_config.document()
 
 
 def resolve(resource: Mapping[str, Any], settings: PlanSettings) -> Resolution:
