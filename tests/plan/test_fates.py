@@ -153,7 +153,8 @@ ONLY: dict[str, Only] = {
     "algorithm.type": Only(NOTHING, ("offline",), "online"),
     "algorithm.method": Only(NOTHING, ("sft", "supervised_finetune"), "dpo"),
     "data.format": Only(NOTHING, ("messages",), "parquet"),
-    "training.use_qlora": Only(NOTHING, (False,), True),
+    # fp16 is supported, so it is not to blame.
+    "training.use_qlora": Only({f"{P}.fp16": True}, (False,), True),
     f"{V}.metric_for_best_model": Only(EVAL, ("val.loss", "eval_loss"), "bleu"),
     f"{V}.greater_is_better": Only(EVAL, (False,), True),
     f"{H}.optim": Only(NOTHING, ("adamw", "adamw_torch", "adamw_torch_fused"), "sgd"),

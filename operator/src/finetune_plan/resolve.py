@@ -112,7 +112,7 @@ def _unsupported(job: JobSettings, asked: Combination) -> list[Problem]:
     engine, method = job.engine, job.method
     axes = [size for size in (job.layout.tensor, job.layout.pipeline) if size.value > 1]
     related: tuple[Setting[Any], ...] = (
-        *axes, engine.use_deepspeed, engine.fp16, method.use_qlora, method.mode, method.variety, engine.section,
+        *axes, engine.use_deepspeed, method.use_qlora, method.mode, method.variety, engine.section,
     )  # fmt: skip
     path = next((setting.key for setting in related if setting.value), "hyperparameters")
     sentence = f"{sentence[0].upper()}{sentence[1:]}."
