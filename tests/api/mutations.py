@@ -113,6 +113,19 @@ def _parallelise(draw: random.Random, spec: Json, schema: Mapping[str, Any]) -> 
     _put(spec, f"hyperparameters.parallelism.{path}", draw.choice((2, 3, 8)) if "size" in path else True)
 
 
+def _round(draw: random.Random, spec: Json, schema: Mapping[str, Any]) -> None:
+    """The keys of the number format, and a value of each key that it depends on."""
+    texts = {
+        "rounding": ("stochastic", "nearest"),
+        "weights": ("fp32", "bf16"),
+        "bf16": (True, False),
+        "fp16": (True,),
+    }
+    for path in draw.sample(tuple(texts), 2):
+        _put(spec, f"hyperparameters.parallelism.{path}", draw.choice(texts[path]))
+    _put(spec, *draw.choice((("compute.gpu_type", "cPu"), ("training.mode", "lora"), ("training.mode", "full"))))
+
+
 def _address(draw: random.Random, spec: Json, schema: Mapping[str, Any]) -> None:
     texts = ("ftp://x/y", "a:b", "s3://", "pvc://c/../d", "pvc://c", "../rows.jsonl", "hf://a/b@c", "https:x",
              "configmap://m/k", "pvc://c/a b", "pvc://c/é")  # fmt: skip
@@ -133,7 +146,7 @@ def _variable(draw: random.Random, spec: Json, schema: Mapping[str, Any]) -> Non
 _Change = Callable[[random.Random, Json, Mapping[str, Any]], None]
 _CHANGES: tuple[_Change, ...] = (
     _drop, _empty, _retype, _misspell, _add_unknown, _add_fitting, _add_nearly, _contradict, _parallelise,
-    _address, _name, _variable,
+    _round, _address, _name, _variable,
 )  # fmt: skip
 
 

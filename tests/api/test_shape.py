@@ -25,9 +25,13 @@ def refused_by_models(spec: object) -> set[str]:
         return {
             "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in ("spec", *each["loc"]))[1:]
             for each in error.errors()
-            if not (each["type"] == "too_short" and len(each["input"]) >= each["ctx"]["min_length"])  # entries' fault
         }
     return set()
+
+
+def innermost(paths: set[str]) -> set[str]:
+    """Without lists that have wrong entries: pydantic does not count those when it compares the length."""
+    return {path for path in paths if not any(other.startswith(f"{path}[") for other in paths)}
 
 
 def test_shape_problems_are_what_the_models_refuse() -> None:
@@ -36,7 +40,7 @@ def test_shape_problems_are_what_the_models_refuse() -> None:
     for seed in range(MUTANTS):
         spec = as_stored(mutant(seed, schema))
         found = {problem.path for problem in shape.shape_problems(spec, key_table.spec(), "spec")}
-        assert found == refused_by_models(spec), (seed, spec)
+        assert innermost(found) == innermost(refused_by_models(spec)), (seed, spec)
         refused += bool(found)
     assert MUTANTS / 5 < refused < MUTANTS, "mutants are neither all right nor all wrong"
 

@@ -82,10 +82,11 @@ VALUES: Mapping[str, Sequence[Any]] = {
 }  # fmt: skip
 """Values of keys whose bounds alone are not enough to choose a valid one."""
 APART = {f"{P}.use_deepspeed", f"{P}.deepspeed_stage", f"{P}.fsdp", f"{P}.fsdp_sharding_strategy",
-         f"{P}.fsdp_auto_wrap_policy", f"{P}.fp16", f"{P}.bf16", f"{T}.mode", f"{T}.use_qlora", f"{H}.train_kind",
-         "algorithm.variety", "policy.trainer_mode", "suspend", "cancel", "compute.gpu_type",
-         "credentials.huggingFace.secretName", "credentials.huggingFace.key", *MODEL, *DATA, *NODES, *PER_NODE,
-         *TOTAL, *TENSOR, *PIPELINE, *REPLICAS, *(path for group in ALIASES for path in group)}  # fmt: skip
+         f"{P}.fsdp_auto_wrap_policy", f"{P}.fp16", f"{P}.bf16", f"{P}.rounding", f"{P}.weights", f"{T}.mode",
+         f"{T}.use_qlora", f"{H}.train_kind", "algorithm.variety", "policy.trainer_mode", "suspend", "cancel",
+         "compute.gpu_type", "credentials.huggingFace.secretName", "credentials.huggingFace.key", *MODEL, *DATA,
+         *NODES, *PER_NODE, *TOTAL, *TENSOR, *PIPELINE, *REPLICAS,
+         *(path for group in ALIASES for path in group)}  # fmt: skip
 """Keys that are drawn together with others."""
 FREE = tuple(path for path, key in KEYS.items() if path not in APART and key.get("fate") != "refused")
 
@@ -206,6 +207,9 @@ def _precision(draw: Random, body: Json) -> None:
         put(body, f"{P}.bf16", draw.random() < 0.6)
     if draw.random() < 0.3:
         put(body, f"{P}.fp16", draw.random() < 0.1)
+    for path in (f"{P}.rounding", f"{P}.weights"):
+        if draw.random() < 0.1:
+            put(body, path, fitting(draw, path))
 
 
 def _same(draw: Random, body: Json) -> None:

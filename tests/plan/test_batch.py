@@ -54,6 +54,7 @@ ABSENT: dict[str, tuple[Json, float, int | None, Precision]] = {
     "adapters on GPUs": ({"training.mode": "lora"}, 2e-4, None, Precision.BF16),
     "adapters on CPUs": ({"training.mode": "lora", "compute.gpu_type": "cpu"}, 2e-4, None, Precision.FP32),
     "bf16 false is fp32": ({"hyperparameters.parallelism.bf16": False}, 1e-5, None, Precision.FP32),
+    "fp16 where it is asked for": ({"hyperparameters.parallelism.fp16": True}, 1e-5, None, Precision.FP16),
     "bf16 on CPUs where it is asked for": (
         {"compute.gpu_type": "CPU", "hyperparameters.parallelism.bf16": True}, 1e-5, None, Precision.BF16),
     "max_model_len caps the default length": ({"model_config.max_model_len": 512}, 1e-5, 512, Precision.BF16),

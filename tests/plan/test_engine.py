@@ -1,14 +1,20 @@
-"""Which keys decide the engine."""
+"""Which keys decide the engine, the number format of the computation, and that of the weights."""
 
 from __future__ import annotations
+
+import json
+from itertools import product
+from typing import Any
 
 import pytest
 
 from builders import Json, resource
-from finetune_api.runtime.choices import Device, Engine, Method
+from finetune_api.runtime.choices import Device, Engine, Method, Precision
 from finetune_plan.engine import resolve_engine
 from finetune_plan.job_settings import read
 from finetune_plan.layout import Layout
+from finetune_plan.resolve import resolve, validate
+from finetune_plan.settings import PlanSettings
 
 P = "hyperparameters.parallelism"
 HYBRID = {f"{P}.fsdp": True, f"{P}.fsdp_sharding_strategy": "hybrid_shard"}
@@ -39,3 +45,56 @@ def test_engine(case: str) -> None:
     layout = Layout(nodes, each, nodes * each, 1, 1, ())
     found, why = resolve_engine(read(resource(changes)).engine, method, layout, device)
     assert (found, reason in why) == (engine, True), why
+
+
+@pytest.mark.parametrize(
+    ("bf16", "fp16", "gpu_type"), [*product((None, False, True), (None, False, True), ("H100", "CPU", "cpu"))]
+)
+@pytest.mark.parametrize("key", [{f"{P}.rounding": "nearest"}, {f"{P}.weights": "bf16"}], ids=str)
+def test_what_is_for_bf16_is_refused_where_the_plan_computes_in_another_format(
+    key: Json, bf16: bool | None, fp16: bool | None, gpu_type: str
+) -> None:
+    job = resource({f"{P}.bf16": bf16, f"{P}.fp16": fp16, "compute.gpu_type": gpu_type, **key})
+    precision = resolve(job, PlanSettings()).precision
+    contradicts = precision is not Precision.BF16 or (bf16 and fp16)
+    assert [p.reason for p in validate(job, PlanSettings()).problems] == ["PrecisionContradiction"] * bool(
+        contradicts
+    )
+
+
+ADAPTERS: dict[str, tuple[Json, str]] = {
+    "mode": ({"training.mode": "lora"}, "training.mode = 'lora'"),
+    "train_kind": ({"hyperparameters.train_kind": "peft"}, "hyperparameters.train_kind = 'peft'"),
+    "variety": ({"algorithm.variety": "lora"}, "algorithm.variety is lora."),
+    "trainer_mode": ({"policy.trainer_mode": "lora"}, "policy.trainer_mode is lora."),
+    "a rank": ({"hyperparameters.lora.r": 8}, "hyperparameters.lora.r is given, and no key names a method."),
+}
+
+
+@pytest.mark.parametrize("case", ADAPTERS)
+def test_adapters_keep_fp32_weights_whatever_key_selects_them(case: str) -> None:
+    changes, why = ADAPTERS[case]
+    [problem] = validate(resource({**changes, f"{P}.weights": "bf16"}), PlanSettings()).problems
+    assert (problem.path, problem.reason) == (f"spec.{P}.weights", "MethodContradiction")
+    assert why in problem.message
+    assert validate(resource({**changes, f"{P}.weights": "fp32"}), PlanSettings()).problems == ()
+
+
+LATER: dict[str, tuple[Any, Any]] = {
+    f"{P}.rounding": ("stochastic", "nearest"),
+    f"{P}.weights": ("fp32", "bf16"),
+    f"{P}.tf32": (False, True),
+    "training.deterministic": (False, True),
+}
+"""Keys that version 0.1.0 does not have: the default, and another value."""
+
+
+@pytest.mark.parametrize("key", LATER)
+def test_the_run_configuration_has_a_later_key_only_where_it_differs_from_the_default(key: str) -> None:
+    name, (default, other) = key.rpartition(".")[2], LATER[key]
+    without, same, differs = (
+        resolve(resource({key: value}), PlanSettings()).config_json for value in (None, default, other)
+    )
+    assert name not in json.loads(without)
+    assert same == without
+    assert json.loads(differs) == {**json.loads(without), name: other}

@@ -14,7 +14,7 @@ from finetune_trainer.config import NodeInfo
 from finetune_trainer.errors import ConfigRefused, Unsupported
 from trainer import models
 
-SUPPORTED = "supported are methods fft, lora; engines single, ddp, fsdp2, hsdp; precisions fp32, bf16"
+SUPPORTED = "supported are methods fft, lora; engines single, ddp, fsdp2, hsdp; precisions fp32, bf16, fp16"
 TWO = {"mesh__processes_per_node": 2, "mesh__data_parallel": 2}
 LORA = {"lora": models.lora()}
 
@@ -28,6 +28,7 @@ def fine(**changes: Any) -> RunConfig:
     [
         pytest.param({}, id="full finetuning in one process"),
         pytest.param({"method": "lora", **LORA, "precision": "bf16"}, id="LoRA in bf16"),
+        pytest.param({"precision": "fp16"}, id="fp16"),
         pytest.param({"engine": "ddp", **TWO}, id="DDP"),
         pytest.param({"engine": "fsdp2", **TWO}, id="FSDP2"),
         pytest.param({"engine": "ddp"}, id="DDP over one process"),
@@ -42,12 +43,11 @@ def test_accepted(changes: dict[str, Any]) -> None:
     [
         pytest.param({"method": "qlora", **LORA}, "does not have method qlora", id="QLoRA is to come"),
         pytest.param({"engine": "zero2", **TWO}, "does not have engine zero2", id="ZeRO is to come"),
-        pytest.param({"precision": "fp16"}, "does not have precision fp16", id="fp16"),
         pytest.param({"mesh__tensor_parallel": 2}, "does not have tensor_parallel 2", id="tensor parallelism"),
         pytest.param({"mesh__pipeline_parallel": 4}, "does not have pipeline_parallel 4", id="pipeline parallelism"),
         pytest.param(
-            {"engine": "zero1", "precision": "fp16"},
-            "does not have engine zero1 and precision fp16",
+            {"engine": "zero1", "method": "qlora", **LORA},
+            "does not have method qlora and engine zero1",
             id="everything that is missing is named at once",
         ),
         pytest.param(

@@ -91,6 +91,30 @@ def test_other_content_under_the_same_name_is_another_run(tmp_path: Path) -> Non
         claim(tmp_path, data="sha256:cc")
 
 
+LATER = {"rounding": "nearest", "weights": "bf16", "tf32": True}
+"""Other values than the defaults of keys that earlier versions did not have."""
+
+
+def test_a_run_of_a_version_without_these_keys_goes_on_with_their_defaults(tmp_path: Path) -> None:
+    before = {key: value for key, value in config().model_dump(mode="json").items() if key not in LATER}
+    digest = claim(tmp_path, RunConfig.model_validate(before))
+    assert not LATER.keys() & json.loads((tmp_path / "run.json").read_bytes())["identity"].keys()
+    assert (
+        claim(
+            tmp_path, RunConfig.model_validate(before | {"rounding": "stochastic", "weights": "fp32", "tf32": False})
+        )
+        == digest
+    )
+
+
+@pytest.mark.parametrize("key", LATER)
+def test_another_value_of_such_a_key_is_another_run(tmp_path: Path, key: str) -> None:
+    claim(tmp_path)
+    name = f"hyperparameters.parallelism.{key}"
+    with pytest.raises(OutputRefused, match=rf"{name} was absent and is \S+ now\. Choose .*, or remove {name}"):
+        claim(tmp_path, config(**{key: LATER[key]}))
+
+
 def put_checkpoints(output: Path) -> None:
     (output / "checkpoints").mkdir()
 
@@ -134,7 +158,7 @@ def test_files_that_we_never_write_over_may_be_there(tmp_path: Path) -> None:
 
 
 def test_every_key_of_the_identity_has_its_name_in_the_job_or_none_on_purpose() -> None:
-    full = config(lora=lora())
+    full = config(lora=lora(), **LATER)
     flat = identity.document(full, {}, 1).keys() - {identity.ROWS_PER_STEP}
     assert flat - SPEC_KEYS.keys() == {"optimizer.beta1", "optimizer.beta2", "optimizer.epsilon"}
     assert SPEC_KEYS.keys() - flat == {"lora"}

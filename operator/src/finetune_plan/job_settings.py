@@ -73,6 +73,9 @@ class EngineSettings:
     deepspeed_stage: Setting[int] = _key(f"{P}.deepspeed_stage", default=defaults.DEEPSPEED_STAGE)
     bf16: Setting[bool | None] = _key(f"{P}.bf16")
     fp16: Setting[bool | None] = _key(f"{P}.fp16")
+    rounding: Setting[str] = _key(f"{P}.rounding", default=defaults.ROUNDING)
+    weights: Setting[str] = _key(f"{P}.weights", default=defaults.WEIGHTS)
+    tf32: Setting[bool] = _key(f"{P}.tf32", default=False)
     activation_checkpointing: Setting[bool] = _key(f"{P}.activation_checkpointing", default=False)
 
 
@@ -144,12 +147,13 @@ class ValidationSettings:
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """Checkpoints, records, seed. 0 steps means at the end of every epoch."""
+    """Checkpoints, records, reproducibility. 0 steps means at the end of every epoch."""
 
     save_steps: Setting[int] = _key("training.save_steps", default=0)
     save_total_limit: Setting[int] = _key("training.save_total_limit", default=defaults.SAVE_TOTAL_LIMIT)
     logging_steps: Setting[int] = _key("training.logging_steps", default=defaults.LOGGING_STEPS)
     seed: Setting[int] = _key("training.seed", default=defaults.SEED)
+    deterministic: Setting[bool] = _key("training.deterministic", default=False)
 
 
 @dataclass(frozen=True)

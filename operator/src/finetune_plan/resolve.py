@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from finetune_api.runtime.capabilities import Combination, refuse
-from finetune_api.runtime.choices import Device, Engine, Method, Precision
+from finetune_api.runtime.choices import Device, Engine, Method, Precision, WeightFormat
 from finetune_api.validation import check
 from finetune_api.validation.problem import Problem
 
@@ -54,7 +54,7 @@ class Resolution:
     @cached_property
     def config_json(self) -> str:
         """The document that the trainer gets."""
-        return self.run_config.model_dump_json()
+        return self.run_config.document()
 
 
 def resolve(resource: Mapping[str, Any], settings: PlanSettings) -> Resolution:
@@ -67,6 +67,7 @@ def resolve(resource: Mapping[str, Any], settings: PlanSettings) -> Resolution:
     batch, batch_notes = resolve_batch(job.batch, layout.data_parallel)
     asked = Combination(method, engine, resolve_precision(job.engine, device), layout.tensor_parallel,
                         layout.pipeline_parallel)  # fmt: skip
+    found = [*_problems(job, settings), *_unsupported(job, asked), *_contradictions(job, method, method_reason)]
     return Resolution(
         job=job,
         method=method,
@@ -78,7 +79,7 @@ def resolve(resource: Mapping[str, Any], settings: PlanSettings) -> Resolution:
         method_reason=method_reason,
         engine_reason=engine_reason,
         notes=(*batch_notes, *notes(job, method)),
-        problems=tuple(sorted([*_problems(job, settings), *_unsupported(job, asked)])),
+        problems=tuple(sorted(found)),
     )
 
 
@@ -111,11 +112,21 @@ def _unsupported(job: JobSettings, asked: Combination) -> list[Problem]:
     engine, method = job.engine, job.method
     axes = [size for size in (job.layout.tensor, job.layout.pipeline) if size.value > 1]
     related: tuple[Setting[Any], ...] = (
-        *axes, engine.use_deepspeed, engine.fp16, method.use_qlora, method.mode, method.variety, engine.section,
+        *axes, engine.use_deepspeed, method.use_qlora, method.mode, method.variety, engine.section,
     )  # fmt: skip
     path = next((setting.key for setting in related if setting.value), "hyperparameters")
     sentence = f"{sentence[0].upper()}{sentence[1:]}."
     return [Problem(f"spec.{path}", "Unsupported", sentence, "Choose one of the combinations listed.")]
+
+
+def _contradictions(job: JobSettings, method: Method, method_reason: str) -> list[Problem]:
+    """What only shows once the method is decided; the rules see it where a key names adapters."""
+    weights = job.engine.weights
+    if method is Method.FFT or weights.value != WeightFormat.BF16:
+        return []
+    return [Problem(f"spec.{weights.key}", "MethodContradiction",
+                    "weights: bf16 is for full finetuning, but the job trains adapters, whose weights are fp32. "
+                    + method_reason, "Remove weights, or select full finetuning.")]  # fmt: skip
 
 
 @dataclass(frozen=True)

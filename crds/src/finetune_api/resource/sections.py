@@ -202,6 +202,9 @@ class Training(Section):
     seed: Annotated[int, Field(ge=0, le=4294967295)] | None = key(
         f"Seed of row order, dropout and new weights. {defaults.SEED} if absent."
     )
+    deterministic: bool | None = key(
+        "Use only kernels that give the same bits every time: slower, on GPUs. false if absent."
+    )
     save_steps: Annotated[int, Field(ge=0, le=100000000)] | None = key(
         "Optimizer steps between checkpoints. 0 or absent: at the end of every epoch."
     )
@@ -233,7 +236,20 @@ class Parallelism(Section):
     )
     fsdp_use_orig_params: bool | None = informational("Keep original parameters.", "FSDP2 always does")
     bf16: bool | None = key("Compute in bfloat16. true if absent, on GPUs. Not together with fp16.")
-    fp16: bool | None = key("Compute in float16. Not together with bf16.")
+    fp16: bool | None = key("Compute in float16, with a dynamic loss scale. Not together with bf16.")
+    rounding: Literal["stochastic", "nearest"] | None = key(
+        "How fp32 weights become the bf16 weights that the model computes with. "
+        f"{defaults.ROUNDING} if absent: up or down at random, so that small updates count at once. Only with bf16."
+    )
+    weights: Literal["fp32", "bf16"] | None = key(
+        f"What the optimizer keeps of each weight. {defaults.WEIGHTS} if absent. bf16, for full finetuning in bf16: "
+        "only the weight that the model computes with, rounded stochastically after each update; 4 bytes less per "
+        "parameter."
+    )
+    tf32: bool | None = key(
+        "Multiply fp32 matrices in TensorFloat-32: faster and less precise. Needs a GPU of NVIDIA Ampere or newer. "
+        "false if absent."
+    )
     tensor_parallel_size: Width | None = key("Accelerators that share one layer's matrices. 1 if absent.")
     pipeline_parallel_size: Width | None = key("Stages the layers are split into. 1 if absent.")
     activation_checkpointing: bool | None = key(

@@ -147,6 +147,15 @@ class RunConfig(Frozen):
     seed: Count
     output: str
 
+    def document(self) -> str:
+        """The JSON document, without those LATER keys that have their defaults."""
+        defaults = {key for key in LATER if getattr(self, key) == type(self).model_fields[key].default}
+        return self.model_dump_json(exclude=defaults)
+
+
+LATER = ("rounding", "weights", "tf32", "deterministic")
+"""Keys that version 0.1.0 does not have. A document without them is the one that it wrote, so the results that it
+recorded on claims count (docs/adr/0013), and its image reads the document."""
 
 IDENTITY = (
     "model",

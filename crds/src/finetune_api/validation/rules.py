@@ -80,6 +80,12 @@ _fsdp = among(f"{PARALLELISM}.fsdp", True)
 _wants_qlora = any_of(among("training.use_qlora", True), among("training.mode", "qlora"))
 _wants_adapters = any_of(_wants_qlora, among("training.mode", "lora"))
 _wants_all = among("training.mode", "full", "full_finetune", "fft")
+_PRECISION = (f"{PARALLELISM}.bf16", f"{PARALLELISM}.fp16", "compute.gpu_type")
+_computes_bf16 = any_of(among(f"{PARALLELISM}.bf16", True),
+                        all_of(not_(among(f"{PARALLELISM}.bf16", False)), not_(among(f"{PARALLELISM}.fp16", True)),
+                               lacks("compute.gpu_type", "^(?i:cpu)$")))  # fmt: skip
+"""What finetune_plan.engine.resolve_precision decides."""
+_bf16_weights = among(f"{PARALLELISM}.weights", "bf16")
 
 _several_nodes = not_(all_of(at_most(_nodes, constant(1)), at_most(first(TOTAL, 0), first(PER_NODE, 16384))))
 """More than one is asked for, or follows from gpu_count; a key that is absent does not count."""
@@ -144,6 +150,22 @@ RULES: tuple[Rule, ...] = (
     Rule(f"{PARALLELISM}.fp16", "PrecisionContradiction",
          not_(all_of(among(f"{PARALLELISM}.bf16", True), among(f"{PARALLELISM}.fp16", True))),
          "bf16 and fp16 are both true; the computation has one number format.", "Keep bf16."),
+    Rule(f"{PARALLELISM}.rounding", "PrecisionContradiction",
+         any_of(_computes_bf16, not_(present(f"{PARALLELISM}.rounding"))),
+         "rounding is for bf16, but the job computes in another number format.",
+         "Remove rounding, or set bf16 to true and fp16 to false.", (f"{PARALLELISM}.rounding", *_PRECISION)),
+    Rule(f"{PARALLELISM}.weights", "PrecisionContradiction", any_of(_computes_bf16, not_(_bf16_weights)),
+         "weights: bf16 keeps what the model computes with, but the job computes in another number format.",
+         "Remove weights, or set bf16 to true and fp16 to false.", (f"{PARALLELISM}.weights", *_PRECISION)),
+    Rule(f"{PARALLELISM}.rounding", "PrecisionContradiction",
+         not_(all_of(_bf16_weights, among(f"{PARALLELISM}.rounding", "nearest"))),
+         "Small updates of weights that are kept in bf16 would be lost altogether by rounding to the nearest.",
+         "Remove rounding, or set weights to fp32.", (f"{PARALLELISM}.rounding", f"{PARALLELISM}.weights")),
+    Rule(f"{PARALLELISM}.weights", "MethodContradiction",
+         not_(all_of(_bf16_weights, any_of(_wants_adapters, among("hyperparameters.train_kind", "peft")))),
+         "weights: bf16 is for full finetuning, but the job trains adapters, whose weights are fp32.",
+         "Remove weights, or select full finetuning.",
+         (f"{PARALLELISM}.weights", "training.use_qlora", "training.mode", "hyperparameters.train_kind")),
     Rule("hyperparameters.train_kind", "MethodContradiction",
          not_(all_of(_wants_adapters, among("hyperparameters.train_kind", "fft"))),
          "train_kind selects full finetuning, but use_qlora or mode selects adapters.",
