@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.runtime.protocol import CHECKPOINTS, RESULT, RUN_FILE
-from finetune_api.runtime.run_config import IDENTITY, SPEC_KEYS, RunConfig
+from finetune_api.runtime.run_config import IDENTITY, LATER, SPEC_KEYS, RunConfig
 
 from .collectives import on_rank_0
 from .errors import DataRefused, ModelRefused, OutputRefused, RunError
@@ -26,7 +26,7 @@ ROWS_PER_STEP = "rows_per_step"
 CONTENT = "content."
 """Prefix of the fingerprints' keys in the identity."""
 _ABSENT = object()
-_LATER = {key: RunConfig.model_fields[key].get_default() for key in ("rounding", "weights", "tf32")}
+_LATER = {key: RunConfig.model_fields[key].get_default() for key in LATER}
 """Keys that are left out at these values: runs of versions that did not have them stay resumable."""
 _NAMES = {ROWS_PER_STEP: "hyperparameters.global_batch"} | SPEC_KEYS
 
