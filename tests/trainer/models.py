@@ -22,9 +22,7 @@ TEMPLATE = (
 )
 
 
-def llama(
-    *, tied: bool = False, seed: int = 0, vocabulary: int = 1024, dropout: float = 0.0
-) -> LlamaForCausalLM:
+def llama(*, tied: bool = False, seed: int = 0, vocabulary: int = 1024, dropout: float = 0.0) -> LlamaForCausalLM:
     """A random 4-layer Llama: d=128, 4 heads, 2 of keys and values, 1,024 tokens. `dropout` is that of attention."""
     torch.manual_seed(seed)
     return LlamaForCausalLM(

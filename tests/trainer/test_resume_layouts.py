@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -39,6 +38,34 @@ Parts = dict[str, Part]
 
 
 @dataclass(frozen=True)
+class Chain:
+    """A run whose first third is on four ranks, the second on two, and the last on one."""
+
+    on_four: Engine
+    on_two: Engine
+    lora: bool
+
+    def __str__(self) -> str:
+        return f"{'lora' if self.lora else 'fft'} {self.on_four} on 4 then {self.on_two} on 2"
+
+    def case(self, world: int) -> ResumeCase:
+        engine = {4: self.on_four, 2: self.on_two, 1: Engine.SINGLE}[world]
+        return ResumeCase(engine, self.lora, dropout=0.0)
+
+
+CHAINS = [
+    Chain(Engine.DDP, Engine.DDP, lora=False),
+    Chain(Engine.DDP, Engine.FSDP2, lora=True),
+    Chain(Engine.FSDP2, Engine.FSDP2, lora=False),
+    Chain(Engine.FSDP2, Engine.DDP, lora=True),
+    Chain(Engine.HSDP, Engine.FSDP2, lora=False),
+    Chain(Engine.HSDP, Engine.DDP, lora=True),
+]
+THIRDS = {4: PLANNED_STEPS // 3, 2: PLANNED_STEPS * 2 // 3, 1: PLANNED_STEPS}
+"""Steps that are done when the ranks end, by their number."""
+
+
+@dataclass(frozen=True)
 class Resumed:
     """A run without interruption, and the two parts of one with."""
 
@@ -49,7 +76,7 @@ class Resumed:
 
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Resumed]:
-    found = {}
+    found: dict[str, Resumed] = {}
     for world, wanted in SAME_LAYOUT.items():
         folder = tmp_path_factory.mktemp(f"{world}-ranks")
         cases = {str(case): case for case in [*wanted, *([BY_TORCH] if world == 4 else [])]}
@@ -89,3 +116,27 @@ def test_with_the_buckets_of_torch_a_resumed_run_has_other_bits(resumed: dict[st
     assert run.second.losses == pytest.approx(run.uninterrupted.losses[STOP:], rel=1e-4), "in the last bits only"
     assert run.second.losses != run.uninterrupted.losses[STOP:]
     assert run.second.ended_with != run.uninterrupted.ended_with
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Parts:
+    """Each of the runs as a whole in one process."""
+    cases = {str(chain.lora): chain.case(1) for chain in CHAINS}
+    return on_ranks(1, cases, tmp_path_factory.mktemp("alone"), PLANNED_STEPS)
+
+
+@pytest.fixture(scope="module")
+def thirds(tmp_path_factory: pytest.TempPathFactory) -> list[Parts]:
+    folder = tmp_path_factory.mktemp("chains")
+    return [on_ranks(world, {str(c): c.case(world) for c in CHAINS}, folder, done) for world, done in THIRDS.items()]
+
+
+@pytest.mark.parametrize("chain", CHAINS, ids=str)
+def test_resumed_on_fewer_ranks_a_run_has_the_same_state_and_the_losses_of_one_process(
+    chain: Chain, thirds: list[Parts], alone: Parts
+) -> None:
+    first, second, third = (each[str(chain)] for each in thirds)
+    assert second.began_with == first.ended_with
+    assert third.began_with == second.ended_with
+    losses = first.losses + second.losses + third.losses
+    assert losses == pytest.approx(alone[str(chain.lora)].losses, rel=RELATIVE)

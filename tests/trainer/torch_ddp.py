@@ -1,4 +1,4 @@
-"""An engine that leaves the sums of gradients to torch's DistributedDataParallel, to show what resume tests detect."""
+"""An engine that leaves sums of gradients to torch's DistributedDataParallel, to show what resume tests detect."""
 
 from __future__ import annotations
 
