@@ -15,7 +15,6 @@ GROUPS = 6
 pytestmark = pytest.mark.parametrize(
     ("world", "engine", "precision", "shards"),
     [
-        pytest.param(2, Engine.FSDP2, "fp32", 2, id="fsdp2 on 2 ranks in fp32"),
         pytest.param(4, Engine.FSDP2, "bf16", 4, id="fsdp2 on 4 ranks in bf16"),
         pytest.param(4, Engine.HSDP, "fp32", 2, id="hybrid on 2 x 2 ranks in fp32"),
     ],
