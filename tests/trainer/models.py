@@ -22,8 +22,8 @@ TEMPLATE = (
 )
 
 
-def llama(*, tied: bool = False, seed: int = 0, vocabulary: int = 1024) -> LlamaForCausalLM:
-    """A random 4-layer Llama: d=128, 4 heads, 2 of keys and values, 1,024 tokens."""
+def llama(*, tied: bool = False, seed: int = 0, vocabulary: int = 1024, dropout: float = 0.0) -> LlamaForCausalLM:
+    """A random 4-layer Llama: d=128, 4 heads, 2 of keys and values, 1,024 tokens. `dropout` is that of attention."""
     torch.manual_seed(seed)
     return LlamaForCausalLM(
         LlamaConfig(
@@ -34,6 +34,7 @@ def llama(*, tied: bool = False, seed: int = 0, vocabulary: int = 1024) -> Llama
             num_attention_heads=4,
             num_key_value_heads=2,
             max_position_embeddings=512,
+            attention_dropout=dropout,
             tie_word_embeddings=tied,
             initializer_range=0.05,
             bos_token_id=None,
