@@ -77,10 +77,10 @@ def test_progress_that_is_known_changes_nothing_as_time_passes() -> None:
     record = ProgressRecord(time=0, step=5, total_steps=20, epoch=0.25, loss=1.7, learning_rate=1e-4,
                             grad_norm=1.0, tokens_per_second=100, eta_seconds=12.4)  # fmt: skip
     pods = tuple(pod(rank, bound_since="2026-01-01T11:00:00Z") for rank in (0, 1))
-    told = decided(seen(status=accepted(), runs=RUN1, pods=pods, records=(record,))).status
-    known = seen(status=told.model_dump(mode="json", exclude_none=True), runs=RUN1, pods=pods, records=(record,))
+    first = decided(seen(status=accepted(), runs=RUN1, pods=pods, records=(record,))).status
+    known = seen(status=first.model_dump(mode="json", exclude_none=True), runs=RUN1, pods=pods, records=(record,))
     later = plan(known, PlanSettings(), NOW + timedelta(minutes=1), BACKEND).status
-    assert later == told
+    assert later == first
 
 
 def test_success_is_the_report_of_node_0() -> None:

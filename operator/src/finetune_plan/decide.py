@@ -347,11 +347,11 @@ def running(ctx: ReconcileContext) -> Plan:
     left = (_after(silent.created, SILENT_SECONDS) - ctx.now).total_seconds() if silent else None
     if silent and left is not None and left <= 0:
         return Plan((), statuses.backend_silent(status, ctx.backend, silent, now=ctx.time))
-    told = status
+    reported = status
     for record in ctx.observed.records:
-        told = statuses.apply_record(record, told, ctx.time)
-    if told != status:  # with what is written anyway: by itself the time is not worth a write
-        status = told.model_copy(update={"active": active_time.carried(told.active, ctx.time)})
+        reported = statuses.apply_record(record, reported, ctx.time)
+    if reported != status:  # with what is written anyway: by itself the time is not worth a write
+        status = reported.model_copy(update={"active": active_time.carried(reported.active, ctx.time)})
     return Plan((), status, requeue_after=_earliest(left, avoidance.seconds_left(status, ctx.pods, ctx.now)))
 
 

@@ -24,9 +24,8 @@ from finetune_api.runtime.run_config import RunConfig
 
 _PERIOD = 65_521
 """Elements after which the bits of a parameter repeat within a step; a prime, so no row length divides it."""
-_ROWS = {"cpu": 16, "cuda": 1024}
-"""Periods that are rounded at a time. On a CPU the intermediate numbers then stay in its cache; a GPU takes longer to
-begin a kernel than its cache saves, and they only must not grow with the parameter."""
+_ROWS = 16
+"""Periods that are rounded at a time on a CPU: the intermediate numbers then stay in its cache."""
 _LOW_HALF = 1 << 16
 """bf16 is the upper half of fp32's bits."""
 
@@ -70,9 +69,9 @@ class StochasticRounding:
         window = self._window(name, start, step)
         numbers, rounded = source.view(torch.int32).view(-1), target.view(-1)
         whole = numbers.numel() // _PERIOD * _PERIOD
-        size = _ROWS[numbers.device.type] * _PERIOD
-        for begin in range(0, whole, size):
-            part = slice(begin, min(begin + size, whole))
+        rows = _ROWS if numbers.device.type == "cpu" else max(whole // _PERIOD, 1)
+        for begin in range(0, whole, rows * _PERIOD):
+            part = slice(begin, min(begin + rows * _PERIOD, whole))
             _cut(numbers[part].view(-1, _PERIOD) + window, rounded[part].view(-1, _PERIOD))
         _cut(numbers[whole:] + window[: numbers.numel() - whole], rounded[whole:])
 
@@ -84,5 +83,5 @@ class StochasticRounding:
 
 
 def _cut(numbers: Tensor, target: Tensor) -> None:
-    """Write the upper halves of int32 `numbers` into `target`."""
-    target.view(torch.int16).copy_(numbers.view(torch.int16)[..., 1::2])  # little-endian, as all of torch's platforms
+    """Write the upper halves of int32 `numbers`, which are lost, into `target`."""
+    target.view(torch.int16).copy_(numbers.bitwise_right_shift_(16))
