@@ -30,6 +30,13 @@ _KINDS: dict[str, dict[str, Any]] = {
     "cohere": {**_SIZES, "logit_scale": 0.0625},
     "phi3": _SIZES,
     "phimoe": {**_WINDOWED, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "ernie4_5_moe": {
+        **_SIZES,
+        "moe_num_experts": 4,
+        "moe_k": 2,
+        "moe_layer_start_index": 0,
+        "moe_intermediate_size": 32,
+    },
     "gpt_oss": {**_WINDOWED, "num_local_experts": 4, "num_experts_per_tok": 2},
 }
 

@@ -85,6 +85,12 @@ def test_unsupported_says_what_is_supported(changes: dict[str, Any], reason: str
         pytest.param(
             TWO, "engine single runs one process, not 2; set engine ddp or fsdp2", id="two single processes"
         ),
+        pytest.param(
+            {"engine": "hsdp", **TWO},
+            "hsdp shards inside a node and replicates across nodes",
+            id="hybrid on one node",
+        ),
+        pytest.param({"weights": "bf16"}, "weights bf16 needs method fft, precision bf16", id="bf16 only, in fp32"),
         pytest.param({"method": "lora"}, "method lora and lora None contradict", id="LoRA without its settings"),
         pytest.param(LORA, "method fft and lora", id="LoRA settings without LoRA"),
         pytest.param(

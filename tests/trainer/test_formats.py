@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from finetune_api.runtime.choices import WeightFormat
 from finetune_trainer.engines import StepOutcome
+from finetune_trainer.master import MasterWeights
+from finetune_trainer.rounding import NearestRounding
 from trainer.format_work import FFT, LORA, FormatRun, ends_after, train
 from trainer.ranks import run_ranks, values
 
@@ -57,6 +63,16 @@ def test_weights_that_are_kept_in_bf16_have_no_other_copy() -> None:
     state = alone(ONLY_BF16).state
     assert {weight.dtype for weight in state["parameters"].values()} == {torch.bfloat16}
     assert {moment.dtype for moment in state["exp_avg"].values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(("kept", "stays"), [(WeightFormat.FP32, True), (WeightFormat.BF16, False)])
+def test_fp32_weights_are_freed_where_only_bf16_is_kept(kept: WeightFormat, stays: bool) -> None:
+    separate = {"w": torch.ones(4)}
+    seen = weakref.ref(separate["w"])
+    weights = MasterWeights({"w": nn.Parameter(torch.empty(4).bfloat16())}, separate, NearestRounding(), kept)
+    del separate
+    gc.collect()
+    assert (seen() is not None) == stays, weights.local
 
 
 def test_small_updates_move_weights_that_are_kept_in_bf16() -> None:

@@ -11,9 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from finetune_api.runtime.run_config import RunConfig
+from finetune_trainer import model
 from finetune_trainer.errors import ModelRefused
+from trainer import architectures, models
 from trainer import model_work as work
-from trainer import models
 from trainer.ranks import run_ranks, values
 
 ENGINES = ("ddp", "fsdp2")
@@ -62,6 +63,14 @@ def test_a_rank_without_weights_spends_no_memory_on_them(tmp_path: Path) -> None
     in_bf16 = (large[0] / "model.safetensors").stat().st_size / 2  # the file is fp32
     assert reads > 0.9 * in_bf16, "or this test measures nothing"
     assert receives < 0.1 * reads
+
+
+def test_what_the_architecture_does_not_train_stays_frozen(tmp_path: Path) -> None:
+    built = architectures.model("ernie4_5_moe")
+    frozen = {name for name, parameter in built.named_parameters() if not parameter.requires_grad}
+    built.save_pretrained(tmp_path / "model")
+    loaded = model.load(tmp_path / "model", _config(tmp_path))
+    assert frozen == {name for name, parameter in loaded.named_parameters() if not parameter.requires_grad} != set()
 
 
 def test_weights_that_are_not_there_are_refused_on_every_rank(tmp_path: Path) -> None:

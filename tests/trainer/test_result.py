@@ -129,6 +129,15 @@ def test_the_model_keeps_the_number_format_and_settings_of_its_base(tmp_path: Pa
     assert load(folder).dtype is torch.bfloat16
 
 
+def test_a_weight_that_is_not_contiguous_is_published(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text('{"dtype": "bfloat16"}')
+    weight = torch.arange(6.0).view(2, 3).T
+    state = export.in_dtype_of(base, {"w": weight}, run_config(base, base, tmp_path), 0)
+    assert torch.equal(state["w"].float(), weight)
+
+
 def test_two_ranks_gather_their_shards_on_the_first(tmp_path: Path, base: Path) -> None:
     names = values(run_ranks(2, work.publish_sharded, base, tmp_path))
     assert len(names[0]) > 30

@@ -84,6 +84,11 @@ def _contradictions(config: RunConfig) -> list[str]:
         )
     if config.engine is Engine.SINGLE and mesh.world_size > 1:
         found.append(f"engine single runs one process, not {mesh.world_size}; set engine ddp or fsdp2")
+    if config.engine is Engine.HSDP and 1 in (mesh.nodes, mesh.processes_per_node):
+        found.append(
+            f"engine hsdp shards inside a node and replicates across nodes, not with nodes {mesh.nodes} and "
+            f"processes_per_node {mesh.processes_per_node}; set engine fsdp2 or ddp"
+        )
     if (config.method is Method.LORA) != (config.lora is not None):
         found.append(f"method {config.method} and lora {config.lora} contradict each other")
     if config.weights is WeightFormat.BF16 and not _can_keep_bf16(config):

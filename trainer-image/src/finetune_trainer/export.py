@@ -70,10 +70,10 @@ def in_dtype_of(base: Path, state: dict[str, Tensor], config: RunConfig, step: i
     to_bf16, to_nearest = rounding.to_bf16(config, torch.device("cpu")), rounding.NearestRounding()
     rounded: dict[str, Tensor] = {}
     for name in list(state):
-        weight = state.pop(name)
+        weight = state.pop(name).contiguous()
         rounded[name] = torch.empty_like(weight, dtype=dtype)
         cast = to_bf16 if (weight.dtype, dtype) == (torch.float32, torch.bfloat16) else to_nearest
-        cast.round(weight.contiguous(), rounded[name], name=name, start=0, step=step)
+        cast.round(weight, rounded[name], name=name, start=0, step=step)
     return rounded
 
 

@@ -63,7 +63,7 @@ class MasterWeights:
         self._separate = separate
         self._rounding = rounding
         self.publish(0)
-        self._alone = separate.keys() if kept is WeightFormat.BF16 else ()
+        self._alone = frozenset(separate) if kept is WeightFormat.BF16 else frozenset()
         if self._alone:
             self._separate = {}
         self.local = {name: self._separate.get(name, local(p.detach())) for name, p in parameters.items()}
@@ -127,4 +127,5 @@ def _start(parameter: Tensor) -> int:
 
 def _gradient(name: str, parameter: nn.Parameter) -> Tensor:
     assert parameter.grad is not None, f"{name} has no gradient: the model does not use it in its forward pass"
+    assert parameter.grad.dtype.itemsize >= 4, f"this torch sums the gradients of {name} in {parameter.grad.dtype}"
     return parameter.grad

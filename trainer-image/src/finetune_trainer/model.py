@@ -50,6 +50,7 @@ def load(folder: Path, config: RunConfig) -> PreTrainedModel:
     def read() -> ModelOutline:
         found, report = _read(folder, dtype)
         _require_complete(folder, report)
+        _freeze_as_built(folder, found)
         loaded.append(found)
         return ModelOutline({n: p.dtype for n, p in found.named_parameters()}, dict(found.named_buffers()))
 
@@ -100,6 +101,17 @@ def _read(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Mapping[st
     except (ValueError, OSError, RuntimeError) as error:
         raise ModelRefused(f"model {folder} cannot be loaded: {error}") from error
     return cast("tuple[PreTrainedModel, Mapping[str, Any]]", found)
+
+
+def _freeze_as_built(folder: Path, model: PreTrainedModel) -> None:
+    """Freeze what the architecture does not train, such as a router's bias: loading has unfrozen it."""
+    settings = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):
+        built: PreTrainedModel = AutoModelForCausalLM.from_config(settings)  # type: ignore[no-untyped-call]
+    frozen = {name for name, parameter in built.named_parameters() if not parameter.requires_grad}
+    for name, parameter in model.named_parameters():
+        if name in frozen:
+            parameter.requires_grad_(False)
 
 
 def storage_dtype(config: RunConfig) -> torch.dtype:

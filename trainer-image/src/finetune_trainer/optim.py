@@ -26,11 +26,8 @@ class AdamW:
     """AdamW (Loshchilov and Hutter 2019). Weight decay applies to matrices, not to norms and biases."""
 
     def __init__(self, weights: Mapping[str, Tensor], settings: Optimizer) -> None:
-        """Moments are fp32 and allocated now, for a checkpoint to be loaded into them."""
-        self.exp_avg, self.exp_avg_sq = (
-            {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
-            for _ in range(2)
-        )
+        """Moments are at least fp32 and allocated now, for a checkpoint to be loaded into them."""
+        self.exp_avg, self.exp_avg_sq = ({name: _zeros(weight) for name, weight in weights.items()} for _ in range(2))
         self._steps = {name: torch.zeros((), device=weight.device) for name, weight in weights.items()}
         self._settings = settings
 
@@ -65,6 +62,10 @@ class AdamW:
         """The moments are those after `steps` updates."""
         for done in self._steps.values():
             done.fill_(steps)
+
+
+def _zeros(weight: Tensor) -> Tensor:
+    return torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
 
 
 def build(weights: Mapping[str, Tensor], settings: Optimizer) -> AdamW:
