@@ -89,6 +89,8 @@ bench-operator: setup testbed ## Time 10,000 jobs against a bare kopf handler (1
 
 # Not the locks: such machines come with a torch for their driver, and often without a network.
 gpu: ## On a machine with a GPU, with the packages of PYTHON: parity, waits, speed, memory (under 10 minutes; ONLY=speed)
+	@$(PYTHON) -c 'import torch, transformers, peft, pydantic' || \
+	  { echo "error: $(PYTHON) lacks a package of the trainer; run make PYTHON=.venv/bin/python gpu, or install it" >&2; exit 2; }
 	PYTHONPATH=tests:$(subst $(eval) ,:,$(PACKAGES))$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON) -m bench.gpu $(if $(ONLY),--only $(ONLY))
 
 bench-cli: setup ## Time --help and validate (median of 10)

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -27,14 +27,18 @@ LONG = 60.0
 
 @contextmanager
 def node(folder: Path, roles: list[str], grace: float = LONG, stall: float = LONG) -> Iterator[subprocess.Popen[str]]:
-    """A running launcher; killed when the block ends."""
+    """A running launcher; killed when the block ends, with its ranks, which do not end with it as real ones do."""
     command = [*COMMAND, json.dumps(roles), str(grace), str(folder), str(stall)]
     variables = os.environ | {"PYTHONPATH": str(TESTS)}
     with subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield process
         finally:
+            ranks = ranks_of(process.pid)
             process.kill()
+            for pid in ranks:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
 
 def run(folder: Path, roles: list[str], grace: float = LONG) -> FinalReport:
