@@ -25,7 +25,7 @@ from finetune_api.runtime.run_config import RunConfig
 _PERIOD = 65_521
 """Elements after which the bits of a parameter repeat within a step; a prime, so no row length divides it."""
 _ROWS = 16
-"""Periods that are rounded at a time on a CPU: the intermediate numbers then stay in its cache."""
+"""Periods that are rounded at a time on a CPU: the intermediate numbers then stay in its cache, and in one place."""
 _LOW_HALF = 1 << 16
 """bf16 is the upper half of fp32's bits."""
 
@@ -63,25 +63,27 @@ class StochasticRounding:
         self._seed = seed
         bits = np.random.Generator(np.random.PCG64(seed)).integers(0, _LOW_HALF, _PERIOD, dtype=np.int32)
         self._bits = torch.from_numpy(np.concatenate([bits, bits])).to(device)  # twice: every window is contiguous
+        self._room = torch.empty(_ROWS * _PERIOD, dtype=torch.int32) if device.type == "cpu" else None
 
     @torch.no_grad()
     def round(self, source: Tensor, target: Tensor, *, name: str, start: int, step: int) -> None:
         window = self._window(name, start, step)
         numbers, rounded = source.view(torch.int32).view(-1), target.view(-1)
         whole = numbers.numel() // _PERIOD * _PERIOD
-        rows = _ROWS if numbers.device.type == "cpu" else max(whole // _PERIOD, 1)
+        rows = max(whole // _PERIOD, 1) if self._room is None else _ROWS
         for begin in range(0, whole, rows * _PERIOD):
             part = slice(begin, min(begin + rows * _PERIOD, whole))
-            _cut(numbers[part].view(-1, _PERIOD) + window, rounded[part].view(-1, _PERIOD))
-        _cut(numbers[whole:] + window[: numbers.numel() - whole], rounded[whole:])
+            self._round(numbers[part].view(-1, _PERIOD), window, rounded[part].view(-1, _PERIOD))
+        self._round(numbers[whole:], window[: numbers.numel() - whole], rounded[whole:])
+
+    def _round(self, numbers: Tensor, bits: Tensor, target: Tensor) -> None:
+        """Write fp32 numbers, given as int32, into `target`; the cast is exact, since the lower half is cleared."""
+        room = None if self._room is None else self._room[: numbers.numel()].view(numbers.shape)
+        sums = torch.add(numbers, bits, out=room)
+        target.copy_(sums.bitwise_and_(-_LOW_HALF).view(torch.float32))
 
     def _window(self, name: str, start: int, step: int) -> Tensor:
         """One period of bits, int32 [_PERIOD]: another one for every parameter and step."""
         key = f"{self._seed} {step} {name}".encode()
         first = (int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") + start) % _PERIOD
         return self._bits[first : first + _PERIOD]
-
-
-def _cut(numbers: Tensor, target: Tensor) -> None:
-    """Write the upper halves of int32 `numbers`, which are lost, into `target`."""
-    target.view(torch.int16).copy_(numbers.bitwise_right_shift_(16))
