@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -84,6 +85,23 @@ class Full:
     def create(self, path: Path) -> Iterator[Sink]:
         with DISK.create(path) as sink:
             yield _FullSink() if fnmatch(path.name, self._pattern) else sink
+
+
+class Slow:
+    """`Files` of a volume that takes `seconds` to flush a file of the given names."""
+
+    folder = staticmethod(DISK.folder)
+    create = staticmethod(DISK.create)
+    rename = staticmethod(DISK.rename)
+    remove = staticmethod(DISK.remove)
+
+    def __init__(self, pattern: str, seconds: float) -> None:
+        self._pattern, self._seconds = pattern, seconds
+
+    def fsync(self, path: Path) -> None:
+        if fnmatch(path.name, self._pattern):
+            time.sleep(self._seconds)
+        DISK.fsync(path)
 
 
 class _FullSink:

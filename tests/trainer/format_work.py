@@ -13,11 +13,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from finetune_trainer import checkpoint, engines, environment, export, loop, mesh
+from finetune_trainer import checkpoint, engines, environment, loop, mesh
 from finetune_trainer.engines import StepOutcome
 from finetune_trainer.environment import RankInfo
 from finetune_trainer.errors import NonFinite
 from finetune_trainer.loop import StepResult, TrainState
+from finetune_trainer.model_export import gathered
 from finetune_trainer.sampler import BatchSharding
 from finetune_trainer.trainer import sampler
 from trainer import models
@@ -60,7 +61,7 @@ def train(changes: Mapping[str, Any], scale: float | None = None, stop_after: in
                 state.engine.state()["loss_scale"]["scale"].fill_(scale)
             loop.fit(state, begin or 0, [found.results.append, partial(_note, found, state)])
             checkpoint.save(output, end or STEPS, state.engine.state(), {}, keep=9, protect=set())
-        found.state = {kind: export.gather(part.items()) for kind, part in state.engine.state().items()}
+        found.state = {kind: _gathered(part) for kind, part in state.engine.state().items()}
         dist.barrier()
     return found
 
@@ -82,7 +83,13 @@ def ends_after(outcome: StepOutcome) -> bool:
 
 
 def _note(found: FormatRun, state: TrainState, _: StepResult) -> None:
-    found.weights.append(export.gather(state.engine.state()["parameters"].items()))
+    found.weights.append(_gathered(state.engine.state()["parameters"]))
+
+
+def _gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of the whole tensors, on rank 0."""
+    whole = {name: gathered(tensor).clone() for name, tensor in tensors.items()}
+    return whole if dist.get_rank() == 0 else {}
 
 
 def _train_state(changes: Mapping[str, Any], end: int) -> TrainState:

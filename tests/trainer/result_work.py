@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import resource
+from collections.abc import Mapping
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
+from peft import PeftModel
 from torch import Tensor
+from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
@@ -16,7 +20,9 @@ from finetune_api.runtime.choices import Method
 from finetune_trainer import export, result
 from finetune_trainer.collectives import world_size
 from finetune_trainer.files import DISK, Files
-from trainer.failpoints import Failing, die
+from finetune_trainer.model_export import Casting
+from trainer.failpoints import Failing, Slow, die
+from trainer.models import run_config
 
 TOKENS = torch.arange(24).reshape(2, 12)
 
@@ -42,17 +48,36 @@ def disturb(model: torch.nn.Module) -> None:
                 parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
 
 
-def publish_sharded(base: Path, output: Path) -> list[str]:
-    """Full finetuning under FSDP2; returns the names that this rank has gathered."""
+def publish(
+    output: Path, model: PreTrainedModel | PeftModel, base: Path, method: Method, files: Files = DISK
+) -> Path:
+    """All trained parameters of `model`."""
+    trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    return result.publish(output, publication(model, trained, base, card(method, base)), files)
+
+
+def publication(
+    model: PreTrainedModel | PeftModel, trained: Mapping[str, Tensor], base: Path, about: export.ModelCard
+) -> export.Publication:
+    casting = Casting(run_config(base, base, base), about.step)
+    return export.Publication(model, trained, base, about, casting)
+
+
+def publish_to_a_slow_volume(base: Path, output: Path, timeout_s: float) -> None:
+    """A volume that takes longer than a collective may."""
+    distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s), dist.group.WORLD)
+    publish_sharded(base, output, Slow("*.safetensors", 2.5 * timeout_s))
+
+
+def publish_sharded(base: Path, output: Path, files: Files = DISK) -> None:
+    """Full finetuning under FSDP2."""
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     disturb(model)
     mesh = init_device_mesh("cpu", (world_size(),))
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    state = export.gather(model.named_parameters())
-    result.publish(output, model, state, base, card(Method.FFT, base))
-    return sorted(state)
+    publish(output, model, base, Method.FFT, files)
 
 
 def die_everywhere(folder: Path) -> list[bool]:
@@ -64,28 +89,20 @@ def die_everywhere(folder: Path) -> list[bool]:
         LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
     )
     model.save_pretrained(folder / "base")
-    state = export.gather(model.named_parameters())
 
-    def publish(output: Path, files: Files) -> None:
+    def publish_into(output: Path, files: Files) -> None:
         output.mkdir(exist_ok=True)
-        result.publish(output, model, state, folder / "base", card(Method.FFT, folder / "base"), files)
+        publish(output, model, folder / "base", Method.FFT, files)
 
     counting = Failing()
-    publish(folder / "counted", counting)
+    publish_into(folder / "counted", counting)
     synced = {path.name for kind, path in counting.log if kind == "fsync"}
     assert {path.name for path in (folder / "counted" / "result").iterdir()} - {"COMPLETE"} <= synced
     found = []
     for at in range(1, len(counting.log) + 1):
         output = folder / str(at)
-        die(partial(publish, output, Failing(at)))
+        die(partial(publish_into, output, Failing(at)))
         found.append(result.finished(output, "sha256:aa") is not None)
-        publish(output, DISK)
+        publish_into(output, DISK)
         assert result.finished(output, "sha256:aa") is not None
     return found
-
-
-def publish_with_little_space(output: Path, base: Path) -> None:
-    """No file of this process may grow beyond 64 KiB: like a full volume, for libraries in C or Rust."""
-    model = AutoModelForCausalLM.from_pretrained(base)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
-    result.publish(output, model, export.gather(model.named_parameters()), base, card(Method.FFT, base))

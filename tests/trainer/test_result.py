@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +12,19 @@ import pytest
 import safetensors.torch
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
-from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from finetune_api.runtime.choices import Method
 from finetune_api.runtime.run_config import Lora
-from finetune_trainer import adapters, export, result
+from finetune_trainer import adapters, export, result, tensor_files
+from finetune_trainer import model as trainer_model
 from finetune_trainer.errors import StorageFailed
+from finetune_trainer.files import DISK, require_space
 from finetune_trainer.marker import digest_of
+from finetune_trainer.model_export import Casting
+from trainer import architectures
 from trainer import result_work as work
+from trainer.failpoints import Full
 from trainer.models import llama, model_folder, run_config
 from trainer.ranks import run_ranks, values
 
@@ -33,10 +39,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return model_folder(tmp_path_factory.mktemp("base"), tied=True)
 
 
-def trained(model: torch.nn.Module) -> dict[str, Tensor]:
-    return export.gather((name, p) for name, p in model.named_parameters() if p.requires_grad)
-
-
 def load(folder: Path) -> PreTrainedModel:
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder)
     return model
@@ -48,13 +50,9 @@ def with_adapter(base: Path) -> PeftModel:
     return model
 
 
-def publish(output: Path, model: Any, base: Path, method: Method, **changes: Any) -> Path:
-    return result.publish(output, model, trained(model), base, work.card(method, base), **changes)
-
-
 def test_plain_peft_loads_the_adapter_and_finds_the_same_logits(tmp_path: Path, base: Path) -> None:
     model = with_adapter(base)
-    folder = publish(tmp_path, model, base, Method.LORA)
+    folder = work.publish(tmp_path, model, base, Method.LORA)
     again = AutoPeftModelForCausalLM.from_pretrained(folder)
     assert torch.equal(work.logits(again), work.logits(model))
     assert not torch.equal(work.logits(again), work.logits(load(base)))
@@ -62,7 +60,7 @@ def test_plain_peft_loads_the_adapter_and_finds_the_same_logits(tmp_path: Path, 
 
 def test_the_adapter_folder_is_what_peft_writes(tmp_path: Path, base: Path) -> None:
     model = with_adapter(base)
-    ours = publish(tmp_path, model, base, Method.LORA)
+    ours = work.publish(tmp_path, model, base, Method.LORA)
     theirs = tmp_path / "theirs"
     model.save_pretrained(str(theirs))
     weights = [safetensors.torch.load_file(folder / "adapter_model.safetensors") for folder in (ours, theirs)]
@@ -85,8 +83,9 @@ def test_the_adapter_folder_is_what_peft_writes(tmp_path: Path, base: Path) -> N
 )
 def test_the_adapter_names_its_base(tmp_path: Path, base: Path, model: str, name: str, revision: str | None) -> None:
     adapted = with_adapter(base)
+    trained = {name: p.detach() for name, p in adapted.named_parameters() if p.requires_grad}
     card = export.ModelCard(model, Method.LORA, "rows.jsonl", "sha256:aa", 20)
-    folder = result.publish(tmp_path, adapted, trained(adapted), base, card)
+    folder = result.publish(tmp_path, work.publication(adapted, trained, base, card))
     config = json.loads((folder / "adapter_config.json").read_bytes())
     assert (config["base_model_name_or_path"], config["revision"]) == (name, revision)
     assert f'base_model: "{name}"' in (folder / "README.md").read_text()
@@ -97,7 +96,7 @@ def test_plain_transformers_loads_the_model_and_finds_the_same_logits(tmp_path: 
     base = model_folder(tmp_path / "base", tied=tied)
     model = load(base)
     work.disturb(model)
-    folder = publish(tmp_path, model, base, Method.FFT)
+    folder = work.publish(tmp_path, model, base, Method.FFT)
     again = load(folder)
     assert torch.equal(work.logits(again), work.logits(model))
     names = safetensors.torch.load_file(folder / "model.safetensors").keys()
@@ -107,9 +106,9 @@ def test_plain_transformers_loads_the_model_and_finds_the_same_logits(tmp_path: 
 def test_a_state_with_both_names_of_a_tied_weight_is_written_once(tmp_path: Path, base: Path) -> None:
     model = load(base)
     work.disturb(model)
-    state = export.gather(model.state_dict().items())
+    state = model.state_dict()
     assert "lm_head.weight" in state
-    folder = result.publish(tmp_path, model, state, base, work.card(Method.FFT, base))
+    folder = result.publish(tmp_path, work.publication(model, state, base, work.card(Method.FFT, base)))
     assert torch.equal(work.logits(load(folder)), work.logits(model))
     assert "lm_head.weight" not in safetensors.torch.load_file(folder / "model.safetensors")
 
@@ -121,34 +120,30 @@ def test_the_model_keeps_the_number_format_and_settings_of_its_base(tmp_path: Pa
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     model.config.use_cache = False
     work.disturb(model)
-    state = export.in_dtype_of(base, trained(model), run_config(base, base, tmp_path), 0)
-    folder = result.publish(tmp_path, model, state, base, work.card(Method.FFT, base))
+    folder = work.publish(tmp_path, model, base, Method.FFT)
     weights = safetensors.torch.load_file(folder / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
     assert (folder / "config.json").read_bytes() == (base / "config.json").read_bytes()
     assert load(folder).dtype is torch.bfloat16
 
 
-def test_a_weight_that_is_not_contiguous_is_published(tmp_path: Path) -> None:
-    base = tmp_path / "base"
-    base.mkdir()
-    (base / "config.json").write_text('{"dtype": "bfloat16"}')
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_weight_that_is_not_contiguous_is_published(tmp_path: Path, base: Path, dtype: torch.dtype) -> None:
     weight = torch.arange(6.0).view(2, 3).T
-    state = export.in_dtype_of(base, {"w": weight}, run_config(base, base, tmp_path), 0)
-    assert torch.equal(state["w"].float(), weight)
+    cast = Casting(run_config(base, base, tmp_path), 0)("w", weight, dtype)
+    tensor_files.write(tmp_path, "model", {"w": cast}, DISK)
+    assert torch.equal(safetensors.torch.load_file(tmp_path / "model.safetensors")["w"].float(), weight)
 
 
-def test_two_ranks_gather_their_shards_on_the_first(tmp_path: Path, base: Path) -> None:
-    names = values(run_ranks(2, work.publish_sharded, base, tmp_path))
-    assert len(names[0]) > 30
-    assert names[1] == []
+def test_two_ranks_publish_what_they_have_sharded(tmp_path: Path, base: Path) -> None:
+    values(run_ranks(2, work.publish_sharded, base, tmp_path))
     expected = load(base)
     work.disturb(expected)
     assert torch.equal(work.logits(load(tmp_path / "result")), work.logits(expected))
 
 
 def test_the_result_has_tokenizer_template_and_readme(tmp_path: Path, base: Path) -> None:
-    folder = publish(tmp_path, with_adapter(base), base, Method.LORA)
+    folder = work.publish(tmp_path, with_adapter(base), base, Method.LORA)
     messages = [{"role": "user", "content": "1 + 1?"}]
     texts = [AutoTokenizer.from_pretrained(at).apply_chat_template(messages, tokenize=False) for at in (folder, base)]
     assert texts[0] == texts[1] != ""
@@ -162,7 +157,7 @@ def test_the_result_has_tokenizer_template_and_readme(tmp_path: Path, base: Path
 
 def test_a_result_is_finished_for_its_own_run_and_once_complete(tmp_path: Path, base: Path) -> None:
     assert result.finished(tmp_path, "sha256:aa") is None
-    folder = publish(tmp_path, with_adapter(base), base, Method.LORA)
+    folder = work.publish(tmp_path, with_adapter(base), base, Method.LORA)
     marker = result.finished(tmp_path, "sha256:aa")
     assert marker is not None
     assert marker.step == 20
@@ -174,13 +169,13 @@ def test_a_result_is_finished_for_its_own_run_and_once_complete(tmp_path: Path, 
 
 def test_a_complete_result_is_left_alone_and_anything_else_goes(tmp_path: Path, base: Path) -> None:
     model = with_adapter(base)
-    folder = publish(tmp_path, model, base, Method.LORA)
+    folder = work.publish(tmp_path, model, base, Method.LORA)
     number = folder.stat().st_ino
-    publish(tmp_path, model, base, Method.LORA)
+    work.publish(tmp_path, model, base, Method.LORA)
     assert folder.stat().st_ino == number
     (folder / "adapter_config.json").unlink()
     (folder / "stray").write_text("of another time")
-    publish(tmp_path, model, base, Method.LORA)
+    work.publish(tmp_path, model, base, Method.LORA)
     assert result.finished(tmp_path, "sha256:aa") is not None
     assert not (folder / "stray").exists()
 
@@ -192,9 +187,52 @@ def test_a_publication_killed_at_any_operation_leaves_no_result_or_a_whole_one(t
     assert set(found) == {False, True}
 
 
-def test_a_full_volume_is_named_with_the_remedy(tmp_path: Path, base: Path) -> None:
-    [ended] = run_ranks(1, work.publish_with_little_space, tmp_path, base)
-    assert isinstance(ended.error, StorageFailed)
-    assert f"cannot write {tmp_path}" in str(ended.error)
-    assert "free space on the output volume" in str(ended.error)
+def test_a_volume_may_take_longer_than_a_collective(tmp_path: Path, base: Path) -> None:
+    values(run_ranks(2, work.publish_to_a_slow_volume, base, tmp_path, 5.0))
+    assert result.finished(tmp_path, "sha256:aa") is not None
+
+
+@pytest.mark.parametrize("method", [Method.FFT, Method.LORA])
+def test_a_full_volume_is_named_with_the_remedy(tmp_path: Path, base: Path, method: Method) -> None:
+    model = load(base) if method is Method.FFT else with_adapter(base)
+    with pytest.raises(StorageFailed, match=f"cannot write {tmp_path}.*free space on the output volume"):
+        work.publish(tmp_path, model, base, method, Full("*.safetensors"))
     assert result.finished(tmp_path, "sha256:aa") is None
+
+
+def test_a_volume_that_is_too_small_is_refused_before_it_is_filled(tmp_path: Path) -> None:
+    with pytest.raises(
+        StorageFailed, match=f"{tmp_path} needs 1000000.0 GB, and its volume has .* GB left; free space"
+    ):
+        require_space(tmp_path, 10**15)
+
+
+def test_large_models_are_written_in_files_of_several_with_an_index(tmp_path: Path, base: Path) -> None:
+    model = load(base)
+    work.disturb(model)
+    tensors = dict(model.state_dict())
+    parts = tensor_files.shards({name: tensor_files.outline(t) for name, t in tensors.items()}, 500_000)
+    with closing(tensor_files.written(tmp_path, "model", parts, DISK)) as writing:
+        next(writing)
+        for part in parts:
+            for name in part:
+                writing.send((name, tensors[name]))
+    assert len(parts) > 2
+    shutil.copyfile(base / "config.json", tmp_path / "config.json")
+    assert torch.equal(work.logits(load(tmp_path)), work.logits(model))
+
+
+@pytest.mark.parametrize("kind", architectures.ALL)
+def test_plain_transformers_loads_every_architecture_without_a_missing_key(tmp_path: Path, kind: str) -> None:
+    """Those whose files have other tensors than the model, and those with weights that are never trained, too."""
+    original = architectures.model(kind)
+    original.save_pretrained(tmp_path / "base")
+    config = run_config(tmp_path / "base", tmp_path, tmp_path)
+    model = trainer_model.load(tmp_path / "base", config).eval()
+    assert torch.equal(work.logits(model), work.logits(original))
+    work.disturb(model)
+    folder = work.publish(tmp_path, model, tmp_path / "base", Method.FFT)
+    again, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(report.values())
+    assert torch.equal(work.logits(again), work.logits(model))
+    assert tensor_files.dtypes(folder) == tensor_files.dtypes(tmp_path / "base")

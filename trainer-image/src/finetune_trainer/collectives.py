@@ -3,12 +3,18 @@
 If one rank raised on its own, the others would wait in their next collective until it times out, and the timeout
 names no cause. Used around everything on the storage (identity, checkpoint, result), where one rank can fail
 and another succeed. Without a process group, every function here is a plain call.
+
+What rank 0 does alone may take as long as its volume does, so the others ask the store of the process group for the
+outcome, instead of waiting in a collective that times out. The launcher ends ranks that make no progress.
 """
 
 from __future__ import annotations
 
+import itertools
+import pickle
+import time
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 
@@ -16,6 +22,12 @@ from .errors import RunError
 from .files import storage_failure
 
 T = TypeVar("T")
+_SHORTEST_S, _LONGEST_S = 0.001, 0.1
+"""Between two questions for the outcome of rank 0."""
+_FAREWELL_S = 10.0
+"""How long rank 0 lives on after an error, so that the others can ask for it."""
+_calls = itertools.count()
+"""Every rank makes the same calls in the same order, so their numbers are the same."""
 
 
 def rank() -> int:
@@ -42,13 +54,34 @@ def on_every_rank(work: Callable[[], T]) -> list[T]:
 
 def on_rank_0(work: Callable[[], T]) -> T:
     """Run `work` on rank 0 only; every rank returns its result, or raises the RunError that it raised."""
-    box: list[T | RunError | None] = [_attempt(work) if rank() == 0 else None]
-    if _distributed():
-        dist.broadcast_object_list(box, src=0)
-    outcome = box[0]
+    if not _distributed():
+        return _values([_attempt(work)])[0]
+    store, key = _store(), f"rank-0/{next(_calls)}"
+    if rank() == 0:
+        outcome = _attempt(work)
+        store.set(key, pickle.dumps(outcome))
+        if isinstance(outcome, RunError):
+            _until(lambda: store.add(f"{key}/heard", 0) == world_size() - 1, _FAREWELL_S)
+    else:
+        _until(lambda: store.check([key]))
+        outcome = pickle.loads(store.get(key))  # noqa: S301 - by rank 0 of this run
+        if isinstance(outcome, RunError):
+            store.add(f"{key}/heard", 1)
     if isinstance(outcome, RunError):
         raise outcome
-    return cast("T", outcome)
+    return outcome
+
+
+def _until(condition: Callable[[], bool], limit_s: float = float("inf")) -> None:
+    """Return when `condition` is true, or after `limit_s`. Raises if the process of the store has ended."""
+    pause, end = _SHORTEST_S, time.monotonic() + limit_s
+    while not condition() and time.monotonic() < end:
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_S)
+
+
+def _store() -> Any:
+    return dist.distributed_c10d._get_default_store()  # noqa: SLF001 - nothing else names it
 
 
 def _attempt(work: Callable[[], T]) -> T | RunError:

@@ -103,6 +103,17 @@ def remove_tree(folder: Path, files: Files = DISK) -> None:
     files.remove(folder)
 
 
+def require_space(folder: Path, size: int) -> None:
+    """Raises StorageFailed if the volume of `folder` has fewer than `size` bytes left, as far as it says so."""
+    with storage_errors(folder):
+        volume = os.statvfs(folder)
+    left = volume.f_bavail * volume.f_frsize
+    if volume.f_blocks and left < size:
+        raise StorageFailed(
+            f"{folder} needs {size / 1e9:.1f} GB, and its volume has {left / 1e9:.1f} GB left; {_FULL}"
+        )
+
+
 def storage_failure(error: BaseException) -> StorageFailed | None:
     """The failure of a volume that led to `error`, if one did: the input is not to blame, and it may pass.
 

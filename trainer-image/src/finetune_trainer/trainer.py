@@ -28,6 +28,7 @@ from .heartbeat import Heartbeat, HeartbeatFiles
 from .history import History
 from .hooks import Checkpoints, Evaluation, Progress, Stopping
 from .loop import Hook, StepResult, TrainState
+from .model_export import Casting
 from .records import RecordWriter
 from .rows import Rows
 from .sampler import BatchSharding, Sampler
@@ -169,10 +170,10 @@ class Trainer:
             step=self.step if best is None else best,
             metrics=_metrics(history, self._config.validation, best),
         )
-        weights = export.gather(state["parameters"].items())
-        if self._config.lora is None:
-            weights = export.in_dtype_of(self.handoff.model_folder, weights, self._config, card.step)
-        result.publish(self._output, base, weights, self.handoff.model_folder, card, self._files)
+        publication = export.Publication(
+            base, state["parameters"], self.handoff.model_folder, card, Casting(self._config, card.step)
+        )
+        result.publish(self._output, publication, self._files)
         return self._report(Exit.OK, digest, history, best)
 
     def _report(self, code: Exit, digest: str, history: History, best: int | None = None) -> FinalReport:
