@@ -53,14 +53,14 @@ class WholeGradients(Fsdp2):
 
 def memory_of(engine_class: type[Fsdp2], engine: Engine, precision: str) -> Memory:
     """The memory of a step after the first, which has allocated what stays."""
-    assert ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _SMALLEST) == 1
-    found = _engine(engine_class, engine, precision)
+    give_back_at_once()
+    found = sharded_engine(engine_class, engine, precision)
     data = rows(2 * MICRO_BATCHES)
     batches = [collate(data, np.arange(i, i + 2)) for i in range(0, len(data), 2)]
     samples: list[int] = []
     _train(found, batches[:1], [])
     found.evaluate(batches[0])
-    before = _anonymous()
+    before = anonymous()
     _train(found, batches, samples)
     groups = _groups(found.model)
     return Memory(max(samples) - before, groups.total(), max(groups.values()))
@@ -80,16 +80,21 @@ def _train(engine: Fsdp2, batches: list[TokenBatch], samples: list[int]) -> None
     def sampled() -> Iterator[TokenBatch]:
         for batch in batches:
             yield batch
-            samples.append(_anonymous())
+            samples.append(anonymous())
 
     def stop() -> bool:
-        samples.append(_anonymous())  # after the last one
+        samples.append(anonymous())  # after the last one
         return False
 
     engine.train(sampled(), targets=100, learning_rate=1e-3, max_norm=1.0, stop=stop)
 
 
-def _engine(engine_class: type[Fsdp2], engine: Engine, precision: str) -> Fsdp2:
+def give_back_at_once() -> None:
+    """What is freed leaves the process."""
+    assert ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _SMALLEST) == 1
+
+
+def sharded_engine(engine_class: type[Fsdp2], engine: Engine, precision: str) -> Fsdp2:
     rank, world = dist.get_rank(), dist.get_world_size()
     nodes = 2 if engine is Engine.HSDP else 1
     config = models.run_config(
@@ -113,7 +118,7 @@ def _model() -> Any:
     )  # fmt: skip
 
 
-def _anonymous() -> int:
+def anonymous() -> int:
     """Bytes of this process's memory that no file backs."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))

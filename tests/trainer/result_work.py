@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -16,12 +18,14 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from finetune_api.runtime.choices import Method
+from finetune_api.runtime.choices import Engine, Method
 from finetune_trainer import export, result
-from finetune_trainer.collectives import world_size
+from finetune_trainer.collectives import rank, world_size
+from finetune_trainer.engines.fsdp2 import Fsdp2
 from finetune_trainer.files import DISK, Files
 from finetune_trainer.model_export import Casting
 from trainer.failpoints import Failing, Slow, die
+from trainer.gradient_memory_work import anonymous, give_back_at_once, sharded_engine
 from trainer.models import run_config
 
 TOKENS = torch.arange(24).reshape(2, 12)
@@ -78,6 +82,39 @@ def publish_sharded(base: Path, output: Path, files: Files = DISK) -> None:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
     publish(output, model, base, Method.FFT, files)
+
+
+def memory_of_publishing(folder: Path) -> tuple[int, int, int]:
+    """Bytes in fp32: what this rank had in addition at most, the whole model, its largest tensor."""
+    give_back_at_once()
+    engine = sharded_engine(Fsdp2, Engine.FSDP2, "bf16")
+    if rank() == 0:
+        engine.model.config.save_pretrained(folder)
+    whole = [parameter.numel() * 4 for parameter in engine.model.parameters()]
+    trained = engine.state()["parameters"]
+    casting = Casting(run_config(folder, folder, folder), 1)
+    samples = [anonymous()]
+    with sampling(samples):
+        result.publish(folder, export.Publication(engine.model, trained, folder, card(Method.FFT, folder), casting))
+    return max(samples) - samples[0], sum(whole), max(whole)
+
+
+@contextmanager
+def sampling(samples: list[int]) -> Iterator[None]:
+    """Adds the memory of this process to `samples` again and again."""
+    ended = threading.Event()
+
+    def sample() -> None:
+        while not ended.wait(0.002):
+            samples.append(anonymous())
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def die_everywhere(folder: Path) -> list[bool]:

@@ -187,6 +187,11 @@ def test_a_publication_killed_at_any_operation_leaves_no_result_or_a_whole_one(t
     assert set(found) == {False, True}
 
 
+def test_no_rank_holds_more_than_a_few_tensors_while_it_publishes(tmp_path: Path) -> None:
+    for grown, whole, largest in values(run_ranks(4, work.memory_of_publishing, tmp_path)):
+        assert grown <= 3 * largest + whole / 16
+
+
 def test_a_volume_may_take_longer_than_a_collective(tmp_path: Path, base: Path) -> None:
     values(run_ranks(2, work.publish_to_a_slow_volume, base, tmp_path, 5.0))
     assert result.finished(tmp_path, "sha256:aa") is not None
