@@ -118,6 +118,7 @@ def test_a_run_ends_in_a_result_a_status_and_a_summary(finished: Finished) -> No
     assert (output / "result" / "adapter_config.json").is_file()
     assert "step 6/6  loss " in done.stderr
     assert "succeeded in " in done.stdout
+    assert "note:" not in done.stdout
     assert "eval loss:  " in done.stdout
     assert "training loss over steps" in done.stdout
     assert (output / "logs" / "sample-1-worker-0.log").read_text().count('{"record":"progress"') == 6
@@ -146,8 +147,12 @@ def test_two_nodes_are_stopped_by_ctrl_c_and_continue_with_the_same_command(plac
 
 
 def test_a_node_that_is_killed_fails_the_run_and_is_named(place: Path) -> None:
-    with _started(place, *TWO_NODES, "--output", "out", "--set", "hyperparameters.n_epochs=500") as process:
+    asked = (*TWO_NODES, "--output", "out", "--set", "hyperparameters.n_epochs=500")
+    with _started(place, *asked) as process:
         _read_until(process, "step 2/")
+        second = _run(place, *asked)
+        assert second.returncode == 2
+        assert f"Another run (process {process.pid}) is using the folder out. [OutputRefused]" in second.stderr
         [launcher] = _launchers(place, node=1)
         os.kill(launcher, signal.SIGKILL)
         _, told = process.communicate(timeout=120)
@@ -170,6 +175,7 @@ def test_a_result_that_is_complete_is_not_made_again(place: Path, finished: Fini
     again = _run(place)
     assert again.returncode == 0, again.stderr
     assert "succeeded in " in again.stdout
+    assert "note:       The output already held the result, of step 6: nothing was trained." in again.stdout
     assert (result.stat().st_ino, result.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert _status(place / "sample-output")["run"] == 2
 

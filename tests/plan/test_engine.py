@@ -98,3 +98,20 @@ def test_the_run_configuration_has_a_later_key_only_where_it_differs_from_the_de
     assert name not in json.loads(without)
     assert same == without
     assert json.loads(differs) == {**json.loads(without), name: other}
+
+
+@pytest.mark.parametrize(
+    ("changes", "computes"),
+    [
+        ({f"{P}.bf16": False}, ""),
+        ({}, "in bf16 on GPUs"),
+        ({f"{P}.fp16": True, f"{P}.bf16": False}, "in fp16 on GPUs"),
+        ({f"{P}.bf16": False, "compute.gpu_type": "CPU"}, "in fp32 on CPUs"),
+    ],
+)
+def test_tf32_that_changes_nothing_is_a_note(changes: Json, computes: str) -> None:
+    found = {
+        note.reason: note.sentence for note in resolve(resource({f"{P}.tf32": True} | changes), PlanSettings()).notes
+    }
+    assert ("Tf32Unused" in found) == bool(computes)
+    assert computes in found.get("Tf32Unused", "")

@@ -64,6 +64,12 @@ def test_parallelism_and_logging_are_not_part_of_the_identity(tmp_path: Path, ke
             "hyperparameters.n_epochs was 2 and is 3 now; training.seed was 7 and is 8 now",
             id="two keys at once",
         ),
+        pytest.param(
+            {"precision": "fp16"},
+            'the precision was "fp32" and is "fp16" now. Choose another output, '
+            "or set hyperparameters.parallelism.bf16 to false, without fp16",
+            id="what two keys decide",
+        ),
         pytest.param({"data__examples": 10}, "data.examples was null and is 10 now", id="row limit"),
         pytest.param({"lora": lora(), "method": "lora"}, "training.lora.r was absent and is 4 now", id="adapters"),
         pytest.param({"optimizer__beta2": 0.95}, "optimizer.beta2 was 0.999 and is 0.95 now", id="no spec key"),

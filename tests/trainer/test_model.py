@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -71,6 +73,25 @@ def test_what_the_architecture_does_not_train_stays_frozen(tmp_path: Path) -> No
     built.save_pretrained(tmp_path / "model")
     loaded = model.load(tmp_path / "model", _config(tmp_path))
     assert frozen == {name for name, parameter in loaded.named_parameters() if not parameter.requires_grad} != set()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_act": "nope"}, "cannot be loaded, check its config.json: KeyError: 'nope'"),
+        ({"num_attention_heads": 0}, "cannot be loaded, check its config.json: ZeroDivisionError"),
+        ({"num_hidden_layers": 1_000_000}, "config.json has 1,000,000 layers, the weight files 39 tensors"),
+        ({"auto_map": {"AutoConfig": "evil.Config"}, "model_type": "evil"}, "brings its own code (auto_map in"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_config_that_no_model_can_have_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    folder = models.model_folder(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_bytes())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(ModelRefused, match=re.escape(f"model {folder}")) as refusal:
+        model.load(folder, _config(tmp_path))
+    assert message in str(refusal.value)
 
 
 def test_weights_that_are_not_there_are_refused_on_every_rank(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -99,16 +100,40 @@ def test_progress_is_reported_for_the_first_step_the_chosen_ones_and_the_last(tm
     assert all((r.tokens_per_second or 0) > 0 for r in progress)
 
 
-def test_a_loss_that_is_no_number_names_the_step_and_the_lines(tmp_path: Path, inputs: Path) -> None:
+def test_a_run_whose_every_step_was_skipped_has_trained_nothing(tmp_path: Path, inputs: Path) -> None:
+    settings = config(inputs, tmp_path / "out", validation=None, precision="fp16", schedule__max_steps=1)
+    [ended] = run_ranks(1, work.run, settings, tmp_path / "handoff")
+    assert isinstance(ended.error, NonFinite)
+    assert "the gradients of all 1 steps overflowed fp16, so nothing was trained" in str(ended.error)
+    assert not (tmp_path / "out" / "result").exists()
+
+
+def test_the_report_counts_skipped_steps(tmp_path: Path, inputs: Path) -> None:
+    report = run(config(inputs, tmp_path / "out", validation=None, precision="fp16"), tmp_path / "handoff")
+    assert re.search(r"\d of 12 steps changed nothing: their gradients overflowed fp16\.", report.message)
+
+
+@pytest.mark.parametrize(
+    ("precision", "validation", "remedy"),
+    [
+        ("fp32", False, "lines 1, 2, 3, 4; nothing was trained before, so check the weights of job.model"),
+        ("fp16", False, "lines 1, 2, 3, 4; hyperparameters.parallelism.fp16 ends at 65,504: compute in bf16"),
+        ("fp32", True, "the validation loss after 0 steps is nan; nothing was trained before"),
+    ],
+)
+def test_a_loss_that_is_no_number_names_the_step_and_the_lines(
+    tmp_path: Path, inputs: Path, precision: str, validation: bool, remedy: str
+) -> None:
     broken = models.model_folder(tmp_path / "model")
     weights = safetensors.torch.load_file(broken / "model.safetensors")
     weights["model.norm.weight"][0] = torch.inf
     safetensors.torch.save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    settings = config(inputs, tmp_path / "out", model=broken, validation=None, data__shuffle=False)
+    changes = {} if validation else {"validation": None}
+    settings = config(inputs, tmp_path / "out", model=broken, data__shuffle=False, precision=precision, **changes)
     [ended] = run_ranks(1, work.run, settings, tmp_path / "handoff")
     assert isinstance(ended.error, NonFinite)
-    assert "step 1: loss is nan" in str(ended.error)
-    assert "the step trained on dataset lines 1, 2, 3, 4; lower hyperparameters.learning_rate" in str(ended.error)
+    assert ("step 1: loss is nan" in str(ended.error)) is not validation
+    assert remedy in str(ended.error)
     assert not (tmp_path / "out" / "checkpoints").exists()
 
 

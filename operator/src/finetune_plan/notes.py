@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from finetune_api.resource import reasons as r
 from finetune_api.resource.reasons import Reason
-from finetune_api.runtime.choices import Method
+from finetune_api.runtime.choices import Device, Method, Precision
 
 from .job_settings import JobSettings
 
@@ -20,11 +20,14 @@ class Note:
     sentence: str
 
 
+_DEVICES = {Device.CPU: "CPUs", Device.CUDA: "GPUs"}
+
+
 def note(reason: Reason, **values: object) -> Note:
     return Note(reason.name, reason.text(**values))
 
 
-def notes(job: JobSettings, method: Method) -> Iterator[Note]:
+def notes(job: JobSettings, method: Method, precision: Precision, device: Device) -> Iterator[Note]:
     """What was assumed, and what will be ignored."""
     if job.validation.wanted and not job.data.validation.value:
         yield note(r.VALIDATION_SKIPPED)
@@ -34,6 +37,9 @@ def notes(job: JobSettings, method: Method) -> Iterator[Note]:
     targets = job.lora.target_modules
     if method is Method.FFT and targets.key:
         yield note(r.ADAPTERS_UNUSED, key=targets.key)
+    tf32 = job.engine.tf32
+    if tf32.value and (precision is not Precision.FP32 or device is Device.CPU):
+        yield note(r.TF32_UNUSED, key=tf32.key, precision=precision, device=_DEVICES[device])
     length, limit = job.data.sequence_length, job.data.max_model_len
     if length.value and limit.value and limit.value < length.value:
         yield note(r.LENGTH_CAPPED, key=length.key, value=length.value, limit_key=limit.key, limit=limit.value)

@@ -78,7 +78,7 @@ def resolve(resource: Mapping[str, Any], settings: PlanSettings) -> Resolution:
         batch=batch,
         method_reason=method_reason,
         engine_reason=engine_reason,
-        notes=(*batch_notes, *notes(job, method)),
+        notes=(*batch_notes, *notes(job, method, asked.precision, device)),
         problems=tuple(sorted(found)),
     )
 

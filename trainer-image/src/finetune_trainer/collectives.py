@@ -58,16 +58,13 @@ def on_rank_0(work: Callable[[], T]) -> T:
         return _values([_attempt(work)])[0]
     store, key = _store(), f"rank-0/{next(_calls)}"
     if rank() == 0:
-        outcome = _attempt(work)
-        store.set(key, pickle.dumps(outcome))
-        if isinstance(outcome, RunError):
-            _until(lambda: store.add(f"{key}/heard", 0) == world_size() - 1, _FAREWELL_S)
-    else:
-        _until(lambda: store.check([key]))
-        outcome = pickle.loads(store.get(key))  # noqa: S301 - by rank 0 of this run
-        if isinstance(outcome, RunError):
-            store.add(f"{key}/heard", 1)
+        store.set(key, pickle.dumps(_attempt(work)))
+    _until(lambda: store.check([key]))
+    outcome: T | RunError = pickle.loads(store.get(key))  # noqa: S301 - by rank 0 of this run
     if isinstance(outcome, RunError):
+        store.add(f"{key}/raised", 1)
+        if rank() == 0:  # its process has the store
+            _until(lambda: store.add(f"{key}/raised", 0) == world_size(), _FAREWELL_S)
         raise outcome
     return outcome
 

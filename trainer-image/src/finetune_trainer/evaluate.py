@@ -10,13 +10,13 @@ import torch
 
 from . import batches
 from .errors import NonFinite
-from .loop import TrainState
+from .loop import TrainState, remedy
 from .rows import Rows
 from .stop import Stop
 
 
-def mean_nll(train_state: TrainState, rows: Rows, stop: Stop) -> float:
-    """In nats. Collective: each rank evaluates its share of the rows; every token has the same weight.
+def mean_nll(train_state: TrainState, rows: Rows, stop: Stop, steps: int) -> float:
+    """In nats, after `steps` optimizer steps. Collective: each rank evaluates its share; every token weighs the same.
 
     Rows of similar length share a batch: that saves padding and does not change the mean. Raises NonFinite, and
     StopRequested between two batches: an evaluation may take longer than a pod's termination grace period.
@@ -33,8 +33,5 @@ def mean_nll(train_state: TrainState, rows: Rows, stop: Stop) -> float:
     train_state.mesh.sum_over_data(total)
     mean = float(total) / int(rows.target_counts.sum())
     if not math.isfinite(mean):
-        raise NonFinite(
-            f"the validation loss is {mean}: the weights have overflowed their dtype; lower "
-            "hyperparameters.learning_rate, or set max_grad_norm"
-        )
+        raise NonFinite(f"the validation loss after {steps} steps is {mean}; {remedy(train_state.config, steps)}")
     return mean

@@ -116,7 +116,7 @@ def _readme(card: ModelCard) -> str:
         f"---\nbase_model: {json.dumps(_base_name(card.base_model)[0])}\nlibrary_name: {library}\n"
         "pipeline_tag: text-generation\n---\n\n"
         f"# {_METHODS[card.method]} of {card.base_model}\n\n"
-        f"Trained on {Path(card.data).name} for {card.step:,} optimizer steps.\n"
+        f"Trained on {Path(card.data).name} for {card.step:,} optimizer step{'s' * (card.step != 1)}.\n"
         f"Identity of the run: `{card.digest}`.\n{table}"
     )
 

@@ -70,7 +70,8 @@ def _message(error: BaseException, code: Exit) -> str:
     first = (str(error).splitlines() or [""])[0]
     if code is Exit.CRASHED:
         return f"{type(error).__name__}: {first}"
-    return f"{MEANINGS[code].sentence} ({first}) {MEANINGS[code].remedy}"
+    detail = f"({first})" if first else ""
+    return " ".join(filter(None, (MEANINGS[code].sentence, detail, MEANINGS[code].remedy)))
 
 
 def trace(error: BaseException) -> str:

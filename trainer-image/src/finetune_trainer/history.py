@@ -13,6 +13,8 @@ class History(BaseModel):
 
     train_loss: float | None = None
     """Of the last step."""
+    skipped_steps: int = 0
+    """Steps that changed nothing, because their gradients overflowed with their loss scale."""
     evaluated_step: int | None = None
     """Steps done when the last evaluation ended."""
     initial: float | None = None

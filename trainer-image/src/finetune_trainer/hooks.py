@@ -41,7 +41,7 @@ class Progress:
     _seconds: float = 0.0
 
     def __call__(self, result: StepResult) -> None:
-        self.history.train_loss = result.loss
+        self.history.train_loss, self.history.skipped_steps = result.loss, result.skipped_steps
         self._since.append(result)
         self._steps += 1
         self._seconds += result.seconds
@@ -88,7 +88,7 @@ class Evaluation:
             self._evaluate(step)
 
     def _evaluate(self, step: int) -> None:
-        loss = evaluate.mean_nll(self.train_state, self.rows, self.stop)
+        loss = evaluate.mean_nll(self.train_state, self.rows, self.stop, step)
         best = self.history.record_evaluation(step, loss)
         self.write_record(EvaluationRecord(time=time.time(), step=step, loss=loss, rows=len(self.rows), best=best))
 

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from finetune_api.runtime.choices import Precision
 from finetune_api.runtime.protocol import CHECKPOINTS, RESULT, RUN_FILE
 from finetune_api.runtime.run_config import IDENTITY, LATER, SPEC_KEYS, RunConfig
 
@@ -25,10 +26,17 @@ from .files import storage_errors, write_durable
 ROWS_PER_STEP = "rows_per_step"
 CONTENT = "content."
 """Prefix of the fingerprints' keys in the identity."""
+PRECISION = "precision"
+"""The one key of the identity that two keys of a job decide."""
 _ABSENT = object()
 _LATER = {key: RunConfig.model_fields[key].get_default() for key in LATER}
 """Keys that are left out at these values: runs of versions that did not have them stay resumable."""
-_NAMES = {ROWS_PER_STEP: "hyperparameters.global_batch"} | SPEC_KEYS
+_NAMES = {ROWS_PER_STEP: "hyperparameters.global_batch"} | SPEC_KEYS | {PRECISION: "the precision"}
+_PRECISIONS = {
+    Precision.BF16: "set hyperparameters.parallelism.bf16 to true, without fp16",
+    Precision.FP16: "set hyperparameters.parallelism.fp16 to true, without bf16",
+    Precision.FP32: "set hyperparameters.parallelism.bf16 to false, without fp16",
+}
 
 # Besides the weights, these files define a model: sizes, vocabulary, template.
 _SMALL = ("*.json", "*.jinja", "*.model", "*.txt")
@@ -145,6 +153,8 @@ def _format_value(identity: Mapping[str, Any], key: str) -> str:
 def _remedy(old: Mapping[str, Any], key: str) -> str:
     if key.startswith(CONTENT):
         return f"restore {_name(key)}"
+    if key == PRECISION:
+        return _PRECISIONS[Precision(old[key])]
     return f"set {_name(key)} back to {_format_value(old, key)}" if key in old else f"remove {_name(key)}"
 
 

@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 
+from finetune_api.runtime.choices import Precision
 from finetune_api.runtime.run_config import RunConfig
 
 from . import batches, schedule
@@ -23,6 +24,7 @@ from .sampler import BatchSharding, Indices, Sampler
 
 _MAX_LISTED = 20
 """Lines named in a message."""
+_P = "hyperparameters.parallelism"
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,8 @@ def train_step(train_state: TrainState, step: int, coming: Iterator[TokenBatch])
     )
     loss = outcome.nll / targets
     if outcome.skipped and not ((outcome.loss_scale or 0) > SMALLEST and math.isfinite(loss)):
-        raise NonFinite(_non_finite(train_state.rows, indices, step + 1, loss, outcome.norm))
+        what = f"step {step + 1}: loss is {loss} and gradient norm is {outcome.norm}"
+        raise NonFinite(f"{what}; {_lines(train_state.rows, indices)}; {remedy(train_state.config, step)}")
     tokens = int(train_state.rows.lengths[indices].sum())
     seconds = time.monotonic() - began
     return StepResult(
@@ -124,11 +127,16 @@ def _watched(coming: Iterator[TokenBatch], heartbeat: Heartbeat) -> Iterator[Tok
         heartbeat.advance()
 
 
-def _non_finite(rows: Rows, indices: Indices, step: int, loss: float, norm: float) -> str:
+def remedy(config: RunConfig, steps: int) -> str:
+    """What to do about a number that is not finite after `steps` optimizer steps."""
+    if config.precision is Precision.FP16:
+        return f"{_P}.fp16 ends at 65,504: compute in bf16 ({_P}.bf16), or in fp32 ({_P}.bf16: false)"
+    if steps == 0:
+        return "nothing was trained before, so check the weights of job.model, and the rows"
+    return "lower hyperparameters.learning_rate, increase the warmup, or check the rows"
+
+
+def _lines(rows: Rows, indices: Indices) -> str:
     lines = sorted({int(line) for line in rows.lines[indices]})
     more = f" and {len(lines) - _MAX_LISTED} more" if len(lines) > _MAX_LISTED else ""
-    return (
-        f"step {step}: loss is {loss} and gradient norm is {norm}; the step trained on dataset lines "
-        f"{', '.join(map(str, lines[:_MAX_LISTED]))}{more}; lower hyperparameters.learning_rate, increase the "
-        "warmup, or check these lines"
-    )
+    return f"the step trained on dataset lines {', '.join(map(str, lines[:_MAX_LISTED]))}{more}"

@@ -7,7 +7,9 @@ whose memory is allocated and never touched, and their engine copies the weights
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,15 +17,17 @@ from typing import Any, cast
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from finetune_api.runtime.choices import Method
+from finetune_api.runtime.exits import Exit
 from finetune_api.runtime.run_config import RunConfig
 
-from . import attention
+from . import attention, tensor_files
 from .collectives import on_rank_0
 from .errors import ModelRefused
+from .failures import exit_code_of
 from .master import COMPUTE
 
 _MAX_LISTED = 5
@@ -71,7 +75,7 @@ def prepare(model: PreTrainedModel, config: RunConfig) -> None:
 
 def _empty_model(folder: Path, dtype: torch.dtype, outline: ModelOutline) -> PreTrainedModel:
     """An empty-initialised model: its weights are allocated and never written."""
-    settings = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    settings = _settings(folder)
     with no_init_weights():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(settings, dtype=dtype)  # type: ignore[no-untyped-call]
     model.tie_weights()  # skipped together with the initialisation
@@ -88,7 +92,8 @@ def _read(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Mapping[st
     quiet: Any = transformers.utils.logging  # untyped
     quiet.set_verbosity_error()  # its warnings about mismatches are errors here
     quiet.disable_progress_bar()
-    try:
+    with _refused(folder):
+        _require_plausible(folder, _settings(folder))
         found = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
@@ -98,14 +103,43 @@ def _read(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Mapping[st
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # the report names them
         )
-    except (ValueError, OSError, RuntimeError) as error:
-        raise ModelRefused(f"model {folder} cannot be loaded: {error}") from error
     return cast("tuple[PreTrainedModel, Mapping[str, Any]]", found)
+
+
+@contextmanager
+def _refused(folder: Path) -> Iterator[None]:
+    """Whatever transformers raises, the files of the model are to blame, unless memory or storage is."""
+    try:
+        yield
+    except Exception as error:
+        if exit_code_of(error) is not Exit.CRASHED:
+            raise
+        what = str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
+        raise ModelRefused(f"model {folder} cannot be loaded, check its config.json: {what}") from error
+
+
+def _settings(folder: Path) -> PreTrainedConfig:
+    """config.json, by the class that transformers has for it: code in the folder is never run."""
+    content = json.loads((folder / "config.json").read_bytes())
+    if "auto_map" in content and content.get("model_type") not in CONFIG_MAPPING:
+        raise ModelRefused(
+            f"model {folder} brings its own code (auto_map in config.json), which is never run; choose a model of "
+            f"an architecture that transformers {transformers.__version__} has"
+        )
+    found: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    return found
+
+
+def _require_plausible(folder: Path, settings: PreTrainedConfig) -> None:
+    """Without this check, a model of a million layers would be built for hours before its weights were missed."""
+    layers, tensors = getattr(settings.get_text_config(), "num_hidden_layers", 0), len(tensor_files.dtypes(folder))
+    if layers > tensors > 0:
+        raise ModelRefused(f"model {folder}: config.json has {layers:,} layers, the weight files {tensors:,} tensors")
 
 
 def _freeze_as_built(folder: Path, model: PreTrainedModel) -> None:
     """Freeze what the architecture does not train, such as a router's bias: loading has unfrozen it."""
-    settings = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    settings = _settings(folder)
     with torch.device("meta"):
         built: PreTrainedModel = AutoModelForCausalLM.from_config(settings)  # type: ignore[no-untyped-call]
     frozen = {name for name, parameter in built.named_parameters() if not parameter.requires_grad}

@@ -117,8 +117,8 @@ def _header(tensors: Mapping[str, Outline]) -> bytes:
 
 def _index(parts: Mapping[str, Mapping[str, Outline]]) -> bytes:
     size = sum(each.nbytes for part in parts.values() for each in part.values())
-    places = {name: file for file, part in parts.items() for name in part}
-    index = {"metadata": {"total_size": size}, "weight_map": places}
+    weight_map = {name: file for file, part in parts.items() for name in part}
+    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
     return json.dumps(index, indent=2, sort_keys=True).encode() + b"\n"
 
 

@@ -22,6 +22,7 @@ from finetune_api.runtime.run_config import RunConfig, Validation
 from . import adapters, checkpoint, engines, environment, export, identity, loop, mesh, model, result
 from .collectives import on_rank_0
 from .environment import RankInfo
+from .errors import NonFinite
 from .files import DISK, Files
 from .handoff import TRAIN, VALIDATION, Handoff, write_digest
 from .heartbeat import Heartbeat, HeartbeatFiles
@@ -67,6 +68,8 @@ class Trainer:
         except StopRequested:
             checkpoints.save(self.step)
             return self._report(Exit.STOPPED, digest, history)
+        if history.skipped_steps == self.step > 0:
+            raise NonFinite(_NOTHING_APPLIED.format(steps=self.step))
         with self.heartbeat.saving():
             return self._publish(train_state, base, digest, history)
 
@@ -182,7 +185,7 @@ class Trainer:
             time=time.time(),
             exit_code=code,
             reason=meaning.reason,
-            message=f"{meaning.sentence} {meaning.remedy}".strip(),
+            message=" ".join(filter(None, (meaning.sentence, meaning.remedy, _skipped(history, self.step)))),
             step=self.step,
             digest=digest,
             result=str(self._output / RESULT) if code is Exit.OK else "",
@@ -206,6 +209,20 @@ def sampler(config: RunConfig, rows: int) -> Sampler:
     )
 
 
+def _skipped(history: History, step: int) -> str:
+    count = history.skipped_steps
+    return f"{count} of {step} steps changed nothing: their gradients overflowed fp16." if count else ""
+
+
+_NOTHING_APPLIED = (
+    "the gradients of all {steps} steps overflowed fp16, so nothing was trained; train more steps, which lower the "
+    "loss scale, or compute in bf16 (hyperparameters.parallelism.bf16)"
+)
+
+
+_NOTHING_TO_DO = "The output already held the result, of step {step}: nothing was trained."
+
+
 def _metrics(history: History, validation: Validation | None, best: int | None) -> dict[str, float | None]:
     found = {"train.loss": history.train_loss}
     if validation is not None:
@@ -221,9 +238,9 @@ def _repeat_report(output: Path, digest: str, step: int) -> FinalReport:
     except (OSError, ValueError):
         old = None
     if old is not None and old.digest == digest and old.exit_code == Exit.OK:
-        return old.model_copy(update={"time": time.time()})
-    meaning = MEANINGS[Exit.OK]
+        return old.model_copy(update={"time": time.time(), "message": _NOTHING_TO_DO.format(step=step)})
     return FinalReport(
-        time=time.time(), exit_code=Exit.OK, reason=meaning.reason, message=meaning.sentence, step=step,
+        time=time.time(), exit_code=Exit.OK, reason=MEANINGS[Exit.OK].reason,
+        message=_NOTHING_TO_DO.format(step=step), step=step,
         digest=digest, result=str(output / RESULT),
     )  # fmt: skip

@@ -51,6 +51,10 @@ VALIDATION_SKIPPED = Reason(
 VARIETY_YIELDS = Reason("VarietyYields", (c.ACCEPTED,), "{key} is {value}, but other keys select {method}.")
 ADAPTERS_UNUSED = Reason("AdaptersUnused", (c.ACCEPTED,), "{key} is set, but full finetuning has no adapters.")
 LENGTH_CAPPED = Reason("LengthCapped", (c.ACCEPTED,), "{key} is {value}, but {limit_key} caps it at {limit}.")
+TF32_UNUSED = Reason(
+    "Tf32Unused", (c.ACCEPTED,),
+    "{key} is true, but the job computes in {precision} on {device}, so it changes nothing.",
+)  # fmt: skip
 GLOBAL_BATCH_DIFFERS = Reason(
     "GlobalBatchDiffers", (c.ACCEPTED,),
     "{key} is {target}, but {per_device} rows x {accumulation} passes x {replicas} replicas make {rows} rows per "

@@ -32,12 +32,16 @@ def unknown_keys(resource: Mapping[str, Any]) -> Iterator[Problem]:
 
 USUAL: Mapping[str, str] = {
     "base_model": "job.model", "batch": "hyperparameters.per_device_batch", "dataset": "job.data",
-    "epochs": "hyperparameters.n_epochs", "gpus": "compute.gpu_count", "lora_r": "training.lora.r",
-    "lr": "hyperparameters.learning_rate", "micro_batch_size": "hyperparameters.per_device_batch",
+    "ddp": "hyperparameters.parallelism.fsdp", "dtype": "hyperparameters.parallelism.bf16",
+    "epochs": "hyperparameters.n_epochs", "fsdp2": "hyperparameters.parallelism.fsdp",
+    "gpus": "compute.gpu_count", "hsdp": "hyperparameters.parallelism.fsdp_sharding_strategy",
+    "lora_r": "training.lora.r", "lr": "hyperparameters.learning_rate",
+    "micro_batch_size": "hyperparameters.per_device_batch",
     "model_name_or_path": "job.model", "num_epochs": "hyperparameters.n_epochs",
     "num_train_epochs": "hyperparameters.n_epochs",
-    "per_device_train_batch_size": "hyperparameters.per_device_batch", "rank": "training.lora.r",
-    "seq_len": "hyperparameters.sequence_length",
+    "per_device_train_batch_size": "hyperparameters.per_device_batch",
+    "precision": "hyperparameters.parallelism.bf16", "rank": "training.lora.r",
+    "seq_len": "hyperparameters.sequence_length", "strategy": "hyperparameters.parallelism.fsdp",
 }  # fmt: skip
 """Usual names in other systems -> our keys, relative to spec. They resemble ours too little to be found."""
 

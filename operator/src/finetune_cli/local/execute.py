@@ -11,8 +11,6 @@ from queue import SimpleQueue
 from time import monotonic
 
 from finetune_api.resource.status import Status
-from finetune_api.validation.problem import Problem
-from finetune_cli.errors import InvalidInput
 from finetune_plan.workload import Workload
 
 from . import outcome as outcomes
@@ -39,9 +37,9 @@ class FinishedRun:
 
 
 def execute(work: Workload, output: Path, status: Status, display: Display) -> FinishedRun:
-    """Run the replicas of `work` to their end. Raises InvalidInput if the output folder cannot be made."""
+    """Run the replicas of `work` to their end in the folder `output`, which this process owns."""
     started_at = monotonic()
-    recorder = RunRecorder(_make_folder(output), status, display)
+    recorder = RunRecorder(output, status, display)
     with tempfile.TemporaryDirectory(prefix="finetune-") as folder, closing(recorder), closing(display):
         replicas = launches(work, Path(folder), free_port(), os.environ)
         for launch in replicas:
@@ -60,13 +58,3 @@ def _supervise(replicas: tuple[Launch, ...], recorder: RunRecorder, display: Dis
     with signals_as_events(events), started(replicas, events) as run:
         supervise(run, events, recorder.line, lambda count: display.message(STOPPING if count == 1 else KILLING))
     return run
-
-
-def _make_folder(output: Path) -> Path:
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        message = f"The folder {output} cannot be created: {error.strerror}."
-        remedy = "Give --output with another folder."
-        raise InvalidInput([Problem("spec.output.uri", "OutputRefused", message, remedy)]) from None
-    return output

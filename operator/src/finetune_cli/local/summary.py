@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from finetune_api.runtime import report
-from finetune_api.runtime.exits import Exit
+from finetune_api.runtime.exits import MEANINGS, Exit
 from finetune_api.runtime.protocol import RECORDS
 from finetune_api.runtime.report import DatasetRecord, EvaluationRecord, ProgressRecord, Record
 
@@ -33,6 +33,8 @@ def succeeded(outcome: Outcome, found: list[Record], seconds: float) -> str:
     assert outcome.report is not None
     metrics = outcome.report.metrics
     lines = [f"succeeded in {format_duration(seconds)}"]
+    if outcome.message not in ("", MEANINGS[Exit.OK].sentence):
+        lines.append(f"note:       {outcome.message.removeprefix(MEANINGS[Exit.OK].sentence).strip()}")
     before, after = metrics.get(INITIAL), metrics.get(BEST)
     if before and after is not None:
         step = outcome.report.best_step

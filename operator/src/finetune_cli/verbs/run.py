@@ -17,6 +17,7 @@ from finetune_cli.errors import format_problem
 from finetune_cli.job_file import JobFile
 from finetune_cli.local import display, summary
 from finetune_cli.local.execute import FinishedRun, execute
+from finetune_cli.local.output_folder import locked
 from finetune_cli.local.recorder import previous_run
 from finetune_cli.overrides import Overrides
 from finetune_cli.planning import ValidatedJob
@@ -73,11 +74,12 @@ def _accept(source: JobFile, given: Overrides) -> ValidatedJob:
 
 def _run(job: ValidatedJob, *, quiet: bool) -> FinishedRun:
     output = Path(job.resolution.run_config.output)
-    work = workload(job.resolution, planning.SETTINGS, previous_run(output) + 1)
-    now = planning.timestamp()
-    first = statuses.started(statuses.admission(job.verdict, now=now), work, now=now)
     try:
-        return execute(work, output, first, display.choose(quiet=quiet))
+        with locked(output):
+            work = workload(job.resolution, planning.SETTINGS, previous_run(output) + 1)
+            now = planning.timestamp()
+            first = statuses.started(statuses.admission(job.verdict, now=now), work, now=now)
+            return execute(work, output, first, display.choose(quiet=quiet))
     except OSError as error:  # logs and status could not be written: most likely the disk is full
         meaning = MEANINGS[Exit.STORAGE_FAILED]
         message = f"{meaning.sentence} ({error.strerror})"
