@@ -9,10 +9,13 @@ from __future__ import annotations
 import multiprocessing
 import pickle
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Event
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,10 +44,11 @@ def run_ranks(world: int, work: Callable[..., Any], *args: Any) -> list[RankResu
 
     Only the time limit of the test ends ranks that hang.
     """
+    over = _context.Event()
     with tempfile.TemporaryDirectory() as folder:
         pipes = [_context.Pipe(duplex=False) for _ in range(world)]
         children = [
-            _context.Process(target=_rank, args=(rank, world, f"{folder}/store", pipes[rank][1], work, args))
+            _context.Process(target=_rank, args=(rank, world, Path(folder), over, pipes[rank][1], work, args))
             for rank in range(world)
         ]
         try:
@@ -53,6 +57,7 @@ def run_ranks(world: int, work: Callable[..., Any], *args: Any) -> list[RankResu
             for _, sender in pipes:
                 sender.close()
             received = [_receive(receiver) for receiver, _ in pipes]
+            over.set()
             for child in children:
                 child.join()
             return [RankResult(child.exitcode, *outcome) for child, outcome in zip(children, received, strict=True)]
@@ -71,6 +76,18 @@ def values(ended: list[RankResult]) -> list[Any]:
     return [one.value for one in ended]
 
 
+def _store(rank: int, world: int, port: Path) -> Any:
+    """A store that ends with the process of rank 0, as that of a run does. `port` is how the others find it."""
+    if rank > 0:
+        while not port.exists():
+            time.sleep(0.01)
+        return dist.TCPStore("127.0.0.1", int(port.read_text()), world)  # type: ignore[attr-defined]
+    store = dist.TCPStore("127.0.0.1", 0, world, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+    port.with_suffix(".new").write_text(str(store.port))
+    port.with_suffix(".new").rename(port)
+    return store
+
+
 def _receive(receiver: Connection) -> tuple[Any, Exception | None]:
     try:
         value, error = pickle.loads(receiver.recv_bytes())
@@ -81,12 +98,13 @@ def _receive(receiver: Connection) -> tuple[Any, Exception | None]:
     return value, error
 
 
-def _rank(
-    rank: int, world: int, store: str, sender: Connection, work: Callable[..., Any], args: tuple[Any, ...]
-) -> None:
+def _rank(  # noqa: PLR0917 - all that a process is given
+    rank: int, world: int, folder: Path, over: Event, sender: Connection, work: Callable[..., Any],
+    args: tuple[Any, ...],
+) -> None:  # fmt: skip
     torch.set_num_threads(1)
     if world > 1:
-        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+        dist.init_process_group("gloo", store=_store(rank, world, folder / "port"), rank=rank, world_size=world)
     try:
         sender.send_bytes(pickle.dumps((work(*args), None)))
     except Exception as error:  # noqa: BLE001 - the test decides about every error
@@ -95,4 +113,6 @@ def _rank(
         sender.send_bytes(pickle.dumps((None, sent)))
     finally:
         if world > 1:
+            if rank == 0:
+                over.wait()  # the others may still ask the store
             dist.destroy_process_group()
