@@ -5,6 +5,7 @@ The launcher writes them once per node (preparation.py); every rank of the node 
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -45,6 +46,13 @@ class Rows:
         """Tokens and targets of row `i`."""
         part = slice(self.offsets[i], self.offsets[i + 1])
         return self.tokens[part], self.targets[part]
+
+    def digest(self) -> str:
+        """sha256 of everything that their loss depends on, 'sha256:...'."""
+        total = hashlib.sha256()
+        for array in (self.offsets, self.tokens, self.targets):
+            total.update(array.data)
+        return f"sha256:{total.hexdigest()}"
 
     def save(self, folder: Path) -> None:
         folder.mkdir()
