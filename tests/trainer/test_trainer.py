@@ -130,6 +130,18 @@ def test_keep_best_switched_on_after_the_best_was_pruned_publishes_what_is_left(
     assert not (output / "report.json").exists(), "a peer's loss must not wait for the report of an earlier run"
 
 
+def test_a_result_that_cannot_be_read_now_is_not_made_again(
+    tmp_path: Path, inputs: Path, unpublished: tuple[Path, int]
+) -> None:
+    output = shutil.copytree(unpublished[0], tmp_path / "out")
+    (output / "result").mkdir()
+    (output / "result" / "COMPLETE").symlink_to("COMPLETE")
+    [ended] = run_ranks(1, work.run, overshooting(inputs, output), tmp_path / "handoff")
+    assert isinstance(ended.error, StorageFailed)
+    assert f"cannot read {output / 'result' / 'COMPLETE'}: Too many levels" in str(ended.error)
+    assert [path.name for path in (output / "result").iterdir()] == ["COMPLETE"]
+
+
 @pytest.mark.parametrize("others", [True, False], ids=["other rows", "the same rows in another file"])
 def test_losses_of_other_validation_rows_are_not_compared(
     tmp_path: Path, inputs: Path, unpublished: tuple[Path, int], others: bool

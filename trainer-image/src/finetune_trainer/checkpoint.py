@@ -217,10 +217,12 @@ def _restore_rng(folder: Path, saved: int) -> None:
             "masks differ; ranks from %d on derive their random state from rank 0",
             folder.name, saved, world_size(), saved,
         )  # fmt: skip
+    with storage_errors(folder, "read"):
+        state = safetensors.torch.load_file(folder / _random_file(rank() if rank() < saved else 0))
     if rank() < saved:
-        rng.restore(safetensors.torch.load_file(folder / _random_file(rank())))
+        rng.restore(state)
     else:
-        rng.derive(safetensors.torch.load_file(folder / _random_file(0)), rank())
+        rng.derive(state, rank())
 
 
 def _read_extra(folder: Path) -> dict[str, Any]:
