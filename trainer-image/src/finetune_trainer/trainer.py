@@ -140,7 +140,7 @@ class Trainer:
     def _forget_outdated(self, history: History) -> None:
         """Losses of other validation rows are not compared, and a best step without its weights is not published."""
         rows = self._validation_rows
-        forgotten = rows is not None and history.validate_on(on_rank_0(rows.digest), self.step)
+        forgotten = rows is not None and history.validate_on(on_rank_0(lambda: rows.digest), self.step)
         best = history.best_step
         if self._keep_best and best is not None and not checkpoint.is_valid(self._output, best):
             history.forget_best(self.step)
