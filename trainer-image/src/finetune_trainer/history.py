@@ -23,7 +23,7 @@ class History(BaseModel):
     best_step: int | None = None
     """The step with the lowest validation loss, excluding step 0 (the untrained model)."""
     validation_rows: str = ""
-    """`Rows.digest` of those that the validation losses are of; empty if there are none, or if it was not recorded."""
+    """`Rows.digest` of those that the validation losses are of; empty if there are none or nothing recorded it."""
     note: str = ""
     """What was forgotten last and why, for the log and the final report."""
 
