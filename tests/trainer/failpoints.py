@@ -104,6 +104,21 @@ class Slow:
         DISK.fsync(path)
 
 
+class Hidden:
+    """`Files` of a volume that does not show files of one name yet after they are renamed; the rest works."""
+
+    folder = staticmethod(DISK.folder)
+    create = staticmethod(DISK.create)
+    fsync = staticmethod(DISK.fsync)
+    remove = staticmethod(DISK.remove)
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def rename(self, old: Path, new: Path) -> None:
+        DISK.rename(old, new.with_name(f"hidden-{new.name}") if new.name == self._name else new)
+
+
 class _FullSink:
     def write(self, content: object, /) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import signal
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from finetune_trainer.errors import OutputRefused, StorageFailed
 from finetune_trainer.marker import digest_of, read_marker
 from trainer import checkpoint_fixture as fixture
 from trainer import checkpoint_work as work
-from trainer.failpoints import Full
+from trainer.failpoints import Full, Hidden
 from trainer.ranks import run_ranks, values
 
 
@@ -111,10 +112,62 @@ def test_a_flipped_bit_is_found_and_the_next_start_uses_the_checkpoint_before(tm
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
     state = work.tensors(0)
-    with pytest.raises(StorageFailed, match=r"step-00000020/shard-00000\.bin is corrupt .*one before"):
+    with pytest.raises(StorageFailed, match=r"step-00000020/shard-00000\.bin is corrupt .*does without it"):
         checkpoint.load(tmp_path, 20, state)
     assert work.same(state, work.tensors(0)), "nothing was loaded"
     assert checkpoint.latest(tmp_path) == 10
+
+
+def unreadable(file: Path) -> None:
+    """Reading it fails, with an error other than that it is missing."""
+    file.unlink()
+    file.symlink_to(file.name)
+
+
+@pytest.mark.parametrize("name", ["COMPLETE", "shard-00000.bin"])
+def test_what_cannot_be_read_now_is_neither_skipped_nor_removed(tmp_path: Path, name: str) -> None:
+    work.save(tmp_path, 10)
+    work.save(tmp_path, 20)
+    whole = shutil.copytree(folder(tmp_path, 20), tmp_path / "whole")
+    unreadable(folder(tmp_path, 20) / name)
+    message = rf"cannot read .*step-00000020/{name}: Too many levels .*; check that the output volume is mounted"
+    for attempt in (
+        lambda: checkpoint.latest(tmp_path),
+        lambda: checkpoint.load(tmp_path, 20, work.tensors(0)),
+        lambda: work.save(tmp_path, 30),
+    ):
+        with pytest.raises(StorageFailed, match=message):
+            attempt()
+    shutil.rmtree(folder(tmp_path, 20))
+    whole.rename(folder(tmp_path, 20))
+    assert steps(tmp_path) == [f"step-{step:08d}" for step in (10, 20, 30)]
+    assert all(checkpoint.is_valid(tmp_path, step) for step in (10, 20, 30)), "also what was saved meanwhile"
+
+
+def test_a_file_that_cannot_be_read_does_not_damage_its_checkpoint(tmp_path: Path) -> None:
+    work.save(tmp_path, 20)
+    file = folder(tmp_path, 20) / "shard-00001.bin"
+    file.touch()
+    update_digest(folder(tmp_path, 20), file.name)
+    file.unlink()
+    os.mknod(file, stat.S_IFSOCK)  # has the size 0 and cannot be opened
+    with pytest.raises(StorageFailed, match=r"cannot read .*shard-00001\.bin: No such device"):
+        checkpoint.load(tmp_path, 20, work.tensors(0))
+    assert checkpoint.latest(tmp_path) == 20
+
+
+def test_a_checkpoint_that_is_removed_before_it_is_loaded_is_named(tmp_path: Path) -> None:
+    work.save(tmp_path, 20)
+    remove_marker(folder(tmp_path, 20))
+    with pytest.raises(StorageFailed, match=r"step-00000020 is not a valid checkpoint any more: .*does without it"):
+        checkpoint.load(tmp_path, 20, work.tensors(0))
+
+
+def test_the_checkpoint_just_published_is_never_pruned(tmp_path: Path) -> None:
+    work.save(tmp_path, 10)
+    work.save(tmp_path, 20, files=Hidden("COMPLETE"))
+    assert checkpoint.latest(tmp_path) == 10, "the volume does not show the marker yet"
+    assert (folder(tmp_path, 20) / "shard-00000.bin").exists()
 
 
 def without(state: dict[str, Any], name: str) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from finetune_data import DatasetRefused
 from finetune_tokens import TokenizerRefused
 from finetune_trainer import failures
 from finetune_trainer.errors import DataRefused, ModelRefused, StorageFailed
-from finetune_trainer.outcome import failure
-from finetune_trainer.publish import publish, truncated_report
+from finetune_trainer.outcome import failure, stopped
+from finetune_trainer.publish import publish, read_report, remove_report, truncated_report
 
 GLOO = "[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.0.0.7]:4711"
 
@@ -144,6 +144,42 @@ def test_a_report_goes_to_the_output_the_pod_and_the_reader(
 def test_other_nodes_write_the_report_only_if_they_know_the_cause(tmp_path: Path, code: int, written: bool) -> None:
     publish(broken(code), tmp_path, None, first_node=False)
     assert (tmp_path / "report.json").exists() == written
+
+
+OOM, LOST, CRASH, STOPPED, DONE = (
+    failure(Exit.OUT_OF_MEMORY, "no memory", Cause(rank=1, node=1, time=2.0, error="no memory")),
+    failure(Exit.PEER_LOST, "no peer", Cause(rank=0, node=0, time=1.0, error="no peer")),
+    failure(Exit.CRASHED, "a bug", Cause(rank=0, node=0, time=3.0, error="a bug")),
+    stopped(),
+    FinalReport(time=4.0, exit_code=Exit.OK, reason="Succeeded", message="Done.", step=9),
+)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "stays"),
+    [
+        pytest.param(OOM, LOST, OOM, id="a lost peer does not replace the cause, however early it was lost"),
+        pytest.param(LOST, OOM, OOM, id="the cause replaces a lost peer"),
+        pytest.param(OOM, CRASH, OOM, id="a later failure does not replace an earlier one"),
+        pytest.param(OOM, STOPPED, OOM, id="a node that was stopped because of it does not replace it"),
+        pytest.param(OOM, DONE, DONE, id="a run with a result has succeeded"),
+    ],
+)
+def test_the_report_of_a_run_has_its_root_cause_whichever_node_ends_first(
+    tmp_path: Path, first: FinalReport, second: FinalReport, stays: FinalReport
+) -> None:
+    for report in (first, second):
+        publish(report, tmp_path, None, first_node=report.cause is None or report.cause.node == 0)
+    assert read_report(tmp_path) == stays
+    assert len((tmp_path / "records.jsonl").read_text().splitlines()) == 2, "the records have both"
+
+
+def test_a_report_of_an_earlier_run_does_not_count(tmp_path: Path) -> None:
+    publish(OOM, tmp_path, None, first_node=False)
+    for _ in range(2):
+        remove_report(tmp_path)
+    publish(LOST, tmp_path, None, first_node=True)
+    assert read_report(tmp_path) == LOST
 
 
 def test_nothing_is_written_into_an_output_that_is_not_ours(tmp_path: Path) -> None:

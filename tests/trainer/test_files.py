@@ -62,3 +62,17 @@ def test_an_error_names_the_path_the_reason_and_the_remedy(number: int, sentence
     assert str(caught.value).startswith(f"cannot write /out/file: {sentence}")
     with pytest.raises(StorageFailed, match="cannot write /out/other"), storage_errors(Path("/out/file")):
         raise OSError(number, os.strerror(number), "/out/other")
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.EACCES, "Permission denied; grant read access to the user that the trainer runs as"),
+        (errno.EMFILE, "Too many open files; raise the limit of open files (ulimit -n)"),
+        (errno.EIO, "Input/output error; check that the output volume is mounted"),
+    ],
+)
+def test_an_error_of_a_read_has_the_remedy_for_reading(number: int, remedy: str) -> None:
+    with pytest.raises(StorageFailed) as caught, storage_errors(Path("/out/file"), "read"):
+        raise OSError(number, os.strerror(number))
+    assert str(caught.value) == f"cannot read /out/file: {remedy}"

@@ -39,6 +39,43 @@ def test_the_untrained_model_is_never_the_best() -> None:
     assert (history.initial, history.best_step) == (1.0, 2)
 
 
+TRAINED = History(
+    train_loss=1.0, evaluated_step=8, initial=3.0, latest=1.5, best=1.2, best_step=4, validation_rows="sha256:1"
+)
+
+
+@pytest.mark.parametrize(
+    ("resumed", "best", "best_step"),
+    [
+        pytest.param(8, 1.5, 8, id="the step resumed from takes its place if it was evaluated"),
+        pytest.param(9, None, None, id="else the next evaluation is the best"),
+    ],
+)
+def test_a_best_step_whose_weights_are_lost_is_forgotten(
+    resumed: int, best: float | None, best_step: int | None
+) -> None:
+    history = TRAINED.model_copy()
+    history.forget_best(resumed)
+    assert (history.best, history.best_step, history.latest) == (best, best_step, 1.5)
+    assert "The checkpoint of step 4, the best so far, is lost" in history.note
+
+
+@pytest.mark.parametrize(
+    ("recorded", "changed"),
+    [
+        pytest.param("sha256:1", False, id="the same rows"),
+        pytest.param("", False, id="a checkpoint that does not say which rows"),
+        pytest.param("sha256:0", True, id="other rows"),
+    ],
+)
+def test_losses_of_other_validation_rows_are_forgotten(recorded: str, changed: bool) -> None:
+    history = TRAINED.model_copy(update={"validation_rows": recorded})
+    assert history.validate_on("sha256:1", 9) == changed
+    forgotten = History(train_loss=1.0, validation_rows="sha256:1", note=history.note)
+    assert history == (forgotten if changed else TRAINED)
+    assert ("The validation rows changed before step 9" in history.note) == changed
+
+
 def test_the_history_survives_a_checkpoint() -> None:
     history = History(train_loss=1.0, initial=3.0, latest=1.2, best=1.1, best_step=4)
     assert History.model_validate(history.model_dump()) == history

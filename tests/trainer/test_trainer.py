@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 
 from finetune_api.runtime.report import EvaluationRecord, FinalReport, ProgressRecord
 from finetune_api.runtime.run_config import RunConfig
-from finetune_trainer.errors import ModelRefused, NonFinite
+from finetune_trainer.errors import ModelRefused, NonFinite, StorageFailed
 from trainer import models
 from trainer import trainer_work as work
 from trainer.ranks import run_ranks, values
@@ -74,6 +75,87 @@ def test_without_keep_best_the_result_is_the_last_step(tmp_path: Path, inputs: P
     report = run(settings, tmp_path / "handoff")
     _, found = values(run_ranks(1, work.losses_by_transformers, settings, tmp_path / "handoff"))[0]
     assert report.metrics["val.loss"] == pytest.approx(found, rel=1e-5)
+
+
+def past_its_best(inputs: Path, output: Path, *, keep_best: bool) -> int:
+    """Do all steps of a run and remove its result: it was killed before it published. Returns its best step."""
+    report = run(overshooting(inputs, output, keep_best=keep_best), output.with_name("handoff"))
+    shutil.rmtree(output / "result")
+    assert report.best_step is not None
+    assert report.best_step < report.step == LAST, "this learning rate overshoots, or the tests show nothing"
+    return report.best_step
+
+
+LAST = 6
+
+
+def overshooting(inputs: Path, output: Path, *, keep_best: bool = True, **changes: Any) -> RunConfig:
+    return config(
+        inputs, output, validation=VALIDATED | {"keep_best": keep_best}, optimizer__learning_rate=0.03,
+        schedule__epochs=1, checkpointing__keep=1, **changes,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def unpublished(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """The output of such a run, which keeps its best, and its best step."""
+    output = tmp_path_factory.mktemp("unpublished") / "out"
+    return output, past_its_best(inputs, output, keep_best=True)
+
+
+def last_evaluation(output: Path) -> EvaluationRecord:
+    return [record for record in work.records(output) if isinstance(record, EvaluationRecord)][-1]
+
+
+def test_a_best_checkpoint_that_rots_is_forgotten_by_the_next_start(
+    tmp_path: Path, inputs: Path, unpublished: tuple[Path, int]
+) -> None:
+    output = shutil.copytree(unpublished[0], tmp_path / "out")
+    shard = output / "checkpoints" / f"step-{unpublished[1]:08d}" / "shard-00000.bin"
+    shard.write_bytes(bytes(shard.stat().st_size))
+    [first] = run_ranks(1, work.run, overshooting(inputs, output), tmp_path / "first")
+    assert isinstance(first.error, StorageFailed)
+    assert "is corrupt" in str(first.error)
+    second = run(overshooting(inputs, output), tmp_path / "second")
+    assert (second.best_step, second.metrics["val.loss"]) == (LAST, last_evaluation(output).loss)
+    assert f"The checkpoint of step {unpublished[1]}, the best so far, is lost" in second.message
+
+
+def test_keep_best_switched_on_after_the_best_was_pruned_publishes_what_is_left(tmp_path: Path, inputs: Path) -> None:
+    output = tmp_path / "out"
+    best = past_its_best(inputs, output, keep_best=False)
+    (output / "report.json").write_text("of the run before")
+    report = run(overshooting(inputs, output), tmp_path / "again")
+    assert (report.best_step, report.metrics["val.loss"]) == (LAST, last_evaluation(output).loss)
+    assert f"The checkpoint of step {best}, the best so far, is lost" in report.message
+    assert not (output / "report.json").exists(), "a peer's loss must not wait for the report of an earlier run"
+
+
+def test_a_result_that_cannot_be_read_now_is_not_made_again(
+    tmp_path: Path, inputs: Path, unpublished: tuple[Path, int]
+) -> None:
+    output = shutil.copytree(unpublished[0], tmp_path / "out")
+    (output / "result").mkdir()
+    (output / "result" / "COMPLETE").symlink_to("COMPLETE")
+    [ended] = run_ranks(1, work.run, overshooting(inputs, output), tmp_path / "handoff")
+    assert isinstance(ended.error, StorageFailed)
+    assert f"cannot read {output / 'result' / 'COMPLETE'}: Too many levels" in str(ended.error)
+    assert [path.name for path in (output / "result").iterdir()] == ["COMPLETE"]
+
+
+@pytest.mark.parametrize("others", [True, False], ids=["other rows", "the same rows in another file"])
+def test_losses_of_other_validation_rows_are_not_compared(
+    tmp_path: Path, inputs: Path, unpublished: tuple[Path, int], others: bool
+) -> None:
+    output = shutil.copytree(unpublished[0], tmp_path / "out")
+    rows = models.dataset(tmp_path / "rows.jsonl", 7, seed=501 if others else 500)
+    settings = overshooting(inputs, output)
+    data = settings.data.model_copy(update={"validation": str(rows)})
+    report = run(settings.model_copy(update={"data": data}), tmp_path / "again")
+    assert report.best_step == (LAST if others else unpublished[1])
+    assert ("val.loss.initial" in report.metrics) == (not others), "nobody knows the loss of others before training"
+    assert (f"The validation rows changed before step {LAST}" in report.message) == others
+    assert not others or report.metrics["val.loss"] == last_evaluation(output).loss
 
 
 def test_an_evaluation_interrupted_by_a_stop_is_repeated(tmp_path: Path, inputs: Path) -> None:

@@ -63,12 +63,17 @@ def save(  # noqa: PLR0913 - four for the content, three keywords for the retent
     digests = on_every_rank(partial(_write_rank_files, temporary, extra, digesting))
     marker = Marker(step=step, world_size=world_size(), files=_by_name(digests))
     on_rank_0(partial(_publish, temporary, final, marker, files))
-    on_rank_0(partial(_prune, output, keep, protect, files))
+    on_rank_0(partial(_prune, output, step, keep, protect, files))
 
 
 def latest(output: Path) -> int | None:
-    """Step of the newest valid checkpoint. Collective: rank 0 reads the folder."""
+    """Step of the newest valid checkpoint. Collective: rank 0 reads the folder. Raises StorageFailed if it cannot."""
     return on_rank_0(lambda: next(_valid_steps(output), None))
+
+
+def is_valid(output: Path, step: int) -> bool:
+    """Whether there is a valid checkpoint of `step`. Collective, like `latest`."""
+    return on_rank_0(lambda: read_marker(_folder(output, step)) is not None)
 
 
 def load(output: Path, step: int, state: dict[str, Any]) -> dict[str, Any]:
@@ -76,11 +81,10 @@ def load(output: Path, step: int, state: dict[str, Any]) -> dict[str, Any]:
 
     Collective. Works on any number of ranks: ranks without a saved random state derive one from rank 0's, with a
     warning. Raises StorageFailed if a file is corrupt; that checkpoint is invalid from then on. Raises
-    OutputRefused if it does not fit `state`.
+    StorageFailed also if it is not valid any more or cannot be read, and OutputRefused if it does not fit `state`.
     """
     folder = _folder(output, step)
-    marker = on_rank_0(lambda: read_marker(folder))
-    assert marker is not None, f"{folder} is not a valid checkpoint; ask latest() first"
+    marker = on_rank_0(partial(_require_valid, folder))
     _verify(folder, marker)
     read_shards(folder, state)
     on_every_rank(partial(_restore_rng, folder, marker.world_size))
@@ -144,10 +148,13 @@ def _require_shared(folder: Path, marker: Marker) -> None:
         )
 
 
-def _prune(output: Path, keep: int, protect: set[int], files: Files) -> None:
-    """Remove old checkpoints and invalid folders: partly removed, partly written, or damaged."""
+def _prune(output: Path, published: int, keep: int, protect: set[int], files: Files) -> None:
+    """Remove old checkpoints and invalid folders: partly removed, partly written, or damaged.
+
+    The one just `published` stays, even if the volume does not show its files yet.
+    """
     valid = list(_valid_steps(output))
-    kept = set(valid[:keep]) | (protect & set(valid))
+    kept = {published, *valid[:keep]} | (protect & set(valid))
     for step in sorted(set(_steps(output)) - kept):
         folder = _folder(output, step)
         with storage_errors(folder):
@@ -159,13 +166,24 @@ def _prune(output: Path, keep: int, protect: set[int], files: Files) -> None:
 
 def _steps(output: Path) -> list[int]:
     folder = output / CHECKPOINTS
-    names = [path.name for path in folder.iterdir()] if folder.exists() else []
+    with storage_errors(folder, "read"):
+        names = [path.name for path in folder.iterdir()] if folder.exists() else []
     return sorted((int(match[1]) for name in names if (match := _STEP.fullmatch(name))), reverse=True)
 
 
 def _valid_steps(output: Path) -> Iterator[int]:
     """Steps with a valid checkpoint, newest first."""
     return (step for step in _steps(output) if read_marker(_folder(output, step)))
+
+
+def _require_valid(folder: Path) -> Marker:
+    marker = read_marker(folder)
+    if marker is None:
+        raise StorageFailed(
+            f"{folder} is not a valid checkpoint any more: files were removed or changed; "
+            "the next start does without it; check the output volume"
+        )
+    return marker
 
 
 def _verify(folder: Path, marker: Marker) -> None:
@@ -177,15 +195,13 @@ def _verify(folder: Path, marker: Marker) -> None:
         on_rank_0(partial(_mark_damaged, folder))
         raise StorageFailed(
             f"{folder / damaged[0]} is corrupt (its sha256 differs from the marker); the checkpoint is "
-            "marked DAMAGED and the next start resumes from the one before it; check the output volume"
+            "marked DAMAGED and the next start does without it; check the output volume"
         )
 
 
 def _differs(path: Path, expected: FileDigest) -> bool:
-    try:
-        return digest_of(path) != expected
-    except OSError:
-        return True
+    with storage_errors(path, "read"):
+        return not path.exists() or digest_of(path) != expected
 
 
 def _mark_damaged(folder: Path) -> None:
@@ -201,13 +217,16 @@ def _restore_rng(folder: Path, saved: int) -> None:
             "masks differ; ranks from %d on derive their random state from rank 0",
             folder.name, saved, world_size(), saved,
         )  # fmt: skip
+    with storage_errors(folder, "read"):
+        state = safetensors.torch.load_file(folder / _random_file(rank() if rank() < saved else 0))
     if rank() < saved:
-        rng.restore(safetensors.torch.load_file(folder / _random_file(rank())))
+        rng.restore(state)
     else:
-        rng.derive(safetensors.torch.load_file(folder / _random_file(0)), rank())
+        rng.derive(state, rank())
 
 
 def _read_extra(folder: Path) -> dict[str, Any]:
-    extra = json.loads((folder / EXTRA).read_bytes())
+    with storage_errors(folder / EXTRA, "read"):
+        extra = json.loads((folder / EXTRA).read_bytes())
     assert isinstance(extra, dict)
     return extra

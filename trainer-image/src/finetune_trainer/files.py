@@ -11,12 +11,13 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from .errors import StorageFailed
 
 TEMPORARY = ".tmp-"
 """Prefix of incomplete files and folders. After a crash they may be removed."""
+Access = Literal["read", "write"]
 
 
 class Sink(Protocol):
@@ -129,28 +130,35 @@ def storage_failure(error: BaseException) -> StorageFailed | None:
 
 
 @contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
+def storage_errors(path: Path, access: Access = "write") -> Iterator[None]:
     """Turn an OSError into StorageFailed with the path, the reason and the remedy."""
     try:
         yield
     except OSError as error:
-        raise StorageFailed(describe(error, path)) from error
+        raise StorageFailed(describe(error, path, access)) from error
 
 
-def describe(error: OSError, path: Path) -> str:
-    """The message for a failed write; `path` is used if the error names none."""
-    remedy = _REMEDIES.get(error.errno or 0, "check that the output volume is mounted and writable")
-    return f"cannot write {error.filename or path}: {error.strerror or error}; {remedy}"
+def describe(error: OSError, path: Path, access: Access = "write") -> str:
+    """The message for a failed read or write; `path` is used if the error names none."""
+    remedy = _REMEDIES.get(error.errno or 0, _MOUNTED[access]).format(access=access)
+    return f"cannot {access} {error.filename or path}: {error.strerror or error}; {remedy}"
 
 
 _FAILING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE})
 """Errors of the storage itself, whatever was read or written."""
 _FULL = "free space on the output volume, or lower training.save_total_limit"
-_DENIED = "grant write access to the user that the trainer runs as"
+_DENIED = "grant {access} access to the user that the trainer runs as"
+_TOO_MANY = "raise the limit of open files (ulimit -n)"
+_MOUNTED: dict[Access, str] = {
+    "read": "check that the output volume is mounted",
+    "write": "check that the output volume is mounted and writable",
+}
 _REMEDIES = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,
     errno.EACCES: _DENIED,
     errno.EPERM: _DENIED,
+    errno.EMFILE: _TOO_MANY,
+    errno.ENFILE: _TOO_MANY,
     errno.EROFS: "mount the output volume read-write",
 }

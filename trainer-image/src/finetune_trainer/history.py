@@ -24,6 +24,10 @@ class History(BaseModel):
     best: float | None = None
     best_step: int | None = None
     """The step with the lowest validation loss, excluding step 0 (the untrained model)."""
+    validation_rows: str = ""
+    """`Rows.digest` of those that the validation losses are of; empty if there are none or nothing recorded it."""
+    note: str = ""
+    """What was forgotten last and why, for the log and the final report."""
 
     def record_evaluation(self, step: int, loss: float) -> bool:
         """Record an evaluation after `step` steps; return whether it is the best so far."""
@@ -35,3 +39,18 @@ class History(BaseModel):
             return False
         self.best, self.best_step = loss, step
         return True
+
+    def validate_on(self, rows: str, step: int) -> bool:
+        """Validate on the rows with this digest from `step` on; return whether losses of others were forgotten."""
+        changed = self.validation_rows not in ("", rows)
+        if changed:
+            self.evaluated_step = self.initial = self.latest = self.best = self.best_step = None
+            self.note = f"The validation rows changed before step {step}: losses of the former rows do not count."
+        self.validation_rows = rows
+        return changed
+
+    def forget_best(self, step: int) -> None:
+        """The weights of the best step are lost. The step resumed from takes its place, if it was evaluated."""
+        self.note = f"The checkpoint of step {self.best_step}, the best so far, is lost: that step does not count."
+        done = self.evaluated_step == step
+        self.best, self.best_step = (self.latest, step) if done else (None, None)

@@ -1,7 +1,7 @@
 """The marker file makes the folder of a checkpoint or a result valid. It is written last and removed first.
 
 It lists every file with size and sha256, computed while the bytes are written. A folder without a marker, or with
-a file of another size, is ignored.
+a file that is missing or of another size, is ignored.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from finetune_api.runtime.protocol import MARKER
 
-from .files import Files, Sink, remove_tree, write_durable
+from .errors import StorageFailed
+from .files import Files, Sink, describe, remove_tree, write_durable
 
 
 class FileDigest(BaseModel):
@@ -55,12 +56,17 @@ def publish_folder(temporary: Path, final: Path, marker: Marker, files: Files) -
 
 
 def read_marker(folder: Path) -> Marker | None:
-    """The marker of a valid folder, else None. File sizes are compared, contents are not."""
+    """The marker of a valid folder, else None. File sizes are compared, contents are not.
+
+    Raises StorageFailed if that cannot be read now: what is only unreadable must not be removed, nor done again.
+    """
     try:
         marker = Marker.model_validate_json((folder / MARKER).read_bytes())
         complete = all((folder / name).stat().st_size == stamp.size for name, stamp in marker.files.items())
-    except (OSError, ValidationError):
+    except (FileNotFoundError, NotADirectoryError, ValidationError):
         return None
+    except OSError as error:
+        raise StorageFailed(describe(error, folder, "read")) from error
     return marker if complete else None
 
 

@@ -1,7 +1,8 @@
 """Publish the final report: standard output, the output folder, the pod's termination message, and a readable line
 on standard error.
 
-Called by node.py at the end.
+Called by node.py at the end. report.json has the root cause, whichever node ends first; trainer.py removes the one of
+the run before.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from finetune_api.runtime.exits import Exit
 from finetune_api.runtime.protocol import REPORT
 from finetune_api.runtime.report import FinalReport
+from finetune_api.runtime.root_cause import precedence
 
 from .errors import StorageFailed
 from .files import storage_errors, write_durable
@@ -33,10 +35,25 @@ def publish(report: FinalReport, output: Path | None, brief: Path | None, *, fir
     try:
         RecordWriter(output, enabled=True)(report)
         with storage_errors(output / REPORT):
-            write_durable(output / REPORT, report.line().encode() + b"\n")
+            if not _follows(report, read_report(output)):
+                write_durable(output / REPORT, report.line().encode() + b"\n")
     except StorageFailed as error:  # most likely a full disk, which the report names already
         sys.stderr.write(f"finetune-trainer: {error}\n")
     return None
+
+
+def read_report(output: Path) -> FinalReport | None:
+    """The report in the output folder, or None if there is none that can be read."""
+    try:
+        return FinalReport.model_validate_json((output / REPORT).read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def remove_report(output: Path) -> None:
+    """Remove the report of an earlier run: from now on a report is one of this run."""
+    with storage_errors(output / REPORT):
+        (output / REPORT).unlink(missing_ok=True)
 
 
 def truncated_report(report: FinalReport, limit: int = LIMIT) -> FinalReport:
@@ -51,6 +68,13 @@ def truncated_report(report: FinalReport, limit: int = LIMIT) -> FinalReport:
 
 def _is_cause(report: FinalReport) -> bool:
     return report.cause is not None and report.exit_code != Exit.PEER_LOST
+
+
+def _follows(report: FinalReport, other: FinalReport | None) -> bool:
+    """Whether the other one, by another node, is the cause of this one, which is no success."""
+    if report.exit_code == Exit.OK or other is None or other.cause is None:
+        return False
+    return precedence(other.exit_code, other) < precedence(report.exit_code, report)
 
 
 def _with_rank(report: FinalReport) -> str:

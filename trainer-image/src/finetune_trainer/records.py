@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from finetune_api.runtime.protocol import RECORDS
 
@@ -30,8 +30,16 @@ class RecordWriter:
         if not self._enabled:
             return
         print_record(record)
-        with storage_errors(self._path), self._path.open("a", encoding="utf-8") as stream:
-            stream.write(record.line() + "\n")
+        with storage_errors(self._path), self._path.open("a+b") as stream:
+            stream.write(_missing_end(stream) + record.line().encode() + b"\n")
+
+
+def _missing_end(stream: BinaryIO) -> bytes:
+    """The end of the last line, if it has none: its writer was killed, or the volume was full."""
+    if stream.seek(0, os.SEEK_END) == 0:
+        return b""
+    stream.seek(-1, os.SEEK_END)
+    return b"" if stream.read() == b"\n" else b"\n"
 
 
 def print_record(record: JsonRecord) -> None:

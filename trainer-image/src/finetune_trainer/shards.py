@@ -72,7 +72,7 @@ def _read_index(folder: Path) -> Index:
     except FileNotFoundError as error:
         raise _without_index(folder) from error
     except OSError as error:
-        raise _unreadable(folder / INDEX, error) from error
+        raise StorageFailed(describe(error, folder / INDEX, "read")) from error
     except ValueError as error:
         raise _misfit(folder, error) from error
 
@@ -93,19 +93,13 @@ def _write_failure(error: CheckpointException, folder: Path) -> Exception:
 def _read_failure(error: CheckpointException, folder: Path) -> RunError:
     rank, cause = _first(error)
     if isinstance(cause, OSError):
-        return StorageFailed(f"rank {rank}: {_unreadable(folder, cause)}")
+        return StorageFailed(f"rank {rank}: {describe(cause, folder, 'read')}")
     return _misfit(folder, cause)
 
 
 def _first(error: CheckpointException) -> tuple[int, BaseException]:
     rank = min(error.failures)
     return rank, error.failures[rank][0]
-
-
-def _unreadable(path: Path, error: OSError) -> StorageFailed:
-    return StorageFailed(
-        f"cannot read {error.filename or path}: {error.strerror or error}; check that the output volume is mounted"
-    )
 
 
 def _misfit(folder: Path, cause: object) -> OutputRefused:

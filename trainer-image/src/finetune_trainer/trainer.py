@@ -5,6 +5,7 @@ Called by worker.py once the process group is initialised.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,11 +16,11 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from finetune_api.runtime.exits import MEANINGS, Exit
-from finetune_api.runtime.protocol import REPORT, RESULT
+from finetune_api.runtime.protocol import RESULT
 from finetune_api.runtime.report import FinalReport, ResumeRecord
 from finetune_api.runtime.run_config import RunConfig, Validation
 
-from . import adapters, checkpoint, engines, environment, export, identity, loop, mesh, model, result
+from . import adapters, checkpoint, engines, environment, export, identity, loop, mesh, model, publish, result
 from .collectives import on_rank_0
 from .environment import RankInfo
 from .errors import NonFinite
@@ -34,6 +35,8 @@ from .records import RecordWriter
 from .rows import Rows
 from .sampler import BatchSharding, Sampler
 from .stop import Stop, StopRequested
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -57,11 +60,13 @@ class Trainer:
         marker = result.finished(self._output, digest)
         if marker is not None:
             return on_rank_0(lambda: _repeat_report(self._output, digest, marker.step))
+        on_rank_0(lambda: publish.remove_report(self._output))
         for dataset in self.handoff.datasets:
             self._write_record(dataset)
         base = self._load()
         train_state = self._train_state(base)
         history = self._resume(train_state)
+        self._forget_outdated(history)
         checkpoints = self._checkpoints(train_state, history)
         try:
             loop.fit(train_state, self.step, self._hooks(train_state, history, checkpoints))
@@ -136,6 +141,21 @@ class Trainer:
         self._write_record(ResumeRecord(time=time.time(), step=newest))
         return History.model_validate(extra)
 
+    def _forget_outdated(self, history: History) -> None:
+        """Losses of other validation rows are not compared, and a best step without its weights is not published."""
+        rows = self._validation_rows
+        forgotten = rows is not None and history.validate_on(on_rank_0(lambda: rows.digest), self.step)
+        best = history.best_step
+        if self._keep_best and best is not None and not checkpoint.is_valid(self._output, best):
+            history.forget_best(self.step)
+            forgotten = True
+        if forgotten and self.rank_info.rank == 0:
+            _log.warning("%s", history.note)
+
+    @cached_property
+    def _validation_rows(self) -> Rows | None:
+        return None if self._config.validation is None else Rows.load(self.folder / VALIDATION)
+
     def _checkpoints(self, train_state: TrainState, history: History) -> Checkpoints:
         settings = self._config.checkpointing
         return Checkpoints(
@@ -145,9 +165,8 @@ class Trainer:
     def _hooks(self, train_state: TrainState, history: History, checkpoints: Checkpoints) -> Sequence[Hook]:
         """Also evaluates the current step, if that is due."""
         hooks: list[Hook] = [self._set_step, Progress(train_state, self._write_record, history)]
-        settings = self._config.validation
-        if settings is not None:
-            rows = Rows.load(self.folder / VALIDATION)
+        settings, rows = self._config.validation, self._validation_rows
+        if settings is not None and rows is not None:
             evaluation = Evaluation(train_state, settings, rows, self._write_record, history, self.stop)
             evaluation.at(self.step)
             hooks.append(evaluation)
@@ -185,7 +204,9 @@ class Trainer:
             time=time.time(),
             exit_code=code,
             reason=meaning.reason,
-            message=" ".join(filter(None, (meaning.sentence, meaning.remedy, _skipped(history, self.step)))),
+            message=" ".join(
+                filter(None, (meaning.sentence, meaning.remedy, _skipped(history, self.step), history.note))
+            ),
             step=self.step,
             digest=digest,
             result=str(self._output / RESULT) if code is Exit.OK else "",
@@ -233,10 +254,7 @@ def _metrics(history: History, validation: Validation | None, best: int | None) 
 
 def _repeat_report(output: Path, digest: str, step: int) -> FinalReport:
     """The report of a run whose result already exists: the earlier report, if it is still there."""
-    try:
-        old = FinalReport.model_validate_json((output / REPORT).read_bytes())
-    except (OSError, ValueError):
-        old = None
+    old = publish.read_report(output)
     if old is not None and old.digest == digest and old.exit_code == Exit.OK:
         return old.model_copy(update={"time": time.time(), "message": _NOTHING_TO_DO.format(step=step)})
     return FinalReport(

@@ -1,0 +1,29 @@
+"""Records in the output's file: one a line, whatever happened to the line before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from finetune_api.runtime.report import CheckpointRecord, parse
+from finetune_trainer.records import RecordWriter
+
+FIRST, SECOND = (CheckpointRecord(time=1.0, step=step, seconds=1.0) for step in (1, 2))
+CUT = '{"record":"progress","time":17'
+
+
+@pytest.mark.parametrize(
+    ("before", "found"),
+    [
+        pytest.param("", [SECOND], id="a new file"),
+        pytest.param(f"{FIRST.line()}\n", [FIRST, SECOND], id="a whole line"),
+        pytest.param(f"{FIRST.line()}\n{CUT}", [FIRST, None, SECOND], id="a line that a kill or a full volume cut"),
+        pytest.param(FIRST.line(), [FIRST, SECOND], id="a line of which only the end is missing"),
+    ],
+)
+def test_a_record_begins_on_a_line_of_its_own(tmp_path: Path, before: str, found: list[object]) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_text(before)
+    RecordWriter(tmp_path, enabled=True)(SECOND)
+    assert [parse(line) for line in path.read_text().splitlines()] == found
