@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -88,14 +89,15 @@ def memory_of_publishing(folder: Path) -> tuple[int, int, int]:
     """Bytes in fp32: what this rank had in addition at most, the whole model, its largest tensor."""
     give_back_at_once()
     engine = sharded_engine(Fsdp2, Engine.FSDP2, "bf16")
+    model = cast("PreTrainedModel", engine.model)
     if rank() == 0:
-        engine.model.config.save_pretrained(folder)
-    whole = [parameter.numel() * 4 for parameter in engine.model.parameters()]
+        model.config.save_pretrained(folder)
+    whole = [parameter.numel() * 4 for parameter in model.parameters()]
     trained = engine.state()["parameters"]
     casting = Casting(run_config(folder, folder, folder), 1)
     samples = [anonymous()]
     with sampling(samples):
-        result.publish(folder, export.Publication(engine.model, trained, folder, card(Method.FFT, folder), casting))
+        result.publish(folder, export.Publication(model, trained, folder, card(Method.FFT, folder), casting))
     return max(samples) - samples[0], sum(whole), max(whole)
 
 
