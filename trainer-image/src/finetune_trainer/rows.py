@@ -5,6 +5,7 @@ The launcher writes them once per node (preparation.py); every rank of the node 
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -45,6 +46,12 @@ class Rows:
         """Tokens and targets of row `i`."""
         part = slice(self.offsets[i], self.offsets[i + 1])
         return self.tokens[part], self.targets[part]
+
+    @property
+    def digest(self) -> str:
+        """Of what is computed from: the lines are in messages only."""
+        parts = (self.tokens, self.targets, self.offsets)
+        return hashlib.sha256("".join(hashlib.sha256(part.data).hexdigest() for part in parts).encode()).hexdigest()
 
     def save(self, folder: Path) -> None:
         folder.mkdir()

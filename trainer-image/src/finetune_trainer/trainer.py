@@ -28,6 +28,7 @@ from .heartbeat import Heartbeat, HeartbeatFiles
 from .history import History
 from .hooks import Checkpoints, Evaluation, Progress, Stopping
 from .loop import Hook, StepResult, TrainState
+from .node_inputs import require_same_inputs
 from .records import RecordWriter
 from .rows import Rows
 from .sampler import BatchSharding, Sampler
@@ -90,6 +91,7 @@ class Trainer:
         return self._config.validation is not None and self._config.validation.keep_best
 
     def _claim(self) -> str:
+        require_same_inputs(self.handoff)
         found = on_rank_0(lambda: identity.fingerprints(self.handoff.model_folder, self.handoff.data_file))
         digest = identity.claim(self._output, self._config, found, rows_per_step(self._config))
         if self.rank_info.local_rank == 0:
