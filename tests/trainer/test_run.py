@@ -115,6 +115,7 @@ def first_step(process: subprocess.Popen[str]) -> None:
 def waiting_in(process: subprocess.Popen[str], function: str) -> None:
     """Wait until the only rank of a node is in `function`, by asking for its stack again and again."""
     while not ranks_of(process.pid):
+        assert process.poll() is None
         time.sleep(0.01)
     assert process.stderr is not None
     process.send_signal(signal.SIGUSR1)
