@@ -19,7 +19,7 @@ from finetune_api.runtime.run_config import Mesh
 from finetune_trainer import launch, outcome
 from finetune_trainer.config import NodeInfo
 from finetune_trainer.handoff import FOLDER_ENV, STORE_ENV, write_rank_report
-from finetune_trainer.heartbeat import join
+from finetune_trainer.heartbeat import Heartbeat, join
 
 COMMAND = (sys.executable, "-m", "trainer.launcher_node")
 
@@ -47,6 +47,7 @@ def play(role: str) -> NoReturn:
         "fail": lambda: end(failed(int(code))),
         "die": lambda: os.kill(os.getpid(), signal.SIGKILL),
         "hang": hang,
+        "wait": wait,
         "stop": stop,
         "work": work,
         "print": print_much,
@@ -66,31 +67,47 @@ def end(report: FinalReport) -> NoReturn:
     sys.exit(report.exit_code)
 
 
-def hang() -> None:
-    """Like a rank in a collective with a lost peer: it does not respond."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def connected() -> Heartbeat:
+    """Like a rank that has found its peers."""
+    heartbeat = join(Path(os.environ[FOLDER_ENV]), int(os.environ["LOCAL_RANK"]))
+    heartbeat.connected()
+    return heartbeat
+
+
+def ready() -> None:
     sys.stdout.write("ready\n")
     sys.stdout.flush()
+
+
+def hang() -> None:
+    """Like a rank in a collective with a lost peer: it does not respond."""
+    connected()
+    wait()
+
+
+def wait() -> None:
+    """Like a rank that waits for the ranks of a node that has not started: it does not respond."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ready()
     while True:
         signal.pause()
 
 
 def stop() -> None:
     """Like a rank that stops after its step when asked to."""
+    connected()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    sys.stdout.write("ready\n")
-    sys.stdout.flush()
+    ready()
     signal.sigwait({signal.SIGTERM})
     end(FinalReport(time=time.time(), exit_code=Exit.STOPPED, reason="Stopped", message="after 3 steps", step=3))
 
 
 def work() -> None:
     """Like a rank that does one step after the other, until it is asked to stop."""
-    heartbeat = join(Path(os.environ[FOLDER_ENV]), int(os.environ["LOCAL_RANK"]))
+    heartbeat = connected()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     heartbeat.done(1)
-    sys.stdout.write("ready\n")
-    sys.stdout.flush()
+    ready()
     while not signal.sigtimedwait({signal.SIGTERM}, 0.01):
         heartbeat.done(2)
     end(FinalReport(time=time.time(), exit_code=Exit.STOPPED, reason="Stopped", message="", step=2))
@@ -98,8 +115,7 @@ def work() -> None:
 
 def print_much() -> None:
     """Like a rank that writes more lines than a pipe holds."""
-    heartbeat = join(Path(os.environ[FOLDER_ENV]), int(os.environ["LOCAL_RANK"]))
-    heartbeat.done(1)
+    connected().done(1)
     sys.stdout.write("ready\n" + "record\n" * 100_000)
     sys.stdout.flush()
     end(FinalReport(time=time.time(), exit_code=Exit.OK, reason="Succeeded", message="", step=1))

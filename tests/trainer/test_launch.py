@@ -15,7 +15,7 @@ import pytest
 
 from finetune_api.runtime.exits import Exit
 from finetune_api.runtime.report import FinalReport, parse
-from finetune_trainer.heartbeat import Heartbeats
+from finetune_trainer.heartbeat import Heartbeats, join
 from finetune_trainer.launch import wait_for_ranks
 from finetune_trainer.rank_processes import RankProcesses
 from trainer.launcher_node import COMMAND
@@ -127,6 +127,15 @@ def test_a_second_signal_kills_ranks_that_do_not_stop(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("roles", [["wait", "wait"], ["hang", "wait"]], ids=["all", "one"])
+def test_a_signal_kills_ranks_that_still_wait_for_their_peers(tmp_path: Path, roles: list[str]) -> None:
+    with node(tmp_path, roles) as process:
+        wait_until_ready(process, 2)
+        process.send_signal(signal.SIGTERM)
+        report = report_of(process)
+    assert (report.exit_code, report.message) == (75, "stopped before training started")
+
+
 def test_a_failure_while_stopping_ends_the_waiting_ranks(tmp_path: Path) -> None:
     with node(tmp_path, ["hang", "stop"], grace=0.5) as process:
         wait_until_ready(process, 2)
@@ -151,7 +160,7 @@ STALL = 2.0
 
 
 def test_ranks_that_never_start_to_work_are_a_stall(tmp_path: Path) -> None:
-    with node(tmp_path, ["hang", "hang"], stall=0.1) as process:
+    with node(tmp_path, ["wait", "wait"], stall=0.1) as process:
         report = report_of(process)
     assert (report.exit_code, report.reason) == (Exit.STALLED, "Stalled")
     assert "while it started or saved" in report.message
@@ -192,6 +201,7 @@ class Unkillable(RankProcesses):
 
 def test_ranks_that_even_a_kill_does_not_end_are_given_up(tmp_path: Path) -> None:
     ranks = Unkillable(tmp_path, Heartbeats(tmp_path, 1))
+    join(tmp_path, 0).connected()
     ranks.start(0, ["sleep", "1000"], os.environ, None)
     ranks.events.put(signal.SIGTERM)
     ranks.events.put(signal.SIGTERM)

@@ -6,17 +6,28 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 
 import pytest
 
 from finetune_api.runtime.exits import Exit
-from finetune_api.runtime.protocol import CONFIG_ENV, REPORT_ENV, STALL_ENV
+from finetune_api.runtime.protocol import (
+    CONFIG_ENV,
+    MASTER_ADDR_ENV,
+    MASTER_PORT_ENV,
+    NODE_RANK_ENV,
+    NODES_ENV,
+    REPORT_ENV,
+    STALL_ENV,
+)
 from finetune_api.runtime.report import FinalReport, ProgressRecord, parse
+from testbed.process import free_port
 from trainer import models
 from trainer.test_launch import ranks_of
 
@@ -34,18 +45,16 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def trainer(
-    inputs: Path, folder: Path, data: str = "train.jsonl", *, stall: str = "600", **changes: Any
+    inputs: Path,
+    folder: Path,
+    data: str = "train.jsonl",
+    *,
+    stall: str = "600",
+    node: Mapping[str, str] = MappingProxyType({}),
+    **changes: Any,
 ) -> Iterator[subprocess.Popen[str]]:
-    """The trainer, running; its output and its report are in `folder`."""
-    model = changes.pop("model", inputs / "model")
-    config = models.run_config(model, inputs / data, folder / "out", **changes)
-    (folder / "run.json").write_text(config.model_dump_json())
-    own = {
-        CONFIG_ENV: str(folder / "run.json"),
-        REPORT_ENV: str(folder / "report"),
-        STALL_ENV: stall,
-        "OMP_NUM_THREADS": "1",
-    }
+    """The trainer, running; its output and its report are in `folder`. `node`: variables of a node of several."""
+    own = {**prepared(inputs, folder, data, **changes), **node, STALL_ENV: stall}
     process = subprocess.Popen(
         [sys.executable, "-m", "finetune_trainer"],
         env=os.environ | own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -55,6 +64,18 @@ def trainer(
     finally:
         process.kill()
         process.communicate()
+
+
+def prepared(inputs: Path, folder: Path, data: str = "train.jsonl", **changes: Any) -> dict[str, str]:
+    """The variables of a trainer whose run configuration is in `folder`."""
+    model = changes.pop("model", inputs / "model")
+    config = models.run_config(model, inputs / data, folder / "out", **changes)
+    (folder / "run.json").write_text(config.model_dump_json())
+    return {
+        CONFIG_ENV: str(folder / "run.json"),
+        REPORT_ENV: str(folder / "report"),
+        "OMP_NUM_THREADS": "1",
+    }
 
 
 @dataclass(frozen=True)
@@ -67,10 +88,16 @@ class TrainerExit:
 
 def ended(process: subprocess.Popen[str], folder: Path) -> TrainerExit:
     out, err = process.communicate()
-    report = parse((folder / "report").read_text())
-    assert isinstance(report, FinalReport)
+    report = report_in(folder)
     assert report.exit_code == process.returncode
     return TrainerExit(process.returncode, out.splitlines(), err, report)
+
+
+def report_in(folder: Path) -> FinalReport:
+    """The termination message."""
+    report = parse((folder / "report").read_text())
+    assert isinstance(report, FinalReport)
+    return report
 
 
 def stdout(process: subprocess.Popen[str]) -> IO[str]:
@@ -83,6 +110,21 @@ def first_step(process: subprocess.Popen[str]) -> None:
         if isinstance(parse(line), ProgressRecord):
             return
     pytest.fail("no step was reported")
+
+
+def waiting_in(process: subprocess.Popen[str], function: str) -> None:
+    """Wait until the only rank of a node is in `function`, by asking for its stack again and again."""
+    while not ranks_of(process.pid):
+        assert process.poll() is None
+        time.sleep(0.01)
+    assert process.stderr is not None
+    process.send_signal(signal.SIGUSR1)
+    for line in process.stderr:
+        if line.endswith(f" in {function}\n"):
+            return
+        if "no stack" in line or "_run_module_as_main" in line:  # it has no stack yet, or this was the end of it
+            process.send_signal(signal.SIGUSR1)
+    pytest.fail("the trainer has ended")
 
 
 @pytest.mark.parametrize(
@@ -143,23 +185,69 @@ def test_a_signal_before_there_are_ranks_stops_at_once(tmp_path: Path, inputs: P
     assert (found.code, found.report.message) == (75, "stopped before training started")
 
 
-@pytest.mark.parametrize("at", ["node.<module>", "exits.Retry"], ids=["before the rest", "within the exit codes"])
-def test_a_stop_signal_is_handled_while_the_trainer_is_imported(at: str) -> None:
-    """Process 1 of a container gets no signal that it does not handle; the import takes a second."""
-    program = f"""
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_node_that_waits_for_another_one_stops_at_once(tmp_path: Path, inputs: Path, rank: int) -> None:
+    node = {
+        NODES_ENV: "2",
+        NODE_RANK_ENV: str(rank),
+        MASTER_ADDR_ENV: "127.0.0.1",
+        MASTER_PORT_ENV: str(free_port()),
+    }
+    with trainer(inputs, tmp_path, node=node, engine="ddp", mesh__nodes=2, mesh__data_parallel=2) as process:
+        waiting_in(process, "process_group")
+        process.send_signal(signal.SIGTERM)
+        found = ended(process, tmp_path)
+    assert (found.code, found.report.message) == (75, "stopped before training started")
+
+
+SIGNALLED = """
 import signal, sys
 from finetune_trainer import __main__ as pod
 
-def importing(frame, event, _):
+def called(frame, event, _):
     code = frame.f_code
-    if event == "call" and f"{{code.co_filename}}.{{code.co_name}}".replace(".py.", ".").endswith("/{at}"):
-        signal.raise_signal(signal.SIGTERM)
+    name = f"{code.co_filename}.{code.co_name}".replace(".py.", ".")
+    for point in sys.argv[1:]:
+        if event == "call" and name.endswith(f"/{point}"):
+            sys.stderr.write(f"{point}\\n")
+            signal.raise_signal(signal.SIGTERM)
 
 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as for process 1
 early = sorted(name for name in sys.modules if name.startswith(("pydantic", "torch", "numpy")))
 assert not early, early
-sys.setprofile(importing)
+sys.setprofile(called)
 pod.main()
 """
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
-    assert (ended.returncode, ended.stderr) == (Exit.STOPPED, "")
+"""The trainer, which gets a stop signal whenever it calls one of the functions `file.function` of its arguments, and
+writes a line that says so."""
+
+
+def signalled(*points: str, variables: Mapping[str, str] = MappingProxyType({})) -> tuple[int, str]:
+    """Exit code and standard error."""
+    ended = subprocess.run(
+        [sys.executable, "-c", SIGNALLED, *points],
+        env=os.environ | variables, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    return ended.returncode, ended.stderr
+
+
+@pytest.mark.parametrize("at", ["node.<module>", "exits.Retry"], ids=["before the rest", "within the exit codes"])
+def test_a_stop_signal_is_handled_while_the_trainer_is_imported(at: str) -> None:
+    """Process 1 of a container gets no signal that it does not handle; the import takes a second."""
+    assert signalled(at) == (Exit.STOPPED, f"{at}\n")
+
+
+def test_stop_signals_after_the_ranks_have_ended_change_nothing(tmp_path: Path, inputs: Path) -> None:
+    variables = prepared(inputs, tmp_path, schedule__max_steps=1)
+    points = ("outcome.node_report", "tempfile.cleanup", "publish.publish")
+    assert signalled(*points, variables=variables) == (Exit.OK, "".join(f"{point}\n" for point in points))
+    report = parse((tmp_path / "out" / "report.json").read_text().strip())
+    assert report == report_in(tmp_path)
+    assert (report_in(tmp_path).exit_code, report_in(tmp_path).step) == (Exit.OK, 1)
+
+
+def test_stop_signals_do_not_keep_a_refusal_from_being_published(tmp_path: Path, inputs: Path) -> None:
+    variables = prepared(inputs, tmp_path, data="broken.jsonl")
+    code, err = signalled("failures.report", "publish.publish", variables=variables)
+    assert err.splitlines()[:2] == ["failures.report", "publish.publish"]
+    assert (code, report_in(tmp_path).exit_code) == (Exit.DATA_REFUSED, Exit.DATA_REFUSED)

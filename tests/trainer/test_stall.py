@@ -114,7 +114,7 @@ def test_every_write_is_a_heartbeat(tmp_path: Path) -> None:
 
 
 def at(step: int, position: int = 0, *, stepping: bool = True) -> RankProgress:
-    return RankProgress(100, step, position, stepping)
+    return RankProgress(100, step, position, stepping, connected=True)
 
 
 @pytest.mark.parametrize(

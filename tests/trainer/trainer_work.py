@@ -15,6 +15,8 @@ from finetune_api.runtime.choices import Device
 from finetune_api.runtime.report import FinalReport, Record, parse
 from finetune_api.runtime.run_config import RunConfig
 from finetune_trainer import environment, preparation
+from finetune_trainer.collectives import rank
+from finetune_trainer.environment import RankInfo
 from finetune_trainer.handoff import TRAIN, VALIDATION, Handoff
 from finetune_trainer.rows import Rows
 from finetune_trainer.stop import Stop
@@ -29,6 +31,17 @@ def run(config: RunConfig, handoff: Path) -> FinalReport:
     handoff.mkdir()
     preparation.prepare(config, 0, handoff, lambda _: None)
     with environment.process_group(ALONE, Device.CPU) as rank_info, Stop() as stop:
+        return Trainer(Handoff.read(handoff), handoff, rank_info, stop).run()
+
+
+def run_as_node(settings: list[RunConfig], folder: Path) -> FinalReport:
+    """A run of nodes with one rank each, every one with settings of its own. Raises what the rank would report."""
+    node = rank()
+    handoff = folder / f"handoff-{node}"
+    handoff.mkdir()
+    preparation.prepare(settings[node], node, handoff, lambda _: None)
+    rank_info = RankInfo(node, len(settings), 0, torch.device("cpu"))
+    with Stop() as stop:
         return Trainer(Handoff.read(handoff), handoff, rank_info, stop).run()
 
 

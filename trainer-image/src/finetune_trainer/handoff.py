@@ -21,6 +21,7 @@ Split = Literal["train", "validation"]
 TRAIN: Split = "train"
 VALIDATION: Split = "validation"
 """Folders with the prepared rows."""
+MODEL_CONFIG = "config.json"
 
 
 class Handoff(BaseModel):
@@ -32,6 +33,8 @@ class Handoff(BaseModel):
     model_folder: Path
     data_file: Path
     datasets: tuple[DatasetRecord, ...]
+    digests: dict[str, str]
+    """Of what this node read from files and computes from: the model's config.json, and the rows of each split."""
 
     def write(self, folder: Path) -> None:
         (folder / "handoff.json").write_text(self.model_dump_json())

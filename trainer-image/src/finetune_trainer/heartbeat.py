@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 from .files import Files, Sink
 
 _FILE = "heartbeats"
-_ACTIVITY, _STEP, _POSITION, _STEPPING = range(4)
-_SLOTS = 4
+_ACTIVITY, _STEP, _POSITION, _STEPPING, _CONNECTED = range(5)
+_SLOTS = 5
 _BYTES = 8 * _SLOTS
 
 
@@ -31,6 +31,8 @@ class RankProgress(NamedTuple):
     """Heartbeats of the loop since the last step; the same place in the loop has the same number on every rank."""
     stepping: bool
     """Whether steps or evaluations follow each other: the first step is done, and nothing is being saved."""
+    connected: bool
+    """Whether the rank is in the process group; before, it waits for the ranks of other nodes."""
 
 
 class Heartbeat:
@@ -41,6 +43,11 @@ class Heartbeat:
 
     def active(self) -> None:
         """Something was done, such as a write, that other ranks need not do."""
+        self._slots[_ACTIVITY] += 1
+
+    def connected(self) -> None:
+        """The process group exists."""
+        self._slots[_CONNECTED] = 1
         self._slots[_ACTIVITY] += 1
 
     def advance(self) -> None:
@@ -113,8 +120,8 @@ def join(folder: Path, local_rank: int) -> Heartbeat:
     return heartbeat
 
 
-def _progress(activity: int, step: int, position: int, stepping: int) -> RankProgress:
-    return RankProgress(activity, step, position, bool(stepping))
+def _progress(activity: int, step: int, position: int, stepping: int, connected: int) -> RankProgress:
+    return RankProgress(activity, step, position, bool(stepping), bool(connected))
 
 
 def _mapped(folder: Path) -> memoryview:

@@ -76,7 +76,8 @@ def launch(
 def wait_for_ranks(ranks: RankProcesses, grace: float, kill_seconds: float = KILL_SECONDS) -> NodeOutcome:
     """Wait for all ranks. After the first failure the others have `grace` seconds.
 
-    A second signal, or a stall, kills them. Ranks that do not exit within `kill_seconds` after that are given up.
+    A second stop signal, or a stall, kills them; so does the first one while any of them is not in the process
+    group: there is nothing to save then. Ranks that do not exit within `kill_seconds` after that are given up.
     """
     outcome = NodeOutcome()
     deadline: float | None = None
@@ -88,7 +89,7 @@ def wait_for_ranks(ranks: RankProcesses, grace: float, kill_seconds: float = KIL
                 deadline = time.monotonic() + grace
         elif event is stacks.SIGNAL:
             sys.stderr.write(stacks.log_lines(ranks.stacks()))
-        elif isinstance(event, signal.Signals) and not outcome.stop_signals:
+        elif isinstance(event, signal.Signals) and not outcome.stop_signals and ranks.connected:
             outcome.stop_signals = 1
             ranks.send(signal.SIGTERM)
         elif event is None and outcome.killed:
@@ -100,7 +101,7 @@ def wait_for_ranks(ranks: RankProcesses, grace: float, kill_seconds: float = KIL
 
 
 def _kill(ranks: RankProcesses, outcome: NodeOutcome, event: Stall | signal.Signals | None) -> None:
-    outcome.stop_signals += isinstance(event, signal.Signals)
+    outcome.stop_signals += isinstance(event, signal.Signals) and not outcome.killed
     found: Mapping[int, str] = {}
     if isinstance(event, Stall) and ranks.running and not (outcome.failed or outcome.killed):
         states = {rank: stacks.state(process) for rank, process in ranks.running.items()}
@@ -159,14 +160,15 @@ def _rendezvous(node: NodeInfo) -> Iterator[Rendezvous]:
 
 @contextmanager
 def _forwarded(events: Events) -> Iterator[None]:
-    """Signals to the launcher become events."""
+    """Signals to the launcher become events. Afterwards they are ignored: how the ranks ended stands."""
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         events.put(signal.Signals(number))
 
-    before = {number: signal.signal(number, on_signal) for number in SIGNALS}
+    for number in SIGNALS:
+        signal.signal(number, on_signal)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_IGN if handler is None else handler)  # None: it was not Python's
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)

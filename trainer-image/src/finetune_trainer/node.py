@@ -10,7 +10,8 @@ import faulthandler
 import signal
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -30,14 +31,13 @@ class _StopSignal(BaseException):
 
 def run(environment: Mapping[str, str]) -> int:
     """One run on this node; returns its exit code."""
-    for number in rank_processes.STOP_SIGNALS:
-        signal.signal(number, _on_stop_signal)
     faulthandler.register(stacks.SIGNAL)  # until there are ranks, this process is the one to ask
     settings, node = None, NodeInfo(0, 1)
     try:
-        settings = config.load(environment)
-        node = config.node(environment, settings)
-        report = _on_this_node(settings, node, config.stall_seconds(environment))
+        with _stoppable():
+            settings = config.load(environment)
+            node = config.node(environment, settings)
+            report = _on_this_node(settings, node, config.stall_seconds(environment))
     except _StopSignal:
         report = outcome.stopped()
     except Exception as error:  # noqa: BLE001 - top level: every failure becomes a report
@@ -62,5 +62,22 @@ def _log(sentence: str) -> None:
     sys.stderr.write(f"finetune-trainer: {sentence}\n")
 
 
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """While the context lasts, a stop signal ends it. Afterwards it is ignored: a report is to be written."""
+    for number in rank_processes.STOP_SIGNALS:
+        signal.signal(number, _on_stop_signal)
+    try:
+        yield
+    finally:
+        _ignore_stop_signals()
+
+
 def _on_stop_signal(number: int, frame: FrameType | None) -> None:
+    _ignore_stop_signals()
     raise _StopSignal
+
+
+def _ignore_stop_signals() -> None:
+    for number in rank_processes.STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -6,6 +6,8 @@ tokenises, and the ranks of a node share one copy of the tokens.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from finetune_tokens import ChatTokenizer, TokenizedDataset
 
 from . import sources
 from .errors import ConfigRefused
-from .handoff import TRAIN, VALIDATION, Handoff, Split
+from .handoff import MODEL_CONFIG, TRAIN, VALIDATION, Handoff, Split
 from .rows import Rows
 
 _LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
@@ -30,7 +32,8 @@ def prepare(config: RunConfig, node: int, folder: Path, log: Callable[[str], Non
     `log` receives one sentence per warning. Raises a RunError, DatasetRefused or TokenizerRefused.
     """
     model = sources.model_folder(config.model, weights=node == 0)  # only rank 0 reads them
-    length = sequence_length(config.sequence_length, sources.model_config(model))
+    model_config = sources.model_config(model)
+    length = sequence_length(config.sequence_length, model_config)
     tokenizer = ChatTokenizer.load(model)
     data = sources.data_file(config.data.train)
     train = _tokenize(config, data, config.data.examples, tokenizer, length)
@@ -40,7 +43,8 @@ def prepare(config: RunConfig, node: int, folder: Path, log: Callable[[str], Non
         validation = _tokenize(config, held_out, None, tokenizer, length)
         records.append(_save_split(validation, VALIDATION, folder, log))
     Handoff(
-        config=config, node=node, model_folder=model, data_file=data, datasets=tuple(records)
+        config=config, node=node, model_folder=model, data_file=data, datasets=tuple(records),
+        digests=_digests(model_config, folder, records),
     ).write(folder)  # fmt: skip
 
 
@@ -65,6 +69,11 @@ def _limit(model_config: dict[str, object]) -> int | None:
             if isinstance(value, int):
                 return value
     return None
+
+
+def _digests(model_config: dict[str, object], folder: Path, records: list[DatasetRecord]) -> dict[str, str]:
+    config = hashlib.sha256(json.dumps(model_config, sort_keys=True).encode()).hexdigest()
+    return {MODEL_CONFIG: config} | {record.split: Rows.load(folder / record.split).digest for record in records}
 
 
 def _tokenize(

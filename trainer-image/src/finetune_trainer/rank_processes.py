@@ -59,6 +59,11 @@ class RankProcesses:
     def running(self) -> dict[int, subprocess.Popen[bytes]]:
         return {rank: process for rank, process in self.processes.items() if process.poll() is None}
 
+    @property
+    def connected(self) -> bool:
+        """Whether every rank is in the process group: one that waits for it does not answer a stop signal."""
+        return all(progress.connected for progress in self.heartbeats.read())
+
     def stacks(self) -> dict[int, str]:
         """The stack of each rank, or why it has none."""
         progress = dict(zip(self.processes, self.heartbeats.read(), strict=True))

@@ -31,6 +31,7 @@ from .history import History
 from .hooks import Checkpoints, Evaluation, Progress, Stopping
 from .loop import Hook, StepResult, TrainState
 from .model_export import Casting
+from .node_inputs import require_same_inputs
 from .records import RecordWriter
 from .rows import Rows
 from .sampler import BatchSharding, Sampler
@@ -99,6 +100,7 @@ class Trainer:
         return self._config.validation is not None and self._config.validation.keep_best
 
     def _claim(self) -> str:
+        require_same_inputs(self.handoff)
         found = on_rank_0(lambda: identity.fingerprints(self.handoff.model_folder, self.handoff.data_file))
         digest = identity.claim(self._output, self._config, found, rows_per_step(self._config))
         if self.rank_info.local_rank == 0:
@@ -143,8 +145,8 @@ class Trainer:
 
     def _forget_outdated(self, history: History) -> None:
         """Losses of other validation rows are not compared, and a best step without its weights is not published."""
-        rows = self._validation_rows
-        forgotten = rows is not None and history.validate_on(on_rank_0(lambda: rows.digest), self.step)
+        rows = self.handoff.digests.get(VALIDATION)
+        forgotten = rows is not None and history.validate_on(rows, self.step)
         best = history.best_step
         if self._keep_best and best is not None and not checkpoint.is_valid(self._output, best):
             history.forget_best(self.step)

@@ -45,6 +45,7 @@ def run(handoff: Handoff, variables: Mapping[str, str], folder: Path, stop: Stop
     trainer: Trainer | None = None
     try:
         with environment.process_group(variables, handoff.config.device) as rank_info:
+            heartbeat.connected()
             trainer = Trainer(handoff, folder, rank_info, stop, heartbeat=heartbeat)
             report = trainer.run()
             write_rank_report(folder, rank, report)
