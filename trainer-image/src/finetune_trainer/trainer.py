@@ -154,10 +154,6 @@ class Trainer:
         if forgotten and self.rank_info.rank == 0:
             _log.warning("%s", history.note)
 
-    @cached_property
-    def _validation_rows(self) -> Rows | None:
-        return None if self._config.validation is None else Rows.load(self.folder / VALIDATION)
-
     def _checkpoints(self, train_state: TrainState, history: History) -> Checkpoints:
         settings = self._config.checkpointing
         return Checkpoints(
@@ -167,8 +163,9 @@ class Trainer:
     def _hooks(self, train_state: TrainState, history: History, checkpoints: Checkpoints) -> Sequence[Hook]:
         """Also evaluates the current step, if that is due."""
         hooks: list[Hook] = [self._set_step, Progress(train_state, self._write_record, history)]
-        settings, rows = self._config.validation, self._validation_rows
-        if settings is not None and rows is not None:
+        settings = self._config.validation
+        if settings is not None:
+            rows = Rows.load(self.folder / VALIDATION)
             evaluation = Evaluation(train_state, settings, rows, self._write_record, history, self.stop)
             evaluation.at(self.step)
             hooks.append(evaluation)
