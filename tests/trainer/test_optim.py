@@ -1,16 +1,22 @@
-"""AdamW's groups, its state from the start, and the global norm."""
+"""AdamW's groups, its state from the start, and clipping to the global norm."""
 
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from finetune_trainer import optim
+from finetune_trainer import loss, optim
+from finetune_trainer.collate import collate
 from trainer import models
+from trainer.format_work import FormatRun, train
+from trainer.parity_cases import rows
+from trainer.ranks import run_ranks, values
 
 SETTINGS = models.run_config(Path("model"), Path("data"), Path("output")).optimizer
 
@@ -85,3 +91,57 @@ def test_a_step_that_is_skipped_leaves_no_trace() -> None:
 )
 def test_clipping(norm: float, largest: float, divisor: float) -> None:
     assert float(optim.clipping_divisor(torch.tensor(norm), largest)) == pytest.approx(divisor, rel=1e-6)
+
+
+CLIPPED: dict[str, Any] = {
+    "optimizer__max_grad_norm": 0.01, "optimizer__epsilon": 1e-4, "optimizer__weight_decay": 0.0,
+    "data__shuffle": False, "schedule__max_steps": 1,
+}  # fmt: skip
+"""One step. AdamW's first update would be the same for gradients of any size, but for this epsilon."""
+
+
+@dataclass(frozen=True)
+class Clipped:
+    """What that step does in one process with torch's clipping and AdamW."""
+
+    norm: float
+    """Before clipping."""
+    moments: dict[str, Tensor]
+    weights: dict[str, Tensor]
+
+
+@pytest.fixture(scope="module")
+def by_torch() -> Clipped:
+    model, batch = models.llama(), collate(rows(29), range(4))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, eps=1e-4, weight_decay=0.0)
+    (loss.nll(model, batch) / len(batch.labels)).backward()  # type: ignore[no-untyped-call]
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIPPED["optimizer__max_grad_norm"])
+    optimizer.step()
+    moments = {name: optimizer.state[p]["exp_avg"] for name, p in model.named_parameters()}
+    return Clipped(float(norm), moments, weights(model))
+
+
+@pytest.mark.parametrize(
+    ("world", "changes", "relative"),
+    [
+        pytest.param(1, {}, 1e-5, id="one process"),
+        pytest.param(2, {"engine": "ddp"}, 1e-5, id="ddp"),
+        pytest.param(2, {"engine": "fsdp2"}, 1e-5, id="fsdp2"),
+        pytest.param(1, {"precision": "fp16"}, 1e-2, id="fp16 with its loss scale"),
+        pytest.param(2, {"engine": "fsdp2", "precision": "fp16"}, 1e-2, id="fsdp2 in fp16 with its loss scale"),
+    ],
+)
+def test_a_step_with_large_gradients_is_that_of_torch_with_clipped_ones(
+    world: int, changes: dict[str, Any], relative: float, by_torch: Clipped
+) -> None:
+    assert by_torch.norm > 100 * CLIPPED["optimizer__max_grad_norm"], "or there is little to clip"
+    found: FormatRun = values(run_ranks(world, train, CLIPPED | changes))[0]
+    assert found.results[0].grad_norm == pytest.approx(by_torch.norm, rel=relative)
+    for name, before in weights(models.llama()).items():
+        assert error(found.state["exp_avg"][name], by_torch.moments[name]) <= relative, name
+        update, expected = (kind[name] - before for kind in (found.state["parameters"], by_torch.weights))
+        assert error(update, expected) <= max(relative, 1e-4), name
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
