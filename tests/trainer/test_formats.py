@@ -79,7 +79,8 @@ def test_the_model_computes_with_the_nearest_weights_if_the_job_asks_for_them(
     engine: str, rounding: str, nearest: bool
 ) -> None:
     world, layout = ENGINES[engine]
-    state = values(run_ranks(world, train, NEAREST | layout | {"rounding": rounding, "schedule__max_steps": 1}))[0].state
+    changes = NEAREST | layout | {"rounding": rounding, "schedule__max_steps": 1}
+    state = values(run_ranks(world, train, changes))[0].state
     same = {name: torch.equal(state["computing"][name], w.bfloat16()) for name, w in state["parameters"].items()}
     assert set(same.values()) == {nearest}
 
@@ -140,12 +141,12 @@ def test_what_no_scale_can_help_ends_the_run(nll: float, norm: float, scale: flo
 
 
 @pytest.mark.parametrize(
-    ("engine", "kind"),
+    ("engine", "number_format"),
     [*product(("single", "ddp", "fsdp2"), FORMATS), ("hsdp", "weights in bf16 only")],
 )
-def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(engine: str, kind: str) -> None:
+def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(engine: str, number_format: str) -> None:
     world, layout = ENGINES[engine]
-    changes, scale = FORMATS[kind]
+    changes, scale = FORMATS[number_format]
     whole, resumed = (values(run_ranks(world, train, changes | layout, scale, stop))[0] for stop in (None, 2))
     assert resumed.losses == whole.losses
     for kind, tensors in whole.state.items():

@@ -73,6 +73,15 @@ def test_what_the_architecture_does_not_train_stays_frozen(tmp_path: Path) -> No
     assert frozen == {name for name, parameter in loaded.named_parameters() if not parameter.requires_grad} != set()
 
 
+def test_activation_checkpointing_computes_every_layer_twice_and_the_same_numbers(tmp_path: Path) -> None:
+    folder = _folders(tmp_path)[0]
+    configs = [_config(tmp_path, activation_checkpointing=recompute) for recompute in (False, True)]
+    (kept, once), (recomputed, twice) = (values(run_ranks(1, work.forwards, folder, c))[0] for c in configs)
+    assert kept.keys() == recomputed.keys()
+    assert all(torch.equal(kept[name], recomputed[name]) for name in kept)
+    assert (once, twice) == ([1] * 4, [2] * 4)
+
+
 def test_weights_that_are_not_there_are_refused_on_every_rank(tmp_path: Path) -> None:
     without_weights = _folders(tmp_path)[1]
     for ended in run_ranks(2, work.refused, [without_weights, without_weights], _config(tmp_path, engine="ddp")):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
+from transformers import LlamaForCausalLM
 
 from finetune_api.runtime.report import EvaluationRecord, FinalReport, ProgressRecord
 from finetune_api.runtime.run_config import RunConfig
@@ -73,6 +75,37 @@ def test_without_keep_best_the_result_is_the_last_step(tmp_path: Path, inputs: P
     report = run(settings, tmp_path / "handoff")
     _, found = values(run_ranks(1, work.losses_by_transformers, settings, tmp_path / "handoff"))[0]
     assert report.metrics["val.loss"] == pytest.approx(found, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "keep_best", "same"),
+    [
+        pytest.param(torch.bfloat16, False, True, id="bf16, the last step"),
+        pytest.param(torch.bfloat16, True, True, id="bf16, the best step"),
+        pytest.param(torch.float32, False, False, id="fp32: rounded again, with the bits of step 0"),
+    ],
+)
+def test_a_result_in_bf16_has_the_bits_that_were_evaluated(
+    tmp_path: Path, inputs: Path, dtype: torch.dtype, keep_best: bool, same: bool
+) -> None:
+    """What is in bf16 already is not rounded again by the run that begins with it."""
+    shutil.copytree(inputs / "model", tmp_path / "model")
+    rounded = LlamaForCausalLM.from_pretrained(inputs / "model").bfloat16()  # type: ignore[no-untyped-call]
+    rounded.to(dtype).save_pretrained(tmp_path / "model")
+    changes: dict[str, Any] = {"precision": "bf16", "validation": {**VALIDATED, "keep_best": keep_best}}
+    first = config(
+        inputs, tmp_path / "out", model=tmp_path / "model", optimizer__learning_rate=0.03, schedule__epochs=3,
+        **changes,
+    )  # fmt: skip
+    report = run(first, tmp_path / "handoff")
+    assert report.best_step is not None
+    assert report.best_step < report.step, "this learning rate overshoots, or the best step is the last one"
+    second = config(
+        inputs, tmp_path / "again", model=tmp_path / "out" / "result", schedule__max_steps=1, **changes
+    )  # fmt: skip
+    begins = run(second, tmp_path / "handoff-again").metrics["val.loss.initial"]
+    assert (begins == report.metrics["val.loss"]) == same
+    assert begins == pytest.approx(report.metrics["val.loss"], rel=0.01)
 
 
 def test_an_evaluation_interrupted_by_a_stop_is_repeated(tmp_path: Path, inputs: Path) -> None:
