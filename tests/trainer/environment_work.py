@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
 import torch
 
 from finetune_api.runtime.run_config import RunConfig
 from finetune_trainer import preparation, worker
-from finetune_trainer.collectives import rank, world_size
-from finetune_trainer.environment import RankInfo
 from finetune_trainer.handoff import Handoff
 from finetune_trainer.heartbeat import Heartbeats
 from finetune_trainer.stop import Stop
-from finetune_trainer.trainer import Trainer
-from trainer.trainer_work import ALONE
+from trainer.trainer_work import ALONE, trainer
 
 
 def kernels(config: RunConfig, folder: Path) -> tuple[str, bool, str | None]:
@@ -48,19 +44,11 @@ class Drawing(Stop):
 def draws(config: RunConfig, last: int) -> list[float]:
     """Run on this rank until step `last` or the end; returns the next random number of each step."""
     drawing = Drawing(last)
-    _trainer(config, drawing).run()
+    trainer(config, drawing).run()
     return drawing.drawn
 
 
 def first_draw(config: RunConfig) -> float:
     """The first random number after the model was loaded."""
-    _trainer(config, Stop())._load()
+    trainer(config, Stop())._load()
     return float(torch.rand(()))
-
-
-def _trainer(config: RunConfig, stop: Stop) -> Trainer:
-    torch.set_num_threads(1)
-    folder = Path(tempfile.mkdtemp(dir=Path(config.output).parent))
-    preparation.prepare(config, 0, folder, lambda _: None)
-    place = RankInfo(rank(), world_size(), rank(), torch.device("cpu"))
-    return Trainer(Handoff.read(folder), folder, place, stop)

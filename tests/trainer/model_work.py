@@ -37,13 +37,13 @@ def forwards(folder: Path, config: RunConfig) -> tuple[dict[str, Tensor], list[i
     """
     torch.set_num_threads(1)
     loaded = model.load(folder, config)
-    layers = loaded.model.layers  # type: ignore[union-attr]
-    counts = [0] * len(layers)  # type: ignore[arg-type]
+    layers = loaded.model.layers
+    counts = [0] * len(layers)
 
     def count(layer: int, *_: object) -> None:
         counts[layer] += 1
 
-    for i, layer in enumerate(layers):  # type: ignore[arg-type]
+    for i, layer in enumerate(layers):
         layer.mlp.register_forward_pre_hook(partial(count, i))
     total = loss.nll(loaded, collate(rows(2), range(2)))
     total.backward()  # type: ignore[no-untyped-call]
