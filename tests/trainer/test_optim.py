@@ -135,9 +135,9 @@ def clipped(max_norm: float) -> Clipped:
         pytest.param(1, {}, SMALL, 1e-5, id="one process"),
         pytest.param(2, {"engine": "ddp"}, SMALL, 1e-5, id="ddp"),
         pytest.param(2, {"engine": "fsdp2"}, SMALL, 1e-5, id="fsdp2"),
-        pytest.param(1, FP16, SMALL, 2e-2, id="fp16 with its loss scale"),
-        pytest.param(1, FP16, LARGE, 2e-2, id="fp16, of which only the scaled gradients are large"),
-        pytest.param(2, {"engine": "fsdp2", **FP16}, SMALL, 2e-2, id="fsdp2 in fp16 with its loss scale"),
+        pytest.param(1, FP16, SMALL, 1e-2, id="fp16 with its loss scale"),
+        pytest.param(1, FP16, LARGE, 1e-2, id="fp16, of which only the scaled gradients are large"),
+        pytest.param(2, {"engine": "fsdp2", **FP16}, SMALL, 1e-2, id="fsdp2 in fp16 with its loss scale"),
     ],
 )
 def test_a_step_with_large_gradients_is_that_of_torch_with_clipped_ones(
@@ -152,7 +152,7 @@ def test_a_step_with_large_gradients_is_that_of_torch_with_clipped_ones(
     for name, before in weights(models.llama()).items():
         assert error(found.state["exp_avg"][name], wanted.moments[name]) <= relative, name
         update, expected = (kind[name] - before for kind in (found.state["parameters"], wanted.weights))
-        assert error(update, expected) <= max(relative, 1e-4), name
+        assert error(update, expected) <= 10 * relative, name
 
 
 def error(found: Tensor, expected: Tensor) -> float:
