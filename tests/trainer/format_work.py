@@ -35,6 +35,7 @@ class FormatRun:
     weights: list[dict[str, Tensor]] = field(default_factory=list)
     """After each step, as the optimizer keeps them."""
     state: dict[str, Any] = field(default_factory=dict)
+    """At the end: that of the engine, and under `computing` the weights that the model computes with."""
 
     @property
     def losses(self) -> list[float]:
@@ -61,7 +62,8 @@ def train(changes: Mapping[str, Any], scale: float | None = None, stop_after: in
                 state.engine.state()["loss_scale"]["scale"].fill_(scale)
             loop.fit(state, begin or 0, [found.results.append, partial(_note, found, state)])
             checkpoint.save(output, end or STEPS, state.engine.state(), {}, keep=9, protect=set())
-        found.state = {kind: _gathered(part) for kind, part in state.engine.state().items()}
+        whole = {**state.engine.state(), "computing": dict(state.engine.model.named_parameters())}
+        found.state = {kind: _gathered(part) for kind, part in whole.items()}
         dist.barrier()
     return found
 

@@ -6,6 +6,7 @@ import gc
 import math
 import weakref
 from collections.abc import Mapping
+from itertools import product
 from typing import Any
 
 import pytest
@@ -24,6 +25,19 @@ ONLY_BF16 = {"precision": "bf16", "weights": "bf16"}
 NEAREST = {"precision": "bf16", "rounding": "nearest"}
 SKIPPING = 2.0**19
 """A scale with which the gradients of the first steps overflow, and those of the later ones do not."""
+FORMATS: dict[str, tuple[dict[str, Any], float | None]] = {
+    "fp16 with an overflow": (FP16, SKIPPING),
+    "weights in bf16 only": (ONLY_BF16, None),
+    "nearest rounding": (NEAREST, None),
+}
+"""What changes in the configuration, and the first scale of the loss."""
+ENGINES: dict[str, tuple[int, dict[str, Any]]] = {
+    "single": (1, {}),
+    "ddp": (2, {"engine": "ddp"}),
+    "fsdp2": (2, {"engine": "fsdp2"}),
+    "hsdp": (4, {"engine": "hsdp", "mesh__nodes": 2, "mesh__processes_per_node": 2}),
+}
+"""The ranks, and what changes in the configuration."""
 
 
 def alone(changes: Mapping[str, Any], scale: float | None = None, stop_after: int | None = None) -> FormatRun:
@@ -57,6 +71,18 @@ def test_losses_are_near_those_of_fp32(
     assert found.losses == pytest.approx(exact[method].losses, abs=far)
     assert found.losses != exact[method].losses
     assert moments(found) == pytest.approx(moments(exact[method]), rel=0.02), "no scale is left in them"
+
+
+@pytest.mark.parametrize("engine", ["single", "fsdp2"])
+@pytest.mark.parametrize(("rounding", "nearest"), [("nearest", True), ("stochastic", False)])
+def test_the_model_computes_with_the_nearest_weights_if_the_job_asks_for_them(
+    engine: str, rounding: str, nearest: bool
+) -> None:
+    world, layout = ENGINES[engine]
+    changes = NEAREST | layout | {"rounding": rounding, "schedule__max_steps": 1}
+    state = values(run_ranks(world, train, changes))[0].state
+    same = {name: torch.equal(state["computing"][name], w.bfloat16()) for name, w in state["parameters"].items()}
+    assert set(same.values()) == {nearest}
 
 
 def test_weights_that_are_kept_in_bf16_have_no_other_copy() -> None:
@@ -114,26 +140,13 @@ def test_what_no_scale_can_help_ends_the_run(nll: float, norm: float, scale: flo
     assert ends_after(StepOutcome(nll, norm, skipped=True, stop=False, loss_scale=scale)) == ends
 
 
-ENGINES = {
-    "single": (1, {}),
-    "ddp": (2, {"engine": "ddp"}),
-    "fsdp2": (2, {"engine": "fsdp2"}),
-}
-
-
-@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(
-    ("changes", "scale"),
-    [
-        pytest.param(FP16, SKIPPING, id="fp16 with an overflow"),
-        pytest.param(ONLY_BF16, None, id="weights in bf16 only"),
-        pytest.param(NEAREST, None, id="nearest rounding"),
-    ],
+    ("engine", "number_format"),
+    [*product(("single", "ddp", "fsdp2"), FORMATS), ("hsdp", "weights in bf16 only")],
 )
-def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(
-    engine: str, changes: dict[str, Any], scale: float | None
-) -> None:
+def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(engine: str, number_format: str) -> None:
     world, layout = ENGINES[engine]
+    changes, scale = FORMATS[number_format]
     whole, resumed = (values(run_ranks(world, train, changes | layout, scale, stop))[0] for stop in (None, 2))
     assert resumed.losses == whole.losses
     for kind, tensors in whole.state.items():

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 
 from finetune_trainer.history import History
-from finetune_trainer.hooks import due
+from finetune_trainer.hooks import Stopping, due
+from finetune_trainer.loop import StepResult
 from finetune_trainer.sampler import Sampler
+from finetune_trainer.stop import StopRequested
 
 SAMPLER = Sampler(rows=10, rows_per_step=4, epochs=3, max_steps=8, shuffle=True, seed=0)
 
@@ -22,6 +26,20 @@ SAMPLER = Sampler(rows=10, rows_per_step=4, epochs=3, max_steps=8, shuffle=True,
 )
 def test_due(every: int, steps: list[int]) -> None:
     assert [step for step in range(1, 9) if due(step, every, SAMPLER)] == steps
+
+
+@pytest.mark.parametrize(
+    ("step", "asked", "stops"),
+    [
+        pytest.param(7, True, True, id="after this step"),
+        pytest.param(7, False, False, id="only if a rank was asked"),
+        pytest.param(8, True, False, id="not after the last step: the run is about to finish"),
+    ],
+)
+def test_a_stop_ends_the_run(step: int, asked: bool, stops: bool) -> None:
+    result = StepResult(step, loss=1.0, grad_norm=1.0, learning_rate=1e-3, tokens=1, seconds=1.0, stop=asked)
+    with pytest.raises(StopRequested) if stops else nullcontext():
+        Stopping(SAMPLER)(result)
 
 
 def test_the_lowest_validation_loss_is_the_best_and_the_first_of_equals_stays() -> None:

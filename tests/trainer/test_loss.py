@@ -64,6 +64,14 @@ def test_indices_give_the_same_bits_as_a_mask(kind: str, batch: TokenBatch) -> N
     assert torch.equal(loss.nll(model, batch), by_mask(model, batch))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_loss_of_a_model_in_16_bits_is_fp32(dtype: torch.dtype, batch: TokenBatch) -> None:
+    model: nn.Module = architectures.model("llama")
+    exact, total = loss.nll(model, batch), loss.nll(model.to(dtype), batch)
+    assert total.dtype is torch.float32
+    assert total.item() == pytest.approx(exact.item(), rel=1e-2)
+
+
 @pytest.mark.parametrize("weights", [[1.0], [0.0], [2.0, 0.5, 0.0]], ids=str)
 def test_a_weight_multiplies_the_loss_of_its_target(weights: list[float], batch: TokenBatch) -> None:
     model = architectures.model("llama")

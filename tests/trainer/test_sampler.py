@@ -42,7 +42,9 @@ def test_rows_keep_the_order_of_the_file_without_shuffling() -> None:
 
 
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:
-    orders = [sampler(rows=50, seed=seed).epoch_rows(epoch).tolist() for seed, epoch in ((7, 0), (7, 1), (8, 0))]
+    """Each epoch has one step here."""
+    runs = {seed: sampler(rows=50, rows_per_step=50, seed=seed) for seed in (7, 8)}
+    orders = [runs[seed].step_rows(epoch).tolist() for seed, epoch in ((7, 0), (7, 1), (8, 0))]
     assert all(a != b for a, b in itertools.combinations(orders, 2))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from transformers import LlamaForCausalLM
 
 from finetune_api.runtime.report import EvaluationRecord, FinalReport, ProgressRecord
 from finetune_api.runtime.run_config import RunConfig
@@ -18,7 +19,7 @@ from trainer import models
 from trainer import trainer_work as work
 from trainer.ranks import run_ranks, values
 
-ADAPTERS = {"method": "lora", "lora": models.lora(dropout=0.1)}
+ADAPTERS: dict[str, Any] = {"method": "lora", "lora": models.lora(dropout=0.1)}
 VALIDATED = {"every_steps": 2, "keep_best": True, "metric": "val.loss", "greater_is_better": False}
 
 
@@ -156,6 +157,63 @@ def test_losses_of_other_validation_rows_are_not_compared(
     assert ("val.loss.initial" in report.metrics) == (not others), "nobody knows the loss of others before training"
     assert (f"The validation rows changed before step {LAST}" in report.message) == others
     assert not others or report.metrics["val.loss"] == last_evaluation(output).loss
+
+
+@pytest.mark.parametrize(
+    ("dtype", "keep_best", "same"),
+    [
+        pytest.param(torch.bfloat16, False, True, id="bf16, the last step"),
+        pytest.param(torch.bfloat16, True, True, id="bf16, the best step"),
+        pytest.param(torch.float32, False, False, id="fp32: rounded again, with the bits of step 0"),
+    ],
+)
+def test_a_result_in_bf16_has_the_bits_that_were_evaluated(
+    tmp_path: Path, inputs: Path, dtype: torch.dtype, keep_best: bool, same: bool
+) -> None:
+    """What is in bf16 already is not rounded again by the run that begins with it."""
+    shutil.copytree(inputs / "model", tmp_path / "model")
+    rounded = LlamaForCausalLM.from_pretrained(inputs / "model", dtype=torch.bfloat16)
+    exact = rounded if dtype is torch.bfloat16 else rounded.float()  # type: ignore[no-untyped-call]
+    exact.save_pretrained(tmp_path / "model")
+    changes: dict[str, Any] = {"precision": "bf16", "validation": {**VALIDATED, "keep_best": keep_best}}
+    first = config(
+        inputs, tmp_path / "out", model=tmp_path / "model", optimizer__learning_rate=0.03, schedule__epochs=3,
+        **changes,
+    )  # fmt: skip
+    report = run(first, tmp_path / "handoff")
+    assert report.best_step is not None
+    assert report.best_step < report.step, "this learning rate overshoots, or the best step is the last one"
+    second = config(
+        inputs, tmp_path / "again", model=tmp_path / "out" / "result", schedule__max_steps=1, **changes
+    )  # fmt: skip
+    begins = run(second, tmp_path / "handoff-again").metrics["val.loss.initial"]
+    assert (begins == report.metrics["val.loss"]) == same
+    assert begins == pytest.approx(report.metrics["val.loss"], rel=0.01)
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+def test_losses_are_the_same_where_the_held_out_rows_are_spread_over_ranks(
+    tmp_path: Path, inputs: Path, engine: str
+) -> None:
+    one = config(inputs, tmp_path / "one", schedule__max_steps=2)
+    two = config(
+        inputs, tmp_path / "two", schedule__max_steps=2, engine=engine, mesh__processes_per_node=2,
+        mesh__data_parallel=2, batch={"per_device": 1, "accumulation": 2},
+    )  # fmt: skip
+    expected = run(one, tmp_path / "handoff").metrics
+    assert expected.keys() == {"train.loss", "val.loss", "val.loss.initial"}
+    for report in values(run_ranks(2, work.run_on_ranks, two)):
+        assert report.metrics == pytest.approx(expected, rel=1e-5)
+
+
+def test_evaluations_change_nothing_in_the_training(tmp_path: Path, inputs: Path) -> None:
+    """Dropout is back afterwards, and draws the masks that it would have drawn."""
+    found = []
+    for name, validation in (("with", VALIDATED), ("without", None)):
+        run(config(inputs, tmp_path / name, validation=validation, **ADAPTERS), tmp_path / f"handoff-{name}")
+        found.append([r.loss for r in work.records(tmp_path / name) if isinstance(r, ProgressRecord)])
+    assert found[0] == found[1]
+    assert len(found[0]) == 12
 
 
 def test_an_evaluation_interrupted_by_a_stop_is_repeated(tmp_path: Path, inputs: Path) -> None:

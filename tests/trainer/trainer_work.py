@@ -1,7 +1,8 @@
-"""Complete runs in one process, without a launcher, and the losses that other libraries compute for them."""
+"""Complete runs without a launcher, and the losses that other libraries compute for them."""
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from finetune_api.runtime.choices import Device
 from finetune_api.runtime.report import FinalReport, Record, parse
 from finetune_api.runtime.run_config import RunConfig
 from finetune_trainer import environment, preparation
-from finetune_trainer.collectives import rank
+from finetune_trainer.collectives import rank, world_size
 from finetune_trainer.environment import RankInfo
 from finetune_trainer.handoff import TRAIN, VALIDATION, Handoff
 from finetune_trainer.rows import Rows
@@ -43,6 +44,20 @@ def run_as_node(settings: list[RunConfig], folder: Path) -> FinalReport:
     rank_info = RankInfo(node, len(settings), 0, torch.device("cpu"))
     with Stop() as stop:
         return Trainer(Handoff.read(handoff), handoff, rank_info, stop).run()
+
+
+def run_on_ranks(config: RunConfig) -> FinalReport:
+    """The same on this rank among others."""
+    return trainer(config, Stop()).run()
+
+
+def trainer(config: RunConfig, stop: Stop) -> Trainer:
+    """That of this rank among others; it prepares in a folder of its own, beside the output."""
+    torch.set_num_threads(1)
+    folder = Path(tempfile.mkdtemp(dir=Path(config.output).parent))
+    preparation.prepare(config, 0, folder, lambda _: None)
+    rank_info = RankInfo(rank(), world_size(), rank(), torch.device("cpu"))
+    return Trainer(Handoff.read(folder), folder, rank_info, stop)
 
 
 def records(output: Path) -> list[Record]:
