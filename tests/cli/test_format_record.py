@@ -80,6 +80,7 @@ def test_the_summary_says_what_came_out_and_where() -> None:
     head, plot = text.split("\n\n")
     assert head.splitlines() == [
         "succeeded in 4m10s",
+        "note:       Done.",
         "eval loss:  2.4000 before, 1.2000 after (0.50 x, at step 9)",
         "train loss: 1.0000 at the end",
         "rows:       train: 9 of 10 rows, 1 refused; 100 tokens, 25 with loss",

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -117,14 +118,20 @@ def waiting_in(process: subprocess.Popen[str], function: str) -> None:
     while not ranks_of(process.pid):
         assert process.poll() is None
         time.sleep(0.01)
-    assert process.stderr is not None
-    process.send_signal(signal.SIGUSR1)
-    for line in process.stderr:
-        if line.endswith(f" in {function}\n"):
-            return
-        if "no stack" in line or "_run_module_as_main" in line:  # it has no stack yet, or this was the end of it
+    found = threading.Event()
+
+    def ask() -> None:
+        while not found.wait(0.5):
             process.send_signal(signal.SIGUSR1)
-    pytest.fail("the trainer has ended")
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    assert process.stderr is not None
+    try:
+        assert any(line.endswith(f" in {function}\n") for line in process.stderr), "the trainer has ended"
+    finally:
+        found.set()
+        asking.join()
 
 
 @pytest.mark.parametrize(
