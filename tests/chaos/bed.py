@@ -17,7 +17,7 @@ from testbed.training_operator import pytorchjob_crd, start_training_operator
 from .disturbances import DISTURBANCES
 from .lives import LIVES
 from .records import Ledger
-from .rows import Outcome, Row, undisturbed
+from .rows import Outcome, Row, places, undisturbed
 
 SIDE_BY_SIDE = 8
 """Rows at a time. Most of a row is waiting; more of them would only lengthen each other on two cores."""
@@ -69,10 +69,10 @@ class Bed:
         """
         for life, reference in self.references.items():
             sample = next(write for write in SAMPLES if write in reference.writes)
-            for number, write in enumerate(reference.writes, 1):
+            for number, (at, write) in enumerate(places(reference.writes).items(), 1):
                 whole = os.environ.get("CHAOS") == "full" or number == reference.writes.index(sample) + 1
                 for disturbance in DISTURBANCES if whole else ("killed",):
-                    yield Row(life, number, write, disturbance)
+                    yield Row(life, number, at, write, disturbance)
 
     @cached_property
     def _pools(self) -> dict[bool, ThreadPoolExecutor]:

@@ -12,15 +12,16 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from builders import Json
-from operating.proxy import Failure, Lens, is_counted
+from operating.proxy import Failure, Lens, Place, is_counted
 
 LATE_S = 10.0
+NOWHERE = Place(0, 0)
 REFUSING_S = 3.0
 """As long as all attempts of one request take: some are given up, others are not."""
 
 
 class Disturbance(Lens):
-    """Strikes at the write of a number. `struck` is set then; `calm` comes when its effect is over."""
+    """Strikes at the write of a place. `struck` is set then; `calm` comes when its effect is over."""
 
     kills = False
     loses = False
@@ -28,22 +29,22 @@ class Disturbance(Lens):
     settings: Mapping[str, str] = MappingProxyType({"RESYNC_SECONDS": "300"})
     """Of the operator; no resync heals what a watch should."""
 
-    def __init__(self, number: int = 0) -> None:
-        self._number = number
+    def __init__(self, at: Place = NOWHERE) -> None:
+        self._at = at
         self._version = 0
         """Of the object that was written."""
         self._uid = ""
         self.struck = threading.Event()
         self.kill: Callable[[], None] = lambda: None
 
-    def wrote(self, number: int, answer: Json) -> bool:
+    def wrote(self, at: Place, answer: Json) -> bool:
         if self.struck.is_set():
             return False
         metadata = answer["metadata"]
         # An object that is gone at once comes without a version.
         self._version = int(metadata.get("resourceVersion", self._version + 1))
         self._uid = metadata.get("uid", "")
-        if number != self._number:
+        if at != self._at:
             return False
         if self.kills:
             self.kill()
@@ -66,8 +67,8 @@ class Late(Disturbance):
     kinds: frozenset[str] = frozenset({"finetunejobs", "pytorchjobs", "pods"})
     _until: float | None = None
 
-    def wrote(self, number: int, answer: Json) -> bool:
-        lost = super().wrote(number, answer)
+    def wrote(self, at: Place, answer: Json) -> bool:
+        lost = super().wrote(at, answer)
         if self.struck.is_set() and not self.kills:
             self._begin()
         return lost
@@ -129,8 +130,8 @@ class Refusing(Disturbance):
     failure = Failure(429, {"Retry-After": "1"})
     _until = 0.0
 
-    def wrote(self, number: int, answer: Json) -> bool:
-        lost = super().wrote(number, answer)
+    def wrote(self, at: Place, answer: Json) -> bool:
+        lost = super().wrote(at, answer)
         if self.struck.is_set() and not self._until:
             self._until = time.monotonic() + REFUSING_S
         return lost

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from pathlib import Path
 from builders import Json
 from finetune_plan.results import PREFIX
 from operating.process import OperatorProcess
-from operating.proxy import Proxy
+from operating.proxy import Place, Proxy, place
 from operating.team import Team, essence
 from testbed.control_plane import ControlPlane
 from testbed.watch import wait_for
@@ -35,11 +35,17 @@ class Row:
 
     life: str
     number: int
+    """In the reference."""
+    at: Place
     write: str
     disturbance: str
 
     def __str__(self) -> str:
         return f"{self.life}-{self.number:02}-{self.write}-{self.disturbance}"
+
+
+class NotDisturbed(AssertionError):
+    """The life went on without the disturbance: by its writes."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,12 @@ class Outcome:
     """Exit codes of the operators."""
 
 
+def places(writes: Sequence[str]) -> dict[Place, str]:
+    """What was written, by place."""
+    milestones = [write.startswith(("create-", "delete-")) for write in writes]
+    return {place(milestones[: n + 1]): write for n, write in enumerate(writes)}
+
+
 def undisturbed(plane: ControlPlane, ledger: records.Ledger, folder: Path, life: str) -> Outcome:
     """The reference: nobody stands between the operator and the API server."""
     team = _team(plane, life)
@@ -77,7 +89,8 @@ def undisturbed(plane: ControlPlane, ledger: records.Ledger, folder: Path, life:
 def disturbed(
     plane: ControlPlane, ledger: records.Ledger, folder: Path, life: str, lens: Disturbance, reference: Outcome
 ) -> Outcome:
-    """A life with one disturbance. Raises WaitError if it never comes to what the reference came to."""
+    """A life with one disturbance. Raises NotDisturbed if it had no such write, and WaitError if it never comes to
+    what the reference came to."""
     team, codes = _team(plane, life), []
     settings = SETTINGS | dict(lens.settings)
     with ExitStack() as stack:
@@ -86,7 +99,8 @@ def disturbed(
         operator = stack.enter_context(_operator(proxy.kubeconfig, folder, team, settings))
         lens.kill = lambda: operator.signal(signal.SIGKILL)
         played = stack.enter_context(ThreadPoolExecutor(1)).submit(LIVES[life], team)
-        assert lens.struck.wait(PATIENCE_S), f"nothing was disturbed: {proxy.writes}"
+        if not lens.struck.wait(PATIENCE_S):
+            raise NotDisturbed(proxy.writes)
         if lens.kills:
             codes.append(operator.wait_ended(PATIENCE_S))
             operator = stack.enter_context(_operator(proxy.kubeconfig, folder, team, settings))

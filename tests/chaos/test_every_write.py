@@ -10,19 +10,24 @@ import pytest
 from chaos.bed import Bed
 from chaos.disturbances import DISTURBANCES
 from chaos.lives import LIVES
-from chaos.rows import Outcome, Row, disturbed, same
+from chaos.rows import NotDisturbed, Outcome, Row, disturbed, places, same
 
-ATTEMPTS = 3
-"""A life played on a busy machine may write a word more or less before the disturbance: then it strikes elsewhere."""
+ATTEMPTS = 4
+"""Two updates of a status may become one on a busy machine: then there is no such write, or it strikes elsewhere."""
 
 
 def row_of_life(bed: Bed, folder: Path, row: Row) -> Outcome:
     """The row as its name says it; whatever else it became on the way has to end well too."""
     reference = bed.references[row.life]
-    for _ in range(ATTEMPTS):
-        lens = DISTURBANCES[row.disturbance](row.number)
-        outcome = disturbed(bed.plane, bed.ledger, folder, row.life, lens, reference)
-        if outcome.writes[: row.number] == reference.writes[: row.number]:
+    for attempt in range(1, ATTEMPTS + 1):
+        lens = DISTURBANCES[row.disturbance](row.at)
+        try:
+            outcome = disturbed(bed.plane, bed.ledger, folder, row.life, lens, reference)
+        except NotDisturbed:
+            if attempt == ATTEMPTS:
+                raise
+            continue
+        if places(outcome.writes).get(row.at) == row.write:
             break
         same(outcome, reference)
     return outcome
@@ -32,8 +37,7 @@ def row_of_life(bed: Bed, folder: Path, row: Row) -> Outcome:
 @pytest.mark.timeout(900)
 def test_a_disturbed_life_ends_as_the_undisturbed_one(row: Row, outcome: Outcome, bed: Bed) -> None:
     reference = bed.references[row.life]
-    n = row.number
-    assert outcome.writes[:n] == reference.writes[:n], "the disturbance struck where its name says"
+    assert places(outcome.writes).get(row.at) == row.write, "the disturbance struck where its name says"
     same(outcome, reference)
     assert outcome.codes == ((-signal.SIGKILL, 0) if "killed" in row.disturbance else (0,))
 

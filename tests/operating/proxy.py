@@ -11,7 +11,7 @@ import json
 import ssl
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -35,6 +35,23 @@ def is_counted(method: str, path: str) -> bool:
     return method in WRITES and "/leases" not in path and not path.endswith("/events")
 
 
+class Place(NamedTuple):
+    """Where a write is in a life. Its number is not always the same: two updates of a status may become one, where
+    two things happen at once. Creations and deletions stay apart.
+    """
+
+    milestones: int
+    """Creations and deletions up to the write, itself included."""
+    since: int
+    """Writes since the last of them, itself included."""
+
+
+def place(milestones: Sequence[bool]) -> Place:
+    """Of the last of the writes so far; for each, whether it is a creation or a deletion."""
+    since = next((i for i, milestone in enumerate(reversed(milestones)) if milestone), len(milestones))
+    return Place(sum(milestones), since)
+
+
 class Failure(NamedTuple):
     """An error of the server."""
 
@@ -49,8 +66,8 @@ class Failure(NamedTuple):
 class Lens:
     """What the operator is let see; this one is clear. The proxy's own thread calls it."""
 
-    def wrote(self, number: int, answer: Json) -> bool:
-        """The server has carried out the operator's write of that number. True: the answer is lost."""
+    def wrote(self, at: Place, answer: Json) -> bool:
+        """The server has carried out the operator's write at that place. True: the answer is lost."""
         return False
 
     def listed(self, kind: str) -> Mapping[str, str]:
@@ -182,4 +199,4 @@ class Proxy:
 
     def _took(self, request: web.Request, answer: Json) -> bool:
         self.writes.append((request.method, request.path))
-        return self._lens.wrote(len(self.writes), answer)
+        return self._lens.wrote(place([method in ("POST", "DELETE") for method, _ in self.writes]), answer)

@@ -12,7 +12,7 @@ import pytest
 from builders import Json
 from finetune_api.codegen.crd import crd
 from operating.process import OperatorProcess
-from operating.proxy import Lens, Proxy
+from operating.proxy import Lens, Place, Proxy
 from operating.team import Team, condition
 from testbed.api import ApiError
 from testbed.control_plane import ControlPlane
@@ -135,7 +135,7 @@ class DiesOfAVerdict(Lens):
 
     operator: OperatorProcess
 
-    def wrote(self, number: int, answer: Json) -> bool:
+    def wrote(self, at: Place, answer: Json) -> bool:
         status = answer.get("status")
         said = status.get("conditions", ()) if isinstance(status, dict) else ()
         verdict = any(each["type"] in ("FailureTarget", "Failed") for each in said)
