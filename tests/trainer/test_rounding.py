@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from importlib import import_module
+from importlib.util import find_spec
 from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor
 
+from finetune_trainer import rounding
 from finetune_trainer.rounding import StochasticRounding
 
 LONG = 200_000
@@ -72,3 +78,29 @@ def test_what_is_not_finite_stays_so() -> None:
     found = rounded(weight).float()
     assert torch.equal(found[:2], weight[:2])
     assert bool(found[2].isnan())
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="torch brings Triton on Linux only")
+def test_the_kernel_of_a_gpu_rounds_to_the_same_bits() -> None:
+    """Triton's interpreter runs it on the CPU; it has to be asked for before Triton is imported."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    code = "from trainer import test_rounding; test_rounding.compare_kernel()"
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=240)
+
+
+def compare_kernel() -> None:
+    kernel = import_module("finetune_trainer.rounding_kernel").round_to_bf16
+    for count, start in [(LONG, 0), (LONG, 70_001), (4096, 65_520), (1, 3), (0, 0)]:
+        cpu, weight = StochasticRounding(1, torch.device("cpu")), weights(count)
+        expected, found = (torch.empty_like(weight, dtype=torch.bfloat16) for _ in range(2))
+        cpu.round(weight, expected, name="w", start=start, step=3)
+        kernel(weight, cpu._bits, found, cpu._first("w", start, 3))
+        assert torch.equal(found, expected), (count, start)
+
+
+def test_without_triton_a_gpu_takes_torchs_operations_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "finetune_trainer.rounding_kernel", None)
+    assert rounding._one_pass(torch.zeros(2, dtype=torch.int32)) is None
+    assert "without Triton" in caplog.text

@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench.figures import Figure
 from finetune_api.runtime.choices import Engine, Method
-from finetune_trainer import loop
+from finetune_trainer import loop, rounding
 from finetune_trainer.loop import StepResult
 
 from . import shapes
@@ -69,9 +69,11 @@ def costs(work: Work, device: torch.device) -> Iterator[Figure]:
     step = seconds[-1] * 1e3
     weights: Any = state.engine._weights  # type: ignore[attr-defined]
     cast = _milliseconds(lambda: weights.publish(9))
+    others = _differences(weights, rounding.of(config, torch.device("cpu")), step=9)
     nearest = _milliseconds(lambda: _cast_to_nearest(weights))
     yield Figure(f"{work}: a step", step, "ms")
     yield Figure(f"{work}: the stochastic cast, of a step", 100 * cast / step, "%", most=2)
+    yield Figure(f"{work}: elements that the CPU casts to another number", others, "", most=0)
     yield Figure(f"{work}: a cast to the nearest, of a step", 100 * nearest / step, "%")
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
         loop.fit(state, 4, [lambda result: seconds.append(result.seconds)])
@@ -87,6 +89,18 @@ def _summary(profiled: Any, seconds: float) -> Iterator[Figure]:
     for event in sorted(kernels, key=lambda event: -event.self_device_time_total)[:KERNELS]:
         share = event.self_device_time_total / 1e4 / busy
         print(f"  {share:5.1f} %  {event.count:5} x  {event.key[:90]}", flush=True)
+
+
+def _differences(weights: Any, on_cpu: rounding.WeightRounding, step: int) -> int:
+    """Elements of the two smallest and the largest weight that differ from the CPU's cast."""
+    found = 0
+    sizes = sorted(weights._separate, key=lambda name: weights._separate[name].numel())
+    for name in (*sizes[:2], sizes[-1]):
+        cast = weights._parameters[name].detach().cpu()
+        expected = torch.empty_like(cast)
+        on_cpu.round(weights._separate[name].cpu(), expected, name=name, start=0, step=step)
+        found += int((cast != expected).sum())
+    return found
 
 
 def _cast_to_nearest(weights: Any) -> None:

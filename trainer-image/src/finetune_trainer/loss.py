@@ -6,7 +6,7 @@ ranks. With a mean per micro batch, the weight of a token would depend on the ot
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,9 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from .collate import TokenBatch
+
+OfStates = Callable[[nn.Module, Callable[[Tensor], Tensor], Tensor], Tensor]
+"""Of the output head, its forward pass and hidden states [targets, hidden size]."""
 
 
 def nll(forward: nn.Module, batch: TokenBatch) -> Tensor:
@@ -27,10 +30,37 @@ def nll(forward: nn.Module, batch: TokenBatch) -> Tensor:
     with _head_sees(batch.targets, forward):
         logits: Tensor = forward(input_ids=batch.inputs, use_cache=False).logits
     assert logits.shape[:-1] == batch.labels.shape, f"the model gave logits of shape {tuple(logits.shape)}"
+    return of_logits(logits, batch.labels, batch.weights)
+
+
+def of_logits(logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+    """Weighted sum of -log p(label) over `labels` [targets], from `logits` [targets, vocabulary]."""
     precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if batch.weights is None:
-        return functional.cross_entropy(precise, batch.labels, reduction="sum")
-    return functional.cross_entropy(precise, batch.labels, reduction="none") @ batch.weights.to(precise.dtype)
+    if weights is None:
+        return functional.cross_entropy(precise, labels, reduction="sum")
+    return functional.cross_entropy(precise, labels, reduction="none") @ weights.to(precise.dtype)
+
+
+def instead_of_logits(forward: nn.Module, batch: TokenBatch, compute: OfStates) -> Tensor:
+    """What `compute` gives for the output head and the states that predict a target, in the model's forward pass.
+
+    The head's weights may be whole only there, and what wraps the model sees the value as the model's result.
+    """
+    head = _head(forward)
+    plain, found = head.forward, list[Tensor]()
+
+    def stand_in(hidden: Tensor) -> Tensor:
+        found.append(compute(head, plain, hidden.flatten(0, 1).index_select(0, batch.targets)))
+        return hidden.new_zeros(1, 1)
+
+    handle = forward.register_forward_hook(lambda *_: found[0], prepend=True)
+    head.forward = stand_in  # an attribute of the instance, which hides the method
+    try:
+        result: Tensor = forward(input_ids=batch.inputs, use_cache=False)
+        return result
+    finally:
+        del head.forward
+        handle.remove()
 
 
 @contextmanager
@@ -55,7 +85,12 @@ def _head_sees(targets: Tensor, forward: nn.Module) -> Iterator[None]:
 
 def _head(forward: nn.Module) -> nn.Module:
     """The output head of the causal language model, inside whatever wraps it."""
-    model = next(module for module in forward.modules() if isinstance(module, PreTrainedModel))
+    model = causal(forward)
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     assert isinstance(head, nn.Module), f"{type(model).__name__} has no output head"
     return head
+
+
+def causal(forward: nn.Module) -> PreTrainedModel:
+    """The causal language model, inside whatever wraps it."""
+    return next(module for module in forward.modules() if isinstance(module, PreTrainedModel))

@@ -12,7 +12,11 @@ parameter, and on nothing else: replicas round alike, however many ranks a param
 from __future__ import annotations
 
 import hashlib
-from typing import Protocol
+import importlib
+import logging
+import subprocess
+from collections.abc import Callable
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -22,6 +26,9 @@ from finetune_api.runtime import choices
 from finetune_api.runtime.choices import Precision
 from finetune_api.runtime.run_config import RunConfig
 
+_log = logging.getLogger(__name__)
+
+OnePass = Callable[[Tensor, Tensor, Tensor, int], None]
 _PERIOD = 65_521
 """Elements after which the bits of a parameter repeat within a step; a prime, so no row length divides it."""
 _ROWS = 16
@@ -64,11 +71,17 @@ class StochasticRounding:
         bits = np.random.Generator(np.random.PCG64(seed)).integers(0, _LOW_HALF, _PERIOD, dtype=np.int32)
         self._bits = torch.from_numpy(np.concatenate([bits, bits])).to(device)  # twice: every window is contiguous
         self._room = torch.empty(_ROWS * _PERIOD, dtype=torch.int32) if device.type == "cpu" else None
+        self._one_pass = _one_pass(self._bits) if device.type == "cuda" else None
 
     @torch.no_grad()
     def round(self, source: Tensor, target: Tensor, *, name: str, start: int, step: int) -> None:
-        window = self._window(name, start, step)
-        numbers, rounded = source.view(torch.int32).view(-1), target.view(-1)
+        first = self._first(name, start, step)
+        if self._one_pass is not None:
+            self._one_pass(source.view(-1), self._bits, target.view(-1), first)
+        else:
+            self._in_periods(source.view(torch.int32).view(-1), self._bits[first : first + _PERIOD], target.view(-1))
+
+    def _in_periods(self, numbers: Tensor, window: Tensor, rounded: Tensor) -> None:
         whole = numbers.numel() // _PERIOD * _PERIOD
         rows = max(whole // _PERIOD, 1) if self._room is None else _ROWS
         for begin in range(0, whole, rows * _PERIOD):
@@ -82,8 +95,18 @@ class StochasticRounding:
         sums = torch.add(numbers, bits, out=room)
         target.copy_(sums.bitwise_and_(-_LOW_HALF).view(torch.float32))
 
-    def _window(self, name: str, start: int, step: int) -> Tensor:
-        """One period of bits, int32 [_PERIOD]: another one for every parameter and step."""
+    def _first(self, name: str, start: int, step: int) -> int:
+        """Where in a period the bits of an element begin: elsewhere for every parameter and step."""
         key = f"{self._seed} {step} {name}".encode()
-        first = (int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") + start) % _PERIOD
-        return self._bits[first : first + _PERIOD]
+        return (int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") + start) % _PERIOD
+
+
+def _one_pass(bits: Tensor) -> OnePass | None:
+    """The kernel for the GPU, where it can be compiled; without it torch's operations give the same numbers later."""
+    try:
+        kernel = importlib.import_module(".rounding_kernel", __package__).round_to_bf16
+        kernel(bits[:1].float(), bits, bits[:1].bfloat16(), 0)
+    except (ImportError, RuntimeError, OSError, subprocess.CalledProcessError) as error:
+        _log.warning("Weights are cast to bf16 without Triton (%s), which takes three times as long.", error)
+        return None
+    return cast("OnePass", kernel)

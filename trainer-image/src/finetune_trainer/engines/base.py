@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from finetune_api.runtime.choices import Precision
 from finetune_api.runtime.run_config import RunConfig
 
-from .. import loss, optim
+from .. import optim
+from ..chunked_loss import ChunkedLoss
 from ..collate import TokenBatch
 from ..loss_scale import LossScale
 from ..master import MasterWeights
@@ -89,6 +90,7 @@ class AdamwEngine:
         self._device = mesh.rank_info.device
         self._weights = weights
         self._optimizer = optim.build(weights.local, config.optimizer)
+        self._loss = ChunkedLoss(model)
         self._scale = LossScale() if config.precision is Precision.FP16 else None
         self._steps = 0
 
@@ -105,9 +107,7 @@ class AdamwEngine:
         nll = torch.zeros((), dtype=torch.float64, device=self._device)
         for batch, last in _with_last(micro_batches):
             with self._gradient_sync(last):
-                total = loss.nll(self.model, batch.to(self._device))
-                torch.autograd.backward(total / (targets / scale))
-            nll += total.detach()
+                nll += self._loss.backward(batch.to(self._device), targets / scale)
         gradients = self._weights.gradients()
         totals = self._sum(nll, gradients, stop())
         norm = totals[1].sqrt() / scale
@@ -138,8 +138,7 @@ class AdamwEngine:
 
     def evaluate(self, batch: TokenBatch) -> Tensor:
         self.model.eval()
-        with torch.no_grad():
-            total = loss.nll(self.model, batch.to(self._device))
+        total = self._loss.evaluate(batch.to(self._device))
         self.model.train()
         return total
 
