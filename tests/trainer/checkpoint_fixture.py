@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from finetune_trainer import checkpoint
+from finetune_trainer import checkpoint, snapshot
 
 FOLDER = Path(__file__).parent / "checkpoint_fixture"
 
@@ -38,4 +38,4 @@ def versions() -> dict[str, str]:
 if __name__ == "__main__":
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir()
-    checkpoint.save(FOLDER, 20, tensors(1), versions(), keep=1, protect=set())
+    checkpoint.save(FOLDER, 20, snapshot.take(tensors(1), versions()), keep=1, protect=set())

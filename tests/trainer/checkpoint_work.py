@@ -14,7 +14,7 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from finetune_trainer import checkpoint
+from finetune_trainer import checkpoint, snapshot
 from finetune_trainer.collectives import rank, world_size
 from finetune_trainer.files import DISK, Files
 from trainer.failpoints import Failing, Full, die
@@ -44,7 +44,7 @@ def same(left: dict[str, Any], right: dict[str, Any]) -> bool:
 
 def save(output: Path, step: int, *, keep: int = 2, files: Files = DISK) -> None:
     state = sharded(tensors(step)) if world_size() > 1 else tensors(step)
-    checkpoint.save(output, step, state, {"step": step}, keep=keep, protect=set(), files=files)
+    checkpoint.save(output, step, snapshot.take(state, {"step": step}), keep=keep, protect=set(), files=files)
 
 
 def save_dying(output: Path, step: int, victim: int, at: int, after: bool) -> None:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from finetune_trainer import checkpoint, engines, environment, loop, mesh
+from finetune_trainer import checkpoint, engines, environment, loop, mesh, snapshot
 from finetune_trainer.engines import StepOutcome
 from finetune_trainer.environment import RankInfo
 from finetune_trainer.errors import NonFinite
@@ -61,7 +61,7 @@ def train(changes: Mapping[str, Any], scale: float | None = None, stop_after: in
             elif scale:
                 state.engine.state()["loss_scale"]["scale"].fill_(scale)
             loop.fit(state, begin or 0, [found.results.append, partial(_note, found, state)])
-            checkpoint.save(output, end or STEPS, state.engine.state(), {}, keep=9, protect=set())
+            checkpoint.save(output, end or STEPS, snapshot.take(state.engine.state(), {}), keep=9, protect=set())
         whole = {**state.engine.state(), "computing": dict(state.engine.model.named_parameters())}
         found.state = {kind: _gathered(part) for kind, part in whole.items()}
         dist.barrier()

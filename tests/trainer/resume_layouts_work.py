@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from finetune_api.runtime.choices import Engine
 from finetune_api.runtime.run_config import RunConfig
-from finetune_trainer import checkpoint, engines, environment, loop, mesh, model
+from finetune_trainer import checkpoint, engines, environment, loop, mesh, model, snapshot
 from finetune_trainer.collectives import rank, world_size
 from finetune_trainer.engines import TrainingEngine
 from finetune_trainer.environment import RankInfo
@@ -80,7 +80,7 @@ def _part(case: ResumeCase, output: Path, until: int) -> Part:
 
     with suppress(StopRequested):
         loop.fit(train_state, start or 0, [record])
-    checkpoint.save(output, until, engine.state(), {}, keep=1, protect=set())
+    checkpoint.save(output, until, snapshot.take(engine.state(), {}), keep=1, protect=set())
     return Part(losses, began_with, _digests(engine))
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from finetune_trainer import checkpoint
+from finetune_trainer import checkpoint, snapshot
 from finetune_trainer.errors import OutputRefused, StorageFailed
 from finetune_trainer.marker import digest_of, read_marker
 from trainer import checkpoint_fixture as fixture
@@ -58,7 +58,7 @@ def test_an_output_without_checkpoints_has_none(tmp_path: Path) -> None:
 )
 def test_pruning(tmp_path: Path, keep: int, protect: set[int], stay: list[int]) -> None:
     for step in range(1, 5):
-        checkpoint.save(tmp_path, step, work.tensors(step), {}, keep=keep, protect=protect)
+        checkpoint.save(tmp_path, step, snapshot.take(work.tensors(step), {}), keep=keep, protect=protect)
     assert steps(tmp_path) == [f"step-{step:08d}" for step in stay]
 
 

@@ -15,7 +15,8 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,14 @@ import safetensors.torch
 from finetune_api.runtime.protocol import CHECKPOINTS, MARKER
 
 from . import rng
-from .collectives import on_every_rank, on_rank_0, rank, world_size
+from .collectives import gather, on_every_rank, on_rank_0, rank, world_size
 from .errors import StorageFailed
 from .files import DISK, TEMPORARY, Files, remove_tree, storage_errors
+from .index import INDEX
 from .marker import DigestingFiles, FileDigest, Marker, digest_of, publish_folder, read_marker
-from .shards import read_shards, write_shards
+from .shard_files import WrittenChunk, index_of, write_shard
+from .shards import read_shards
+from .snapshot import Snapshot
 
 DAMAGED = "DAMAGED"
 """New name of the marker after a file was found to differ from its digest."""
@@ -38,17 +42,8 @@ _STEP = re.compile(r"step-(\d{8,})")
 _log = logging.getLogger(__name__)
 
 
-def save(  # noqa: PLR0913 - four for the content, three keywords for the retention
-    output: Path,
-    step: int,
-    state: dict[str, Any],
-    extra: Mapping[str, Any],
-    *,
-    keep: int,
-    protect: set[int],
-    files: Files = DISK,
-) -> None:
-    """Save `state` (nested dict of tensors or DTensors) and `extra` (JSON) as of `step` optimizer steps.
+def save(output: Path, step: int, snapshot: Snapshot, *, keep: int, protect: set[int], files: Files = DISK) -> None:
+    """Save what every rank had after `step` optimizer steps.
 
     Collective. On return the checkpoint is flushed, and all others are removed except the `keep` newest and the
     steps in `protect`. A valid checkpoint of that step is kept: the same run has the same state at that step.
@@ -58,11 +53,10 @@ def save(  # noqa: PLR0913 - four for the content, three keywords for the retent
     temporary = final.with_name(TEMPORARY + final.name)
     if not on_rank_0(partial(_begin, final, temporary, files)):
         return
-    digesting = DigestingFiles(files)
-    write_shards(temporary, state, digesting)
-    digests = on_every_rank(partial(_write_rank_files, temporary, extra, digesting))
-    marker = Marker(step=step, world_size=world_size(), files=_by_name(digests))
-    on_rank_0(partial(_publish, temporary, final, marker, files))
+    own: list[RankFiles] = []
+    on_every_rank(lambda: own.append(_write_own(temporary, snapshot, files)))
+    of_ranks = gather(own[0])
+    on_rank_0(lambda: _publish(temporary, final, step, of_ranks, files))
     on_rank_0(partial(_prune, output, step, keep, protect, files))
 
 
@@ -109,12 +103,25 @@ def _begin(final: Path, temporary: Path, files: Files) -> bool:
     return True
 
 
-def _write_rank_files(folder: Path, extra: Mapping[str, Any], files: DigestingFiles) -> dict[str, FileDigest]:
-    """Write the files of this rank; return the digests of all files it has written, shards included."""
-    _write(folder / _random_file(rank()), safetensors.torch.save(rng.capture()), files)
+@dataclass(frozen=True)
+class RankFiles:
+    """What a rank has written."""
+
+    digests: dict[str, FileDigest]
+    """Of its files, by name."""
+    chunks: list[WrittenChunk]
+
+
+def _write_own(folder: Path, snapshot: Snapshot, files: Files) -> RankFiles:
+    """Write the files of this rank."""
+    digesting = DigestingFiles(files)
+    shard = folder / f"shard-{rank():05d}.bin"
+    with storage_errors(shard):
+        chunks = write_shard(shard, snapshot.pieces, digesting)
+    _write(folder / _random_file(rank()), safetensors.torch.save(dict(snapshot.random)), digesting)
     if rank() == 0:
-        _write(folder / EXTRA, json.dumps(extra, allow_nan=False).encode(), files)
-    return {path.name: digest for path, digest in files.digests.items()}
+        _write(folder / EXTRA, json.dumps(snapshot.extra, allow_nan=False).encode(), digesting)
+    return RankFiles(digesting.by_name, chunks)
 
 
 def _write(path: Path, content: bytes, files: Files) -> None:
@@ -128,11 +135,12 @@ def _random_file(rank: int) -> str:
     return f"rank-{rank:05d}.safetensors"
 
 
-def _by_name(digests: list[dict[str, FileDigest]]) -> dict[str, FileDigest]:
-    return {name: digest for of_rank in digests for name, digest in sorted(of_rank.items())}
-
-
-def _publish(temporary: Path, final: Path, marker: Marker, files: Files) -> None:
+def _publish(temporary: Path, final: Path, step: int, of_ranks: list[RankFiles], files: Files) -> None:
+    """Write the index, and make the checkpoint valid."""
+    digesting = DigestingFiles(files)
+    _write(temporary / INDEX, index_of(chunk for each in of_ranks for chunk in each.chunks).to_json(), digesting)
+    digests = {name: digest for each in of_ranks for name, digest in each.digests.items()}
+    marker = Marker(step=step, world_size=world_size(), files=digests | digesting.by_name)
     with storage_errors(final):
         _require_shared(temporary, marker)
         publish_folder(temporary, final, marker, files)

@@ -13,7 +13,11 @@ from __future__ import annotations
 import itertools
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
@@ -26,8 +30,39 @@ _SHORTEST_S, _LONGEST_S = 0.001, 0.1
 """Between two questions for the outcome of rank 0."""
 _FAREWELL_S = 10.0
 """How long rank 0 lives on after an error, so that the others can ask for it."""
-_calls = itertools.count()
-"""Every rank makes the same calls in the same order, so their numbers are the same."""
+_ALONE = timedelta(days=7)
+"""Time-out of a channel of its own: what is done there may take as long as its volume does."""
+
+
+@dataclass(frozen=True)
+class Channel:
+    """Where collective calls meet. Threads with channels of their own do not meet each other's."""
+
+    name: str
+    group: Any = None
+    """The process group; None: the default one."""
+    calls: Iterator[int] = field(default_factory=itertools.count)
+    """Every rank makes the same calls in the same order on a channel, so their numbers are the same."""
+
+
+_MAIN = Channel("main")
+_channel: ContextVar[Channel | None] = ContextVar("_channel", default=None)
+
+
+def new_channel(name: str) -> Channel:
+    """A channel with a process group of its own on the CPU. Collective."""
+    group = dist.new_group(backend="gloo", timeout=_ALONE) if _distributed() else None
+    return Channel(name, group)
+
+
+@contextmanager
+def on_channel(channel: Channel) -> Iterator[None]:
+    """Collective calls of this thread use `channel`."""
+    token = _channel.set(channel)
+    try:
+        yield
+    finally:
+        _channel.reset(token)
 
 
 def rank() -> int:
@@ -48,15 +83,25 @@ def on_every_rank(work: Callable[[], T]) -> list[T]:
     outcomes: list[T | RunError] = [outcome]
     if _distributed():
         outcomes = cast("list[T | RunError]", [None] * world_size())
-        dist.all_gather_object(outcomes, outcome)
+        dist.all_gather_object(outcomes, outcome, group=_current().group)
     return _values(outcomes)
+
+
+def gather(value: T) -> list[T]:
+    """The values of all ranks, in order of ranks, on rank 0; on the others an empty list."""
+    if not _distributed():
+        return [value]
+    values = cast("list[T]", [None] * world_size()) if rank() == 0 else None
+    dist.gather_object(value, values, dst=0, group=_current().group)
+    return values or []
 
 
 def on_rank_0(work: Callable[[], T]) -> T:
     """Run `work` on rank 0 only; every rank returns its result, or raises the RunError that it raised."""
     if not _distributed():
         return _values([_attempt(work)])[0]
-    store, key = _store(), f"rank-0/{next(_calls)}"
+    channel = _current()
+    store, key = _store(), f"rank-0/{channel.name}/{next(channel.calls)}"
     if rank() == 0:
         store.set(key, pickle.dumps(_attempt(work)))
     _until(lambda: store.check([key]))
@@ -67,6 +112,10 @@ def on_rank_0(work: Callable[[], T]) -> T:
             _until(lambda: store.add(f"{key}/raised", 0) == world_size(), _FAREWELL_S)
         raise outcome
     return outcome
+
+
+def _current() -> Channel:
+    return _channel.get() or _MAIN
 
 
 def _until(condition: Callable[[], bool], limit_s: float = float("inf")) -> None:

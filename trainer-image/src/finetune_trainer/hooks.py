@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from finetune_api.runtime.report import CheckpointRecord, EvaluationRecord, ProgressRecord
+from finetune_api.runtime.report import EvaluationRecord, ProgressRecord
 from finetune_api.runtime.run_config import Checkpointing, Validation
 
-from . import checkpoint, evaluate
+from . import checkpoint, evaluate, snapshot
+from .background import BackgroundSave
 from .files import Files
 from .history import History
 from .loop import StepResult, TrainState
@@ -95,7 +97,11 @@ class Evaluation:
 
 @dataclass
 class Checkpoints:
-    """Saves when due, when the best step so far must be kept, and when trainer.py asks before the run stops."""
+    """Saves when due, when the best step so far must be kept, and when trainer.py asks before the run stops.
+
+    Training waits for the copy of its state, and for the save before, if that is still under way. The rest happens
+    on a thread.
+    """
 
     train_state: TrainState
     output: Path
@@ -104,30 +110,46 @@ class Checkpoints:
     write_record: RecordWriter
     history: History
     files: Files
+    saving: BackgroundSave
     _saved: int = -1
 
     def __call__(self, result: StepResult) -> None:
+        if self.saving.succeeded:
+            self.wait()  # for nothing; a failure is raised where all ranks wait
         best = self.keep_best and self.history.best_step == result.step
         if best or due(result.step, self.settings.every_steps, self.train_state.sampler):
-            self.save(result.step)
+            self.begin(result.step)
 
-    def save(self, step: int) -> None:
+    def begin(self, step: int) -> None:
+        """Save this step in the background, unless that was begun before."""
         if step == self._saved:
             return
+        self.wait()
         began = time.monotonic()
         best = self.history.best_step
-        with self.train_state.heartbeat.saving():
-            checkpoint.save(
-                self.output,
-                step,
-                self.train_state.engine.state(),
-                self.history.model_dump(),
-                keep=self.settings.keep,
-                protect={best} if self.keep_best and best is not None else set(),
-                files=self.files,
-            )
+        work = partial(
+            checkpoint.save,
+            self.output,
+            step,
+            snapshot.take(self.train_state.engine.state(), self.history.model_dump()),
+            keep=self.settings.keep,
+            protect={best} if self.keep_best and best is not None else set(),
+            files=self.files,
+        )
+        self.saving.begin(step, work, time.monotonic() - began)
         self._saved = step
-        self.write_record(CheckpointRecord(time=time.time(), step=step, seconds=time.monotonic() - began))
+
+    def save(self, step: int) -> None:
+        """Save this step, unless it is saved, and wait for it."""
+        self.begin(step)
+        self.wait()
+
+    def wait(self) -> None:
+        """Return when no save is under way. Collective. Raises what the save has raised."""
+        with self.train_state.heartbeat.saving():
+            record = self.saving.wait()
+        if record is not None:
+            self.write_record(record)
 
 
 @dataclass

@@ -83,6 +83,10 @@ class DigestingFiles:
         self._files = files
         self.digests: dict[Path, FileDigest] = {}
 
+    @property
+    def by_name(self) -> dict[str, FileDigest]:
+        return {path.name: digest for path, digest in self.digests.items()}
+
     def folder(self, path: Path) -> None:
         self._files.folder(path)
 

@@ -1,8 +1,13 @@
-"""DCP's storage: one file of bytes for each rank, and the index of them all. DCP calls the methods in their order."""
+"""The files of a checkpoint's tensors: one of bytes for each rank, and the index of them all.
+
+Written from a snapshot, read as DCP's storage, which calls the methods of the reader in their order.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,62 +23,45 @@ from torch.distributed.checkpoint.planner import (
     LoadPlan,
     LoadPlanner,
     ReadItem,
-    SavePlan,
-    SavePlanner,
-    WriteItem,
-    WriteItemType,
 )
-from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
+from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
-from .collectives import rank
-from .files import Files, Sink
-from .index import INDEX, Chunk, Index, StoredTensor
+from .files import Files
+from .index import Chunk, Index, StoredTensor
+from .snapshot import Piece
 
 
-class ShardWriter(StorageWriter):
-    """Writes the chunks of this rank one after the other, and on rank 0 the index."""
+@dataclass(frozen=True)
+class WrittenChunk:
+    """A chunk, and the tensor that it is of."""
 
-    def __init__(self, folder: Path, files: Files) -> None:
-        self._folder = folder
-        self._files = files
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    chunk: Chunk
 
-    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
-        """A writer is used once."""
 
-    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        """The folder exists already: rank 0 made it before any rank writes."""
+def write_shard(path: Path, pieces: Iterable[Piece], files: Files) -> list[WrittenChunk]:
+    """Write `pieces` one after the other. Raises OSError."""
+    written: list[WrittenChunk] = []
+    position = 0
+    with files.create(path) as sink:
+        for piece in pieces:
+            content = _bytes(piece.values)
+            sink.write(content)
+            written.append(_written(piece, path.name, position, content.nbytes))
+            position += content.nbytes
+    files.fsync(path)
+    return written
 
-    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
-        return plan
 
-    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        return plans
-
-    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        path = self._folder / f"shard-{rank():05d}.bin"
-        results: list[WriteResult] = []
-        position = 0
-        with self._files.create(path) as sink:
-            for item in plan.items:
-                chunk = _write_chunk(item, planner, sink, path.name, position)
-                position += chunk.length
-                results.append(WriteResult(item.index, chunk.length, chunk))
-        self._files.fsync(path)
-        return _done(results)
-
-    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        chunks: dict[str, list[Chunk]] = {name: [] for name in metadata.state_dict_metadata}
-        for result in (result for of_rank in results for result in of_rank):
-            chunks[result.index.fqn].append(result.storage_data)
-        tensors = {name: _stored(metadata.state_dict_metadata[name], chunks[name]) for name in sorted(chunks)}
-        with self._files.create(self._folder / INDEX) as sink:
-            sink.write(Index(tensors=tensors).to_json())
-        self._files.fsync(self._folder / INDEX)
-
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        return False
+def index_of(chunks: Iterable[WrittenChunk]) -> Index:
+    """The index of the chunks of all ranks."""
+    by_name: dict[str, list[WrittenChunk]] = {}
+    for each in chunks:
+        by_name.setdefault(each.name, []).append(each)
+    return Index(tensors={name: _stored(by_name[name]) for name in sorted(by_name)})
 
 
 class ShardReader(StorageReader):
@@ -116,17 +104,10 @@ class ShardReader(StorageReader):
         return False
 
 
-def _write_chunk(item: WriteItem, planner: SavePlanner, sink: Sink, file: str, position: int) -> Chunk:
-    assert item.type is not WriteItemType.BYTE_IO, f"{item.index.fqn}: the state of a checkpoint is tensors only"
-    assert item.tensor_data is not None
-    box = item.tensor_data.chunk
-    tensor = planner.resolve_data(item)
-    assert isinstance(tensor, torch.Tensor)
-    content = _bytes(tensor.detach().cpu().contiguous())
-    sink.write(content)
-    return Chunk(
-        offsets=tuple(box.offsets), sizes=tuple(box.sizes), file=file, position=position, length=content.nbytes
-    )
+def _written(piece: Piece, file: str, position: int, length: int) -> WrittenChunk:
+    sizes = tuple(piece.values.shape)
+    chunk = Chunk(offsets=piece.offsets, sizes=sizes, file=file, position=position, length=length)
+    return WrittenChunk(piece.name, str(piece.values.dtype).removeprefix("torch."), piece.shape, chunk)
 
 
 def _read_chunk(folder: Path, chunk: Chunk, dtype: torch.dtype) -> torch.Tensor:
@@ -152,10 +133,9 @@ def _part(tensor: torch.Tensor, item: ReadItem) -> torch.Tensor:
     return tensor
 
 
-def _stored(tensor: object, chunks: list[Chunk]) -> StoredTensor:
-    assert isinstance(tensor, TensorStorageMetadata)
-    dtype = str(tensor.properties.dtype).removeprefix("torch.")
-    return StoredTensor(dtype=dtype, shape=tuple(tensor.size), chunks=tuple(chunks))
+def _stored(chunks: list[WrittenChunk]) -> StoredTensor:
+    first = chunks[0]
+    return StoredTensor(dtype=first.dtype, shape=first.shape, chunks=tuple(each.chunk for each in chunks))
 
 
 def _described(tensor: StoredTensor) -> TensorStorageMetadata:

@@ -1,8 +1,8 @@
-"""Tensors of all ranks, written and read in parallel by torch's distributed checkpoint (DCP).
+"""Reading the tensors of a checkpoint, in parallel, by torch's distributed checkpoint (DCP).
 
-Each rank writes its own shards; any number of ranks, sharded in any way, can read them. DCP plans who writes and
-reads what. The files are ours (shard_files.py), because DCP's own are pickles: they depend on the versions of Python
-and torch that wrote them, and reading them runs code.
+Any number of ranks, sharded in any way, reads what any other number has written; DCP plans who reads what. The files
+are ours (shard_files.py), because DCP's own are pickles: they depend on the versions of Python and torch that wrote
+them, and reading them runs code.
 """
 
 from __future__ import annotations
@@ -21,28 +21,14 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 
 from .collectives import on_rank_0, world_size
 from .errors import OutputRefused, RunError, StorageFailed
-from .files import Files, describe
+from .files import describe
 from .index import INDEX, Index
-from .shard_files import ShardReader, ShardWriter
+from .shard_files import ShardReader
 
 _PICKLED_INDEX = ".metadata"
-
-
-def write_shards(folder: Path, state: dict[str, Any], files: Files) -> None:
-    """Write a nested dict of tensors into an existing empty folder. Collective.
-
-    Plain tensors are the same on every rank and written once; DTensors shard by shard. Raises StorageFailed
-    on every rank if one cannot write.
-    """
-    try:
-        with _single_process_allowed():
-            save(state, storage_writer=ShardWriter(folder, files), no_dist=world_size() == 1)
-    except CheckpointException as error:
-        raise _write_failure(error, folder) from error
 
 
 def read_shards(folder: Path, state: dict[str, Any]) -> None:
@@ -81,13 +67,6 @@ def _without_index(folder: Path) -> OutputRefused:
     if not (folder / _PICKLED_INDEX).exists():
         return _misfit(folder, f"{INDEX} not found")
     return _misfit(folder, f"its index ({_PICKLED_INDEX}) is a pickle, which this version does not read")
-
-
-def _write_failure(error: CheckpointException, folder: Path) -> Exception:
-    rank, cause = _first(error)
-    if isinstance(cause, OSError):
-        return StorageFailed(f"rank {rank}: {describe(cause, folder)}")
-    return RuntimeError(f"rank {rank} failed to write {folder}: {cause!r}")
 
 
 def _read_failure(error: CheckpointException, folder: Path) -> RunError:

@@ -21,6 +21,7 @@ from finetune_api.runtime.report import FinalReport, ResumeRecord
 from finetune_api.runtime.run_config import RunConfig, Validation
 
 from . import adapters, checkpoint, engines, environment, export, identity, loop, mesh, model, publish, result
+from .background import BackgroundSave
 from .collectives import on_rank_0
 from .environment import RankInfo
 from .errors import NonFinite
@@ -74,6 +75,10 @@ class Trainer:
         except StopRequested:
             checkpoints.save(self.step)
             return self._report(Exit.STOPPED, digest, history)
+        except NonFinite:
+            checkpoints.wait()
+            raise
+        checkpoints.wait()
         if history.skipped_steps == self.step > 0:
             raise NonFinite(_NOTHING_APPLIED.format(steps=self.step))
         with self.heartbeat.saving():
@@ -90,6 +95,10 @@ class Trainer:
     @cached_property
     def _mesh(self) -> mesh.RankMesh:
         return mesh.build(self._config, self.rank_info)
+
+    @cached_property
+    def _saving(self) -> BackgroundSave:
+        return BackgroundSave()
 
     @property
     def _files(self) -> Files:
@@ -124,8 +133,12 @@ class Trainer:
             sampler=sampler(self._config, len(rows)),
             sharding=BatchSharding(self._config.batch.per_device, self._mesh.data_size),
             heartbeat=self.heartbeat,
-            stop=self.stop.requested,
+            stop=self._should_stop,
         )
+
+    def _should_stop(self) -> bool:
+        """A save that has failed ends the run after the next step, on every rank."""
+        return self.stop.requested() or self._saving.failed
 
     @property
     def _write_record(self) -> RecordWriter:
@@ -157,7 +170,14 @@ class Trainer:
     def _checkpoints(self, train_state: TrainState, history: History) -> Checkpoints:
         settings = self._config.checkpointing
         return Checkpoints(
-            train_state, self._output, settings, self._keep_best, self._write_record, history, self._files
+            train_state,
+            self._output,
+            settings,
+            self._keep_best,
+            self._write_record,
+            history,
+            self._files,
+            self._saving,
         )
 
     def _hooks(self, train_state: TrainState, history: History, checkpoints: Checkpoints) -> Sequence[Hook]:

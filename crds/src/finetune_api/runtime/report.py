@@ -78,6 +78,9 @@ class CheckpointRecord(_Record):
     time: float
     step: int
     seconds: float
+    """From the step to the valid checkpoint."""
+    blocked_seconds: float = 0.0
+    """Those of them in which training stood still."""
 
 
 class ResumeRecord(_Record):

@@ -1,0 +1,50 @@
+"""Checkpoints are written on a thread, with a process group of its own, while training goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from finetune_api.runtime.report import CheckpointRecord
+
+from .collectives import new_channel, on_channel
+
+
+class BackgroundSave:
+    """At most one save at a time. Every rank begins the same ones, in the same order."""
+
+    def __init__(self) -> None:
+        """Collective."""
+        self._channel = new_channel("checkpoints")
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._running: Future[CheckpointRecord] | None = None
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether this rank has done its part of the save that was begun last, and nobody has waited for it yet."""
+        return self._running is not None and self._running.done() and self._running.exception() is None
+
+    @property
+    def failed(self) -> bool:
+        return self._running is not None and self._running.done() and self._running.exception() is not None
+
+    def begin(self, step: int, work: Callable[[], None], copied: float) -> None:
+        """Do the collective `work`, which saves `step`. `copied`: seconds in which training stood still for it."""
+        assert self._running is None, "the save before has not been waited for"
+        self._running = self._thread.submit(self._save, step, work, copied)
+
+    def wait(self) -> CheckpointRecord | None:
+        """The record of the save that was begun last, when it is done; None if there is none to wait for.
+
+        Raises what it raised: the same RunError on every rank.
+        """
+        running, self._running = self._running, None
+        return None if running is None else running.result()
+
+    def _save(self, step: int, work: Callable[[], None], copied: float) -> CheckpointRecord:
+        began = time.monotonic()
+        with on_channel(self._channel):
+            work()
+        seconds = copied + time.monotonic() - began
+        return CheckpointRecord(time=time.time(), step=step, seconds=seconds, blocked_seconds=copied)
