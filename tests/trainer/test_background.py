@@ -1,0 +1,91 @@
+"""Checkpoints are written while training goes on: what they hold, in which order, and how a failure ends the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from finetune_api.runtime.exits import Exit
+from finetune_api.runtime.report import CheckpointRecord, ProgressRecord
+from finetune_api.runtime.run_config import RunConfig
+from finetune_trainer import checkpoint, snapshot
+from finetune_trainer.errors import StorageFailed
+from trainer import background_work as work
+from trainer import checkpoint_work, trainer_work
+from trainer.models import dataset, model_folder, run_config
+from trainer.ranks import run_ranks, values
+
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    model_folder(folder / "model")
+    dataset(folder / "rows.jsonl")
+    return folder
+
+
+@pytest.fixture
+def config(inputs: Path, tmp_path: Path) -> RunConfig:
+    """A checkpoint every four steps, and a record of every step."""
+    return settings(inputs, tmp_path)
+
+
+def settings(inputs: Path, folder: Path, **changes: Any) -> RunConfig:
+    return run_config(
+        inputs / "model", inputs / "rows.jsonl", folder / "out",
+        checkpointing={"every_steps": 4, "keep": 9}, log_every_steps=1,
+        schedule={"name": "constant", "warmup_ratio": 0.0, "epochs": 9, "max_steps": STEPS}, **changes,
+    )  # fmt: skip
+
+
+def test_a_snapshot_stays_as_it_is_when_training_goes_on(tmp_path: Path) -> None:
+    state = checkpoint_work.tensors(1)
+    taken = snapshot.take(state, {"step": 1})
+    for tensor in (*state["parameters"].values(), *state["moments"].values(), state["step"]):
+        tensor.zero_()
+    checkpoint.save(tmp_path, 1, taken, keep=1, protect=set())
+    assert checkpoint_work.same(
+        checkpoint_work.load(tmp_path, 1) | {"step": torch.tensor(1.0)}, checkpoint_work.tensors(1)
+    )
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(config: RunConfig) -> None:
+    """The save of step 4 ends when step 7 is done: a run that waited for it would never come there."""
+    values(run_ranks(1, work.run_held, config, 4, 7))
+    records = trainer_work.records(Path(config.output))
+    order = [r.step for r in records if isinstance(r, ProgressRecord | CheckpointRecord)]
+    assert order.index(7) < len(order) - 1 - order[::-1].index(4), "the checkpoint was there after step 7"
+    saved = {r.step: r for r in records if isinstance(r, CheckpointRecord)}
+    assert sorted(saved) == [4, 8, 12]
+    assert saved[4].blocked_seconds < saved[4].seconds / 2
+
+
+def test_one_save_ends_before_the_next_begins(config: RunConfig) -> None:
+    [folders] = values(run_ranks(1, work.run_logged, config))
+    order = [folder for folder in folders if "step" in folder]
+    assert order == sorted(order)
+    assert len(set(order)) == STEPS / 4
+
+
+def test_a_stop_while_a_checkpoint_is_written_ends_both_saves(config: RunConfig) -> None:
+    [report] = values(run_ranks(1, work.run_stopped_while_saving, config, 4, 6))
+    assert report.exit_code == Exit.STOPPED
+    assert report.step < STEPS
+    assert checkpoint.is_valid(Path(config.output), 4)
+    assert checkpoint.latest(Path(config.output)) == report.step
+
+
+def test_a_save_that_fails_on_one_rank_ends_the_run_on_every_rank(inputs: Path, tmp_path: Path) -> None:
+    two = {"nodes": 1, "processes_per_node": 2, "data_parallel": 2, "tensor_parallel": 1, "pipeline_parallel": 1}
+    config = settings(inputs, tmp_path, engine="fsdp2", mesh=two, batch={"per_device": 1, "accumulation": 1})
+    for ended in run_ranks(2, work.run_full, config, 1):
+        assert isinstance(ended.error, StorageFailed)
+        assert "rank 1: cannot write" in str(ended.error)
+        assert "No space left on device" in str(ended.error)
+    steps = [r.step for r in trainer_work.records(Path(config.output)) if isinstance(r, ProgressRecord)]
+    assert max(steps) <= 8, "at the latest where the next save would begin"
