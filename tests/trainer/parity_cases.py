@@ -34,7 +34,7 @@ STEPS = 20
 ROWS = 29
 """Four rows a step: the eighth step of an epoch has one row left, and none for the second of two ranks."""
 STEPS_PER_EPOCH = 8
-CHUNK = chunked_loss.CHUNK
+CHUNK = chunked_loss.CPU_CHUNK
 SMALL_CHUNK = 3 * 1024
 """Logits of three targets: in fp32, several ranks compute their loss in chunks, and one process at once."""
 
@@ -92,7 +92,7 @@ def traces(which: list[ParityCase]) -> dict[str, Trace]:
 def trace(case: ParityCase, rank_info: RankInfo) -> Trace:
     config = _config(case, rank_info.world_size)
     several = case.engine is not Engine.SINGLE and case.precision == "fp32"
-    chunked_loss.CHUNK = SMALL_CHUNK if several else CHUNK  # this process is a rank of its own
+    chunked_loss.CPU_CHUNK = SMALL_CHUNK if several else CHUNK  # this process is a rank of its own
     model: nn.Module = models.llama(tied=case.tied)
     if config.lora is not None:
         model = with_random_b(models.llama(tied=case.tied), config.lora)

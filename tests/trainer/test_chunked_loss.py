@@ -43,7 +43,7 @@ def batch() -> TokenBatch:
 
 @pytest.fixture
 def several(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunked_loss, "CHUNK", ROWS * V)
+    monkeypatch.setattr(chunked_loss, "CPU_CHUNK", ROWS * V)
 
 
 def backward(model: nn.Module, batch: TokenBatch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -167,7 +167,7 @@ def test_logits_of_all_targets_are_never_held(monkeypatch: pytest.MonkeyPatch) -
     model = models.llama(tied=False)
     few = collate(rows(4, longest=60, seed=1), range(4))
     many = four_times(few)
-    monkeypatch.setattr(chunked_loss, "CHUNK", WORDS * (len(few.labels) // 4))
+    monkeypatch.setattr(chunked_loss, "CPU_CHUNK", WORDS * (len(few.labels) // 4))
     in_chunks = ChunkedLoss(model)
     in_chunks.backward(few, DIVISOR)
     whole = [peak(model, partial(backward_whole, model, batch)) for batch in (few, many)]

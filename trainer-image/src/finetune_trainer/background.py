@@ -22,7 +22,7 @@ class BackgroundSave:
 
     @property
     def succeeded(self) -> bool:
-        """Whether this rank has done its part of the save that was begun last, and nobody has waited for it yet."""
+        """Whether this rank has done its part of the save that was begun last; not once that was waited for."""
         return self._running is not None and self._running.done() and self._running.exception() is None
 
     @property

@@ -33,7 +33,7 @@ from .index import INDEX
 from .marker import DigestingFiles, FileDigest, Marker, digest_of, publish_folder, read_marker
 from .shard_files import WrittenChunk, index_of, write_shard
 from .shards import read_shards
-from .snapshot import Snapshot
+from .snapshot import RankSnapshot
 
 DAMAGED = "DAMAGED"
 """New name of the marker after a file was found to differ from its digest."""
@@ -42,7 +42,9 @@ _STEP = re.compile(r"step-(\d{8,})")
 _log = logging.getLogger(__name__)
 
 
-def save(output: Path, step: int, snapshot: Snapshot, *, keep: int, protect: set[int], files: Files = DISK) -> None:
+def save(
+    output: Path, step: int, snapshot: RankSnapshot, *, keep: int, protect: set[int], files: Files = DISK
+) -> None:
     """Save what every rank had after `step` optimizer steps.
 
     Collective. On return the checkpoint is flushed, and all others are removed except the `keep` newest and the
@@ -112,7 +114,7 @@ class RankFiles:
     chunks: list[WrittenChunk]
 
 
-def _write_own(folder: Path, snapshot: Snapshot, files: Files) -> RankFiles:
+def _write_own(folder: Path, snapshot: RankSnapshot, files: Files) -> RankFiles:
     """Write the files of this rank."""
     digesting = DigestingFiles(files)
     shard = folder / f"shard-{rank():05d}.bin"

@@ -21,8 +21,9 @@ from .collate import TokenBatch
 
 _log = logging.getLogger(__name__)
 
-CHUNK = 2**27
-"""Logits held at a time. With fewer, the gradient of the output head is added up more often."""
+CPU_CHUNK = 2**25
+GPU_CHUNK = 2**28
+"""Logits held at a time. Every chunk adds to the gradient of the output head, whose traffic costs a GPU more."""
 _TRIED = 8
 """Tokens of the forward passes that show whether `Scaling` is what the model does."""
 
@@ -55,10 +56,11 @@ class ChunkedLoss:
     """The loss of one model. Where the model does something else to its logits, they are held whole."""
 
     def __init__(self, model: nn.Module) -> None:
-        config = loss.causal(model).config
+        causal = loss.causal(model)
+        chunk = GPU_CHUNK if causal.device.type == "cuda" else CPU_CHUNK
         self._model = model
-        self._scaling = Scaling.of(config)
-        self._rows = max(CHUNK // config.get_text_config().vocab_size, 1)
+        self._scaling = Scaling.of(causal.config)
+        self._rows = max(chunk // causal.config.get_text_config().vocab_size, 1)
         self._known: bool | None = None
 
     def backward(self, batch: TokenBatch, divisor: float) -> Tensor:

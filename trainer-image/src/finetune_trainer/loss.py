@@ -47,10 +47,10 @@ def instead_of_logits(forward: nn.Module, batch: TokenBatch, compute: OfStates) 
     The head's weights may be whole only there, and what wraps the model sees the value as the model's result.
     """
     head = _head(forward)
-    plain, found = head.forward, list[Tensor]()
+    own, found = head.forward, list[Tensor]()
 
     def stand_in(hidden: Tensor) -> Tensor:
-        found.append(compute(head, plain, hidden.flatten(0, 1).index_select(0, batch.targets)))
+        found.append(compute(head, own, hidden.flatten(0, 1).index_select(0, batch.targets)))
         return hidden.new_zeros(1, 1)
 
     handle = forward.register_forward_hook(lambda *_: found[0], prepend=True)

@@ -1,7 +1,7 @@
 """Stochastic rounding on a GPU in one pass: 4 bytes of an element are read and 2 written.
 
-torch's operations would read and write each element three times, for most of the cost of the cast. Whoever imports
-this needs Triton, which comes with torch for CUDA, and Triton needs a C compiler.
+torch's operations would read and write each element three times, for most of the cost of the cast. To import
+this takes Triton, which comes with torch for CUDA, and Triton takes a C compiler.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _ELEMENTS = tl.constexpr(4096)
 @triton.jit(do_not_specialize=["first"])
 def _round(numbers, bits, halves, first, count, period):  # type: ignore[no-untyped-def]
     begin = tl.program_id(0).to(tl.int64) * _ELEMENTS
-    places = begin + tl.arange(0, _ELEMENTS)
+    offsets = begin + tl.arange(0, _ELEMENTS)
     window = (begin + first) % period + tl.arange(0, _ELEMENTS)
-    there = places < count
-    sums = tl.load(numbers + places, there) + tl.load(bits + window, there)
-    tl.store(halves + places, (sums >> 16).to(tl.int16), there)
+    there = offsets < count
+    sums = tl.load(numbers + offsets, there) + tl.load(bits + window, there)
+    tl.store(halves + offsets, (sums >> 16).to(tl.int16), there)
 
 
 def round_to_bf16(source: Tensor, bits: Tensor, target: Tensor, first: int) -> None:

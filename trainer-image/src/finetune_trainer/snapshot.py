@@ -33,7 +33,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class RankSnapshot:
     """State of this rank after a step."""
 
     pieces: tuple[Piece, ...]
@@ -43,9 +43,9 @@ class Snapshot:
     """JSON, the same on every rank."""
 
 
-def take(state: Mapping[str, Any], extra: Mapping[str, Any]) -> Snapshot:
+def take(state: Mapping[str, Any], extra: Mapping[str, Any]) -> RankSnapshot:
     """Copy `state`, a nested dict of tensors and DTensors. Every rank takes its part at the same step."""
-    return Snapshot(tuple(_pieces(dict(_flat(state)))), rng.capture(), extra)
+    return RankSnapshot(tuple(_pieces(dict(_flat(state)))), rng.capture(), extra)
 
 
 def _flat(state: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
