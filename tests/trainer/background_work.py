@@ -10,6 +10,7 @@ from pathlib import Path
 from finetune_api.runtime.report import FinalReport
 from finetune_api.runtime.run_config import RunConfig
 from finetune_trainer.collectives import rank
+from finetune_trainer.errors import StorageFailed
 from finetune_trainer.files import DISK, Files, Sink
 from finetune_trainer.stop import Stop
 from trainer import trainer_work
@@ -82,3 +83,21 @@ def run_full(config: RunConfig, victim: int) -> FinalReport:
     files: Files = Full("shard-*") if rank() == victim else DISK
     trainer.files = files
     return trainer.run()
+
+
+def stops_after_a_failed_save(config: RunConfig) -> bool:
+    """Whether training is asked to stop once a save has failed, and only then. Raises what the save has raised."""
+    trainer = trainer_work.trainer(config, Stop())
+    before = trainer._should_stop()
+    trainer._saving.begin(1, _no_space, 0.0)
+    end = time.monotonic() + LIMIT_S
+    while not trainer._should_stop():
+        assert time.monotonic() < end, "nothing asks training to stop"
+        time.sleep(0.01)
+    assert not before
+    trainer._saving.wait()
+    return True
+
+
+def _no_space() -> None:
+    raise StorageFailed("no space left")

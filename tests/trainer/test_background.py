@@ -89,3 +89,9 @@ def test_a_save_that_fails_on_one_rank_ends_the_run_on_every_rank(inputs: Path, 
         assert "No space left on device" in str(ended.error)
     steps = [r.step for r in trainer_work.records(Path(config.output)) if isinstance(r, ProgressRecord)]
     assert max(steps) <= 8, "at the latest where the next save would begin"
+
+
+def test_training_stops_after_a_save_has_failed(config: RunConfig) -> None:
+    [ended] = run_ranks(1, work.stops_after_a_failed_save, config)
+    assert isinstance(ended.error, StorageFailed)
+    assert str(ended.error) == "no space left"
