@@ -48,6 +48,20 @@ def run_held(config: RunConfig, step: int, until: int) -> FinalReport:
     return trainer.run()
 
 
+def run_failing_while_saving(config: RunConfig, step: int, until: int) -> FinalReport:
+    """Step `until` fails, while the save of `step` is held back until then."""
+    trainer = trainer_work.trainer(config, Stop())
+
+    def fail() -> bool:
+        if trainer.step >= until:
+            raise RuntimeError("out of memory")
+        return False
+
+    trainer.stop.requested = fail  # type: ignore[method-assign]
+    trainer.files = Held(step, lambda: trainer.step >= until)
+    return trainer.run()
+
+
 def run_stopped_while_saving(config: RunConfig, step: int, until: int) -> FinalReport:
     """Asked to stop after step `until`, while the save of `step` is held back until the run waits for it."""
     stop = StopAfter()

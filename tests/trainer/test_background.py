@@ -15,10 +15,11 @@ from finetune_trainer import checkpoint, snapshot
 from finetune_trainer.errors import StorageFailed
 from trainer import background_work as work
 from trainer import checkpoint_work, trainer_work
-from trainer.models import dataset, model_folder, run_config
+from trainer.models import dataset, lora, model_folder, run_config
 from trainer.ranks import run_ranks, values
 
 STEPS = 12
+TWO_RANKS = {"nodes": 1, "processes_per_node": 2, "data_parallel": 2, "tensor_parallel": 1, "pipeline_parallel": 1}
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,31 @@ def test_training_goes_on_while_a_checkpoint_is_written(config: RunConfig) -> No
     assert saved[4].blocked_seconds < saved[4].seconds / 2
 
 
+@pytest.mark.parametrize("engine", ["single", "fsdp2"])
+def test_a_checkpoint_holds_its_own_step(inputs: Path, tmp_path: Path, engine: str) -> None:
+    """Written while training is at step 7, it has the bytes of the last checkpoint of a run of four steps."""
+    layout: dict[str, Any] = {"engine": engine, "method": "lora", "lora": lora(dropout=0.1)}
+    if engine == "fsdp2":
+        layout |= {"mesh": TWO_RANKS, "batch": {"per_device": 1, "accumulation": 1}}
+    ranks = 2 if engine == "fsdp2" else 1
+    long, short = (settings(inputs, tmp_path / name, **layout) for name in ("long", "short"))
+    short = short.model_copy(update={"schedule": short.schedule.model_copy(update={"max_steps": 4})})
+    for each in (long, short):
+        Path(each.output).parent.mkdir()
+    values(run_ranks(ranks, work.run_held, long, 4, 7))
+    values(run_ranks(ranks, work.run_held, short, 0, 0))
+    written, expected = (Path(each.output) / "checkpoints" / "step-00000004" for each in (long, short))
+    names = sorted(path.name for path in expected.iterdir())
+    assert len(names) == 3 + 2 * ranks
+    assert [name for name in names if (written / name).read_bytes() != (expected / name).read_bytes()] == []
+
+
+def test_a_failed_step_leaves_the_save_that_is_under_way_the_time_to_end(config: RunConfig) -> None:
+    [ended] = run_ranks(1, work.run_failing_while_saving, config, 4, 6)
+    assert "out of memory" in str(ended.error)
+    assert checkpoint.latest(Path(config.output)) == 4
+
+
 def test_one_save_ends_before_the_next_begins(config: RunConfig) -> None:
     [folders] = values(run_ranks(1, work.run_logged, config))
     order = [folder for folder in folders if "step" in folder]
@@ -81,8 +107,7 @@ def test_a_stop_while_a_checkpoint_is_written_ends_both_saves(config: RunConfig)
 
 
 def test_a_save_that_fails_on_one_rank_ends_the_run_on_every_rank(inputs: Path, tmp_path: Path) -> None:
-    two = {"nodes": 1, "processes_per_node": 2, "data_parallel": 2, "tensor_parallel": 1, "pipeline_parallel": 1}
-    config = settings(inputs, tmp_path, engine="fsdp2", mesh=two, batch={"per_device": 1, "accumulation": 1})
+    config = settings(inputs, tmp_path, engine="fsdp2", mesh=TWO_RANKS, batch={"per_device": 1, "accumulation": 1})
     for ended in run_ranks(2, work.run_full, config, 1):
         assert isinstance(ended.error, StorageFailed)
         assert "rank 1: cannot write" in str(ended.error)

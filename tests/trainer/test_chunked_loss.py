@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 import weakref
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from finetune_api.runtime.run_config import Lora
 from finetune_trainer import adapters, chunked_loss, loss
@@ -103,6 +104,43 @@ def test_an_adapter_on_the_output_head_learns_in_chunks(targets: str, batch: Tok
     (_, ours), (_, theirs) = backward(model, batch), backward_whole(model, batch)
     assert len(ours) > 0
     require_close(ours, theirs, 2e-6)
+
+
+def test_dropout_does_not_hide_that_the_logits_are_known(batch: TokenBatch) -> None:
+    lora = Lora.model_validate(models.lora(dropout=0.5))
+    model = adapters.attach(architectures.model("llama"), lora)
+    model.train()
+    each = ChunkedLoss(model)
+    each.backward(batch, DIVISOR)
+    assert each._known
+    assert model.training
+
+
+def test_a_loss_that_is_not_finite_says_nothing_of_the_logits(batch: TokenBatch) -> None:
+    model = architectures.model("llama")
+    each = ChunkedLoss(model)
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("nan"))
+    assert each.evaluate(batch).isnan()
+    assert each._known is None
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        pytest.param({}, 3.0, id="nothing"),
+        pytest.param({"logit_scale": 0.5}, 1.5, id="Cohere multiplies"),
+        pytest.param({"lm_head_multiplier": 2.0}, 6.0, id="Falcon H1 multiplies"),
+        pytest.param({"logits_scaling": 2.0}, 1.5, id="Granite divides"),
+        pytest.param({"final_logit_softcapping": 3.0}, 3 * math.tanh(1), id="Gemma caps"),
+    ],
+)
+def test_scaling_is_by_the_keys_of_the_config(keys: dict[str, float], expected: float) -> None:
+    config = PreTrainedConfig()
+    for key, value in keys.items():
+        setattr(config, key, value)
+    found = Scaling.of(config)(torch.tensor(3.0))
+    assert found.item() == pytest.approx(expected)
 
 
 @pytest.mark.usefixtures("several")

@@ -96,6 +96,11 @@ def compare_kernel() -> None:
         cpu.round(weight, expected, name="w", start=start, step=3)
         kernel(weight, cpu._bits, found, cpu._first("w", start, 3))
         assert torch.equal(found, expected), (count, start)
+    special = torch.tensor([0x7FFFFFFF, -1, 0x7FC00000, 0x7F800000, -0x800000], dtype=torch.int32).view(torch.float32)
+    found = torch.empty_like(special, dtype=torch.bfloat16)
+    kernel(special, cpu._bits, found, 1)
+    assert found[:3].isnan().all(), "the first is what CUDA computes"
+    assert found[3:].isinf().all()
 
 
 def test_without_triton_a_gpu_takes_torchs_operations_and_says_so(

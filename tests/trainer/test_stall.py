@@ -179,9 +179,25 @@ Current thread 0x00007e (most recent call first):
 """
 
 
+SAVING = """Thread 0x00007f (most recent call first):
+  File "/app/finetune_trainer/files.py", line 64 in fsync
+  File "/app/finetune_trainer/background.py", line 67 in _save
+
+Current thread 0x00007e (most recent call first):
+  File "/usr/lib/python3.11/threading.py", line 327 in wait
+  File "/app/finetune_trainer/background.py", line 58 in wait
+"""
+
+
 @pytest.mark.parametrize(
     ("stack", "frame"),
     [
+        pytest.param(SAVING, "fsync (files.py:64)", id="the thread that saves, where the main thread waits for it"),
+        pytest.param(
+            SAVING.replace("58 in wait", "49 in begin"),
+            "wait (threading.py:327)",
+            id="the main thread, where it waits for something else",
+        ),
         pytest.param(STACK, "_engine_run_backward (graph.py:1113)", id="the main thread counts, which comes last"),
         pytest.param("no stack: the process is stopped by a signal\n", "", id="without a stack nothing is known"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from finetune_api.runtime.report import CheckpointRecord
@@ -40,7 +41,17 @@ class BackgroundSave:
         Raises what it raised: the same RunError on every rank.
         """
         running, self._running = self._running, None
-        return None if running is None else running.result()
+        if running is None:
+            return None
+        began = time.monotonic()
+        record = running.result()
+        blocked = record.blocked_seconds + time.monotonic() - began
+        return record.model_copy(update={"blocked_seconds": blocked})
+
+    def settle(self, limit_s: float) -> None:
+        """Give the save that is under way the time to end, however it ends: another error ends the run."""
+        if self._running is not None:
+            futures.wait([self._running], limit_s)
 
     def _save(self, step: int, work: Callable[[], None], copied: float) -> CheckpointRecord:
         began = time.monotonic()

@@ -100,8 +100,11 @@ class ChunkedLoss:
             training, few = self._model.training, _first(batch, min(_TRIED, self._rows))  # one chunk
             self._model.eval()  # without dropout
             with torch.no_grad():
-                self._known = torch.equal(self._nll(few), loss.nll(self._model, few))
+                ours, own = self._nll(few), loss.nll(self._model, few)
             self._model.train(training)
+            if not own.isfinite():
+                return False  # and tried again with the next batch
+            self._known = torch.equal(ours, own)
             if not self._known:
                 what = type(loss.causal(self._model)).__name__
                 _log.warning("%s does something of its own to its logits, so those of all targets are held.", what)
@@ -137,6 +140,7 @@ class _WithGradients(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, _: Tensor) -> Any:
         of_states, of_trained = ctx.gradients
+        del ctx.gradients  # autograd takes what nobody else has, and copies the rest
         return None, None, None, of_states, *of_trained
 
 

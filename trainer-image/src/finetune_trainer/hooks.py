@@ -127,11 +127,13 @@ class Checkpoints:
         self.wait()
         began = time.monotonic()
         best = self.history.best_step
+        with self.train_state.heartbeat.saving():
+            taken = snapshot.take(self.train_state.engine.state(), self.history.model_dump())
         work = partial(
             checkpoint.save,
             self.output,
             step,
-            snapshot.take(self.train_state.engine.state(), self.history.model_dump()),
+            taken,
             keep=self.settings.keep,
             protect={best} if self.keep_best and best is not None else set(),
             files=self.files,

@@ -21,7 +21,9 @@ def _round(numbers, bits, halves, first, count, period):  # type: ignore[no-unty
     offsets = begin + tl.arange(0, _ELEMENTS)
     window = (begin + first) % period + tl.arange(0, _ELEMENTS)
     there = offsets < count
-    sums = tl.load(numbers + offsets, there) + tl.load(bits + window, there)
+    number = tl.load(numbers + offsets, there)
+    sums = number + tl.load(bits + window, there)
+    sums = tl.where((number & 0x7FFFFFFF) > 0x7F800000, number | 0x400000, sums)  # NaN: CUDA's would become zero
     tl.store(halves + offsets, (sums >> 16).to(tl.int16), there)
 
 

@@ -21,6 +21,8 @@ SIGNAL = signal.SIGUSR1
 PATIENCE = 5.0
 """Seconds that ranks have to write their stacks."""
 _FRAME = re.compile(r'File "(.+)", line (\d+) in (.+)')
+_THREADS = (("batches.py", "collated", "work"), ("background.py", "wait", "_save"))
+"""A file, the function in which the main thread waits, and the one in which the thread works that it waits for."""
 _POLL = 0.2
 """Seconds without a change after which a stack is complete."""
 
@@ -48,11 +50,16 @@ def collect(folder: Path, ranks: Mapping[int, subprocess.Popen[bytes]]) -> dict[
 
 
 def state(process: subprocess.Popen[bytes]) -> str:
-    """The state of a process as in proc(5); empty if the system has no /proc, or the process has exited."""
+    """The state of a process as in proc(5): the first of its threads' that STATES names, else its main thread's.
+
+    Empty if the system has no /proc, or the process has exited.
+    """
     try:
-        return Path(f"/proc/{process.pid}/stat").read_text().rpartition(") ")[2][:1]
+        tasks = sorted(Path(f"/proc/{process.pid}/task").iterdir(), key=lambda task: int(task.name))
+        states = [(task / "stat").read_text().rpartition(") ")[2][:1] for task in tasks]
     except OSError:
         return ""
+    return next((each for each in states if each in STATES), states[0] if states else "")
 
 
 def log_lines(found: Mapping[int, str]) -> str:
@@ -61,18 +68,23 @@ def log_lines(found: Mapping[int, str]) -> str:
 
 
 def innermost(stack: str) -> str:
-    """Where the rank is: its main thread, which faulthandler lists last, or the thread whose batch that waits for.
+    """Where the rank is: its main thread, which faulthandler lists last, or the thread that this waits for.
 
     Empty without a stack.
     """
     *others, main = [_FRAME.findall(part) for part in stack.split("(most recent call first)")[1:]] or [[]]
-    collating = [frames for frames in others if _calls(frames, "work")] if _calls(main, "collated") else []
-    return next((f"{name} ({Path(file).name}:{line})" for file, line, name in [*collating, main][0]), "")
+    awaited = [
+        frames
+        for file, waits, works in _THREADS
+        for frames in others
+        if _calls(main, file, waits) and _calls(frames, file, works)
+    ]
+    return next((f"{name} ({Path(file).name}:{line})" for file, line, name in [*awaited, main][0]), "")
 
 
-def _calls(frames: list[tuple[str, str, str]], function: str) -> bool:
-    """Whether a thread is in this function of batches.py."""
-    return any((Path(file).name, name.rpartition(".")[2]) == ("batches.py", function) for file, _, name in frames)
+def _calls(frames: list[tuple[str, str, str]], file: str, function: str) -> bool:
+    """Whether a thread is in this function of ours."""
+    return any((Path(path).name, name.rpartition(".")[2]) == (file, function) for path, _, name in frames)
 
 
 def _missing(process: subprocess.Popen[bytes]) -> str:

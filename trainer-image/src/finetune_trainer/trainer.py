@@ -75,8 +75,8 @@ class Trainer:
         except StopRequested:
             checkpoints.save(self.step)
             return self._report(Exit.STOPPED, digest, history)
-        except NonFinite:
-            checkpoints.wait()
+        except Exception:
+            self._saving.settle(_LAST_SAVE_S)
             raise
         checkpoints.wait()
         if history.skipped_steps == self.step > 0:
@@ -260,6 +260,9 @@ _NOTHING_APPLIED = (
 )
 
 
+_LAST_SAVE_S = 10.0
+"""How long an error waits for the save that is under way: less than a launcher leaves to the others of a rank that
+has ended."""
 _NOTHING_TO_DO = "The output already held the result, of step {step}: nothing was trained."
 
 
