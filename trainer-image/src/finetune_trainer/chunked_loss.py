@@ -140,7 +140,7 @@ class _WithGradients(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, _: Tensor) -> Any:
         of_states, of_trained = ctx.gradients
-        del ctx.gradients  # autograd takes what nobody else has, and copies the rest
+        del ctx.gradients  # autograd takes gradients without another reference, and copies the rest
         return None, None, None, of_states, *of_trained
 
 
