@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from finetune_api.runtime.run_config import RunConfig
+from finetune_trainer.chunked_loss import ChunkedLoss
 from finetune_trainer.engines.replicated import Replicated
 from finetune_trainer.mesh import RankMesh
 from finetune_trainer.optim import trained
@@ -25,6 +26,7 @@ class TorchDdp(Replicated):
         self._parameters = trained(model).values()
         self._ranks = mesh.data_size
         self._ddp = self.model = DistributedDataParallel(model, bucket_cap_mb=BUCKET_MIB)
+        self._loss = ChunkedLoss(self._ddp)  # through its forward pass, which prepares the sums
 
     @contextmanager
     def _gradient_sync(self, last: bool) -> Iterator[None]:
