@@ -15,7 +15,7 @@ PACKAGES := crds/src operator/src trainer-image/src
 # Compiled bytecode halves the start of every process; some environments switch it off.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup quickstart test lint verify golden generate lock bench-cli bench-operator gpu testbed chaos chaos-full e2e flake cluster images clean
+.PHONY: help setup quickstart test lint verify golden generate lock bench-cli bench-operator gpu testbed chaos chaos-full e2e flake known-suite cluster images clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -74,8 +74,10 @@ chaos-full: setup testbed ## The same, with every disturbance at every write (th
 
 N ?= 3
 SUITE ?= test
-flake: setup testbed ## Repeat a suite, or one test, on a busy machine: N=3 SUITE=test|chaos|e2e TEST=tests/...::name
+known-suite:
 	@test -n "$(TEST_$(SUITE))" || { echo "error: SUITE=$(SUITE) is not one of test, chaos, e2e" >&2; exit 2; }
+
+flake: known-suite setup testbed ## Repeat a suite, or one test, on a busy machine: N=3 SUITE=test|chaos|e2e TEST=tests/...::name
 	PYTHONPATH=tests $(BIN)/python -m testbed.flake -n $(N) -- $(if $(TEST),"$(TEST)",$(TEST_$(SUITE)))
 
 images: setup ## Build both images from their Dockerfiles, without a container engine

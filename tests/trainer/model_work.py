@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
-import os
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from finetune_api.runtime.run_config import RunConfig
 from finetune_trainer import adapters, engines, environment, loss, mesh, model
 from finetune_trainer.collate import collate
+from finetune_trainer.engines.fsdp2 import shard
 from finetune_trainer.environment import RankInfo
+from finetune_trainer.placeholders import Keep
+from trainer import models
+from trainer.gradient_memory_work import anonymous, give_back_at_once
 from trainer.parity_cases import rows
+from trainer.result_work import sampling
 
 
-def built(folders: list[Path], config: RunConfig) -> dict[str, Tensor]:
-    """Full parameters and buffers of this rank, which loads the base from a folder of its own."""
+def built(folder: Path, config: RunConfig) -> dict[str, Tensor]:
+    """Full parameters and buffers of this rank."""
     rank, world = dist.get_rank(), dist.get_world_size()
     environment.seed(config.seed, rank)
-    found: nn.Module = model.load(folders[rank], config)
+    layout = mesh.build(config, RankInfo(rank, world, rank, torch.device("cpu")))
+    found: nn.Module = model.load(folder, config, engines.kept(config, layout))
     if config.lora is not None:
         found = adapters.attach(found, config.lora)  # type: ignore[arg-type]
-    engine = engines.build(found, config, mesh.build(config, RankInfo(rank, world, rank, torch.device("cpu"))))
+    engine = engines.build(found, config, layout)
     full = {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in engine.model.named_parameters()}
     return {name: tensor.detach().clone() for name, tensor in (full | dict(engine.model.named_buffers())).items()}
 
@@ -36,7 +44,7 @@ def forwards(folder: Path, config: RunConfig) -> tuple[dict[str, Tensor], list[i
     Not how often it has ended: torch stops a second time at the last number that the backward pass needs.
     """
     torch.set_num_threads(1)
-    loaded = model.load(folder, config)
+    loaded = models.loaded(folder, config)
     layers = loaded.model.layers
     counts = [0] * len(layers)
 
@@ -51,20 +59,69 @@ def forwards(folder: Path, config: RunConfig) -> tuple[dict[str, Tensor], list[i
     return {"loss": total.detach(), **gradients}, counts
 
 
-def bytes_to_load(small: list[Path], large: list[Path], config: RunConfig) -> int:
-    """Memory that loading the large model takes on this rank; loading the small one first pays for the imports."""
-    model.load(small[dist.get_rank()], config)
-    before = _resident()
-    loaded = model.load(large[dist.get_rank()], config)
-    after = _resident()
-    del loaded
-    return after - before
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one rank."""
+
+    grown: int
+    """The most that loading and sharding took, above what a model without weights takes."""
+    shard: int
+    """This rank's part of the weights, in all formats that it holds them in."""
+    largest: int
+    """The largest tensor of the model, in the format in which it is loaded."""
+    whole: int
+    """All tensors."""
+
+
+def save_deep_model(folder: Path) -> None:
+    """Half a gigabyte in fp32."""
+    config = LlamaConfig(
+        vocab_size=8192, hidden_size=640, intermediate_size=1728, num_hidden_layers=24,
+        num_attention_heads=4, num_key_value_heads=4, tie_word_embeddings=True,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def memory_of_loading(small: Path, large: Path, config: RunConfig) -> Memory:
+    give_back_at_once()
+    torch.set_num_threads(1)
+    rank, world = dist.get_rank(), dist.get_world_size()
+    layout = mesh.build(config, RankInfo(rank, world, rank, torch.device("cpu")))
+    keep = engines.kept(config, layout)
+    shard(_prepared(small, config, keep), config, layout)  # pays for what is made once in a process
+    sizes: list[int] = []
+    samples = [anonymous()]
+
+    def counted(weight: Tensor) -> Tensor:
+        sizes.append(weight.nbytes)
+        return keep(weight)
+
+    with sampling(samples):
+        found = _prepared(large, config, counted)
+        separate = shard(found, config, layout)
+        local = [p.to_local().detach() for p in found.parameters() if isinstance(p, DTensor)]
+        for part in local:
+            part.zero_()  # memory in the compute format is used by the first rounding only
+    held = sum(part.nbytes for part in (*local, *separate.values()))
+    return Memory(max(samples) - samples[0], held, max(sizes), sum(sizes))
+
+
+def _prepared(folder: Path, config: RunConfig, keep: Keep) -> nn.Module:
+    base = model.load(folder, config, keep)
+    return base if config.lora is None else adapters.attach(base, config.lora)
+
+
+def kept_and_sharded(rows: int, config: RunConfig) -> tuple[Tensor, Tensor]:
+    """What this rank keeps of a matrix, and its shard as torch makes it."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    layout = mesh.build(config, RankInfo(rank, world, rank, torch.device("cpu")))
+    matrix = nn.Linear(2, rows, bias=False)
+    dist.broadcast(matrix.weight.data, src=0)
+    kept = engines.kept(config, layout)(matrix.weight.detach())
+    fully_shard(matrix, mesh=layout.devices)
+    assert isinstance(matrix.weight, DTensor)
+    return kept, matrix.weight.to_local().detach()
 
 
 def refused(folders: list[Path], config: RunConfig) -> None:
-    model.load(folders[dist.get_rank()], config)
-
-
-def _resident() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    models.loaded(folders[dist.get_rank()], config)

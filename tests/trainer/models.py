@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from finetune_api.runtime.run_config import RunConfig
+from finetune_trainer import model, placeholders
 
 SPECIAL = ("<|im_start|>", "<|im_end|>")
 TEMPLATE = (
@@ -121,3 +122,10 @@ def run_config(model: Path, data: Path, output: Path, **changes: Any) -> RunConf
 
 def lora(**changes: Any) -> dict[str, Any]:
     return {"rank": 4, "alpha": 8.0, "dropout": 0.0, "target_modules": ("all-linear",), **changes}
+
+
+def loaded(folder: Path, config: RunConfig) -> PreTrainedModel:
+    """The model of a folder, as a rank that keeps all of it has it. Collective."""
+    found = model.load(folder, config, lambda weight: weight)
+    placeholders.fill(found)
+    return found

@@ -1,4 +1,4 @@
-"""The base model in many ranks: rank 0 reads the weights, and every rank trains them."""
+"""The base model in many ranks: every rank reads the files and keeps its part."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from finetune_api.runtime.run_config import RunConfig
-from finetune_trainer import model
 from finetune_trainer.errors import ModelRefused
 from trainer import architectures, models
 from trainer import model_work as work
@@ -27,51 +26,79 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def _folders(tmp_path: Path, *, tied: bool = True, **size: int) -> list[Path]:
-    """The model, and a folder that has everything of it but the weights."""
-    full = models.model_folder(tmp_path / "model", tied=tied, **size)
-    shutil.copytree(full, tmp_path / "without-weights", ignore=shutil.ignore_patterns("*.safetensors"))
-    return [full, tmp_path / "without-weights"]
-
-
-def _config(tmp_path: Path, **changes: Any) -> RunConfig:
+def _config(tmp_path: Path, world: int = 2, **changes: Any) -> RunConfig:
     return models.run_config(
         tmp_path / "model", tmp_path / "rows", tmp_path / "out",
-        mesh__processes_per_node=2, mesh__data_parallel=2, **changes,
+        mesh__processes_per_node=world, mesh__data_parallel=world, **changes,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_a_rank_that_has_no_weights_gets_those_of_rank_0(
-    tmp_path: Path, engine: str, method: str, tied: bool
-) -> None:
-    folders = _folders(tmp_path, tied=tied)
-    first, second = values(run_ranks(2, work.built, folders, _config(tmp_path, engine=engine, **METHODS[method])))
-    assert first.keys() == second.keys()
-    for name, tensor in first.items():
-        assert (tensor.dtype, tensor.tolist()) == (second[name].dtype, second[name].tolist()), name
-    loaded = dict(AutoModelForCausalLM.from_pretrained(folders[0]).named_parameters())
+def test_every_rank_gets_the_weights_of_the_files(tmp_path: Path, engine: str, method: str, tied: bool) -> None:
+    """On three ranks, whose shards are not of the same size."""
+    folder = models.model_folder(tmp_path / "model", tied=tied)
+    first, *others = values(run_ranks(3, work.built, folder, _config(tmp_path, 3, engine=engine, **METHODS[method])))
+    for other in others:
+        assert first.keys() == other.keys()
+        for name, tensor in first.items():
+            assert (tensor.dtype, tensor.tolist()) == (other[name].dtype, other[name].tolist()), name
+    loaded = dict(AutoModelForCausalLM.from_pretrained(folder).named_parameters())
     found = {name.removeprefix("base_model.model.").replace(".base_layer", ""): t for name, t in first.items()}
     for name, tensor in loaded.items():
         assert torch.equal(found[name], tensor.to(found[name].dtype)), name
 
 
-def test_a_rank_without_weights_spends_no_memory_on_them(tmp_path: Path) -> None:
-    small, large = _folders(tmp_path / "small"), _folders(tmp_path / "large", vocabulary=2**18)
-    config = _config(tmp_path, engine="fsdp2", **METHODS["lora on bf16"])
-    reads, receives = values(run_ranks(2, work.bytes_to_load, small, large, config))
-    in_bf16 = (large[0] / "model.safetensors").stat().st_size / 2  # the file is fp32
-    assert reads > 0.9 * in_bf16, "or this test measures nothing"
-    assert receives < 0.1 * reads
+@pytest.mark.parametrize("same", [True, False], ids=["equal", "different"])
+def test_weights_that_config_json_ties_are_tied_where_the_files_have_both_and_they_are_equal(
+    tmp_path: Path, same: bool
+) -> None:
+    untied = models.llama(tied=False)
+    if same:
+        untied.lm_head.weight.data.copy_(untied.model.embed_tokens.weight)
+    untied.save_pretrained(tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_bytes())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    loaded = models.loaded(tmp_path / "model", _config(tmp_path))
+    assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) == same
+    assert torch.equal(loaded.lm_head.weight, untied.lm_head.weight)
+    assert torch.equal(loaded.model.embed_tokens.weight, untied.model.embed_tokens.weight)
+
+
+@pytest.mark.parametrize("rows", [7, 6, 4, 2, 1])
+def test_what_a_rank_keeps_is_its_shard(tmp_path: Path, rows: int) -> None:
+    for kept, shard in values(run_ranks(3, work.kept_and_sharded, rows, _config(tmp_path, 3, engine="fsdp2"))):
+        assert torch.equal(kept, shard)
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("deep")
+    work.save_deep_model(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"precision": "bf16"}, METHODS["lora on bf16"]],
+    ids=["fft in fp32", "fft in bf16", "lora on bf16"],
+)
+def test_a_rank_that_loads_holds_its_shard_and_a_few_tensors(
+    tmp_path: Path, deep: Path, changes: dict[str, Any]
+) -> None:
+    small = models.model_folder(tmp_path / "model")
+    config = _config(tmp_path, 4, engine="fsdp2", **changes)
+    for memory in values(run_ranks(4, work.memory_of_loading, small, deep, config)):
+        assert memory.grown >= 0.9 * memory.shard, f"{memory}: or this test measures nothing"
+        assert memory.grown <= memory.shard + 3 * memory.largest, memory
 
 
 def test_what_the_architecture_does_not_train_stays_frozen(tmp_path: Path) -> None:
     built = architectures.model("ernie4_5_moe")
     frozen = {name for name, parameter in built.named_parameters() if not parameter.requires_grad}
     built.save_pretrained(tmp_path / "model")
-    loaded = model.load(tmp_path / "model", _config(tmp_path))
+    loaded = models.loaded(tmp_path / "model", _config(tmp_path))
     assert frozen == {name for name, parameter in loaded.named_parameters() if not parameter.requires_grad} != set()
 
 
@@ -90,12 +117,12 @@ def test_a_config_that_no_model_can_have_is_refused(tmp_path: Path, changes: dic
     config = json.loads((folder / "config.json").read_bytes())
     (folder / "config.json").write_text(json.dumps(config | changes))
     with pytest.raises(ModelRefused, match=re.escape(f"model {folder}")) as refusal:
-        model.load(folder, _config(tmp_path))
+        models.loaded(folder, _config(tmp_path))
     assert message in str(refusal.value)
 
 
 def test_activation_checkpointing_computes_every_layer_twice_and_the_same_numbers(tmp_path: Path) -> None:
-    folder = _folders(tmp_path)[0]
+    folder = models.model_folder(tmp_path / "model")
     configs = [_config(tmp_path, activation_checkpointing=recompute) for recompute in (False, True)]
     (kept, once), (recomputed, twice) = (values(run_ranks(1, work.forwards, folder, c))[0] for c in configs)
     assert kept.keys() == recomputed.keys()
@@ -104,7 +131,9 @@ def test_activation_checkpointing_computes_every_layer_twice_and_the_same_number
 
 
 def test_weights_that_are_not_there_are_refused_on_every_rank(tmp_path: Path) -> None:
-    without_weights = _folders(tmp_path)[1]
-    for ended in run_ranks(2, work.refused, [without_weights, without_weights], _config(tmp_path, engine="ddp")):
+    """Also those that only some ranks miss."""
+    full, without = models.model_folder(tmp_path / "model"), tmp_path / "without-weights"
+    shutil.copytree(full, without, ignore=shutil.ignore_patterns("*.safetensors"))
+    for ended in run_ranks(2, work.refused, [full, without], _config(tmp_path, engine="ddp")):
         assert isinstance(ended.error, ModelRefused)
-        assert str(ended.error).startswith(f"model {without_weights} cannot be loaded")
+        assert str(ended.error).startswith(f"rank 1: model {without} cannot be loaded")

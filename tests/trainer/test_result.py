@@ -17,7 +17,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from finetune_api.runtime.choices import Method
 from finetune_api.runtime.run_config import Lora
 from finetune_trainer import adapters, export, result, tensor_files
-from finetune_trainer import model as trainer_model
 from finetune_trainer.errors import StorageFailed
 from finetune_trainer.files import DISK, require_space
 from finetune_trainer.marker import digest_of
@@ -25,7 +24,7 @@ from finetune_trainer.model_export import Casting
 from trainer import architectures
 from trainer import result_work as work
 from trainer.failpoints import Full
-from trainer.models import llama, model_folder, run_config
+from trainer.models import llama, loaded, model_folder, run_config
 from trainer.ranks import run_ranks, values
 
 # peft asks transformers by a name that transformers is going to drop
@@ -233,7 +232,7 @@ def test_plain_transformers_loads_every_architecture_without_a_missing_key(tmp_p
     original = architectures.model(kind)
     original.save_pretrained(tmp_path / "base")
     config = run_config(tmp_path / "base", tmp_path, tmp_path)
-    model = trainer_model.load(tmp_path / "base", config)
+    model = loaded(tmp_path / "base", config)
     assert torch.equal(work.logits(model), work.logits(original))
     work.disturb(model)
     folder = work.publish(tmp_path, model, tmp_path / "base", Method.FFT)

@@ -248,6 +248,16 @@ def test_a_run_whose_every_step_was_skipped_has_trained_nothing(tmp_path: Path, 
     assert not (tmp_path / "out" / "result").exists()
 
 
+def test_a_volume_without_room_for_the_checkpoints_is_refused_before_the_first_step(
+    tmp_path: Path, inputs: Path
+) -> None:
+    many = {"schedule__max_steps": 10**6, "schedule__epochs": 10**6}
+    settings = config(inputs, tmp_path / "out", checkpointing={"every_steps": 1, "keep": 10**6}, **many)
+    with pytest.raises(StorageFailed, match=r"out needs [\d.]+ GB, and its volume has .*lower training.save_total"):
+        run(settings, tmp_path / "handoff")
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
 def test_the_report_counts_skipped_steps(tmp_path: Path, inputs: Path) -> None:
     report = run(config(inputs, tmp_path / "out", validation=None, precision="fp16"), tmp_path / "handoff")
     assert re.search(r"\d of 12 steps changed nothing: their gradients overflowed fp16\.", report.message)

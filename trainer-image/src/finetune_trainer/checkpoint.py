@@ -67,6 +67,11 @@ def latest(output: Path) -> int | None:
     return on_rank_0(lambda: next(_valid_steps(output), None))
 
 
+def count(output: Path) -> int:
+    """How many valid checkpoints there are. Collective, like `latest`."""
+    return on_rank_0(lambda: sum(1 for _ in _valid_steps(output)))
+
+
 def is_valid(output: Path, step: int) -> bool:
     """Whether there is a valid checkpoint of `step`. Collective, like `latest`."""
     return on_rank_0(lambda: read_marker(_folder(output, step)) is not None)

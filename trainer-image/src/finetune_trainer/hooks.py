@@ -111,7 +111,16 @@ class Checkpoints:
     history: History
     files: Files
     saving: BackgroundSave
-    _saved: int = -1
+    saved: int = -1
+    """The step whose save has begun, or from which the run has resumed."""
+
+    def bytes_to_come(self, step: int) -> int:
+        """What the checkpoints after `step` add to the volume at most."""
+        every, sampler = self.settings.every_steps, self.train_state.sampler
+        saves = sum(due(later, every, sampler) for later in range(step + 1, sampler.total_steps + 1))
+        there = checkpoint.count(self.output)
+        most = max(there, self.settings.keep + 1 + self.keep_best)  # the oldest goes when the new one is complete
+        return (min(there + saves, most) - there) * snapshot.size(self.train_state.engine.state())
 
     def __call__(self, result: StepResult) -> None:
         if self.saving.succeeded:
@@ -122,7 +131,7 @@ class Checkpoints:
 
     def begin(self, step: int) -> None:
         """Save this step in the background, unless that was begun before."""
-        if step == self._saved:
+        if step == self.saved:
             return
         self.wait()
         began = time.monotonic()
@@ -139,7 +148,7 @@ class Checkpoints:
             files=self.files,
         )
         self.saving.begin(step, work, time.monotonic() - began)
-        self._saved = step
+        self.saved = step
 
     def save(self, step: int) -> None:
         """Save this step, unless it is saved, and wait for it."""

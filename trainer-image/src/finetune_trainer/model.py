@@ -1,8 +1,6 @@
 """The base model: Hugging Face weights loaded into a Hugging Face model, with no missing and no unexpected keys.
 
-Called by trainer.py on every rank. Only rank 0 reads the weights: eight ranks of a node that each read a model of
-32 billion parameters in fp32 would need a terabyte of memory. The other ranks build an empty-initialised model,
-whose memory is allocated and never touched, and their engine copies the weights from rank 0.
+Called by trainer.py on every rank. Every rank reads the files, and keeps what its engine will use (placeholders.py).
 """
 
 from __future__ import annotations
@@ -10,57 +8,51 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import transformers
-from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.initialization import no_init_weights
 
 from finetune_api.runtime.choices import Method
 from finetune_api.runtime.exits import Exit
 from finetune_api.runtime.run_config import RunConfig
 
-from . import attention, tensor_files
-from .collectives import on_rank_0
+from . import attention, placeholders, tensor_files
+from .collectives import new_channel, on_channel, on_every_rank
 from .errors import ModelRefused
 from .failures import exit_code_of
 from .master import COMPUTE
+from .placeholders import Keep
 
 _MAX_LISTED = 5
 """Keys named in a message; the rest are counted."""
 
 
-@dataclass(frozen=True)
-class ModelOutline:
-    """Properties of rank 0's model that config.json does not determine."""
-
-    dtypes: Mapping[str, torch.dtype]
-    """Of the parameters by name: some architectures keep a few in fp32."""
-    buffers: Mapping[str, Tensor]
-
-
-def load(folder: Path, config: RunConfig) -> PreTrainedModel:
-    """The model on the CPU, in training mode; on ranks other than 0 its weights are uninitialised. Collective.
+def load(folder: Path, config: RunConfig, keep: Keep) -> PreTrainedModel:
+    """The model in training mode: placeholders of its weights, of which this rank has what it keeps. Collective.
 
     Raises ModelRefused on every rank.
     """
-    dtype = storage_dtype(config)
     loaded: list[PreTrainedModel] = []
-
-    def read() -> ModelOutline:
-        found, report = _read(folder, dtype)
-        _require_complete(folder, report)
-        _freeze_as_built(folder, found)
-        loaded.append(found)
-        return ModelOutline({n: p.dtype for n, p in found.named_parameters()}, dict(found.named_buffers()))
-
-    outline = on_rank_0(read)
-    model = loaded[0] if loaded else _empty_model(folder, dtype, outline)
+    with on_channel(new_channel("loading")):  # one rank may be slower than the time-out of another channel
+        on_every_rank(lambda: loaded.append(_loaded(folder, storage_dtype(config), keep)))
+    model = loaded[0]
     prepare(model, config)
+    return model
+
+
+def _loaded(folder: Path, dtype: torch.dtype, keep: Keep) -> PreTrainedModel:
+    with _refused(folder):
+        settings = _settings(folder)
+        _require_plausible(folder, settings)
+        outline = _outline(settings)
+        with placeholders.replacing(keep, _tied_shapes(outline)):
+            model, report = _read(folder, dtype)
+    _require_complete(folder, report)
+    placeholders.replace(model, keep)
+    _freeze_as_built(model, outline)
     return model
 
 
@@ -73,18 +65,16 @@ def prepare(model: PreTrainedModel, config: RunConfig) -> None:
         model.activation_checkpointing_enable()
 
 
-def _empty_model(folder: Path, dtype: torch.dtype, outline: ModelOutline) -> PreTrainedModel:
-    """An empty-initialised model: its weights are allocated and never written."""
-    settings = _settings(folder)
-    with no_init_weights():
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(settings, dtype=dtype)  # type: ignore[no-untyped-call]
-    model.tie_weights()  # skipped together with the initialisation
-    for name, parameter in model.named_parameters():
-        if parameter.dtype != outline.dtypes[name]:
-            parameter.data = torch.empty_like(parameter, dtype=outline.dtypes[name])
-    for name, buffer in model.named_buffers():
-        buffer.data = outline.buffers[name]
-    return model
+def _outline(settings: PreTrainedConfig) -> PreTrainedModel:
+    """The model without values."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(settings)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _tied_shapes(outline: PreTrainedModel) -> set[torch.Size]:
+    """Of weights that transformers ties if their values are the same: it needs them whole."""
+    tied: Mapping[str, str] = getattr(outline, "all_tied_weights_keys", {})
+    return {outline.get_parameter_or_buffer(name).shape for pair in tied.items() for name in pair}
 
 
 def _read(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Mapping[str, Any]]:
@@ -92,17 +82,15 @@ def _read(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Mapping[st
     quiet: Any = transformers.utils.logging  # untyped
     quiet.set_verbosity_error()  # its warnings about mismatches are errors here
     quiet.disable_progress_bar()
-    with _refused(folder):
-        _require_plausible(folder, _settings(folder))
-        found = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            output_loading_info=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # the report names them
-        )
+    found = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=dtype,
+        output_loading_info=True,
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,  # the report names them
+    )
     return cast("tuple[PreTrainedModel, Mapping[str, Any]]", found)
 
 
@@ -137,12 +125,9 @@ def _require_plausible(folder: Path, settings: PreTrainedConfig) -> None:
         raise ModelRefused(f"model {folder}: config.json has {layers:,} layers, the weight files {tensors:,} tensors")
 
 
-def _freeze_as_built(folder: Path, model: PreTrainedModel) -> None:
+def _freeze_as_built(model: PreTrainedModel, outline: PreTrainedModel) -> None:
     """Freeze what the architecture does not train, such as a router's bias: loading has unfrozen it."""
-    settings = _settings(folder)
-    with torch.device("meta"):
-        built: PreTrainedModel = AutoModelForCausalLM.from_config(settings)  # type: ignore[no-untyped-call]
-    frozen = {name for name, parameter in built.named_parameters() if not parameter.requires_grad}
+    frozen = {name for name, parameter in outline.named_parameters() if not parameter.requires_grad}
     for name, parameter in model.named_parameters():
         if name in frozen:
             parameter.requires_grad_(False)

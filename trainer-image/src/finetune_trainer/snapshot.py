@@ -48,6 +48,11 @@ def take(state: Mapping[str, Any], extra: Mapping[str, Any]) -> RankSnapshot:
     return RankSnapshot(tuple(_pieces(dict(_flat(state)))), rng.capture(), extra)
 
 
+def size(state: Mapping[str, Any]) -> int:
+    """Bytes of `state` on all ranks together: those of a checkpoint."""
+    return sum(tensor.numel() * tensor.element_size() for _, tensor in _flat(state))
+
+
 def _flat(state: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
     for key, value in state.items():
         if isinstance(value, Mapping):

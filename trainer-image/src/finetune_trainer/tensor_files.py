@@ -53,6 +53,11 @@ def dtypes(folder: Path) -> dict[str, torch.dtype]:
     return found
 
 
+def size(folder: Path) -> int:
+    """Bytes of the safetensors files of a folder."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
 def shards(tensors: Mapping[str, Outline], largest: int = SHARD_BYTES) -> list[dict[str, Outline]]:
     """Tensors in their order, in parts of at most `largest` bytes."""
     parts: list[dict[str, Outline]] = [{}]

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from peft import PeftModel
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from finetune_api.runtime.exits import MEANINGS, Exit
@@ -20,12 +21,26 @@ from finetune_api.runtime.protocol import RESULT
 from finetune_api.runtime.report import FinalReport, ResumeRecord
 from finetune_api.runtime.run_config import RunConfig, Validation
 
-from . import adapters, checkpoint, engines, environment, export, identity, loop, mesh, model, publish, result
+from . import (
+    adapters,
+    checkpoint,
+    engines,
+    environment,
+    export,
+    identity,
+    loop,
+    mesh,
+    model,
+    publish,
+    result,
+    snapshot,
+    tensor_files,
+)
 from .background import BackgroundSave
 from .collectives import on_rank_0
 from .environment import RankInfo
 from .errors import NonFinite
-from .files import DISK, Files
+from .files import DISK, Files, require_space
 from .handoff import TRAIN, VALIDATION, Handoff, write_digest
 from .heartbeat import Heartbeat, HeartbeatFiles
 from .history import History
@@ -70,6 +85,7 @@ class Trainer:
         history = self._resume(train_state)
         self._forget_outdated(history)
         checkpoints = self._checkpoints(train_state, history)
+        self._require_space(train_state, checkpoints)
         try:
             loop.fit(train_state, self.step, self._hooks(train_state, history, checkpoints))
         except StopRequested:
@@ -118,10 +134,14 @@ class Trainer:
 
     def _load(self) -> PreTrainedModel | PeftModel:
         environment.seed(self._config.seed)
-        base = model.load(self.handoff.model_folder, self._config)
+        base = model.load(self.handoff.model_folder, self._config, self._keep)
         adapted = base if self._config.lora is None else adapters.attach(base, self._config.lora)
         environment.seed(self._config.seed, self._mesh.data_rank)
         return adapted
+
+    def _keep(self, weight: Tensor) -> Tensor:
+        self.heartbeat.active()
+        return engines.kept(self._config, self._mesh)(weight)
 
     def _train_state(self, base: PreTrainedModel | PeftModel) -> TrainState:
         rows = Rows.load(self.folder / TRAIN)
@@ -178,7 +198,17 @@ class Trainer:
             history,
             self._files,
             self._saving,
+            saved=self.step or -1,
         )
+
+    def _require_space(self, train_state: TrainState, checkpoints: Checkpoints) -> None:
+        """A volume that cannot take what this run is going to write is refused before it trains."""
+        if self._config.lora is None:
+            published = tensor_files.size(self.handoff.model_folder)
+        else:
+            published = snapshot.size({"parameters": train_state.engine.state()["parameters"]})
+        needed = checkpoints.bytes_to_come(self.step) + published
+        on_rank_0(lambda: require_space(self._output, needed))
 
     def _hooks(self, train_state: TrainState, history: History, checkpoints: Checkpoints) -> Sequence[Hook]:
         """Also evaluates the current step, if that is due."""

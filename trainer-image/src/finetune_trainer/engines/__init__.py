@@ -5,7 +5,7 @@ The entry point is `build`, called after the weights are loaded; from then on th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
 from torch import nn
 
@@ -14,13 +14,14 @@ from finetune_api.runtime.run_config import RunConfig
 
 from ..errors import ConfigRefused
 from ..mesh import RankMesh
+from ..placeholders import Keep
 from .base import StepOutcome, TrainingEngine
 from .fsdp2 import Fsdp2
 from .replicated import Replicated
 
-__all__ = ["StepOutcome", "TrainingEngine", "build"]
+__all__ = ["StepOutcome", "TrainingEngine", "build", "kept"]
 
-_ENGINES: dict[choices.Engine, Callable[[nn.Module, RunConfig, RankMesh], TrainingEngine]] = {
+_ENGINES: dict[choices.Engine, type[Replicated] | type[Fsdp2]] = {
     choices.Engine.SINGLE: Replicated,
     choices.Engine.DDP: Replicated,
     choices.Engine.FSDP2: Fsdp2,
@@ -28,10 +29,15 @@ _ENGINES: dict[choices.Engine, Callable[[nn.Module, RunConfig, RankMesh], Traini
 }
 
 
+def kept(config: RunConfig, mesh: RankMesh) -> Keep:
+    """What this rank keeps of a weight when the model is loaded."""
+    return partial(_ENGINES[config.engine].part, mesh=mesh)
+
+
 def build(model: nn.Module, config: RunConfig, mesh: RankMesh) -> TrainingEngine:
     """The engine named in `config`, around `model` (on the CPU; the engine moves it to its device).
 
-    Every rank gets rank 0's weights; the models of the other ranks only need the same shapes. Collective.
+    Placeholders get the parts that this rank has kept; other weights those of rank 0. Collective.
     Raises ConfigRefused if a rank is not a replica or a shard: no engine has tensor or pipeline parallelism.
     """
     ranks = mesh.rank_info.world_size

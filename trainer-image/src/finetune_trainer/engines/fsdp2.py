@@ -14,15 +14,16 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from finetune_api.runtime.run_config import RunConfig
 
-from .. import rounding
+from .. import placeholders, rounding
 from ..collate import TokenBatch
 from ..errors import ModelRefused
-from ..master import MasterWeights, computes_apart, local, to_compute_format
+from ..master import MasterWeights, computes_apart, to_compute_format
 from ..mesh import DATA, RankMesh
 from ..optim import trained
 from .base import AdamwEngine
@@ -39,6 +40,13 @@ class Fsdp2(AdamwEngine):
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
 
+    @staticmethod
+    def part(weight: Tensor, mesh: RankMesh) -> Tensor:
+        """This rank's shard, on its device."""
+        length = -(-len(weight) // mesh.size("shard"))
+        start = mesh.coordinate("shard") * length
+        return weight[start : start + length].to(mesh.rank_info.device, copy=True)
+
     def evaluate(self, batch: TokenBatch) -> Tensor:
         total = super().evaluate(batch)
         self._root.reshard()  # without a backward pass the root's weights would stay gathered
@@ -51,37 +59,60 @@ class Fsdp2(AdamwEngine):
 
 
 def shard(model: nn.Module, config: RunConfig, mesh: RankMesh) -> dict[str, Tensor]:
-    """Shard `model` in place and move it to its device: every rank gets its shard of rank 0's weights.
+    """Shard `model` in place, and put this rank's shards on its device.
 
+    Shards of placeholders are loaded already; those of other weights come from rank 0.
     Returns this rank's fp32 part of the parameters that got the compute format.
     """
-    axes = mesh.devices[tuple(axis for axis in DATA if mesh.size(axis) > 1) or ("shard",)]
-    full = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    axes = _axes(mesh)
+    parts = {name: placeholders.take(parameter) for name, parameter in model.named_parameters()}
+    whole = {name: parameter.detach() for name, parameter in model.named_parameters() if parts[name] is None}
     apart = {name for name, p in trained(model).items() if computes_apart(p, config.precision)}
-    for name, parameter in trained(model).items():
-        if name in apart:
-            to_compute_format(parameter, config.precision)
+    placeholders.substitute(model, {n: _without_values(p, config, n in apart) for n, p in model.named_parameters()})
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32) if apart else MixedPrecisionPolicy()
     for layer in layers(model):
         fully_shard(layer, mesh=axes, mp_policy=policy)
     fully_shard(model, mesh=axes, mp_policy=policy)
-    model.to(mesh.rank_info.device)  # buffers only: the shards are on the device already
-    separate = {}
+    separate, placed = {}, {}
     for name, parameter in model.named_parameters():
         assert isinstance(parameter, DTensor), f"FSDP2 did not shard {name}"
-        part = _part_of_rank_0(full.pop(name), parameter, mesh)
+        part = parts.pop(name)
+        if part is None:
+            part = _part_of_rank_0(whole.pop(name), parameter, mesh)
         if name in apart:
-            separate[name] = part.clone()
-        else:
-            local(parameter.detach()).copy_(part)
+            separate[name] = part
+            part = torch.empty_like(part, dtype=parameter.dtype)
+        placed[name] = _sharded(part, parameter)
+    placeholders.substitute(model, placed)
+    model.to(mesh.rank_info.device)  # buffers; and FSDP2 looks for its parameters again
     return separate
 
 
-def _part_of_rank_0(full: Tensor, like: DTensor, mesh: RankMesh) -> Tensor:
-    """This rank's shard of rank 0's `full` tensor, which is on the device temporarily."""
+def _axes(mesh: RankMesh) -> DeviceMesh:
+    return mesh.devices[tuple(axis for axis in DATA if mesh.size(axis) > 1) or ("shard",)]
+
+
+def _without_values(parameter: nn.Parameter, config: RunConfig, apart: bool) -> nn.Parameter:
+    empty = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")  # a placeholder is not contiguous
+    found = nn.Parameter(empty, parameter.requires_grad)
+    if apart:
+        to_compute_format(found, config.precision)
+    return found
+
+
+def _sharded(part: Tensor, like: DTensor) -> nn.Parameter:
+    assert part.shape == like.to_local().shape, f"{tuple(part.shape)} is not the shard of {like.placements}"
+    tensor = DTensor.from_local(
+        part, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )
+    return nn.Parameter(tensor, like.requires_grad)
+
+
+def _part_of_rank_0(whole: Tensor, like: DTensor, mesh: RankMesh) -> Tensor:
+    """This rank's shard of rank 0's `whole` tensor, which is on the device temporarily."""
     device = mesh.rank_info.device
-    source = full.to(device) if mesh.rank_info.rank == 0 else torch.empty_like(full, device=device)
-    return distribute_tensor(source, like.device_mesh, like.placements).to_local()
+    source = whole.to(device) if mesh.rank_info.rank == 0 else torch.empty_like(whole, device=device)
+    return distribute_tensor(source, like.device_mesh, like.placements).to_local().clone()
 
 
 def layers(model: nn.Module) -> list[nn.Module]:

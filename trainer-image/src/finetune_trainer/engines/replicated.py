@@ -6,11 +6,11 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from finetune_api.runtime.run_config import RunConfig
 
-from .. import rounding
+from .. import placeholders, rounding
 from ..master import MasterWeights, computes_apart, to_compute_format
 from ..mesh import RankMesh
 from ..optim import trained
@@ -20,6 +20,7 @@ from .buckets import GradientBuckets
 
 class Replicated(AdamwEngine):
     def __init__(self, model: nn.Module, config: RunConfig, mesh: RankMesh) -> None:
+        placeholders.fill(model)
         model.to(mesh.rank_info.device)
         replicas = mesh.size("replicate")
         if replicas > 1:
@@ -31,6 +32,11 @@ class Replicated(AdamwEngine):
         weights = MasterWeights(parameters, separate, rounding.of(config, mesh.rank_info.device), config.weights)
         self._buckets = GradientBuckets(list(parameters.values())) if replicas > 1 else None
         super().__init__(model, config, mesh, weights)
+
+    @staticmethod
+    def part(weight: Tensor, mesh: RankMesh) -> Tensor:
+        """All of it, on the device."""
+        return weight.to(mesh.rank_info.device)
 
     def _gradient_sync(self, last: bool) -> AbstractContextManager[None]:
         return self._buckets.summing() if last and self._buckets else nullcontext()
