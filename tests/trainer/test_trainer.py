@@ -251,8 +251,8 @@ def test_a_run_whose_every_step_was_skipped_has_trained_nothing(tmp_path: Path, 
 def test_a_volume_without_room_for_the_checkpoints_is_refused_before_the_first_step(
     tmp_path: Path, inputs: Path
 ) -> None:
-    many = {"schedule__max_steps": 10**6, "schedule__epochs": 10**6}
-    settings = config(inputs, tmp_path / "out", checkpointing={"every_steps": 1, "keep": 10**6}, **many)
+    many: dict[str, Any] = {"schedule__max_steps": 10**9, "schedule__epochs": 10**9}
+    settings = config(inputs, tmp_path / "out", checkpointing={"every_steps": 1, "keep": 10**9}, **many)
     with pytest.raises(StorageFailed, match=r"out needs [\d.]+ GB, and its volume has .*lower training.save_total"):
         run(settings, tmp_path / "handoff")
     assert not (tmp_path / "out" / "checkpoints").exists()

@@ -116,8 +116,9 @@ class Checkpoints:
 
     def bytes_to_come(self, step: int) -> int:
         """What the checkpoints after `step` add to the volume at most."""
-        every, sampler = self.settings.every_steps, self.train_state.sampler
-        saves = sum(due(later, every, sampler) for later in range(step + 1, sampler.total_steps + 1))
+        sampler = self.train_state.sampler
+        every, total = self.settings.every_steps or sampler.steps_per_epoch, sampler.total_steps
+        saves = total // every - step // every + (total % every > 0 and step < total)
         there = checkpoint.count(self.output)
         most = max(there, self.settings.keep + 1 + self.keep_best)  # the oldest goes when the new one is complete
         return (min(there + saves, most) - there) * snapshot.size(self.train_state.engine.state())

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ _IN_SEQUENCE = "HF_DEACTIVATE_ASYNC_LOAD"
 def replacing(keep: Keep, compared: Collection[torch.Size]) -> Iterator[None]:
     """Parameters that transformers loads meanwhile are replaced, except those of the `compared` shapes."""
 
-    def on_registration(_: nn.Module, __: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+    def on_registration(_: nn.Module, __: str, parameter: nn.Parameter | None) -> Any:  # torch says None
         if parameter is None or not hasattr(parameter, _LOADED) or parameter.shape in compared:
             return None
         return _replaced(parameter, keep)

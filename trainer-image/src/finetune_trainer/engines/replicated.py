@@ -35,8 +35,8 @@ class Replicated(AdamwEngine):
 
     @staticmethod
     def part(weight: Tensor, mesh: RankMesh) -> Tensor:
-        """All of it, on the device."""
-        return weight.to(mesh.rank_info.device)
+        """All of it, on the device, and no longer in the file, which may change while the run lasts."""
+        return weight.to(mesh.rank_info.device, copy=True)
 
     def _gradient_sync(self, last: bool) -> AbstractContextManager[None]:
         return self._buckets.summing() if last and self._buckets else nullcontext()
