@@ -31,7 +31,7 @@ def prepare(config: RunConfig, node: int, folder: Path, log: Callable[[str], Non
 
     `log` receives one sentence per warning. Raises a RunError, DatasetRefused or TokenizerRefused.
     """
-    model = sources.model_folder(config.model, weights=node == 0)  # only rank 0 reads them
+    model = sources.model_folder(config.model)
     model_config = sources.model_config(model)
     length = sequence_length(config.sequence_length, model_config)
     tokenizer = ChatTokenizer.load(model)
