@@ -48,7 +48,7 @@ def test_of_many_that_ask_at_once_one_at_most_gets_the_lease(
     before(tmp_path)
     leases = [Lease(tmp_path, NEVER) for _ in range(WAITERS)]
     for lease in leases:
-        lease._seen = (lease._newest(), lease._read(lease._newest()))
+        lease._observed = (lease._newest(), lease._read(lease._newest()))
         lease._since -= silence
     ready = threading.Barrier(WAITERS)
 
@@ -63,17 +63,17 @@ def test_of_many_that_ask_at_once_one_at_most_gets_the_lease(
 
 def test_a_lease_with_heartbeats_is_not_taken_over(tmp_path: Path) -> None:
     """The waiter looks after each heartbeat, however late that is."""
-    beats = threading.Semaphore(0)
+    heartbeats = threading.Semaphore(0)
     holder, waiter = Lease(tmp_path, 0.06), Lease(tmp_path, NEVER)
     assert holder.acquire()
     assert not waiter.acquire()
-    seen = set()
-    with holder.held(beats.release, nothing):
+    contents = set()
+    with holder.held(heartbeats.release, nothing):
         for _ in range(5):
-            beats.acquire()
+            heartbeats.acquire()
             assert not waiter.acquire()
-            seen.add(waiter._seen)
-    assert len(seen) > 1
+            contents.add(waiter._observed)
+    assert len(contents) > 1
     assert waiter.acquire()
 
 

@@ -101,15 +101,15 @@ class _Progress:
 
     def __init__(self, name: str, label: str, limits: Limits) -> None:
         self._name, self._label, self._limit = name, label, 2 * limits.patience
-        self._seen: list[tuple[int, int]] = []
+        self._blobs: list[tuple[int, int]] = []
         self._since = time.monotonic()
 
     def require(self) -> None:
-        seen = [(blob.st_size, blob.st_mtime_ns) for blob in _blobs(self._name)]
-        if seen != self._seen:
-            self._seen, self._since = seen, time.monotonic()
+        blobs = [(blob.st_size, blob.st_mtime_ns) for blob in _blobs(self._name)]
+        if blobs != self._blobs:
+            self._blobs, self._since = blobs, time.monotonic()
         if time.monotonic() - self._since > self._limit:
-            _tell(
+            _answer(
                 SourceUnavailable(f"model {self._label}: nothing arrived for {self._limit:.0f} s; check the network")
             )
             os._exit(0)
@@ -177,14 +177,14 @@ def _log(sentence: str) -> None:
     sys.stderr.write(f"finetune-trainer: {sentence}\n")
 
 
-def _tell(found: Path | RunError) -> None:
+def _answer(found: Path | RunError) -> None:
     sys.stdout.buffer.write(pickle.dumps(found))
     sys.stdout.flush()
 
 
 def main(name: str, revision: str, *limits: str) -> None:
     end_with_launcher()
-    _tell(outcome(name, revision or None, Limits(*map(float, limits))))
+    _answer(outcome(name, revision or None, Limits(*map(float, limits))))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pathlib import Path
 
 _PREFIX = "download-"
 _FREE = "free"
-_BEATS = 6
+_HEARTBEATS = 6
 """Heartbeats in the time after which a lease without one is taken over."""
 _GONE = (errno.ENOENT, errno.ESTALE)
 
@@ -30,22 +30,22 @@ class Lease:
     def __init__(self, folder: Path, stale_s: float) -> None:
         self._folder, self._stale_s = folder, stale_s
         self._number = 0
-        self._seen = (0, "")
+        self._observed = (0, "")
         self._since = time.monotonic()
 
     @property
     def holder(self) -> str:
         """Host of the process that held the lease when it was asked for."""
-        return self._seen[1].partition(" ")[0]
+        return self._observed[1].partition(" ")[0]
 
     def acquire(self) -> bool:
         """Whether the lease is this process's now; if not, ask again later. Raises OSError if there can be none."""
         self._folder.mkdir(parents=True, exist_ok=True)
         number = self._newest()
-        seen = (number, self._read(number))
-        if seen != self._seen:
-            self._seen, self._since = seen, time.monotonic()
-        free = number == 0 or seen[1] == _FREE
+        observed = (number, self._read(number))
+        if observed != self._observed:
+            self._observed, self._since = observed, time.monotonic()
+        free = number == 0 or observed[1] == _FREE
         return (free or time.monotonic() - self._since > self._stale_s) and self._create(number + 1)
 
     @contextmanager
@@ -55,19 +55,19 @@ class Lease:
         `lost` has to stop whatever needs the lease: another process has taken it, or may do so.
         """
         released = threading.Event()
-        beating = threading.Thread(target=self._beat, args=(released, watch, lost), daemon=True)
-        beating.start()
+        renewing = threading.Thread(target=self._renew, args=(released, watch, lost), daemon=True)
+        renewing.start()
         try:
             yield
         finally:
             released.set()
-            beating.join()
+            renewing.join()
             with suppress(OSError):  # others then wait until it is stale
                 self._write(_FREE)
 
-    def _beat(self, released: threading.Event, watch: Callable[[], None], lost: Callable[[], None]) -> None:
+    def _renew(self, released: threading.Event, watch: Callable[[], None], lost: Callable[[], None]) -> None:
         renewed = time.monotonic()
-        while not released.wait(self._stale_s / _BEATS):
+        while not released.wait(self._stale_s / _HEARTBEATS):
             watch()
             try:
                 self._write(_mark())

@@ -22,7 +22,7 @@ _TRY_LATER, _SERVER_ERROR = (408, 425, 429), 500
 _SILENCE_S = 60.0
 """How long an answer may take, where the library sets no limit."""
 _DOUBLINGS = 5
-"""After so many tries the pauses between them become no longer."""
+"""The pauses between tries become no longer after this."""
 
 
 class PatientClient(httpx2.Client):

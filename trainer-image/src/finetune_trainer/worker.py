@@ -41,7 +41,7 @@ def run(handoff: Handoff, variables: Mapping[str, str], folder: Path, stop: Stop
     heartbeat = join(folder, int(variables["LOCAL_RANK"]))
     trainer: Trainer | None = None
     try:
-        with environment.process_group(variables, handoff.config.device) as rank_info:
+        with environment.process_group(variables, handoff.config.device, heartbeat.active) as rank_info:
             heartbeat.connected()
             trainer = Trainer(handoff, folder, rank_info, stop, heartbeat=heartbeat)
             report = trainer.run()
