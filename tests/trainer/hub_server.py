@@ -96,7 +96,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         elif status := self.hub.take(self.hub.failures):
             self._answer(status, b"")
-        elif "/resolve/" in self.path:
+        elif "/resolve/" in self.path or self.path.startswith("/storage/"):
             self._file(self.path.rpartition("/")[2])
         else:
             self._answer(200, json.dumps(_tree() if "/tree/" in self.path else {"id": "x", "sha": COMMIT}).encode())
@@ -105,13 +105,22 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _file(self, name: str) -> None:
         content = FILES[name]
+        if "/resolve/" in self.path and name.endswith(".safetensors"):
+            self._redirect(name, content)
+            return
         begin = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
-        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha256(content).hexdigest()}"'}
+        headers = {"X-Repo-Commit": COMMIT, "ETag": _etag(content)}
         if begin:
             headers["Content-Range"] = f"bytes {begin}-{len(content) - 1}/{len(content)}"
         self._headers(206 if begin else 200, len(content) - begin, headers)
         if self.command == "GET":
             self._send(name, content, begin)
+
+    def _redirect(self, name: str, content: bytes) -> None:
+        """Large files are on other hosts."""
+        location = {"Location": f"http://localhost:{self.hub.port}/storage/{name}"}
+        linked = {"X-Linked-ETag": _etag(content), "X-Linked-Size": str(len(content))}
+        self._headers(302, 0, {"X-Repo-Commit": COMMIT} | location | linked)
 
     def _send(self, name: str, content: bytes, begin: int) -> None:
         """In parts. A transfer waits in its middle, and breaks off there if the Hub is gone."""
@@ -140,6 +149,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         return
+
+
+def _etag(content: bytes) -> str:
+    return f'"{hashlib.sha256(content).hexdigest()}"'
 
 
 def _tree() -> list[dict[str, Any]]:

@@ -184,6 +184,7 @@ def _answer(found: Path | RunError) -> None:
 
 def main(name: str, revision: str, *limits: str) -> None:
     end_with_launcher()
+    os.environ.setdefault("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "8")  # hf_xet's own tries then last as long as ours
     _answer(outcome(name, revision or None, Limits(*map(float, limits))))
 
 

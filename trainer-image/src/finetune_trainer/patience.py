@@ -36,7 +36,8 @@ class PatientClient(httpx2.Client):
 
     def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
         """Raises SourceUnavailable."""
-        if self._model.partition("@")[0] not in request.url.path:  # nothing that the model needs
+        path = request.url.path
+        if "/api/" in path and self._model.partition("@")[0] not in path:  # nothing that the model needs
             return super().send(request, **options)
         response = self._answer(request, **options)
         if options.get("stream") and "content-encoding" not in response.headers:
@@ -52,10 +53,15 @@ class PatientClient(httpx2.Client):
         headers["range"] = f"bytes={begin}-"
         again = httpx2.Request(request.method, request.url, headers=headers, extensions=request.extensions)
         response = self._answer(again, stream=True)
-        if response.status_code != httpx2.codes.PARTIAL_CONTENT:
-            response.close()
-            raise httpx2.RemoteProtocolError(f"status {response.status_code} instead of the rest of a file")
-        return response.stream
+        if response.status_code == httpx2.codes.PARTIAL_CONTENT:
+            return response.stream
+        response.close()
+        if response.is_error:  # links to storage hosts are not valid for ever
+            raise SourceUnavailable(
+                f"model {self._model}: {response.status_code} {response.reason_phrase} for the rest "
+                "of a file; the next run begins this file again"
+            )
+        raise httpx2.RemoteProtocolError("this server has no parts of files")  # the library begins the file again
 
     def succeeded(self) -> None:
         self._since = None
