@@ -6,7 +6,7 @@ import hashlib
 import json
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -26,7 +26,8 @@ _PARTS = 8
 class Hub:
     """The state of the Hub. What is to go wrong is counted down, so that no test depends on time."""
 
-    def __init__(self) -> None:
+    def __init__(self, files: Mapping[str, bytes] = FILES) -> None:
+        self.files = files
         self.server: ThreadingHTTPServer | None = None
         self.port = 0
         self.running = threading.Event()
@@ -72,12 +73,12 @@ class Hub:
 
     def times_sent(self, name: str) -> set[int]:
         """How often each byte of a file was sent."""
-        return {sum(i in sent for sent in self.sent[name]) for i in range(0, len(FILES[name]), 1024)}
+        return {sum(i in sent for sent in self.sent[name]) for i in range(0, len(self.files[name]), 1024)}
 
 
 @contextmanager
-def serving() -> Iterator[Hub]:
-    hub = Hub()
+def serving(files: Mapping[str, bytes] = FILES) -> Iterator[Hub]:
+    hub = Hub(files)
     hub.open()
     try:
         yield hub
@@ -99,12 +100,15 @@ class _Handler(BaseHTTPRequestHandler):
         elif "/resolve/" in self.path or self.path.startswith("/storage/"):
             self._file(self.path.rpartition("/")[2])
         else:
-            self._answer(200, json.dumps(_tree() if "/tree/" in self.path else {"id": "x", "sha": COMMIT}).encode())
+            self._answer(
+                200,
+                json.dumps(_tree(self.hub.files) if "/tree/" in self.path else {"id": "x", "sha": COMMIT}).encode(),
+            )
 
     do_HEAD = do_GET  # noqa: N815
 
     def _file(self, name: str) -> None:
-        content = FILES[name]
+        content = self.hub.files[name]
         if "/resolve/" in self.path and name.endswith(".safetensors"):
             self._redirect(name, content)
             return
@@ -155,8 +159,8 @@ def _etag(content: bytes) -> str:
     return f'"{hashlib.sha256(content).hexdigest()}"'
 
 
-def _tree() -> list[dict[str, Any]]:
+def _tree(files: Mapping[str, bytes]) -> list[dict[str, Any]]:
     return [
         {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
-        for name, content in FILES.items()
+        for name, content in files.items()
     ]

@@ -23,8 +23,9 @@ from trainer.test_launch import ranks_of
 WANTED = {name: content for name, content in FILES.items() if name != "pytorch_model.bin"}
 SCALED = Limits(patience=1e6, stale=1.0, notice=0.05, pause=0.02)
 NODE = """
-import json, sys
+import json, signal, sys
 from finetune_trainer import failures, sources
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
 limits = sources.Limits(*json.loads(sys.argv[1]))
 for name in sys.argv[2:]:
     try:
@@ -144,6 +145,25 @@ def test_a_node_that_was_paused_finds_its_lease_lost_and_uses_what_another_one_h
         os.kill(paused, signal.SIGCONT)
         assert has_all_files(first.folder())
     assert "another process has taken the lease on the cache" in first.lines
+
+
+def test_a_node_that_is_stopped_ends_its_download_at_once(tmp_path: Path, hub: Hub) -> None:
+    hub.running.clear()
+    with node(hub, tmp_path) as only:
+        hub.halves.acquire()
+        download = only.download
+        only.process.terminate()
+        assert only.outcomes() == []
+    with pytest.raises(ProcessLookupError):
+        os.kill(download, 0)
+
+
+def test_a_download_of_which_nothing_arrives_ends(tmp_path: Path, hub: Hub) -> None:
+    hub.running.clear()
+    with node(hub, tmp_path, limits=SCALED._replace(patience=0.5)) as only:
+        [(code, message)] = only.outcomes()
+    assert code == Exit.SOURCE_UNAVAILABLE
+    assert message == "model org/name: nothing arrived for 1 s; check the network"
 
 
 @pytest.fixture(scope="module")
