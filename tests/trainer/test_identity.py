@@ -14,7 +14,7 @@ import torch
 from finetune_api.resource.keys import keys
 from finetune_api.resource.v1alpha1 import Spec
 from finetune_api.runtime.run_config import IDENTITY, SPEC_KEYS, RunConfig
-from finetune_trainer import identity
+from finetune_trainer import fingerprint, identity
 from finetune_trainer.errors import DataRefused, ModelRefused, OutputRefused, RunError
 from trainer.models import lora, run_config
 
@@ -217,9 +217,9 @@ def test_what_distinguishes_two_models(tmp_path: Path, change: Callable[[Path], 
     folder = model(tmp_path / "model")
     rows = tmp_path / "rows.jsonl"
     rows.write_text("{}\n")
-    before = identity.fingerprints(folder, rows)
+    before = fingerprint.of(folder, rows)
     change(folder)
-    after = identity.fingerprints(folder, rows)
+    after = fingerprint.of(folder, rows)
     assert (after["model"] == before["model"]) is same
     assert after["data"] == before["data"]
 
@@ -228,9 +228,9 @@ def test_a_row_more_is_other_data(tmp_path: Path) -> None:
     folder = model(tmp_path / "model")
     rows = tmp_path / "rows.jsonl"
     rows.write_text("{}\n")
-    before = identity.fingerprints(folder, rows)
+    before = fingerprint.of(folder, rows)
     rows.write_text("{}\n{}\n")
-    after = identity.fingerprints(folder, rows)
+    after = fingerprint.of(folder, rows)
     assert after["data"] != before["data"]
     assert after["model"] == before["model"]
 
@@ -246,4 +246,4 @@ def test_what_cannot_be_read_is_refused_by_name(tmp_path: Path, unreadable: str,
     with pytest.raises(
         refusal, match=f"{unreadable}: Is a directory; grant read access to the user that the trainer runs as"
     ):
-        identity.fingerprints(tmp_path / "model", tmp_path / "rows.jsonl")
+        fingerprint.of(tmp_path / "model", tmp_path / "rows.jsonl")

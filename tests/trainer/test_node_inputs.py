@@ -67,6 +67,10 @@ def other_rope(files: Path) -> None:
     change(files / "model" / "config.json", rope_parameters={"rope_type": "default", "rope_theta": 5e5})
 
 
+def other_weights(files: Path) -> None:
+    models.model_folder(files / "model", seed=1)
+
+
 def blank_lines(files: Path) -> None:
     path = files / "train.jsonl"
     path.write_text(path.read_text().replace("\n", "\n\n"))
@@ -94,8 +98,9 @@ def copies(files: Path, folder: Path, change: Callable[[Path], None]) -> list[Pa
         pytest.param(
             other_evaluation, DataRefused, "data.validation_path: its rows are ", id="other evaluation rows"
         ),
-        pytest.param(other_template, DataRefused, "job.data: its rows, or the tokens that ", id="another template"),
-        pytest.param(other_rope, ModelRefused, "job.model: its config.json is ", id="another model"),
+        pytest.param(other_template, ModelRefused, "the content of job.model is ", id="another template"),
+        pytest.param(other_rope, ModelRefused, "the content of job.model is ", id="another model"),
+        pytest.param(other_weights, ModelRefused, "the content of job.model is ", id="other weights"),
     ],
 )
 def test_nodes_with_other_files_are_named_on_every_rank(

@@ -7,9 +7,10 @@ import os
 import subprocess
 import sys
 import threading
-from fnmatch import fnmatch
+from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -51,23 +52,6 @@ def test_a_folder_that_is_not_there_is_refused_with_its_name(tmp_path: Path) -> 
         sources.model_folder(str(tmp_path / "nowhere"))
 
 
-@pytest.mark.parametrize("weights", [True, False], ids=["where rank 0 is", "elsewhere"])
-def test_weights_are_downloaded_only_where_they_are_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: bool
-) -> None:
-    def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
-        hub = ("config.json", "tokenizer.json", "model-00001-of-00002.safetensors", "pytorch_model.bin", "code.py")
-        for file in hub:
-            if any(fnmatch(file, pattern) for pattern in allow_patterns):
-                (tmp_path / file).touch()
-        return str(tmp_path)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    sources.model_folder("org/name@v2", weights=weights)
-    found = sorted(path.name for path in tmp_path.iterdir())
-    assert found == ["config.json", *(["model-00001-of-00002.safetensors"] if weights else []), "tokenizer.json"]
-
-
 @pytest.mark.parametrize(
     ("uri", "reason"),
     [
@@ -101,7 +85,10 @@ def test_a_name_that_the_hub_cannot_have_is_refused() -> None:
 class Hub(BaseHTTPRequestHandler):
     """Answers about the model org/A-B with the HTTP status A, and for its files with B; 0 closes the connection."""
 
+    asked: ClassVar[Counter[str]] = Counter()
+
     def do_GET(self) -> None:
+        self.asked[self.path] += 1
         name = self.path.partition("org/")[2].partition("/")[0]
         status, _, files = name.partition("-")
         self._answer(
@@ -133,13 +120,10 @@ ANSWERS = {
 """Model of that Hub -> exit code."""
 ASK = """
 import json, sys
-from finetune_trainer import failures, sources
+from finetune_trainer import hub, sources
 for name in sys.argv[1:]:
-    try:
-        sources.model_folder(f"org/{name}")
-    except Exception as error:
-        report = failures.report(error, 0, 0, 0)
-        print(json.dumps([report.exit_code, report.message]))
+    error = hub.outcome(f"org/{name}", None, sources.Limits(patience=0.2, pause=0.05))
+    print(json.dumps([error.exit, str(error)]))
 """
 
 
@@ -160,6 +144,8 @@ def test_a_hub_that_cannot_answer_now_is_not_a_hub_that_refuses(tmp_path: Path) 
     for name, (code, message) in zip(ANSWERS, found, strict=True):
         assert message.startswith(f"model org/{name}: ")
         assert ("cannot be used now" in message, "check the name" in message) == (code == U, code == R)
+        tries = max(times for path, times in Hub.asked.items() if f"/{name}" in path)
+        assert (tries > 1) == (code == U), "what may pass is tried again until patience ends, a refusal is not"
     assert "429 Too Many Requests" in found[0][1]
 
 

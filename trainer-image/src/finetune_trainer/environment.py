@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,11 +20,9 @@ import torch.utils.deterministic as torch_deterministic
 from finetune_api.runtime.choices import Device
 from finetune_api.runtime.exits import MEANINGS, Exit
 
+from . import rendezvous
 from .errors import ConfigRefused, HardwareFailed
-from .handoff import STORE_ENV
 
-RENDEZVOUS_TIMEOUT = timedelta(minutes=15)
-"""For the ranks to find each other at the start: pods of one run may be scheduled minutes apart."""
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 """For one collective. Rank 0 may write a large result while the others wait."""
 
@@ -43,24 +41,20 @@ class RankInfo:
 
 
 @contextmanager
-def process_group(environment: Mapping[str, str], device: Device) -> Iterator[RankInfo]:
+def process_group(
+    environment: Mapping[str, str], device: Device, waiting: Callable[[], None] = lambda: None
+) -> Iterator[RankInfo]:
     """Initialise the process group; yields this process's rank and device.
 
+    `waiting` is called as long as ranks are missing.
     After an error the group is not destroyed: that would wait for ranks that may not respond.
     """
     rank, world_size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
     local_rank = int(environment["LOCAL_RANK"])
     given = environment.get(GIVEN_GPUS_ENV, "").count("GPU-")
     rank_info = RankInfo(rank, world_size, local_rank, _device(device, local_rank, given))
-    descriptor = environment.get(STORE_ENV)
-    store = dist.TCPStore(  # type: ignore[attr-defined]  # torch does not list it in __all__
-        environment["MASTER_ADDR"],
-        int(environment["MASTER_PORT"]),
-        world_size,
-        is_master=rank == 0,
-        timeout=RENDEZVOUS_TIMEOUT,
-        master_listen_fd=int(descriptor) if descriptor else None,
-    )
+    store = rendezvous.store(environment, waiting)
+    store.set_timeout(COLLECTIVE_TIMEOUT)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device is Device.CUDA else "gloo",
         store=store,

@@ -21,7 +21,8 @@ Split = Literal["train", "validation"]
 TRAIN: Split = "train"
 VALIDATION: Split = "validation"
 """Folders with the prepared rows."""
-MODEL_CONFIG = "config.json"
+MODEL, DATA = "model", "data"
+"""Names of the digests of the content of job.model and job.data."""
 
 
 class Handoff(BaseModel):
@@ -34,7 +35,7 @@ class Handoff(BaseModel):
     data_file: Path
     datasets: tuple[DatasetRecord, ...]
     digests: dict[str, str]
-    """Of what this node read from files and computes from: the model's config.json, and the rows of each split."""
+    """Of what this node has read: the content of job.model and job.data, and the rows of each split."""
 
     def write(self, folder: Path) -> None:
         (folder / "handoff.json").write_text(self.model_dump_json())

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,12 @@ from finetune_api.runtime.protocol import CHECKPOINTS, RESULT, RUN_FILE
 from finetune_api.runtime.run_config import IDENTITY, LATER, SPEC_KEYS, RunConfig
 
 from .collectives import on_rank_0
-from .errors import DataRefused, ModelRefused, OutputRefused, RunError
+from .errors import OutputRefused
 from .files import storage_errors, write_durable
 
 ROWS_PER_STEP = "rows_per_step"
 CONTENT = "content."
-"""Prefix of the fingerprints' keys in the identity."""
+"""Prefix of the fingerprints' keys in the identity (fingerprint.py)."""
 PRECISION = "precision"
 """The one key of the identity that two keys of a job decide."""
 _ABSENT = object()
@@ -37,11 +36,6 @@ _PRECISIONS = {
     Precision.FP16: "set hyperparameters.parallelism.fp16 to true, without bf16",
     Precision.FP32: "set hyperparameters.parallelism.bf16 to false, without fp16",
 }
-
-# Besides the weights, these files define a model: sizes, vocabulary, template.
-_SMALL = ("*.json", "*.jinja", "*.model", "*.txt")
-_BLOCK = 1 << 16
-_BLOCKS = 16
 
 
 def claim(output: Path, config: RunConfig, fingerprint: Mapping[str, str], rows_per_step: int) -> str:
@@ -65,31 +59,7 @@ def document(config: RunConfig, fingerprint: Mapping[str, str], rows_per_step: i
 def digest(identity: Mapping[str, Any]) -> str:
     """sha256 over the identity as JSON with sorted keys and without white space."""
     canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return _prefixed(hashlib.sha256(canonical.encode()))
-
-
-def fingerprints(model_folder: Path, data_path: Path) -> dict[str, str]:
-    """Digests of the content of job.model and job.data, for `claim`.
-
-    Data is read completely. Of a model, the small files are read completely, and of each weight file its size, its
-    header and 16 evenly spread blocks of 64 KiB: enough to distinguish two models of the same shape without
-    reading 30 GB. Raises ModelRefused and DataRefused for files that cannot be read.
-    """
-    with _readable(ModelRefused, "model", model_folder):
-        model = _model_fingerprint(model_folder)
-    with _readable(DataRefused, "data", data_path):
-        return {"model": model, "data": _file_fingerprint(data_path)}
-
-
-@contextmanager
-def _readable(refusal: type[RunError], what: str, path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise refusal(
-            f"{what} {path} cannot be read: {error.filename}: {error.strerror}; "
-            "grant read access to the user that the trainer runs as"
-        ) from error
+    return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
 
 
 def _claim(output: Path, identity: dict[str, Any]) -> str:
@@ -171,44 +141,3 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _model_fingerprint(folder: Path) -> str:
-    total = hashlib.sha256()
-    small = {path for pattern in _SMALL for path in folder.glob(pattern)}
-    for path in sorted(small):
-        _add(total, path.name, [path.read_bytes()])
-    for path in sorted(folder.glob("*.safetensors")):
-        _add(total, path.name, _sample(path))
-    return _prefixed(total)
-
-
-def _add(total: hashlib._Hash, name: str, parts: Iterable[bytes]) -> None:
-    """Add a file unambiguously: its name and the digest of its content, so that boundaries cannot shift."""
-    inner = hashlib.sha256()
-    for part in parts:
-        inner.update(part)
-    total.update(f"{name}\0{inner.hexdigest()}\n".encode())
-
-
-def _sample(path: Path) -> Iterator[bytes]:
-    """Size, header and evenly spread blocks of a safetensors file (length, header, data)."""
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        yield size.to_bytes(8, "little")
-        length = stream.read(8)
-        header_end = 8 + int.from_bytes(length, "little")
-        yield stream.read(min(header_end, size) - 8)
-        step = max(_BLOCK, (size - header_end) // _BLOCKS)
-        for start in range(header_end, size, step):
-            stream.seek(start)
-            yield stream.read(_BLOCK)
-
-
-def _file_fingerprint(path: Path) -> str:
-    with path.open("rb") as stream:
-        return _prefixed(hashlib.file_digest(stream, "sha256"))
-
-
-def _prefixed(total: hashlib._Hash) -> str:
-    return f"sha256:{total.hexdigest()}"

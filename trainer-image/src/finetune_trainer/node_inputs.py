@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 from .collectives import on_every_rank
 from .errors import DataRefused, ModelRefused
-from .handoff import MODEL_CONFIG, TRAIN, VALIDATION, Handoff
+from .handoff import MODEL, TRAIN, VALIDATION, Handoff
 
 _INPUTS = (
-    (MODEL_CONFIG, ModelRefused, "job.model: its config.json is"),
+    (MODEL, ModelRefused, "the content of job.model is"),
     (TRAIN, DataRefused, "job.data: its rows, or the tokens that job.model makes of them, are"),
     (VALIDATION, DataRefused, "data.validation_path: its rows are"),
 )

@@ -6,8 +6,6 @@ tokenises, and the ranks of a node share one copy of the tokens.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,9 +15,9 @@ from finetune_api.runtime.report import DatasetRecord
 from finetune_api.runtime.run_config import DEFAULT_SEQUENCE_LENGTH, RunConfig
 from finetune_tokens import ChatTokenizer, TokenizedDataset
 
-from . import sources
+from . import fingerprint, sources
 from .errors import ConfigRefused
-from .handoff import MODEL_CONFIG, TRAIN, VALIDATION, Handoff, Split
+from .handoff import TRAIN, VALIDATION, Handoff, Split
 from .rows import Rows
 
 _LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
@@ -31,9 +29,8 @@ def prepare(config: RunConfig, node: int, folder: Path, log: Callable[[str], Non
 
     `log` receives one sentence per warning. Raises a RunError, DatasetRefused or TokenizerRefused.
     """
-    model = sources.model_folder(config.model, weights=node == 0)  # only rank 0 reads them
-    model_config = sources.model_config(model)
-    length = sequence_length(config.sequence_length, model_config)
+    model = sources.model_folder(config.model)
+    length = sequence_length(config.sequence_length, sources.model_config(model))
     tokenizer = ChatTokenizer.load(model)
     data = sources.data_file(config.data.train)
     train = _tokenize(config, data, config.data.examples, tokenizer, length)
@@ -44,7 +41,7 @@ def prepare(config: RunConfig, node: int, folder: Path, log: Callable[[str], Non
         records.append(_save_split(validation, VALIDATION, folder, log))
     Handoff(
         config=config, node=node, model_folder=model, data_file=data, datasets=tuple(records),
-        digests=_digests(model_config, folder, records),
+        digests=fingerprint.of(model, data) | _digests(folder, records),
     ).write(folder)  # fmt: skip
 
 
@@ -71,9 +68,8 @@ def _limit(model_config: dict[str, object]) -> int | None:
     return None
 
 
-def _digests(model_config: dict[str, object], folder: Path, records: list[DatasetRecord]) -> dict[str, str]:
-    config = hashlib.sha256(json.dumps(model_config, sort_keys=True).encode()).hexdigest()
-    return {MODEL_CONFIG: config} | {record.split: Rows.load(folder / record.split).digest for record in records}
+def _digests(folder: Path, records: list[DatasetRecord]) -> dict[str, str]:
+    return {record.split: Rows.load(folder / record.split).digest for record in records}
 
 
 def _tokenize(

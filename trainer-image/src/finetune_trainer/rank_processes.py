@@ -5,10 +5,12 @@ Used by the launcher; torch is not imported. Each source of events but the signa
 
 from __future__ import annotations
 
+import ctypes
 import queue
 import select
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +27,7 @@ from .stall import Stall, StallRule
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SIGNALS = (*STOP_SIGNALS, stacks.SIGNAL)
 """What the launcher answers."""
+_PR_SET_PDEATHSIG = 1  # option of prctl(2)
 
 Event = RankExit | Stall | signal.Signals
 Events = queue.SimpleQueue[Event]
@@ -94,6 +97,12 @@ class RankProcesses:
     def _wait(self, rank: int, process: subprocess.Popen[bytes]) -> None:
         code = process.wait()
         self.events.put(RankExit(rank, 128 - code if code < 0 else code, time.time()))
+
+
+def end_with_launcher() -> None:
+    """Without this, a process whose launcher was killed would go on, and a rank would keep its GPU."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _in_background(work: Callable[..., None], *args: Any) -> None:

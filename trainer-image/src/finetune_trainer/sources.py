@@ -7,8 +7,11 @@ once and no rank waits for it inside a collective.
 from __future__ import annotations
 
 import json
+import pickle
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from finetune_api.validation import uris
 from finetune_api.validation.uris import Scheme, Source, Use
@@ -16,25 +19,38 @@ from finetune_api.validation.uris import Scheme, Source, Use
 from .errors import DataRefused, ModelRefused, RunError, SourceUnavailable
 
 _WEIGHTS = "*.safetensors"
-_WANTED = ("*.json", "*.jinja", "*.model", "*.txt")
-"""Files of a model that are read besides its weights. Pickled weights and code are excluded."""
-_TRY_LATER, _SERVER_ERROR = (408, 425, 429), 500
-"""HTTP status codes that say nothing about the request itself."""
+WANTED = ["*.json", "*.jinja", "*.model", "*.txt", _WEIGHTS]
+"""Files of a model that are read. Pickled weights and code are excluded."""
+LOST = 75
+"""Exit code of a download that lost its lease on the cache: EX_TEMPFAIL of sysexits.h."""
 
 
-def model_folder(uri: str, *, weights: bool = True) -> Path:
-    """The folder with config.json and safetensors weights. Raises ModelRefused or SourceUnavailable.
+class Limits(NamedTuple):
+    """Seconds, in a download from the Hub."""
 
-    weights: whether this node reads the weights; otherwise they are not downloaded.
-    """
+    patience: float = 600.0
+    """For troubles that may pass, such as a rate limit, without one request between them that succeeds."""
+    stale: float = 60.0
+    """After which another process takes over a lease without a heartbeat; network file systems cache for as long."""
+    notice: float = 60.0
+    """Between two lines about the download of another node."""
+    pause: float = 1.0
+    """Before the second try; later ones wait longer."""
+
+
+_LIMITS = Limits()
+
+
+def model_folder(uri: str, limits: Limits = _LIMITS) -> Path:
+    """The folder with config.json and safetensors weights. Raises a RunError."""
     source = _parse(uri, uris.MODEL, ModelRefused)
     if source.scheme is Scheme.HUB:
-        folder = _download(source, weights)
+        folder = _download(source, limits)
     elif source.scheme is Scheme.PATH:
-        folder, weights = Path(source.path), True  # a bad folder is refused on every node
+        folder = Path(source.path)
     else:
         raise ModelRefused(_unsupported_scheme("model", uri, "a path or org/name on the Hugging Face Hub"))
-    _require_model(folder, weights)
+    _require_model(folder)
     return folder
 
 
@@ -69,55 +85,31 @@ def _unsupported_scheme(what: str, uri: str, accepted: str) -> str:
     return f"{what} {uri}: this version of the trainer does not read {scheme}://; use {accepted}"
 
 
-def _require_model(folder: Path, weights: bool) -> None:
+def _require_model(folder: Path) -> None:
     remedy = "use the folder that save_pretrained wrote, or a name on the Hugging Face Hub (org/name)"
     if not folder.is_dir():
         raise ModelRefused(f"model {folder}: folder not found; {remedy}")
     if not (folder / "config.json").is_file():
         raise ModelRefused(f"model {folder}: config.json not found in the folder; {remedy}")
-    if weights and not any(folder.glob(_WEIGHTS)):
+    if not any(folder.glob(_WEIGHTS)):
         raise ModelRefused(
             f"model {folder}: no *.safetensors found in the folder; other formats can run code when they are "
             "loaded, so convert the model first: model.save_pretrained(folder)"
         )
 
 
-def _download(source: Source, weights: bool) -> Path:
-    # Imported here: most runs use a folder, and the import is slow.
-    import huggingface_hub  # noqa: PLC0415
-    from httpx2 import HTTPError  # noqa: PLC0415 - the errors of its connections
-    from huggingface_hub.errors import HFValidationError  # noqa: PLC0415
-
-    name = source.name + (f"@{source.revision}" if source.revision else "")
-    try:
-        folder = huggingface_hub.snapshot_download(
-            source.name,
-            revision=source.revision or None,
-            allow_patterns=[*_WANTED, _WEIGHTS] if weights else list(_WANTED),
+def _download(source: Source, limits: Limits) -> Path:
+    """Runs hub.py. A process that has lost its lease on the cache waits for the one that has it."""
+    command = (sys.executable, "-m", f"{__package__}.hub", source.name, source.revision, *map(str, limits))
+    code = LOST
+    while code == LOST:
+        done = subprocess.run(  # kills the process if this one is stopped
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True, check=False
         )
-    except (HTTPError, HFValidationError, OSError) as error:
-        raise _hub_failure(name, error) from error
-    return Path(folder)
-
-
-def _hub_failure(name: str, error: Exception) -> RunError:
-    """Why a download failed. An answer that may be another one later is no refusal.
-
-    Where a model is neither on the Hub nor in the cache, the library reports the latter because of the former.
-    """
-    from httpx2 import TransportError  # noqa: PLC0415
-    from huggingface_hub.errors import LocalEntryNotFoundError  # noqa: PLC0415
-
-    cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) and error.__cause__ else error
-    message = (str(cause).splitlines() or [type(cause).__name__])[0].rstrip(".")
-    status = getattr(getattr(cause, "response", None), "status_code", 0)
-    if isinstance(cause, TransportError) or status in _TRY_LATER or status >= _SERVER_ERROR:
-        return SourceUnavailable(
-            f"model {name}: the Hub cannot be used now: {message}; check the network and HF_ENDPOINT, set a token "
-            "(HF_TOKEN) if it limits the rate, or use a folder as model"
-        )
-    if isinstance(error, LocalEntryNotFoundError) and not status:
-        return ModelRefused(f"model {name}: it is not in the cache and the Hub is switched off; unset HF_HUB_OFFLINE")
-    return ModelRefused(
-        f"model {name}: {message}; check the name, and that the job has a token with read access (HF_TOKEN)"
-    )
+        code = done.returncode
+    if code:
+        raise SourceUnavailable(f"model {source.name}: its download ended with exit code {code}; its log says why")
+    outcome: Path | RunError = pickle.loads(done.stdout)  # noqa: S301 - of our own process
+    if isinstance(outcome, RunError):
+        raise outcome
+    return outcome

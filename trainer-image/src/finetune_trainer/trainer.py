@@ -41,7 +41,7 @@ from .collectives import on_rank_0
 from .environment import RankInfo
 from .errors import NonFinite
 from .files import DISK, Files, require_space
-from .handoff import TRAIN, VALIDATION, Handoff, write_digest
+from .handoff import DATA, MODEL, TRAIN, VALIDATION, Handoff, write_digest
 from .heartbeat import Heartbeat, HeartbeatFiles
 from .history import History
 from .hooks import Checkpoints, Evaluation, Progress, Stopping
@@ -126,8 +126,8 @@ class Trainer:
 
     def _claim(self) -> str:
         require_same_inputs(self.handoff)
-        found = on_rank_0(lambda: identity.fingerprints(self.handoff.model_folder, self.handoff.data_file))
-        digest = identity.claim(self._output, self._config, found, rows_per_step(self._config))
+        content = {name: self.handoff.digests[name] for name in (MODEL, DATA)}
+        digest = identity.claim(self._output, self._config, content, rows_per_step(self._config))
         if self.rank_info.local_rank == 0:
             write_digest(self.folder, digest)
         return digest

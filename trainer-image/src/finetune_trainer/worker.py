@@ -5,9 +5,7 @@ Only the traceback of a bug is printed here: when many ranks fail together, the 
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import sys
 import warnings
 from collections.abc import Mapping
@@ -16,14 +14,13 @@ from pathlib import Path
 from . import environment, failures, stacks
 from .handoff import FOLDER_ENV, Handoff, write_rank_report
 from .heartbeat import join
+from .rank_processes import end_with_launcher
 from .stop import Stop
 from .trainer import Trainer
 
-_PR_SET_PDEATHSIG = 1  # option of prctl(2)
-
 
 def main() -> None:
-    _exit_with_launcher()
+    end_with_launcher()
     # PEFT uses deprecated names of transformers, which users cannot change.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     folder = Path(os.environ[FOLDER_ENV])
@@ -44,7 +41,7 @@ def run(handoff: Handoff, variables: Mapping[str, str], folder: Path, stop: Stop
     heartbeat = join(folder, int(variables["LOCAL_RANK"]))
     trainer: Trainer | None = None
     try:
-        with environment.process_group(variables, handoff.config.device) as rank_info:
+        with environment.process_group(variables, handoff.config.device, heartbeat.active) as rank_info:
             heartbeat.connected()
             trainer = Trainer(handoff, folder, rank_info, stop, heartbeat=heartbeat)
             report = trainer.run()
@@ -54,12 +51,6 @@ def run(handoff: Handoff, variables: Mapping[str, str], folder: Path, stop: Stop
         sys.stderr.write(failures.trace(error))
         write_rank_report(folder, rank, report)
     return report.exit_code
-
-
-def _exit_with_launcher() -> None:
-    """Without this, a rank whose launcher was killed would keep training and keep its GPU."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,84 @@
+"""Digests of the content of a model and of a dataset, which are part of a run's identity (identity.py).
+
+Called by preparation.py in the launcher of each node: nodes compare that of the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import DataRefused, ModelRefused, RunError
+from .handoff import DATA, MODEL
+
+# Besides the weights, these files define a model: sizes, vocabulary, template.
+_SMALL = ("*.json", "*.jinja", "*.model", "*.txt")
+_BLOCK = 1 << 16
+_BLOCKS = 16
+
+
+def of(model_folder: Path, data_path: Path) -> dict[str, str]:
+    """Digests of the content of job.model and job.data, by the names MODEL and DATA.
+
+    Data is read completely. Of a model, the small files are read completely, and of each weight file its size, its
+    header and 16 evenly spread blocks of 64 KiB: enough to distinguish two models of the same shape without
+    reading 30 GB. Raises ModelRefused and DataRefused for files that cannot be read.
+    """
+    with _readable(ModelRefused, "model", model_folder):
+        model = _model_fingerprint(model_folder)
+    with _readable(DataRefused, "data", data_path):
+        return {MODEL: model, DATA: _file_fingerprint(data_path)}
+
+
+@contextmanager
+def _readable(refusal: type[RunError], what: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise refusal(
+            f"{what} {path} cannot be read: {error.filename}: {error.strerror}; "
+            "grant read access to the user that the trainer runs as"
+        ) from error
+
+
+def _model_fingerprint(folder: Path) -> str:
+    total = hashlib.sha256()
+    small = {path for pattern in _SMALL for path in folder.glob(pattern)}
+    for path in sorted(small):
+        _add(total, path.name, [path.read_bytes()])
+    for path in sorted(folder.glob("*.safetensors")):
+        _add(total, path.name, _sample(path))
+    return _prefixed(total)
+
+
+def _add(total: hashlib._Hash, name: str, parts: Iterable[bytes]) -> None:
+    """Add a file unambiguously: its name and the digest of its content, so that boundaries cannot shift."""
+    inner = hashlib.sha256()
+    for part in parts:
+        inner.update(part)
+    total.update(f"{name}\0{inner.hexdigest()}\n".encode())
+
+
+def _sample(path: Path) -> Iterator[bytes]:
+    """Size, header and evenly spread blocks of a safetensors file (length, header, data)."""
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        yield size.to_bytes(8, "little")
+        length = stream.read(8)
+        header_end = 8 + int.from_bytes(length, "little")
+        yield stream.read(min(header_end, size) - 8)
+        step = max(_BLOCK, (size - header_end) // _BLOCKS)
+        for start in range(header_end, size, step):
+            stream.seek(start)
+            yield stream.read(_BLOCK)
+
+
+def _file_fingerprint(path: Path) -> str:
+    with path.open("rb") as stream:
+        return _prefixed(hashlib.file_digest(stream, "sha256"))
+
+
+def _prefixed(total: hashlib._Hash) -> str:
+    return f"sha256:{total.hexdigest()}"
