@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from finetune_api.runtime.choices import Method
 from finetune_api.runtime.run_config import Lora
-from finetune_trainer import adapters, export, result, tensor_files
+from finetune_trainer import adapters, architecture, export, result, tensor_files
 from finetune_trainer import model as trainer_model
 from finetune_trainer.errors import StorageFailed
 from finetune_trainer.files import DISK, require_space
@@ -237,7 +237,7 @@ def test_plain_transformers_loads_every_architecture_without_a_missing_key(tmp_p
     assert torch.equal(work.logits(model), work.logits(original))
     work.disturb(model)
     folder = work.publish(tmp_path, model, tmp_path / "base", Method.FFT)
-    found: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    found: Any = architecture.auto_class(original.config).from_pretrained(folder, output_loading_info=True)
     again, report = found
     assert not any(report.values())
     assert torch.equal(work.logits(again), work.logits(model))

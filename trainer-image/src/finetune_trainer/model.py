@@ -17,14 +17,14 @@ from typing import Any, cast
 import torch
 import transformers
 from torch import Tensor
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from finetune_api.runtime.choices import Method
 from finetune_api.runtime.exits import Exit
 from finetune_api.runtime.run_config import RunConfig
 
-from . import attention, tensor_files
+from . import architecture, attention, tensor_files
 from .collectives import on_rank_0
 from .errors import ModelRefused
 from .failures import exit_code_of
@@ -66,6 +66,7 @@ def load(folder: Path, config: RunConfig) -> PreTrainedModel:
 
 def prepare(model: PreTrainedModel, config: RunConfig) -> None:
     """Set `model` up for training."""
+    architecture.freeze_other_parts(model)
     attention.use(model)
     model.config.use_cache = False  # the KV cache is for generation only
     model.train()
@@ -77,7 +78,7 @@ def _empty_model(folder: Path, dtype: torch.dtype, outline: ModelOutline) -> Pre
     """An empty-initialised model: its weights are allocated and never written."""
     settings = _settings(folder)
     with no_init_weights():
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(settings, dtype=dtype)  # type: ignore[no-untyped-call]
+        model: PreTrainedModel = architecture.auto_class(settings).from_config(settings, dtype=dtype)
     model.tie_weights()  # skipped together with the initialisation
     for name, parameter in model.named_parameters():
         if parameter.dtype != outline.dtypes[name]:
@@ -93,8 +94,9 @@ def _read(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Mapping[st
     quiet.set_verbosity_error()  # its warnings about mismatches are errors here
     quiet.disable_progress_bar()
     with _refused(folder):
-        _require_plausible(folder, _settings(folder))
-        found = AutoModelForCausalLM.from_pretrained(
+        settings = _settings(folder)
+        _require_plausible(folder, settings)
+        found = architecture.auto_class(settings).from_pretrained(
             folder,
             dtype=dtype,
             output_loading_info=True,
@@ -137,12 +139,20 @@ def _require_plausible(folder: Path, settings: PreTrainedConfig) -> None:
         raise ModelRefused(f"model {folder}: config.json has {layers:,} layers, the weight files {tensors:,} tensors")
 
 
+def unloaded(folder: Path) -> PreTrainedModel:
+    """The model without memory, on the meta device; what is never trained is frozen. Raises ModelRefused."""
+    with _refused(folder):
+        settings = _settings(folder)
+        _require_plausible(folder, settings)
+        with torch.device("meta"):
+            model: PreTrainedModel = architecture.auto_class(settings).from_config(settings)
+    architecture.freeze_other_parts(model)
+    return model
+
+
 def _freeze_as_built(folder: Path, model: PreTrainedModel) -> None:
     """Freeze what the architecture does not train, such as a router's bias: loading has unfrozen it."""
-    settings = _settings(folder)
-    with torch.device("meta"):
-        built: PreTrainedModel = AutoModelForCausalLM.from_config(settings)  # type: ignore[no-untyped-call]
-    frozen = {name for name, parameter in built.named_parameters() if not parameter.requires_grad}
+    frozen = {name for name, parameter in unloaded(folder).named_parameters() if not parameter.requires_grad}
     for name, parameter in model.named_parameters():
         if name in frozen:
             parameter.requires_grad_(False)

@@ -20,7 +20,7 @@ from finetune_api.runtime.protocol import RESULT
 from finetune_api.runtime.report import FinalReport, ResumeRecord
 from finetune_api.runtime.run_config import RunConfig, Validation
 
-from . import adapters, checkpoint, engines, environment, export, identity, loop, mesh, model, publish, result
+from . import adapters, checkpoint, engines, environment, export, identity, loop, mesh, model, publish, result, scope
 from .background import BackgroundSave
 from .collectives import on_rank_0
 from .environment import RankInfo
@@ -117,6 +117,7 @@ class Trainer:
         return digest
 
     def _load(self) -> PreTrainedModel | PeftModel:
+        scope.say(self.handoff.model_folder, self._config)
         environment.seed(self._config.seed)
         base = model.load(self.handoff.model_folder, self._config)
         adapted = base if self._config.lora is None else adapters.attach(base, self._config.lora)

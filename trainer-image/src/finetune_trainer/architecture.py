@@ -1,0 +1,62 @@
+"""What the base model is to transformers, and which parts of it are trained. Called by model.py.
+
+A multimodal model is loaded whole, by the class that it was saved from: its class for text alone has other names for
+the weights, and a result without the other parts would no longer be that model. Rows are text, so nothing but the
+language model gets gradients; the other parts (vision, audio, what projects them) are frozen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import transformers
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, PreTrainedConfig, PreTrainedModel
+
+from .errors import ModelRefused
+
+
+def auto_class(settings: PreTrainedConfig) -> Any:
+    """The class of transformers that makes the model of these settings. Raises ModelRefused if there is none.
+
+    Of several, it is the one that makes what the settings name as their architecture.
+    """
+    classes: tuple[Any, ...] = (AutoModelForCausalLM, AutoModelForMultimodalLM)
+    known = {each: each._model_mapping.get(type(settings), None) for each in classes}  # noqa: SLF001
+    if settings.is_encoder_decoder:
+        known[AutoModelForMultimodalLM] = None
+    possible = [each for each, made in known.items() if made is not None]
+    for each in possible:
+        if known[each].__name__ in (settings.architectures or ()):
+            return each
+    if not possible:
+        raise ModelRefused(
+            f"transformers {transformers.__version__} has no causal language model of the type {settings.model_type} "
+            f"(model_type in config.json); choose a model that generates text without a separate encoder"
+        )
+    return possible[0]
+
+
+def freeze_other_parts(model: PreTrainedModel) -> None:
+    """Freeze everything but the language model."""
+    for name in other_parts(model):
+        model.get_submodule(name).requires_grad_(False)
+
+
+def other_parts(model: PreTrainedModel) -> list[str]:
+    """Names of the largest modules that have no part of the language model; none if it is all of the model."""
+    if model.config.get_text_config() is model.config:
+        return []
+    language = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[no-untyped-call]
+    parameters = {p for module in language if module is not None for p in module.parameters()}
+    return list(_without(model, parameters))
+
+
+def _without(module: nn.Module, parameters: set[nn.Parameter], prefix: str = "") -> Iterator[str]:
+    for name, child in module.named_children():
+        own = set(child.parameters())
+        if own and not own & parameters:
+            yield prefix + name
+        elif own - parameters:
+            yield from _without(child, parameters, f"{prefix}{name}.")
