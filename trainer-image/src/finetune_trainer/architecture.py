@@ -7,7 +7,8 @@ language model gets gradients; the other parts (vision, audio, what projects the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import transformers
@@ -15,6 +16,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, PreTrainedConfig, PreTrainedModel
 
 from .errors import ModelRefused
+
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 def auto_class(settings: PreTrainedConfig) -> Any:
@@ -60,3 +63,8 @@ def _without(module: nn.Module, parameters: set[nn.Parameter], prefix: str = "")
             yield prefix + name
         elif own - parameters:
             yield from _without(child, parameters, f"{prefix}{name}.")
+
+
+def patterns(names: Iterable[str]) -> list[str]:
+    """Names of weights, those of all layers as one."""
+    return list(dict.fromkeys(_NUMBER.sub("*", name.removesuffix(".weight")) for name in names))

@@ -126,6 +126,8 @@ def _start(parameter: Tensor) -> int:
 
 
 def _gradient(name: str, parameter: nn.Parameter) -> Tensor:
-    assert parameter.grad is not None, f"{name} has no gradient: the model does not use it in its forward pass"
+    """Zeros where the loss has not used the parameter, such as an expert that no token was sent to."""
+    if parameter.grad is None:
+        return torch.zeros_like(parameter, dtype=torch.promote_types(parameter.dtype, torch.float32))
     assert parameter.grad.dtype.itemsize >= 4, f"this torch sums the gradients of {name} in {parameter.grad.dtype}"
     return parameter.grad

@@ -6,8 +6,6 @@ The model and its adapters are made without memory for this, so what cannot be t
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import cast
 
@@ -20,7 +18,6 @@ from . import adapters, architecture, model
 from .collectives import on_rank_0
 
 _log = logging.getLogger(__name__)
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 def say(folder: Path, config: RunConfig) -> None:
@@ -49,13 +46,10 @@ def sentence(adapted: PreTrainedModel | PeftModel) -> str:
         missed = adapters.missed(base)
         if missed:
             share = sum(missed.values()) / whole
-            parts.append(f"no adapters are on {', '.join(_patterns(missed))} ({share:.0%} of the parameters)")
+            parts.append(
+                f"no adapters are on {', '.join(architecture.patterns(missed))} ({share:.0%} of the parameters)"
+            )
     return "; ".join(parts) + "."
-
-
-def _patterns(names: Iterable[str]) -> list[str]:
-    """The names with * for the numbers in them, once each."""
-    return list(dict.fromkeys(_NUMBER.sub("*", name.removesuffix(".weight")) for name in names))
 
 
 def _leaf(name: str) -> str:

@@ -38,6 +38,7 @@ class Fsdp2(AdamwEngine):
             if isinstance(module, FSDPModule):  # gradients are of a mean already: their sum is wanted
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
+                module.set_reduce_scatter_unused_params(True)  # which another rank may have used
 
     def evaluate(self, batch: TokenBatch) -> Tensor:
         total = super().evaluate(batch)
