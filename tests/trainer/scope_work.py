@@ -34,9 +34,15 @@ class Case:
     kind: str
     method: Method
     engine: Engine
+    precision: str = "fp32"
+    """Of the run, and of the base model's files."""
 
     def __str__(self) -> str:
-        return f"{self.kind}, {self.method}, {self.engine}"
+        return f"{self.base}, {self.method}, {self.engine}"
+
+    @property
+    def base(self) -> str:
+        return f"{self.kind} in {self.precision}"
 
 
 @dataclass
@@ -51,14 +57,14 @@ class Trained:
 
 
 def train_all(cases: list[Case], bases: Path, outputs: Path) -> dict[str, Trained]:
-    """Each case starts from the folder `bases`/kind and publishes into `outputs`/case."""
-    return {str(case): _train(case, bases / case.kind, outputs / str(case)) for case in cases}
+    """Each case starts from its folder in `bases` and publishes into `outputs`/case."""
+    return {str(case): _train(case, bases / case.base, outputs / str(case)) for case in cases}
 
 
 def _train(case: Case, base: Path, output: Path) -> Trained:
     lora = {"lora": models.lora()} if case.method is Method.LORA else {}
     config = models.run_config(
-        base, base, output, method=case.method, engine=case.engine,
+        base, base, output, method=case.method, engine=case.engine, precision=case.precision,
         mesh__processes_per_node=2, mesh__data_parallel=2,
         batch={"per_device": 1, "accumulation": 2}, schedule__max_steps=STEPS, **lora,
     )  # fmt: skip

@@ -30,16 +30,20 @@ OTHER_PARTS = {
     "qwen2_5_vl": ["model.visual"],
 }
 PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
-CASES = [Case(*each) for each in product(KINDS, (Method.FFT, Method.LORA), (Engine.DDP, Engine.FSDP2))]
+METHODS, ENGINES = (Method.FFT, Method.LORA), (Engine.DDP, Engine.FSDP2)
+IN_BF16 = ("gemma3", "ernie4_5_moe", "minimax", "xglm")
+CASES = [Case(*each) for each in product(KINDS, METHODS, ENGINES)]
+CASES += [Case(*each, precision="bf16") for each in product(IN_BF16, (Method.FFT,), ENGINES)]
 
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bases")
-    for kind in KINDS:
-        architectures.model(kind).save_pretrained(folder / kind)
+    for case in {case.base: case for case in CASES}.values():
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[case.precision]
+        architectures.model(case.kind, dtype=dtype).save_pretrained(folder / case.base)
         for name in PROCESSORS:
-            (folder / kind / name).write_text(f'{{"of": "{kind}"}}')
+            (folder / case.base / name).write_text(f'{{"of": "{case}"}}')
     return folder
 
 
@@ -59,21 +63,21 @@ def test_plain_transformers_and_peft_load_what_two_ranks_have_trained(
     case: Case, bases: Path, outputs: Path, trained: dict[str, Trained]
 ) -> None:
     found = trained[str(case)]
-    again = work.published(case, bases / case.kind, outputs / str(case))
+    again = work.published(case, bases / case.base, outputs / str(case))
     assert torch.equal(logits(again), found.logits)
-    assert not torch.equal(found.logits, logits(work.own_class(bases / case.kind)))
+    assert not torch.equal(found.logits, logits(work.own_class(bases / case.base)))
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_what_is_not_trained_keeps_its_bits_and_everything_else_moves(
     case: Case, bases: Path, trained: dict[str, Trained]
 ) -> None:
-    found = trained[str(case)]
-    base = {name: p.detach() for name, p in work.own_class(bases / case.kind).named_parameters()}
-    moved = {name for name in base if not torch.equal(base[name], of_base(found, name))}
+    found, built = trained[str(case)], architectures.model(case.kind)
+    base = {name: p.detach() for name, p in work.own_class(bases / case.base).named_parameters()}
+    moved = {name for name, weight in base.items() if not torch.equal(weight, of_base(found, name).to(weight.dtype))}
     others = tuple(f"{part}." for part in OTHER_PARTS.get(case.kind, ()))
-    expected = set() if case.method is Method.LORA else {name for name in base if not name.startswith(others)}
-    assert moved == expected
+    language = {name for name, p in built.named_parameters() if p.requires_grad and not name.startswith(others)}
+    assert moved == (set() if case.method is Method.LORA else language)
     assert not any(others and f".{other}" in name for name in found.weights if "lora" in name for other in others)
     assert all(found.weights[name].any() for name in found.weights if "lora_B" in name)
 
@@ -86,17 +90,18 @@ def of_base(found: Trained, name: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", OTHER_PARTS)
 def test_the_result_of_a_multimodal_model_is_one(kind: str, bases: Path, outputs: Path, trained: Any) -> None:
-    folder = outputs / str(Case(kind, Method.FFT, Engine.FSDP2)) / "result"
-    names = [safetensors.torch.load_file(each / "model.safetensors").keys() for each in (folder, bases / kind)]
+    case = Case(kind, Method.FFT, Engine.FSDP2)
+    folder, base = outputs / str(case) / "result", bases / case.base
+    names = [safetensors.torch.load_file(each / "model.safetensors").keys() for each in (folder, base)]
     assert names[0] == names[1]
     for name in ("config.json", *PROCESSORS):
-        assert (folder / name).read_bytes() == (bases / kind / name).read_bytes(), name
+        assert (folder / name).read_bytes() == (base / name).read_bytes(), name
 
 
 @pytest.fixture
 def config_only(tmp_path: Path, bases: Path, request: pytest.FixtureRequest) -> Path:
     """The folder of a model that has no weights."""
-    shutil.copyfile(bases / request.param / "config.json", tmp_path / "config.json")
+    shutil.copyfile(bases / f"{request.param} in fp32" / "config.json", tmp_path / "config.json")
     return tmp_path
 
 

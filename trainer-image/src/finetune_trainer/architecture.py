@@ -7,13 +7,16 @@ language model gets gradients; the other parts (vision, audio, what projects the
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, PreTrainedConfig, PreTrainedModel
+from transformers.core_model_loading import build_glob_alternation
 
 from .errors import ModelRefused
 
@@ -63,6 +66,37 @@ def _without(module: nn.Module, parameters: set[nn.Parameter], prefix: str = "")
             yield prefix + name
         elif own - parameters:
             yield from _without(child, parameters, f"{prefix}{name}.")
+
+
+def kept_in_fp32(model: nn.Module, names: Iterable[str], dtype: torch.dtype) -> set[str]:
+    """Those of `names` that the architecture keeps in fp32 where the rest of it is in `dtype`, such as routers."""
+    plan = model._get_dtype_plan(dtype) if isinstance(model, PreTrainedModel) else {}  # noqa: SLF001
+    if not plan:
+        return set()
+    kept, *_ = build_glob_alternation(list(plan))
+    return {name for name in names if kept.search(name)}
+
+
+def cast_buffers(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Give the buffers of a model in fp32 the formats that they have where it is loaded in `dtype`.
+
+    Some architectures compute with them without a cast. What is published is in `exact_buffers`.
+    """
+    with torch.device("meta"):
+        settings = copy.deepcopy(model.config)
+        made = dict(auto_class(settings).from_config(settings, dtype=dtype).named_buffers())
+    buffers = dict(model.named_buffers())
+    rounded = {name for name, like in made.items() if like.dtype == dtype != buffers[name].dtype}
+    rounded -= kept_in_fp32(model, rounded, dtype)
+    kept = model.state_dict().keys()
+    model.exact_buffers = {name: buffers[name].data for name in rounded if name in kept}  # type: ignore[assignment]
+    for name in rounded:
+        buffers[name].data = buffers[name].data.to(dtype)
+
+
+def exact_buffers(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Persistent buffers as they were before `cast_buffers`, by name."""
+    return getattr(model, "exact_buffers", {})
 
 
 def patterns(names: Iterable[str]) -> list[str]:

@@ -67,6 +67,8 @@ def load(folder: Path, config: RunConfig) -> PreTrainedModel:
 def prepare(model: PreTrainedModel, config: RunConfig) -> None:
     """Set `model` up for training."""
     architecture.freeze_other_parts(model)
+    if COMPUTE[config.precision] != storage_dtype(config):
+        architecture.cast_buffers(model, COMPUTE[config.precision])
     attention.use(model)
     model.config.use_cache = False  # the KV cache is for generation only
     model.train()

@@ -58,12 +58,12 @@ def shard(model: nn.Module, config: RunConfig, mesh: RankMesh) -> dict[str, Tens
     """
     axes = mesh.devices[tuple(axis for axis in DATA if mesh.size(axis) > 1) or ("shard",)]
     full = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    apart = {name for name, p in trained(model).items() if computes_apart(p, config.precision)}
+    apart = set(computes_apart(model, config.precision))
     for name, parameter in trained(model).items():
         if name in apart:
             to_compute_format(parameter, config.precision)
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32) if apart else MixedPrecisionPolicy()
-    for layer in layers(model):
+    for layer in [*_kept_in_fp32(model, apart), *layers(model)]:
         fully_shard(layer, mesh=axes, mp_policy=policy)
     fully_shard(model, mesh=axes, mp_policy=policy)
     model.to(mesh.rank_info.device)  # buffers only: the shards are on the device already
@@ -76,6 +76,22 @@ def shard(model: nn.Module, config: RunConfig, mesh: RankMesh) -> dict[str, Tens
         else:
             local(parameter.detach()).copy_(part)
     return separate
+
+
+def _kept_in_fp32(model: nn.Module, apart: set[str]) -> list[nn.Module]:
+    """Modules with trained parameters in fp32 in a model that computes in another format.
+
+    FSDP2 wants one format in a group, so they get groups of their own.
+    """
+    kept = {p: name for name, p in trained(model).items() if apart and name not in apart}
+    found = [module for module in model.modules() if any(p in kept for p in module.parameters(recurse=False))]
+    others = [p for module in found for p in module.parameters() if p.requires_grad and p not in kept]
+    if others:
+        raise ModelRefused(
+            f"{', '.join(kept.values())}: the architecture keeps these weights in fp32, and FSDP2 cannot shard them "
+            "with others in the same module; set engine ddp, or compute in fp32 (hyperparameters.parallelism.bf16)"
+        )
+    return found
 
 
 def _part_of_rank_0(full: Tensor, like: DTensor, mesh: RankMesh) -> Tensor:
