@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from finetune_api.runtime.choices import Method
 from finetune_api.runtime.run_config import Lora
-from finetune_trainer import adapters, export, result, tensor_files
+from finetune_trainer import adapters, architecture, export, result, tensor_files
 from finetune_trainer.errors import StorageFailed
 from finetune_trainer.files import DISK, require_space
 from finetune_trainer.marker import digest_of
@@ -236,8 +236,19 @@ def test_plain_transformers_loads_every_architecture_without_a_missing_key(tmp_p
     assert torch.equal(work.logits(model), work.logits(original))
     work.disturb(model)
     folder = work.publish(tmp_path, model, tmp_path / "base", Method.FFT)
-    found: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    found: Any = architecture.auto_class(original.config).from_pretrained(folder, output_loading_info=True)
     again, report = found
     assert not any(report.values())
     assert torch.equal(work.logits(again), work.logits(model))
     assert tensor_files.dtypes(folder) == tensor_files.dtypes(tmp_path / "base")
+
+
+def test_buffers_that_the_model_computes_with_in_bf16_are_published_as_the_base_has_them(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    architectures.model("minimax").save_pretrained(base)
+    model = loaded(base, run_config(base, tmp_path, tmp_path, precision="bf16"))
+    folder = work.publish(tmp_path, model, base, Method.FFT)
+    published, original = (safetensors.torch.load_file(each / "model.safetensors") for each in (folder, base))
+    buffers = {name for name, buffer in model.named_buffers() if buffer.dtype is torch.bfloat16}
+    assert buffers
+    assert [name for name in buffers if not torch.equal(published[name], original[name])] == []

@@ -47,6 +47,48 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path, files: list[str], r
     assert reason in str(refused.value)
 
 
+ORIGINAL = "use the model that it was made from"
+
+
+@pytest.mark.parametrize(
+    ("config", "reasons"),
+    [
+        pytest.param(
+            {"quantization_config": {"quant_method": "mxfp4"}},
+            ("(mxfp4, quantization_config in config.json)", "of gpt-oss those are unsloth/gpt-oss-20b-BF16"),
+            id="mxfp4",
+        ),
+        pytest.param(
+            {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}},
+            ("(fp8, ", "or make one: from_pretrained(model, quantization_config=FineGrainedFP8Config("),
+            id="fp8",
+        ),
+        pytest.param({"quantization_config": {"quant_method": "gptq"}}, ("(gptq, ", ORIGINAL), id="gptq"),
+        pytest.param({"quantization_config": {"quant_method": "awq"}}, ("(awq, ", ORIGINAL), id="awq"),
+        pytest.param(
+            {"quantization_config": {"load_in_4bit": True}}, ("(bitsandbytes, ", ORIGINAL), id="bitsandbytes, old"
+        ),
+        pytest.param(
+            {"text_config": {"quantization_config": {"quant_method": "awq"}}},
+            ("(awq, text_config.quantization_config in config.json)", ORIGINAL),
+            id="the text part of a multimodal model",
+        ),
+    ],
+)
+def test_quantised_weights_are_refused(tmp_path: Path, config: dict[str, object], reasons: tuple[str, ...]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(ModelRefused) as refused:
+        sources.model_folder(str(tmp_path))
+    assert [reason for reason in reasons if reason not in str(refused.value)] == []
+
+
+def test_a_config_that_says_nothing_of_quantisation_with_null_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"quantization_config": null}')
+    (tmp_path / "model.safetensors").touch()
+    assert sources.model_folder(str(tmp_path)) == tmp_path
+
+
 def test_a_folder_that_is_not_there_is_refused_with_its_name(tmp_path: Path) -> None:
     with pytest.raises(ModelRefused, match="nowhere: folder not found; use the folder"):
         sources.model_folder(str(tmp_path / "nowhere"))

@@ -28,6 +28,8 @@ from .model_export import Casting, gathered
 
 ADAPTER = "default"
 """PEFT's name for the adapter."""
+_MODEL = ("config.json", "generation_config.json", "*processor_config.json")
+"""With the processors of images and sounds."""
 _TOKENIZER = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model",
     "*.tiktoken", "chat_template*",
@@ -90,7 +92,7 @@ def _write_adapter(folder: Path, model: Any, whole: Mapping[str, Tensor], card: 
 def _write_texts(folder: Path, publication: Publication) -> None:
     """The configs of a model are those of its base: training has changed them in memory (dtype, no cache)."""
     base = publication.base
-    configs = () if isinstance(publication.model, PeftModel) else ("config.json", "generation_config.json")
+    configs = () if isinstance(publication.model, PeftModel) else _MODEL
     with storage_errors(folder):
         for path in sorted({path for pattern in (*configs, *_TOKENIZER) for path in base.glob(pattern)}):
             if path.is_dir():

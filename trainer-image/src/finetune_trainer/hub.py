@@ -32,7 +32,7 @@ from .files import storage_failure
 from .lease import Lease
 from .patience import PatientClient
 from .rank_processes import end_with_launcher
-from .sources import LOST, WANTED, Limits
+from .sources import LOST, SMALL, WANTED, Limits, require_unquantised
 
 _ABANDONED_S = 24 * 3600.0
 """After which a part of a file that does not grow is removed: longer than clocks differ."""
@@ -72,11 +72,11 @@ def _fill(name: str, commit: str, label: str, limits: Limits) -> Path:
             mine = lease.acquire()
         except OSError as error:  # a cache that has everything may be read-only
             _log(f"model {label}: no lease on the cache: {error}")
-            return _download(name, commit)
+            return _transfer(name, commit)
         if mine:
             _clear(name)
             with lease.held(_Progress(name, label, limits).require, _stop):
-                return _download(name, commit)
+                return _transfer(name, commit)
         if time.monotonic() - noticed > limits.notice:
             noticed, size = time.monotonic(), sum(blob.st_size for blob in _blobs(name))
             _log(f"model {label}: waiting for the download by {lease.holder}, {size / 1e9:.1f} GB so far")
@@ -136,10 +136,15 @@ def _cached(name: str, revision: str | None) -> Path | None:
         return None
 
 
-def _download(name: str, revision: str | None, *, local_files_only: bool = False) -> Path:
+def _transfer(name: str, commit: str) -> Path:
+    require_unquantised(_download(name, commit, SMALL))  # before its weights are downloaded
+    return _download(name, commit)
+
+
+def _download(name: str, revision: str | None, files: list[str] = WANTED, *, local_files_only: bool = False) -> Path:
     return Path(
         huggingface_hub.snapshot_download(
-            name, revision=revision, allow_patterns=WANTED, local_files_only=local_files_only
+            name, revision=revision, allow_patterns=files, local_files_only=local_files_only
         )
     )
 

@@ -29,14 +29,21 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from finetune_api.runtime.choices import Precision, WeightFormat
 
+from . import architecture
+from .optim import trained
 from .rounding import WeightRounding
 
 COMPUTE = {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
 
 
-def computes_apart(parameter: nn.Parameter, precision: Precision) -> bool:
-    """Whether the model computes with a rounding of this trained parameter, instead of with its fp32 weight."""
-    return parameter.dtype == torch.float32 != COMPUTE[precision]
+def computes_apart(model: nn.Module, precision: Precision) -> list[str]:
+    """Trained parameters with whose roundings the model computes, instead of with their fp32 weights.
+
+    Not those that its architecture keeps in fp32.
+    """
+    candidates = [name for name, p in trained(model).items() if p.dtype == torch.float32 != COMPUTE[precision]]
+    kept = architecture.kept_in_fp32(model, candidates, COMPUTE[precision])
+    return [name for name in candidates if name not in kept]
 
 
 def to_compute_format(parameter: nn.Parameter, precision: Precision) -> None:
@@ -126,6 +133,8 @@ def _start(parameter: Tensor) -> int:
 
 
 def _gradient(name: str, parameter: nn.Parameter) -> Tensor:
-    assert parameter.grad is not None, f"{name} has no gradient: the model does not use it in its forward pass"
+    """Zeros where the loss has not used the parameter, such as an expert that no token was sent to."""
+    if parameter.grad is None:
+        return torch.zeros_like(parameter, dtype=torch.promote_types(parameter.dtype, torch.float32))
     assert parameter.grad.dtype.itemsize >= 4, f"this torch sums the gradients of {name} in {parameter.grad.dtype}"
     return parameter.grad

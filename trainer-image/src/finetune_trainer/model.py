@@ -13,13 +13,13 @@ from typing import Any, cast
 
 import torch
 import transformers
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from finetune_api.runtime.choices import Method
 from finetune_api.runtime.exits import Exit
 from finetune_api.runtime.run_config import RunConfig
 
-from . import attention, placeholders, tensor_files
+from . import architecture, attention, placeholders, tensor_files
 from .collectives import new_channel, on_channel, on_every_rank
 from .errors import ModelRefused
 from .failures import exit_code_of
@@ -44,12 +44,9 @@ def load(folder: Path, config: RunConfig, keep: Keep) -> PreTrainedModel:
 
 
 def _loaded(folder: Path, dtype: torch.dtype, keep: Keep) -> PreTrainedModel:
-    with _refused(folder):
-        settings = _settings(folder)
-        _require_plausible(folder, settings)
-        outline = _outline(settings)
-        with placeholders.replacing(keep, _tied_shapes(outline)):
-            model, report = _read(folder, dtype)
+    outline = unloaded(folder)
+    with _refused(folder), placeholders.replacing(keep, _tied_shapes(outline)):
+        model, report = _read(folder, dtype)
     _require_complete(folder, report)
     placeholders.replace(model, keep)
     _freeze_as_built(model, outline)
@@ -58,17 +55,14 @@ def _loaded(folder: Path, dtype: torch.dtype, keep: Keep) -> PreTrainedModel:
 
 def prepare(model: PreTrainedModel, config: RunConfig) -> None:
     """Set `model` up for training."""
+    architecture.freeze_other_parts(model)
+    if COMPUTE[config.precision] != storage_dtype(config):
+        architecture.cast_buffers(model, COMPUTE[config.precision])
     attention.use(model)
     model.config.use_cache = False  # the KV cache is for generation only
     model.train()
     if config.activation_checkpointing:
         model.activation_checkpointing_enable()
-
-
-def _outline(settings: PreTrainedConfig) -> PreTrainedModel:
-    """The model without values."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(settings)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _tied_shapes(outline: PreTrainedModel) -> set[torch.Size]:
@@ -82,7 +76,7 @@ def _read(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Mapping[st
     quiet: Any = transformers.utils.logging  # untyped
     quiet.set_verbosity_error()  # its warnings about mismatches are errors here
     quiet.disable_progress_bar()
-    found = AutoModelForCausalLM.from_pretrained(
+    found = architecture.auto_class(_settings(folder)).from_pretrained(
         folder,
         dtype=dtype,
         output_loading_info=True,
@@ -123,6 +117,17 @@ def _require_plausible(folder: Path, settings: PreTrainedConfig) -> None:
     layers, tensors = getattr(settings.get_text_config(), "num_hidden_layers", 0), len(tensor_files.dtypes(folder))
     if layers > tensors > 0:
         raise ModelRefused(f"model {folder}: config.json has {layers:,} layers, the weight files {tensors:,} tensors")
+
+
+def unloaded(folder: Path) -> PreTrainedModel:
+    """The model without memory, on the meta device; what is never trained is frozen. Raises ModelRefused."""
+    with _refused(folder):
+        settings = _settings(folder)
+        _require_plausible(folder, settings)
+        with torch.device("meta"):
+            model: PreTrainedModel = architecture.auto_class(settings).from_config(settings)
+    architecture.freeze_other_parts(model)
+    return model
 
 
 def _freeze_as_built(model: PreTrainedModel, outline: PreTrainedModel) -> None:

@@ -23,7 +23,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from finetune_api.runtime.run_config import RunConfig
 
-from . import rounding, tensor_files
+from . import architecture, rounding, tensor_files
 from .collectives import on_rank_0, rank
 from .files import Files, require_space, storage_errors
 from .tensor_files import Outline
@@ -143,6 +143,7 @@ def _weights(model: PreTrainedModel, trained: Mapping[str, Tensor]) -> dict[str,
     """Parameters and persistent buffers by name; of tied weights the one that loading ties the others to."""
     buffers = dict(model.named_buffers())
     kept = {name: tensor for name, tensor in model.state_dict().items() if name in buffers}
+    kept |= architecture.exact_buffers(model)
     weights = dict(model.named_parameters()) | kept | dict(trained)
     tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", {})
     return {name: tensor for name, tensor in weights.items() if tied.get(name) not in weights}

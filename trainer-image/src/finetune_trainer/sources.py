@@ -19,7 +19,8 @@ from finetune_api.validation.uris import Scheme, Source, Use
 from .errors import DataRefused, ModelRefused, RunError, SourceUnavailable
 
 _WEIGHTS = "*.safetensors"
-WANTED = ["*.json", "*.jinja", "*.model", "*.txt", _WEIGHTS]
+SMALL = ["*.json", "*.jinja", "*.model", "*.txt"]
+WANTED = [*SMALL, _WEIGHTS]
 """Files of a model that are read. Pickled weights and code are excluded."""
 LOST = 75
 """Exit code of a download that lost its lease on the cache: EX_TEMPFAIL of sysexits.h."""
@@ -96,6 +97,30 @@ def _require_model(folder: Path) -> None:
             f"model {folder}: no *.safetensors found in the folder; other formats can run code when they are "
             "loaded, so convert the model first: model.save_pretrained(folder)"
         )
+    require_unquantised(folder)
+
+
+def require_unquantised(folder: Path) -> None:
+    """Quantised weights get no gradients, and a result would need them quantised again."""
+    config = model_config(folder)
+    parts = {"": config} | {f"{key}.": part for key, part in config.items() if isinstance(part, dict)}
+    for prefix, part in parts.items():
+        found = part.get("quantization_config")
+        if found and isinstance(found, dict):
+            method = found.get("quant_method") or "bitsandbytes"  # whose older files do not name it
+            raise ModelRefused(
+                f"model {folder}: its weights are quantised ({method}, {prefix}quantization_config in config.json), "
+                f"and this version trains unquantised weights only; {_UNQUANTISED.get(method, _ORIGINAL)}"
+            )
+
+
+_ORIGINAL = "use the model that it was made from, which is usually published under the name without the method"
+_UNQUANTISED = {
+    "mxfp4": "use a copy of it in bf16; of gpt-oss those are unsloth/gpt-oss-20b-BF16 and unsloth/gpt-oss-120b-BF16",
+    "fp8": "use a copy of it in bf16, or make one: from_pretrained(model, quantization_config=FineGrainedFP8Config("
+    "dequantize=True)), then save_pretrained(folder)",
+}  # fmt: skip
+"""Advice, where it is not `_ORIGINAL`: these models were published quantised only."""
 
 
 def _download(source: Source, limits: Limits) -> Path:

@@ -33,6 +33,7 @@ from . import (
     model,
     publish,
     result,
+    scope,
     snapshot,
     tensor_files,
 )
@@ -133,6 +134,7 @@ class Trainer:
         return digest
 
     def _load(self) -> PreTrainedModel | PeftModel:
+        scope.say(self.handoff.model_folder, self._config)
         environment.seed(self._config.seed)
         base = model.load(self.handoff.model_folder, self._config, self._keep)
         adapted = base if self._config.lora is None else adapters.attach(base, self._config.lora)

@@ -20,6 +20,7 @@ from ..collate import TokenBatch
 from ..loss_scale import LossScale
 from ..master import MasterWeights
 from ..mesh import RankMesh
+from ..unreached import Unreached
 
 T = TypeVar("T")
 
@@ -91,6 +92,7 @@ class AdamwEngine:
         self._weights = weights
         self._optimizer = optim.build(weights.local, config.optimizer)
         self._loss = ChunkedLoss(model)
+        self._unreached = Unreached(weights.local, speaks=mesh.rank_info.rank == 0)
         self._scale = LossScale() if config.precision is Precision.FP16 else None
         self._steps = 0
 
@@ -120,8 +122,9 @@ class AdamwEngine:
         return self._outcome(totals.tolist(), scale)
 
     def _outcome(self, totals: list[float], scale: float) -> StepOutcome:
-        nll, square, stopping = totals
+        nll, square, stopping, *reached = totals
         skipped = not math.isfinite(nll + square)
+        self._unreached.after_step(reached, skipped=skipped)
         outcome = StepOutcome(nll, square**0.5 / scale, skipped, stopping > 0)
         if self._scale is None:
             return outcome
@@ -129,10 +132,11 @@ class AdamwEngine:
         return replace(outcome, loss_scale=scale, skipped_steps=self._scale.skipped_steps)
 
     def _sum(self, nll: Tensor, gradients: dict[str, Tensor], stop: bool) -> Tensor:
-        """Over all ranks: NLL, squared norm of the gradients, and how many were asked to stop. fp64 [3]."""
+        """fp64, over all ranks: NLL, squared norm of the gradients, how many were asked to stop, what was reached."""
         norm = torch.nn.utils.get_total_norm(list(gradients.values())).double()
         own = norm.square() / self._mesh.size("replicate")  # replicas have the same gradients
         totals = torch.stack([nll, own, torch.full_like(nll, stop)])
+        totals = torch.cat([totals, self._unreached.reached(gradients).to(totals.device)])
         self._mesh.sum_over_data(totals)
         return totals
 

@@ -39,6 +39,7 @@ class Fsdp2(AdamwEngine):
             if isinstance(module, FSDPModule):  # gradients are of a mean already: their sum is wanted
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
+                module.set_reduce_scatter_unused_params(True)  # which another rank may have used
 
     @staticmethod
     def part(weight: Tensor, mesh: RankMesh) -> Tensor:
@@ -67,10 +68,10 @@ def shard(model: nn.Module, config: RunConfig, mesh: RankMesh) -> dict[str, Tens
     axes = _axes(mesh)
     parts = {name: placeholders.take(parameter) for name, parameter in model.named_parameters()}
     whole = {name: parameter.detach() for name, parameter in model.named_parameters() if parts[name] is None}
-    apart = {name for name, p in trained(model).items() if computes_apart(p, config.precision)}
+    apart = set(computes_apart(model, config.precision))
     placeholders.substitute(model, {n: _without_values(p, config, n in apart) for n, p in model.named_parameters()})
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32) if apart else MixedPrecisionPolicy()
-    for layer in layers(model):
+    for layer in [*_kept_in_fp32(model, apart), *layers(model)]:
         fully_shard(layer, mesh=axes, mp_policy=policy)
     fully_shard(model, mesh=axes, mp_policy=policy)
     separate, placed = {}, {}
@@ -106,6 +107,22 @@ def _sharded(part: Tensor, like: DTensor) -> nn.Parameter:
         part, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
     )
     return nn.Parameter(tensor, like.requires_grad)
+
+
+def _kept_in_fp32(model: nn.Module, apart: set[str]) -> list[nn.Module]:
+    """Modules with trained parameters in fp32 in a model that computes in another format.
+
+    FSDP2 wants one format in a group, so they get groups of their own.
+    """
+    kept = {p: name for name, p in trained(model).items() if apart and name not in apart}
+    found = [module for module in model.modules() if any(p in kept for p in module.parameters(recurse=False))]
+    others = [p for module in found for p in module.parameters() if p.requires_grad and p not in kept]
+    if others:
+        raise ModelRefused(
+            f"{', '.join(kept.values())}: the architecture keeps these weights in fp32, and FSDP2 cannot shard them "
+            "with others in the same module; set engine ddp, or compute in fp32 (hyperparameters.parallelism.bf16)"
+        )
+    return found
 
 
 def _part_of_rank_0(whole: Tensor, like: DTensor, mesh: RankMesh) -> Tensor:

@@ -26,7 +26,7 @@ class Replicated(AdamwEngine):
         if replicas > 1:
             _broadcast_from_rank_0(model)
         parameters = trained(model)
-        separate = {name: p.detach() for name, p in parameters.items() if computes_apart(p, config.precision)}
+        separate = {name: parameters[name].detach() for name in computes_apart(model, config.precision)}
         for name in separate:
             to_compute_format(parameters[name], config.precision)
         weights = MasterWeights(parameters, separate, rounding.of(config, mesh.rank_info.device), config.weights)

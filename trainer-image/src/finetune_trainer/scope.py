@@ -1,0 +1,63 @@
+"""What of the model a run trains, said before its weights are read. Called by trainer.py.
+
+The model and its adapters are made without memory for this, so what cannot be trained as asked is refused here too.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import cast
+
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from finetune_api.runtime.run_config import RunConfig
+
+from . import adapters, architecture, model
+from .collectives import on_rank_0
+
+_log = logging.getLogger(__name__)
+
+
+def say(folder: Path, config: RunConfig) -> None:
+    """Log it once. Collective; raises ModelRefused on every rank."""
+
+    def on_first() -> None:
+        base = model.unloaded(folder)
+        adapted = base if config.lora is None else adapters.attach(base, config.lora)
+        _log.warning("%s", sentence(adapted))
+
+    on_rank_0(on_first)
+
+
+def sentence(adapted: PreTrainedModel | PeftModel) -> str:
+    """What is trained of a model, which may be without memory."""
+    whole = sum(parameter.numel() for parameter in adapted.parameters())
+    trained = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
+    base = cast("PreTrainedModel", adapted.get_base_model() if isinstance(adapted, PeftModel) else adapted)
+    parts = [f"Trains {'all' if trained == whole else f'{_count(trained)} of'} {_count(whole)} parameters"]
+    others = architecture.other_parts(base)
+    if others:
+        parts.append(f"rows are text, so these parts are frozen: {', '.join(others)}")
+    if isinstance(adapted, PeftModel):
+        adapted_modules = {_leaf(name) for name, module in base.named_modules() if hasattr(module, "lora_A")}
+        parts.append(f"adapters are on {', '.join(sorted(adapted_modules))}")
+        missed = adapters.missed(base)
+        if missed:
+            share = sum(missed.values()) / whole
+            parts.append(
+                f"no adapters are on {', '.join(architecture.patterns(missed))} ({share:.0%} of the parameters)"
+            )
+    return "; ".join(parts) + "."
+
+
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _count(parameters: int) -> str:
+    for unit, size in (("B", 10**9), ("M", 10**6)):
+        if parameters >= size:
+            return f"{parameters / size:.3g} {unit}"
+    return f"{parameters:,}"
