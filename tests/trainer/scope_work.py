@@ -69,10 +69,10 @@ def _train(case: Case, base: Path, output: Path) -> Trained:
         batch={"per_device": 1, "accumulation": 2}, schedule__max_steps=STEPS, **lora,
     )  # fmt: skip
     torch.manual_seed(0)  # of the adapters
-    loaded: Any = model.load(base, config)
-    adapted = loaded if config.lora is None else adapters.attach(loaded, config.lora)
     rank = dist.get_rank()
     layout = mesh.build(config, RankInfo(rank, 2, rank, torch.device("cpu")))
+    loaded: Any = model.load(base, config, engines.kept(config, layout))
+    adapted = loaded if config.lora is None else adapters.attach(loaded, config.lora)
     engine = engines.build(adapted, config, layout)
     data = _rows()
     found: list[float] = []

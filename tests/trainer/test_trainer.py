@@ -253,8 +253,9 @@ def test_a_volume_without_room_for_the_checkpoints_is_refused_before_the_first_s
 ) -> None:
     many: dict[str, Any] = {"schedule__max_steps": 10**9, "schedule__epochs": 10**9}
     settings = config(inputs, tmp_path / "out", checkpointing={"every_steps": 1, "keep": 10**9}, **many)
-    with pytest.raises(StorageFailed, match=r"out needs [\d.]+ GB, and its volume has .*lower training.save_total"):
-        run(settings, tmp_path / "handoff")
+    [ended] = run_ranks(1, work.run, settings, tmp_path / "handoff")
+    assert isinstance(ended.error, StorageFailed)
+    assert re.search(r"out needs [\d.]+ GB, and its volume has .*lower training\.save_total_limit", str(ended.error))
     assert not (tmp_path / "out" / "checkpoints").exists()
 
 
