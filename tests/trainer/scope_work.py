@@ -36,13 +36,14 @@ class Case:
     engine: Engine
     precision: str = "fp32"
     """Of the run, and of the base model's files."""
+    router_loss: bool = False
 
     def __str__(self) -> str:
         return f"{self.base}, {self.method}, {self.engine}"
 
     @property
     def base(self) -> str:
-        return f"{self.kind} in {self.precision}"
+        return f"{self.kind} in {self.precision}{' with router loss' if self.router_loss else ''}"
 
 
 @dataclass

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from finetune_api.runtime.run_config import Lora
-from finetune_trainer import adapters, attention, loss
+from finetune_trainer import adapters, attention, chunked_loss, loss
 from finetune_trainer.collate import TokenBatch, collate
 from trainer import architectures, models, syncs
 from trainer.parity_cases import rows
@@ -117,3 +117,30 @@ def test_a_mask_and_the_masks_of_transformers_are_found_out(batch: TokenBatch) -
     assert syncs.of(lambda: loss.nll(model, batch)) == ["_local_scalar_dense"]
     attention.use(model)
     assert syncs.of(lambda: by_mask(model, batch)) == ["index"]
+
+
+@pytest.mark.parametrize("chunk", [chunked_loss.CPU_CHUNK, 5 * architectures.VOCABULARY], ids=["whole", "chunks"])
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "gpt_oss"])
+def test_the_router_loss_is_that_of_transformers(
+    kind: str, chunk: int, batch: TokenBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunked_loss, "CPU_CHUNK", chunk)
+    model = architectures.model(kind)
+    without = gradients(model, loss.nll(model, batch) / len(batch.labels))
+    model.config.output_router_logits = True
+    labels = torch.full((batch.inputs.numel(),), -100)
+    labels[batch.targets] = batch.labels
+    labels = labels.view_as(batch.inputs)
+    whole = model(input_ids=batch.inputs, labels=labels, shift_labels=labels, use_cache=False).loss
+    expected = gradients(model, whole)
+    direct = gradients(model, loss.nll(model, batch) / len(batch.labels))
+    model.zero_grad()
+    total = chunked_loss.ChunkedLoss(model).backward(batch, len(batch.labels))
+    chunked = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    for name, gradient in expected.items():
+        for found in (direct, chunked):
+            assert float((found[name] - gradient).norm()) <= 1e-5 * float(gradient.norm()), name
+    router = next(name for name in expected if "router.weight" in name or "gate.weight" in name)
+    assert float((without[router] - expected[router]).norm()) > 1e-3 * float(expected[router].norm())
+    assert total.item() == pytest.approx(loss.nll(model, batch).item(), rel=1e-6), "the NLL alone is reported"
+    assert whole.item() > 1.0001 * total.item() / len(batch.labels)

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoConfig
 
 from finetune_api.runtime.choices import Engine, Method
-from finetune_trainer import architecture, scope
+from finetune_trainer import architecture, model, scope
 from finetune_trainer.errors import ModelRefused
 from trainer import architectures, models
 from trainer import scope_work as work
@@ -33,6 +33,7 @@ PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_prepro
 METHODS, ENGINES = (Method.FFT, Method.LORA), (Engine.DDP, Engine.FSDP2)
 IN_BF16 = ("gemma3", "ernie4_5_moe", "minimax", "xglm")
 CASES = [Case(*each) for each in product(KINDS, METHODS, ENGINES)]
+CASES += [Case("mixtral", Method.FFT, engine, router_loss=True) for engine in ENGINES]
 CASES += [Case(*each, precision="bf16") for each in product(IN_BF16, (Method.FFT,), ENGINES)]
 
 
@@ -41,7 +42,10 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bases")
     for case in {case.base: case for case in CASES}.values():
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[case.precision]
-        architectures.model(case.kind, dtype=dtype).save_pretrained(folder / case.base)
+        made = architectures.model(case.kind, dtype=dtype)
+        if case.router_loss:
+            made.config.output_router_logits = True
+        made.save_pretrained(folder / case.base)
         for name in PROCESSORS:
             (folder / case.base / name).write_text(f'{{"of": "{case}"}}')
     return folder
@@ -88,6 +92,25 @@ def of_base(found: Trained, name: str) -> torch.Tensor:
     return found.weights[inner[name]]
 
 
+def test_the_router_loss_changes_what_is_trained_and_not_what_is_reported(trained: dict[str, Trained]) -> None:
+    ddp, fsdp2 = (trained[str(Case("mixtral", Method.FFT, engine, router_loss=True))] for engine in ENGINES)
+    without = trained[str(Case("mixtral", Method.FFT, Engine.DDP))]
+    assert ddp.losses == pytest.approx(fsdp2.losses, abs=1e-6)
+    assert ddp.losses[0] == without.losses[0]
+    gate = "model.layers.0.mlp.gate.weight"
+    assert torch.allclose(ddp.weights[gate], fsdp2.weights[gate], atol=1e-6)
+    assert not torch.allclose(ddp.weights[gate], without.weights[gate], atol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_adapters_are_trained_without_router_loss(method: Method, tmp_path: Path) -> None:
+    lora = {"lora": models.lora()} if method is Method.LORA else {}
+    mixtral = architectures.model("mixtral")
+    mixtral.config.output_router_logits = True
+    model.prepare(mixtral, models.run_config(tmp_path, tmp_path, tmp_path, method=method, **lora))
+    assert mixtral.config.output_router_logits == (method is Method.FFT)
+
+
 @pytest.mark.parametrize("kind", OTHER_PARTS)
 def test_the_result_of_a_multimodal_model_is_one(kind: str, bases: Path, outputs: Path, trained: Any) -> None:
     case = Case(kind, Method.FFT, Engine.FSDP2)
@@ -101,7 +124,9 @@ def test_the_result_of_a_multimodal_model_is_one(kind: str, bases: Path, outputs
 @pytest.fixture
 def config_only(tmp_path: Path, bases: Path, request: pytest.FixtureRequest) -> Path:
     """The folder of a model that has no weights."""
-    shutil.copyfile(bases / f"{request.param} in fp32" / "config.json", tmp_path / "config.json")
+    kind, *others = request.param.split(" with ")
+    base = " with ".join((f"{kind} in fp32", *others))
+    shutil.copyfile(bases / base / "config.json", tmp_path / "config.json")
     return tmp_path
 
 
@@ -109,6 +134,7 @@ def with_targets(*targets: str, **changes: Any) -> dict[str, Any]:
     return {"method": "lora", "lora": models.lora(target_modules=targets, **changes)}
 
 
+ASKED = "(output_router_logits and router_aux_loss_coef in config.json)"
 ATTENTION = "k_proj, o_proj, q_proj, v_proj"
 MLP = "gate_proj, model.layers.*.mlp.up_proj, model.layers.*.mlp.down_proj"
 EXPERTS = "model.layers.*.mlp.experts.gate_up_proj, model.layers.*.mlp.experts.down_proj"
@@ -140,6 +166,13 @@ FROZEN = "rows are text, so these parts are frozen: model.vision_tower, model.mu
             f"Trains 3,584 of 90,496 parameters; adapters are on {ATTENTION}; no adapters are on {EXPERTS}, "
             "model.layers.*.mlp.gate (55% of the parameters).",
             id="experts",
+        ),
+        pytest.param("mixtral", {}, f"Trains all 185,152 parameters; no router loss {ASKED}.", id="no router loss"),
+        pytest.param(
+            "mixtral with router loss",
+            {},
+            f"Trains all 185,152 parameters; the loss includes 0.001 x the router's {ASKED}.",
+            id="a router loss",
         ),
     ],
     indirect=["config_only"],

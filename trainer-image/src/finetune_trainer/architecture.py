@@ -99,6 +99,21 @@ def exact_buffers(model: PreTrainedModel) -> dict[str, Tensor]:
     return getattr(model, "exact_buffers", {})
 
 
+def router_loss(model: PreTrainedModel) -> float | None:
+    """Factor of the loss that keeps experts evenly used; 0 if config.json does not ask for it, None without experts.
+
+    Architectures whose routers are balanced otherwise, such as DeepSeek-V3, have none.
+    """
+    settings = model.config.get_text_config()
+    factor = getattr(settings, "router_aux_loss_coef", None)
+    return factor if factor is None or getattr(settings, "output_router_logits", False) else 0.0
+
+
+def without_router_loss(model: PreTrainedModel) -> None:
+    if router_loss(model):
+        model.config.get_text_config().output_router_logits = False
+
+
 def patterns(names: Iterable[str]) -> list[str]:
     """Names of weights, those of all layers as one."""
     return list(dict.fromkeys(_NUMBER.sub("*", name.removesuffix(".weight")) for name in names))

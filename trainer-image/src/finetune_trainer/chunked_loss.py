@@ -92,7 +92,7 @@ class ChunkedLoss:
             trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
             return _WithGradients.apply(of_part, parts, divisor, states, *trained)  # type: ignore[no-any-return]
 
-        return loss.instead_of_logits(self._model, batch, of_states)
+        return loss.instead_of_logits(self._model, batch, of_states, divisor)
 
     def _is_known(self, batch: TokenBatch) -> bool:
         """Whether the chunks of this model give its own loss: tried once, with a few tokens. Collective."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from . import architecture
 from .collate import TokenBatch
 
 OfStates = Callable[[nn.Module, Callable[[Tensor], Tensor], Tensor], Tensor]
@@ -28,9 +29,10 @@ def nll(forward: nn.Module, batch: TokenBatch) -> Tensor:
     architectures take none, and the others would compute their rotary embeddings for every row.
     """
     with _head_sees(batch.targets, forward):
-        logits: Tensor = forward(input_ids=batch.inputs, use_cache=False).logits
-    assert logits.shape[:-1] == batch.labels.shape, f"the model gave logits of shape {tuple(logits.shape)}"
-    return of_logits(logits, batch.labels, batch.weights)
+        output: Any = forward(input_ids=batch.inputs, use_cache=False)
+    shape = tuple(output.logits.shape)
+    assert shape[:-1] == batch.labels.shape, f"the model gave logits of shape {shape}"
+    return _with_router_loss(of_logits(output.logits, batch.labels, batch.weights), output, forward, batch)
 
 
 def of_logits(logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
@@ -41,8 +43,10 @@ def of_logits(logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
     return functional.cross_entropy(precise, labels, reduction="none") @ weights.to(precise.dtype)
 
 
-def instead_of_logits(forward: nn.Module, batch: TokenBatch, compute: OfStates) -> Tensor:
+def instead_of_logits(forward: nn.Module, batch: TokenBatch, compute: OfStates, divisor: float) -> Tensor:
     """What `compute` gives for the output head and the states that predict a target, in the model's forward pass.
+
+    Its gradient is that of the NLL / `divisor`.
 
     The head's weights may be whole only there, and what wraps the model sees the value as the model's result.
     """
@@ -53,7 +57,10 @@ def instead_of_logits(forward: nn.Module, batch: TokenBatch, compute: OfStates) 
         found.append(compute(head, own, hidden.flatten(0, 1).index_select(0, batch.targets)))
         return hidden.new_zeros(1, 1)
 
-    handle = forward.register_forward_hook(lambda *_: found[0], prepend=True)
+    def instead(_: nn.Module, __: Any, output: Any) -> Tensor:
+        return _with_router_loss(found[0], output, forward, batch, divisor)
+
+    handle = forward.register_forward_hook(instead, prepend=True)
     head.forward = stand_in  # an attribute of the instance, which hides the method
     try:
         result: Tensor = forward(input_ids=batch.inputs, use_cache=False)
@@ -61,6 +68,22 @@ def instead_of_logits(forward: nn.Module, batch: TokenBatch, compute: OfStates) 
     finally:
         del head.forward
         handle.remove()
+
+
+def _with_router_loss(
+    nll: Tensor, output: Any, forward: nn.Module, batch: TokenBatch, divisor: float = 1.0
+) -> Tensor:
+    """The NLL, with the gradients of the loss that keeps the experts of a mixture evenly used, if the model has one.
+
+    That loss is a mean over the tokens of a micro batch. Its weight is the number of targets: over the micro batches
+    and ranks of a step, what is minimised is the mean NLL + router_aux_loss_coef x the mean of it.
+    """
+    balance = getattr(output, "aux_loss", None)
+    if not isinstance(balance, Tensor) or not balance.requires_grad:
+        return nll
+    factor = architecture.router_loss(causal(forward)) or 0.0
+    term = balance.to(nll.dtype) * (factor * len(batch.labels) / divisor)
+    return nll + (term - term.detach())
 
 
 @contextmanager

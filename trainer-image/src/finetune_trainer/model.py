@@ -60,6 +60,8 @@ def prepare(model: PreTrainedModel, config: RunConfig) -> None:
         architecture.cast_buffers(model, COMPUTE[config.precision])
     attention.use(model)
     model.config.use_cache = False  # the KV cache is for generation only
+    if config.method is Method.LORA:
+        architecture.without_router_loss(model)  # routers get no adapters
     model.train()
     if config.activation_checkpointing:
         model.activation_checkpointing_enable()

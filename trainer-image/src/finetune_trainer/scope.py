@@ -49,6 +49,9 @@ def sentence(adapted: PreTrainedModel | PeftModel) -> str:
             parts.append(
                 f"no adapters are on {', '.join(architecture.patterns(missed))} ({share:.0%} of the parameters)"
             )
+    elif (factor := architecture.router_loss(base)) is not None:
+        asked = "(output_router_logits and router_aux_loss_coef in config.json)"
+        parts.append(f"the loss includes {factor:g} x the router's {asked}" if factor else f"no router loss {asked}")
     return "; ".join(parts) + "."
 
 
