@@ -21,7 +21,9 @@ from trainer.hub_server import FILES, WEIGHTS, Hub, serving
 from trainer.test_launch import ranks_of
 
 WANTED = {name: content for name, content in FILES.items() if name != "pytorch_model.bin"}
-SCALED = Limits(patience=1e6, stale=1.0, notice=0.05, pause=0.02)
+SCALED = Limits(patience=1e6, stale=1e6, notice=0.05, pause=0.02)
+HASTY = SCALED._replace(stale=1.0)
+"""Takes over from a node that was silent for a second."""
 NODE = """
 import json, signal, sys
 from finetune_trainer import failures, sources
@@ -123,7 +125,7 @@ def test_another_node_takes_over_from_one_that_was_killed(tmp_path: Path, hub: H
     hub.running.clear()
     with node(hub, tmp_path, "name@v2") as first:
         hub.halves.acquire()
-        with node(hub, tmp_path, "name@v2") as second:
+        with node(hub, tmp_path, "name@v2", limits=HASTY) as second:
             second.logs("model org/name@v2: waiting for the download by ")
             first.process.kill()
             hub.running.set()
@@ -134,9 +136,9 @@ def test_a_node_that_was_paused_finds_its_lease_lost_and_uses_what_another_one_h
     tmp_path: Path, hub: Hub
 ) -> None:
     hub.running.clear()
-    with node(hub, tmp_path) as first:
+    with node(hub, tmp_path, limits=HASTY) as first:
         hub.halves.acquire()
-        with node(hub, tmp_path) as second:
+        with node(hub, tmp_path, limits=HASTY) as second:
             second.logs("waiting for the download by ")
             os.kill(first.download, signal.SIGSTOP)
             paused = first.download
@@ -160,7 +162,7 @@ def test_a_node_that_is_stopped_ends_its_download_at_once(tmp_path: Path, hub: H
 
 def test_a_download_of_which_nothing_arrives_ends(tmp_path: Path, hub: Hub) -> None:
     hub.running.clear()
-    with node(hub, tmp_path, limits=SCALED._replace(patience=0.5)) as only:
+    with node(hub, tmp_path, limits=HASTY._replace(patience=0.5)) as only:
         [(code, message)] = only.outcomes()
     assert code == Exit.SOURCE_UNAVAILABLE
     assert message == "model org/name: nothing arrived for 1 s; check the network"
