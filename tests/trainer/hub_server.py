@@ -30,6 +30,7 @@ class Hub:
         self.files = files
         self.server: ThreadingHTTPServer | None = None
         self.port = 0
+        self.endpoint = ""
         self.running = threading.Event()
         """While it is not set, weights are sent up to their middle only."""
         self.running.set()
@@ -43,10 +44,6 @@ class Hub:
         """Released when half of a weight file was sent."""
 
     @property
-    def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    @property
     def gone(self) -> bool:
         return self.server is None
 
@@ -54,6 +51,7 @@ class Hub:
         handler = type("Handler", (_Handler,), {"hub": self})
         self.server = server = ThreadingHTTPServer(("127.0.0.1", self.port), handler)
         self.port = server.server_port
+        self.endpoint = f"http://127.0.0.1:{self.port}"
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
 
     def close(self) -> None:

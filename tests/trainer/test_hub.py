@@ -149,6 +149,24 @@ def test_a_node_that_was_paused_finds_its_lease_lost_and_uses_what_another_one_h
     assert "another process has taken the lease on the cache" in first.lines
 
 
+def test_quantised_weights_are_refused_before_they_are_downloaded(tmp_path: Path) -> None:
+    config = b'{"quantization_config": {"quant_method": "mxfp4"}}'
+    with serving(FILES | {"config.json": config}) as hub, node(hub, tmp_path) as only:
+        [(code, message)] = only.outcomes()
+    assert code == Exit.MODEL_REFUSED
+    assert "its weights are quantised (mxfp4, quantization_config in config.json)" in message
+    assert hub.sent.keys() <= {"config.json", "tokenizer.json"}
+
+
+def test_an_endpoint_that_is_no_url_is_refused_at_once(tmp_path: Path, hub: Hub) -> None:
+    hub.endpoint = "hub.example"
+    with node(hub, tmp_path, limits=Limits()) as only:
+        [(code, message)] = only.outcomes()
+    assert code == Exit.SOURCE_UNAVAILABLE
+    assert "check the network and HF_ENDPOINT" in message
+    assert "the next try" not in only.lines
+
+
 def test_a_node_that_is_stopped_ends_its_download_at_once(tmp_path: Path, hub: Hub) -> None:
     hub.running.clear()
     with node(hub, tmp_path) as only:

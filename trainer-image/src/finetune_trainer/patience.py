@@ -86,6 +86,8 @@ class PatientClient(httpx2.Client):
         for tries in count():
             try:
                 response = super().send(request, **options)
+            except httpx2.UnsupportedProtocol:  # of a URL that is none
+                raise
             except httpx2.TransportError as error:
                 self.wait(error, tries)
                 continue
