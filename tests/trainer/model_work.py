@@ -38,6 +38,19 @@ def built(folder: Path, config: RunConfig) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in (full | dict(engine.model.named_buffers())).items()}
 
 
+def shifted(folder: Path, config: RunConfig) -> dict[str, Tensor]:
+    """Full parameters after a forward pass, where 1 was added to all that the engine gives as its state."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    layout = mesh.build(config, RankInfo(rank, world, rank, torch.device("cpu")))
+    engine = engines.build(model.load(folder, config, engines.kept(config, layout)), config, layout)
+    for weight in engine.state()["parameters"].values():
+        weight.add_(1.0)
+    engine.resumed(1)
+    engine.evaluate(collate(rows(1), range(1)))
+    full = {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in engine.model.named_parameters()}
+    return {name: tensor.detach().clone() for name, tensor in full.items()}
+
+
 def forwards(folder: Path, config: RunConfig) -> tuple[dict[str, Tensor], list[int]]:
     """The loss and the gradients of a micro batch, and how often the MLP of each layer has begun to compute.
 

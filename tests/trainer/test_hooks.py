@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import pytest
 
 from finetune_trainer.history import History
-from finetune_trainer.hooks import Stopping, due
+from finetune_trainer.hooks import Stopping, count_due, due
 from finetune_trainer.loop import StepResult
 from finetune_trainer.sampler import Sampler
 from finetune_trainer.stop import StopRequested
@@ -26,6 +26,9 @@ SAMPLER = Sampler(rows=10, rows_per_step=4, epochs=3, max_steps=8, shuffle=True,
 )
 def test_due(every: int, steps: list[int]) -> None:
     assert [step for step in range(1, 9) if due(step, every, SAMPLER)] == steps
+    assert [count_due(after, every, SAMPLER) for after in range(9)] == [
+        sum(step > after for step in steps) for after in range(9)
+    ]
 
 
 @pytest.mark.parametrize(

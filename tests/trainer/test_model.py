@@ -50,6 +50,15 @@ def test_every_rank_gets_the_weights_of_the_files(tmp_path: Path, engine: str, m
         assert torch.equal(found[name], tensor.to(found[name].dtype)), name
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_state_of_an_engine_is_what_its_model_computes_with(tmp_path: Path, engine: str) -> None:
+    """Also where shards are not of the same size, and FSDP2 pads them."""
+    folder = models.model_folder(tmp_path / "model")
+    [found, *_] = values(run_ranks(3, work.shifted, folder, _config(tmp_path, 3, engine=engine)))
+    for name, weight in AutoModelForCausalLM.from_pretrained(folder).named_parameters():
+        assert torch.equal(found[name], weight + 1.0), name
+
+
 @pytest.mark.parametrize("same", [True, False], ids=["equal", "different"])
 def test_weights_that_config_json_ties_are_tied_where_the_files_have_both_and_they_are_equal(
     tmp_path: Path, same: bool

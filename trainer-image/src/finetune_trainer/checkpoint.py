@@ -92,6 +92,17 @@ def load(output: Path, step: int, state: dict[str, Any]) -> dict[str, Any]:
     return on_rank_0(partial(_read_extra, folder))
 
 
+def remove_leftovers(output: Path, files: Files = DISK) -> None:
+    """Remove what an interrupted save has written. Raises StorageFailed."""
+    with storage_errors(output / CHECKPOINTS):
+        _remove_leftovers(output / CHECKPOINTS, files)
+
+
+def _remove_leftovers(folder: Path, files: Files) -> None:
+    for leftover in sorted(folder.glob(TEMPORARY + "*")):
+        remove_tree(leftover, files)
+
+
 def _folder(output: Path, step: int) -> Path:
     return output / CHECKPOINTS / f"step-{step:08d}"
 
@@ -104,8 +115,7 @@ def _begin(final: Path, temporary: Path, files: Files) -> bool:
         if not final.parent.exists():
             files.folder(final.parent)
             files.fsync(final.parent.parent)
-        for leftover in sorted(final.parent.glob(TEMPORARY + "*")):
-            remove_tree(leftover, files)
+        _remove_leftovers(final.parent, files)
         files.folder(temporary)
     return True
 

@@ -31,6 +31,12 @@ def due(step: int, every: int, sampler: Sampler) -> bool:
     return regular or step == sampler.total_steps
 
 
+def count_due(after: int, every: int, sampler: Sampler) -> int:
+    """How many steps later than `after` are due."""
+    every, total = every or sampler.steps_per_epoch, sampler.total_steps
+    return total // every - after // every + (total % every > 0 and after < total)
+
+
 @dataclass
 class Progress:
     """A record every `log_every_steps` steps, and after the first and the last step."""
@@ -113,15 +119,6 @@ class Checkpoints:
     saving: BackgroundSave
     saved: int = -1
     """The step whose save has begun, or from which the run has resumed."""
-
-    def bytes_to_come(self, step: int) -> int:
-        """What the checkpoints after `step` add to the volume at most."""
-        sampler = self.train_state.sampler
-        every, total = self.settings.every_steps or sampler.steps_per_epoch, sampler.total_steps
-        saves = total // every - step // every + (total % every > 0 and step < total)
-        there = checkpoint.count(self.output)
-        most = max(there, self.settings.keep + 1 + self.keep_best)  # the oldest goes when the new one is complete
-        return (min(there + saves, most) - there) * snapshot.size(self.train_state.engine.state())
 
     def __call__(self, result: StepResult) -> None:
         if self.saving.succeeded:

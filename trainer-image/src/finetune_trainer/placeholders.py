@@ -65,6 +65,9 @@ def _replaced(parameter: nn.Parameter, keep: Keep) -> nn.Parameter:
 def take(parameter: nn.Parameter) -> Tensor | None:
     """This rank's part of the weight; None for a parameter that is no placeholder."""
     part: Tensor | None = vars(parameter).pop(_PART, None)
+    assert part is not None or parameter.untyped_storage().nbytes() >= parameter.nbytes, (
+        "a placeholder without a part"
+    )
     return part
 
 

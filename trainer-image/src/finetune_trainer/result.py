@@ -24,10 +24,10 @@ def publish(output: Path, publication: Publication, files: Files = DISK) -> Path
     A complete result of this run is kept. Raises StorageFailed on every rank.
     """
     card = publication.card
-    final, temporary = output / RESULT, output / f"{TEMPORARY}{RESULT}"
+    final, temporary = output / RESULT, _temporary(output)
     if finished(output, card.digest):
         return final
-    on_rank_0(partial(_begin, temporary, files))
+    on_rank_0(partial(_begin, output, files))
     digesting = DigestingFiles(files)
     write_result(temporary, publication, digesting)
     on_rank_0(partial(_complete, temporary, final, card, digesting.digests, files))
@@ -39,11 +39,22 @@ def finished(output: Path, digest: str) -> Marker | None:
     return on_rank_0(partial(_finished, output / RESULT, digest))
 
 
-def _begin(temporary: Path, files: Files) -> None:
+def remove_leftovers(output: Path, files: Files = DISK) -> None:
+    """Remove what an interrupted publication has written. Raises StorageFailed."""
+    temporary = _temporary(output)
     with storage_errors(temporary):
         if temporary.exists():
             remove_tree(temporary, files)
-        files.folder(temporary)
+
+
+def _temporary(output: Path) -> Path:
+    return output / f"{TEMPORARY}{RESULT}"
+
+
+def _begin(output: Path, files: Files) -> None:
+    remove_leftovers(output, files)
+    with storage_errors(output):
+        files.folder(_temporary(output))
 
 
 def _complete(temporary: Path, final: Path, card: ModelCard, known: Mapping[Path, FileDigest], files: Files) -> None:

@@ -54,8 +54,12 @@ def dtypes(folder: Path) -> dict[str, torch.dtype]:
 
 
 def size(folder: Path) -> int:
-    """Bytes of the safetensors files of a folder."""
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    """Bytes of the files that transformers reads: a repository may have the weights in another layout as well."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.exists() or not index.exists():
+        return single.stat().st_size if single.exists() else 0
+    names = set(json.loads(index.read_bytes())["weight_map"].values())
+    return sum((folder / name).stat().st_size for name in names)
 
 
 def shards(tensors: Mapping[str, Outline], largest: int = SHARD_BYTES) -> list[dict[str, Outline]]:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 from peft import PeftModel
 from torch import Tensor
@@ -35,6 +36,7 @@ from . import (
     result,
     scope,
     snapshot,
+    space,
     tensor_files,
 )
 from .background import BackgroundSave
@@ -45,7 +47,7 @@ from .files import DISK, Files, require_space
 from .handoff import DATA, MODEL, TRAIN, VALIDATION, Handoff, write_digest
 from .heartbeat import Heartbeat, HeartbeatFiles
 from .history import History
-from .hooks import Checkpoints, Evaluation, Progress, Stopping
+from .hooks import Checkpoints, Evaluation, Progress, Stopping, count_due
 from .loop import Hook, StepResult, TrainState
 from .model_export import Casting
 from .node_inputs import require_same_inputs
@@ -86,7 +88,7 @@ class Trainer:
         history = self._resume(train_state)
         self._forget_outdated(history)
         checkpoints = self._checkpoints(train_state, history)
-        self._require_space(train_state, checkpoints)
+        self._require_space(train_state)
         try:
             loop.fit(train_state, self.step, self._hooks(train_state, history, checkpoints))
         except StopRequested:
@@ -203,14 +205,26 @@ class Trainer:
             saved=self.step or -1,
         )
 
-    def _require_space(self, train_state: TrainState, checkpoints: Checkpoints) -> None:
+    def _require_space(self, train_state: TrainState) -> None:
         """A volume that cannot take what this run is going to write is refused before it trains."""
+        settings, validation = self._config.checkpointing, self._config.validation
+        state = train_state.engine.state()
+        saves = count_due(self.step, settings.every_steps, train_state.sampler)
+        if validation is not None and validation.keep_best:
+            saves += count_due(self.step, validation.every_steps, train_state.sampler)
+        needed = space.needed(
+            there=checkpoint.count(self._output),
+            saves=saves,
+            kept=settings.keep + self._keep_best,
+            checkpoint=snapshot.size(state),
+            result=self._result_size(state),
+        )
+        on_rank_0(partial(_require_space, self._output, needed, self._files))
+
+    def _result_size(self, state: Mapping[str, Any]) -> int:
         if self._config.lora is None:
-            published = tensor_files.size(self.handoff.model_folder)
-        else:
-            published = snapshot.size({"parameters": train_state.engine.state()["parameters"]})
-        needed = checkpoints.bytes_to_come(self.step) + published
-        on_rank_0(lambda: require_space(self._output, needed))
+            return tensor_files.size(self.handoff.model_folder)
+        return snapshot.size({"adapter": state["parameters"]})
 
     def _hooks(self, train_state: TrainState, history: History, checkpoints: Checkpoints) -> Sequence[Hook]:
         """Also evaluates the current step, if that is due."""
@@ -264,6 +278,13 @@ class Trainer:
             metrics=_metrics(history, self._config.validation, best),
             best_step=history.best_step,
         )
+
+
+def _require_space(output: Path, needed: int, files: Files) -> None:
+    """What killed runs have left goes first."""
+    checkpoint.remove_leftovers(output, files)
+    result.remove_leftovers(output, files)
+    require_space(output, needed)
 
 
 def rows_per_step(config: RunConfig) -> int:
