@@ -39,14 +39,14 @@ def built(folder: Path, config: RunConfig) -> dict[str, Tensor]:
 
 
 def shifted(folder: Path, config: RunConfig) -> dict[str, Tensor]:
-    """Full parameters after a forward pass, where 1 was added to all that the engine gives as its state."""
+    """Full parameters, where 1 was added to all that the engine gives as its state after a forward pass."""
     rank, world = dist.get_rank(), dist.get_world_size()
     layout = mesh.build(config, RankInfo(rank, world, rank, torch.device("cpu")))
     engine = engines.build(model.load(folder, config, engines.kept(config, layout)), config, layout)
+    engine.evaluate(collate(rows(1), range(1)))
     for weight in engine.state()["parameters"].values():
         weight.add_(1.0)
     engine.resumed(1)
-    engine.evaluate(collate(rows(1), range(1)))
     full = {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in engine.model.named_parameters()}
     return {name: tensor.detach().clone() for name, tensor in full.items()}
 

@@ -203,6 +203,10 @@ def change_readme(folder: Path) -> None:
     (folder / "README.md").write_text("other text")
 
 
+def empty_weights(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"")
+
+
 @pytest.mark.parametrize(
     ("change", "same"),
     [
@@ -210,6 +214,7 @@ def change_readme(folder: Path) -> None:
         pytest.param(add_template, False, id="chat template"),
         pytest.param(train_weights, False, id="weights of the same shape"),
         pytest.param(rename_tensor, False, id="a tensor's name"),
+        pytest.param(empty_weights, False, id="weights whose download failed"),
         pytest.param(change_readme, True, id="readme"),
     ],
 )

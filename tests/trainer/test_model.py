@@ -116,6 +116,7 @@ def test_what_the_architecture_does_not_train_stays_frozen(tmp_path: Path) -> No
     [
         ({"hidden_act": "nope"}, "cannot be loaded, check its config.json: KeyError: 'nope'"),
         ({"num_attention_heads": 0}, "cannot be loaded, check its config.json: ZeroDivisionError"),
+        ({"vocab_size": 50_000_000}, "describes 12,800,590,976 parameters, the weight files have "),
         ({"num_hidden_layers": 1_000_000}, "config.json has 1,000,000 layers, the weight files 39 tensors"),
         ({"auto_map": {"AutoConfig": "evil.Config"}, "model_type": "evil"}, "brings its own code (auto_map in"),
     ],

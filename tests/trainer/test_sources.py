@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
@@ -44,6 +45,43 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path, files: list[str], r
     with pytest.raises(ModelRefused) as refused:
         sources.model_folder(str(tmp_path))
     assert f"model {tmp_path}: " in str(refused.value)
+    assert reason in str(refused.value)
+
+
+def pipe(folder: Path) -> None:
+    os.mkfifo(folder / "extra.safetensors")
+
+
+def device(folder: Path) -> None:
+    (folder / "extra.safetensors").symlink_to("/dev/zero")
+
+
+def elsewhere(folder: Path) -> None:
+    index = {"weight_map": {"a": "model.safetensors", "b": "../other.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def no_index(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_text("[]")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        pytest.param(pipe, "extra.safetensors is not a regular file", id="a pipe"),
+        pytest.param(device, "extra.safetensors is not a regular file", id="a device"),
+        pytest.param(elsewhere, "names a file outside of the folder, ../other.safetensors", id="files elsewhere"),
+        pytest.param(no_index, "model.safetensors.index.json cannot be read: TypeError", id="an index of nothing"),
+    ],
+)
+def test_a_folder_that_is_not_the_whole_model_is_refused(
+    tmp_path: Path, change: Callable[[Path], None], reason: str
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").touch()
+    change(tmp_path)
+    with pytest.raises(ModelRefused) as refused:
+        sources.model_folder(str(tmp_path))
     assert reason in str(refused.value)
 
 

@@ -305,6 +305,11 @@ def test_a_loss_that_is_no_number_names_the_step_and_the_lines(
             "have a different shape than the model: ('model.layers.1.mlp.up_proj.weight'",
             id="of another shape",
         ),
+        pytest.param(
+            "round",
+            "model.layers.1.mlp.up_proj.weight has the format torch.int8, which is not trained; save the model again",
+            id="of integers",
+        ),
     ],
 )
 def test_weights_that_do_not_fit_the_model_are_refused(
@@ -317,6 +322,8 @@ def test_weights_that_do_not_fit_the_model_are_refused(
         del weights[name]
     elif change == "add":
         weights["extra.weight"] = torch.zeros(2)
+    elif change == "round":
+        weights[name] = weights[name].to(torch.int8)
     else:
         weights[name] = weights[name][:-1].clone()
     safetensors.torch.save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
@@ -324,6 +331,14 @@ def test_weights_that_do_not_fit_the_model_are_refused(
     [ended] = run_ranks(1, work.run, settings, tmp_path / "handoff")
     assert isinstance(ended.error, ModelRefused), ended
     assert reason in str(ended.error)
+
+
+def test_weights_that_change_while_they_are_loaded_are_refused(tmp_path: Path, inputs: Path) -> None:
+    """Ranks may have read different files."""
+    model = models.model_folder(tmp_path / "model")
+    [ended] = run_ranks(1, work.run_while_weights_change, config(inputs, tmp_path / "out", model=model), tmp_path)
+    assert isinstance(ended.error, ModelRefused), ended
+    assert f"model {model}: its files changed while they were loaded" in str(ended.error)
 
 
 def test_a_target_module_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path, inputs: Path) -> None:

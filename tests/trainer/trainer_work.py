@@ -22,6 +22,7 @@ from finetune_trainer.handoff import TRAIN, VALIDATION, Handoff
 from finetune_trainer.rows import Rows
 from finetune_trainer.stop import Stop
 from finetune_trainer.trainer import Trainer
+from trainer import models
 
 ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 
@@ -31,6 +32,16 @@ def run(config: RunConfig, handoff: Path) -> FinalReport:
     torch.set_num_threads(1)
     handoff.mkdir()
     preparation.prepare(config, 0, handoff, lambda _: None)
+    with environment.process_group(ALONE, Device.CPU) as rank_info, Stop() as stop:
+        return Trainer(Handoff.read(handoff), handoff, rank_info, stop).run()
+
+
+def run_while_weights_change(config: RunConfig, folder: Path) -> FinalReport:
+    """As `run`, but other weights take the place of the model's once it has been prepared."""
+    handoff = folder / "handoff"
+    handoff.mkdir()
+    preparation.prepare(config, 0, handoff, lambda _: None)
+    models.llama(seed=9).save_pretrained(config.model)
     with environment.process_group(ALONE, Device.CPU) as rank_info, Stop() as stop:
         return Trainer(Handoff.read(handoff), handoff, rank_info, stop).run()
 

@@ -68,12 +68,12 @@ def _targets(model: PreTrainedModel, wanted: tuple[str, ...]) -> list[str]:
 
 
 def _linear(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """Linear modules of the language model."""
+    """Linear modules of the language model. (Some routers are of a subclass that gives something else.)"""
     others = tuple(f"{part}." for part in architecture.other_parts(model))
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and not name.startswith(others)
+        if type(module).forward in (nn.Linear.forward, Conv1D.forward) and not name.startswith(others)
     }
 
 

@@ -110,9 +110,11 @@ def require_space(folder: Path, size: int) -> None:
         volume = os.statvfs(folder)
     left = volume.f_bavail * volume.f_frsize
     if volume.f_blocks and left < size:
-        raise StorageFailed(
-            f"{folder} needs {size / 1e9:.1f} GB, and its volume has {left / 1e9:.1f} GB left; {_FULL}"
-        )
+        raise StorageFailed(f"{folder} needs {_spelled(size)}, and its volume has {_spelled(left)} left; {_FULL}")
+
+
+def _spelled(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def storage_failure(error: BaseException) -> StorageFailed | None:
@@ -156,6 +158,7 @@ _MOUNTED: dict[Access, str] = {
 _REMEDIES = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,
+    errno.EFBIG: "raise the limit of the size of files (ulimit -f)",
     errno.EACCES: _DENIED,
     errno.EPERM: _DENIED,
     errno.EMFILE: _TOO_MANY,

@@ -26,10 +26,23 @@ def of(model_folder: Path, data_path: Path) -> dict[str, str]:
     header and 16 evenly spread blocks of 64 KiB: enough to distinguish two models of the same shape without
     reading 30 GB. Raises ModelRefused and DataRefused for files that cannot be read.
     """
-    with _readable(ModelRefused, "model", model_folder):
-        model = _model_fingerprint(model_folder)
     with _readable(DataRefused, "data", data_path):
-        return {MODEL: model, DATA: _file_fingerprint(data_path)}
+        data = _file_fingerprint(data_path)
+    return {MODEL: _of_model(model_folder), DATA: data}
+
+
+def require_unchanged(model_folder: Path, before: str) -> None:
+    """Raises ModelRefused if the model no longer has the digest `before`: ranks may have read different files."""
+    if _of_model(model_folder) != before:
+        raise ModelRefused(
+            f"model {model_folder}: its files changed while they were loaded; leave them as they are while jobs "
+            "start, then start the job again"
+        )
+
+
+def _of_model(folder: Path) -> str:
+    with _readable(ModelRefused, "model", folder):
+        return _model_fingerprint(folder)
 
 
 @contextmanager
@@ -68,7 +81,7 @@ def _sample(path: Path) -> Iterator[bytes]:
         yield size.to_bytes(8, "little")
         length = stream.read(8)
         header_end = 8 + int.from_bytes(length, "little")
-        yield stream.read(min(header_end, size) - 8)
+        yield stream.read(max(0, min(header_end, size) - 8))
         step = max(_BLOCK, (size - header_end) // _BLOCKS)
         for start in range(header_end, size, step):
             stream.seek(start)

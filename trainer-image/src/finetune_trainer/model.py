@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +27,10 @@ from .failures import exit_code_of
 from .master import COMPUTE
 from .placeholders import Keep
 
+_MOST = 2
+"""How many times as many parameters as numbers in the files are not refused before they are looked for."""
+_FLOATING = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
+_SAVE_AGAIN = "save the model again in bfloat16 or float32: model.save_pretrained(folder)"
 _MAX_LISTED = 5
 """Keys named in a message; the rest are counted."""
 
@@ -45,6 +50,8 @@ def load(folder: Path, config: RunConfig, keep: Keep) -> PreTrainedModel:
 
 def _loaded(folder: Path, dtype: torch.dtype, keep: Keep) -> PreTrainedModel:
     outline = unloaded(folder)
+    with _refused(folder):
+        _require_fitting_files(folder, outline)
     with _refused(folder), placeholders.replacing(keep, _tied_shapes(outline)):
         model, report = _read(folder, dtype)
     _require_complete(folder, report)
@@ -119,6 +126,21 @@ def _require_plausible(folder: Path, settings: PreTrainedConfig) -> None:
     layers, tensors = getattr(settings.get_text_config(), "num_hidden_layers", 0), len(tensor_files.dtypes(folder))
     if layers > tensors > 0:
         raise ModelRefused(f"model {folder}: config.json has {layers:,} layers, the weight files {tensors:,} tensors")
+
+
+def _require_fitting_files(folder: Path, outline: PreTrainedModel) -> None:
+    """Without these checks, memory would be taken for whatever config.json says, and numbers cut off at the end."""
+    tensors = tensor_files.outlines(folder)
+    wanted, found = sum(p.numel() for p in outline.parameters()), sum(prod(each.shape) for each in tensors.values())
+    if wanted > _MOST * found > 0:
+        raise ModelRefused(
+            f"model {folder}: config.json describes {wanted:,} parameters, the weight files have {found:,}; check "
+            "that config.json belongs to these weights"
+        )
+    names = {name for name, _ in outline.named_parameters()}
+    others = {n: each.dtype for n, each in tensors.items() if n in names and each.dtype not in _FLOATING}
+    for name, dtype in others.items():
+        raise ModelRefused(f"model {folder}: {name} has the format {dtype}, which is not trained; {_SAVE_AGAIN}")
 
 
 def unloaded(folder: Path) -> PreTrainedModel:

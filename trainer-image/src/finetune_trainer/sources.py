@@ -87,17 +87,34 @@ def _unsupported_scheme(what: str, uri: str, accepted: str) -> str:
 
 
 def _require_model(folder: Path) -> None:
-    remedy = "use the folder that save_pretrained wrote, or a name on the Hugging Face Hub (org/name)"
     if not folder.is_dir():
-        raise ModelRefused(f"model {folder}: folder not found; {remedy}")
+        raise ModelRefused(f"model {folder}: folder not found; {_REMEDY}")
     if not (folder / "config.json").is_file():
-        raise ModelRefused(f"model {folder}: config.json not found in the folder; {remedy}")
+        raise ModelRefused(f"model {folder}: config.json not found in the folder; {_REMEDY}")
     if not any(folder.glob(_WEIGHTS)):
         raise ModelRefused(
             f"model {folder}: no *.safetensors found in the folder; other formats can run code when they are "
             "loaded, so convert the model first: model.save_pretrained(folder)"
         )
+    _require_own_files(folder)
     require_unquantised(folder)
+
+
+def _require_own_files(folder: Path) -> None:
+    """The content of the folder is the model: no pipe or device that never ends, and no files that are elsewhere."""
+    for path in sorted(path for pattern in WANTED for path in folder.glob(pattern)):
+        if not path.is_file():
+            raise ModelRefused(f"model {folder}: {path.name} is not a regular file; {_REMEDY}")
+    index = folder / "model.safetensors.index.json"
+    try:
+        names = set(json.loads(index.read_bytes())["weight_map"].values()) if index.is_file() else set()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelRefused(f"model {folder}: {index.name} cannot be read: {error!r}; {_REMEDY}") from error
+    elsewhere = sorted(str(name) for name in names if Path(str(name)).name != name)
+    if elsewhere:
+        raise ModelRefused(
+            f"model {folder}: {index.name} names a file outside of the folder, {elsewhere[0]}; {_REMEDY}"
+        )
 
 
 def require_unquantised(folder: Path) -> None:
@@ -114,6 +131,7 @@ def require_unquantised(folder: Path) -> None:
             )
 
 
+_REMEDY = "use the folder that save_pretrained wrote, or a name on the Hugging Face Hub (org/name)"
 _ORIGINAL = "use the model that it was made from, which is usually published under the name without the method"
 _UNQUANTISED = {
     "mxfp4": "use a copy of it in bf16; of gpt-oss those are unsloth/gpt-oss-20b-BF16 and unsloth/gpt-oss-120b-BF16",

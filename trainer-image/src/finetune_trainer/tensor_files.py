@@ -43,14 +43,19 @@ class Outline:
         return prod(self.shape) * self.dtype.itemsize
 
 
-def dtypes(folder: Path) -> dict[str, torch.dtype]:
+def outlines(folder: Path) -> dict[str, Outline]:
     """Of all tensors in the safetensors files of a folder, by name."""
-    found: dict[str, torch.dtype] = {}
+    found: dict[str, Outline] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as tensors:
-            names = {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118 - no mapping
-        found |= {name: _DTYPES[dtype] for name, dtype in names.items() if dtype in _DTYPES}
+            slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118 - no mapping
+            dtypes = {name: _DTYPES.get(each.get_dtype()) for name, each in slices.items()}
+            found |= {n: Outline(dtype, tuple(slices[n].get_shape())) for n, dtype in dtypes.items() if dtype}
     return found
+
+
+def dtypes(folder: Path) -> dict[str, torch.dtype]:
+    return {name: outline.dtype for name, outline in outlines(folder).items()}
 
 
 def size(folder: Path) -> int:

@@ -28,6 +28,7 @@ from . import (
     engines,
     environment,
     export,
+    fingerprint,
     identity,
     loop,
     mesh,
@@ -40,7 +41,7 @@ from . import (
     tensor_files,
 )
 from .background import BackgroundSave
-from .collectives import on_rank_0
+from .collectives import on_every_rank, on_rank_0
 from .environment import RankInfo
 from .errors import NonFinite
 from .files import DISK, Files, require_space
@@ -139,9 +140,14 @@ class Trainer:
         scope.say(self.handoff.model_folder, self._config)
         environment.seed(self._config.seed)
         base = model.load(self.handoff.model_folder, self._config, self._keep)
+        on_every_rank(self._require_unchanged)
         adapted = base if self._config.lora is None else adapters.attach(base, self._config.lora)
         environment.seed(self._config.seed, self._mesh.data_rank)
         return adapted
+
+    def _require_unchanged(self) -> None:
+        if self.rank_info.local_rank == 0:
+            fingerprint.require_unchanged(self.handoff.model_folder, self.handoff.digests[MODEL])
 
     def _keep(self, weight: Tensor) -> Tensor:
         self.heartbeat.active()
