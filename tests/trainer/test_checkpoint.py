@@ -104,18 +104,47 @@ def test_an_incomplete_checkpoint_does_not_count_and_is_written_again(tmp_path: 
     assert work.same(work.load(tmp_path, 20), work.tensors(20))
 
 
-def test_a_flipped_bit_is_found_and_the_next_start_uses_the_checkpoint_before(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["shard-00000.bin", "rank-00000.safetensors", "extra.json", "index.json"])
+def test_a_flipped_bit_is_found_and_the_next_start_uses_the_checkpoint_before(tmp_path: Path, name: str) -> None:
     work.save(tmp_path, 10)
     work.save(tmp_path, 20)
-    shard = folder(tmp_path, 20) / "shard-00000.bin"
-    content = bytearray(shard.read_bytes())
-    content[len(content) // 2] ^= 1
-    shard.write_bytes(content)
-    state = work.tensors(0)
-    with pytest.raises(StorageFailed, match=r"step-00000020/shard-00000\.bin is corrupt .*does without it"):
-        checkpoint.load(tmp_path, 20, state)
-    assert work.same(state, work.tensors(0)), "nothing was loaded"
+    flip_a_bit(folder(tmp_path, 20) / name)
+    with pytest.raises(StorageFailed, match=rf"step-00000020/{name} is corrupt .*does without it"):
+        checkpoint.load(tmp_path, 20, work.tensors(0))
     assert checkpoint.latest(tmp_path) == 10
+
+
+def test_a_flipped_bit_that_one_rank_finds_is_known_to_all(tmp_path: Path) -> None:
+    values(run_ranks(2, work.save, tmp_path, 10))
+    values(run_ranks(2, work.save, tmp_path, 20))
+    flip_a_bit(folder(tmp_path, 20) / "shard-00001.bin")
+    for ended in run_ranks(2, work.load, tmp_path, 20):
+        assert isinstance(ended.error, StorageFailed)
+        assert "shard-00001.bin is corrupt" in str(ended.error)
+    assert checkpoint.latest(tmp_path) == 10
+
+
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def test_a_file_is_read_once_and_each_part_is_a_sign_of_life(tmp_path: Path) -> None:
+    parts: list[None] = []
+    state = {"weight": torch.randn(4, 1 << 20), "other": torch.randn(1 << 20)}
+    checkpoint.save(tmp_path, 20, snapshot.take(state, {}), keep=1, protect=set())
+    checkpoint.load(tmp_path, 20, state)
+    before = bytes_read()
+    checkpoint.load(tmp_path, 20, state, lambda: parts.append(None))
+    size = (folder(tmp_path, 20) / "shard-00000.bin").stat().st_size
+    assert 1 <= (bytes_read() - before) / size < 1.1
+    assert len(parts) == 2
+
+
+def bytes_read() -> int:
+    """By this process, from files and whatever else."""
+    return int(Path("/proc/self/io").read_text().split()[1])
 
 
 def unreadable(file: Path) -> None:
@@ -146,12 +175,12 @@ def test_what_cannot_be_read_now_is_neither_skipped_nor_removed(tmp_path: Path, 
 
 def test_a_file_that_cannot_be_read_does_not_damage_its_checkpoint(tmp_path: Path) -> None:
     work.save(tmp_path, 20)
-    file = folder(tmp_path, 20) / "shard-00001.bin"
+    file = folder(tmp_path, 20) / "rank-00001.safetensors"
     file.touch()
     update_digest(folder(tmp_path, 20), file.name)
     file.unlink()
     os.mknod(file, stat.S_IFSOCK)  # has the size 0 and cannot be opened
-    with pytest.raises(StorageFailed, match=r"cannot read .*shard-00001\.bin: No such device"):
+    with pytest.raises(StorageFailed, match=r"cannot read .*rank-00001\.safetensors: No such device"):
         checkpoint.load(tmp_path, 20, work.tensors(0))
     assert checkpoint.latest(tmp_path) == 20
 

@@ -15,9 +15,11 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +28,12 @@ import safetensors.torch
 from finetune_api.runtime.protocol import CHECKPOINTS, MARKER
 
 from . import rng
-from .collectives import gather, on_every_rank, on_rank_0, rank, world_size
+from .collectives import gather, new_channel, on_channel, on_every_rank, on_rank_0, rank, world_size
 from .errors import StorageFailed
 from .files import DISK, TEMPORARY, Files, remove_tree, storage_errors
-from .index import INDEX
+from .index import INDEX, SHARD
 from .marker import DigestingFiles, FileDigest, Marker, digest_of, publish_folder, read_marker
-from .shard_files import WrittenChunk, index_of, write_shard
+from .shard_files import DamagedFile, WrittenChunk, index_of, write_shard
 from .shards import read_shards
 from .snapshot import RankSnapshot
 
@@ -77,19 +79,22 @@ def is_valid(output: Path, step: int) -> bool:
     return on_rank_0(lambda: read_marker(_folder(output, step)) is not None)
 
 
-def load(output: Path, step: int, state: dict[str, Any]) -> dict[str, Any]:
+def load(output: Path, step: int, state: dict[str, Any], active: Callable[[], None] = lambda: None) -> dict[str, Any]:
     """Fill `state` in place with the checkpoint of `step`, restore random states, and return `extra`.
 
     Collective. Works on any number of ranks: ranks without a saved random state derive one from rank 0's, with a
-    warning. Raises StorageFailed if a file is corrupt; that checkpoint is invalid from then on. Raises
-    StorageFailed also if it is not valid any more or cannot be read, and OutputRefused if it does not fit `state`.
+    warning. `active` is called for each part that was read. Raises StorageFailed if a file is corrupt; that
+    checkpoint is invalid from then on. Raises StorageFailed also if it is not valid any more or cannot be read, and
+    OutputRefused if it does not fit `state`, which holds a mixture after an error.
     """
     folder = _folder(output, step)
-    marker = on_rank_0(partial(_require_valid, folder))
-    _verify(folder, marker)
-    read_shards(folder, state)
-    on_every_rank(partial(_restore_rng, folder, marker.world_size))
-    return on_rank_0(partial(_read_extra, folder))
+    with on_channel(new_channel("checkpoint")):  # one rank may be slower than the time-out of another channel
+        marker = on_rank_0(partial(_require_valid, folder))
+        with _marked_if_damaged(folder):
+            _verify(folder, marker)
+            read_shards(folder, state, marker.files, active)
+        on_every_rank(partial(_restore_rng, folder, marker.world_size))
+        return on_rank_0(partial(_read_extra, folder))
 
 
 def remove_leftovers(output: Path, files: Files = DISK) -> None:
@@ -132,7 +137,7 @@ class RankFiles:
 def _write_own(folder: Path, snapshot: RankSnapshot, files: Files) -> RankFiles:
     """Write the files of this rank."""
     digesting = DigestingFiles(files)
-    shard = folder / f"shard-{rank():05d}.bin"
+    shard = folder / f"shard-{rank():05d}{SHARD}"
     with storage_errors(shard):
         chunks = write_shard(shard, snapshot.pieces, digesting)
     _write(folder / _random_file(rank()), safetensors.torch.save(dict(snapshot.random)), digesting)
@@ -212,21 +217,29 @@ def _require_valid(folder: Path) -> Marker:
 
 
 def _verify(folder: Path, marker: Marker) -> None:
-    """Compare every file with its digest; each rank reads a part of the files."""
-    mine = sorted(marker.files)[rank() :: world_size()]
+    """Compare the files that are not tensors with their digests; each rank reads a part of them."""
+    mine = sorted(name for name in marker.files if not name.endswith(SHARD))[rank() :: world_size()]
     findings = on_every_rank(lambda: [name for name in mine if _differs(folder / name, marker.files[name])])
-    damaged = [name for of_rank in findings for name in of_rank]
-    if damaged:
-        on_rank_0(partial(_mark_damaged, folder))
-        raise StorageFailed(
-            f"{folder / damaged[0]} is corrupt (its sha256 differs from the marker); the checkpoint is "
-            "marked DAMAGED and the next start does without it; check the output volume"
-        )
+    for damaged in chain.from_iterable(findings):
+        raise DamagedFile(damaged)
 
 
 def _differs(path: Path, expected: FileDigest) -> bool:
     with storage_errors(path, "read"):
         return not path.exists() or digest_of(path) != expected
+
+
+@contextmanager
+def _marked_if_damaged(folder: Path) -> Iterator[None]:
+    """A checkpoint with a damaged file is no checkpoint any more. Raises StorageFailed. Collective."""
+    try:
+        yield
+    except DamagedFile as damaged:
+        on_rank_0(partial(_mark_damaged, folder))
+        raise StorageFailed(
+            f"{folder / str(damaged)} is corrupt (its sha256 differs from the marker); the checkpoint is "
+            "marked DAMAGED and the next start does without it; check the output volume"
+        ) from damaged
 
 
 def _mark_damaged(folder: Path) -> None:

@@ -46,13 +46,14 @@ class Channel:
 
 
 _MAIN = Channel("main")
+_channels = itertools.count()
 _channel: ContextVar[Channel | None] = ContextVar("_channel", default=None)
 
 
 def new_channel(name: str) -> Channel:
     """A channel with a process group of its own on the CPU. Collective."""
-    group = dist.new_group(backend="gloo", timeout=_ALONE) if _distributed() else None
-    return Channel(name, group)
+    own = dist.new_group(backend="gloo", timeout=_ALONE) if _distributed() else None
+    return Channel(f"{name}-{next(_channels)}", own)
 
 
 @contextmanager
@@ -63,6 +64,11 @@ def on_channel(channel: Channel) -> Iterator[None]:
         yield
     finally:
         _channel.reset(token)
+
+
+def group() -> Any:
+    """The process group of the channel of this thread; None: the default one."""
+    return _current().group
 
 
 def rank() -> int:
@@ -83,7 +89,7 @@ def on_every_rank(work: Callable[[], T]) -> list[T]:
     outcomes: list[T | RunError] = [outcome]
     if _distributed():
         outcomes = cast("list[T | RunError]", [None] * world_size())
-        dist.all_gather_object(outcomes, outcome, group=_current().group)
+        dist.all_gather_object(outcomes, outcome, group=group())
     return _values(outcomes)
 
 
@@ -92,7 +98,7 @@ def gather(value: T) -> list[T]:
     if not _distributed():
         return [value]
     values = cast("list[T]", [None] * world_size()) if rank() == 0 else None
-    dist.gather_object(value, values, dst=0, group=_current().group)
+    dist.gather_object(value, values, dst=0, group=group())
     return values or []
 
 

@@ -12,6 +12,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 INDEX = "index.json"
+SHARD = ".bin"
+"""Suffix of the files of tensors."""
 
 Extent = tuple[Annotated[int, Field(ge=0)], ...]
 
@@ -25,7 +27,7 @@ class Chunk(_Frozen):
 
     offsets: Extent
     sizes: Extent
-    file: str = Field(pattern=r"^[a-z0-9-]+\.bin$")
+    file: str = Field(pattern=rf"^[a-z0-9-]+\{SHARD}$")
     position: int = Field(ge=0)
     """Bytes before it in the file."""
     length: int = Field(ge=0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -22,32 +22,39 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from .collectives import on_rank_0, world_size
-from .errors import OutputRefused, RunError, StorageFailed
+from .collectives import group, on_rank_0, world_size
+from .errors import OutputRefused, StorageFailed
 from .files import describe
 from .index import INDEX, Index
-from .shard_files import ShardReader
+from .marker import FileDigest
+from .shard_files import DamagedFile, ShardReader
 
 _PICKLED_INDEX = ".metadata"
 
 
-def read_shards(folder: Path, state: dict[str, Any]) -> None:
-    """Fill the tensors of `state` in place. Collective.
+def read_shards(
+    folder: Path, state: dict[str, Any], digests: Mapping[str, FileDigest], active: Callable[[], None]
+) -> None:
+    """Fill the tensors of `state` in place; `active` is called for each part that was read. Collective.
 
-    Raises OutputRefused on every rank if the names, shapes or dtypes are not those that were written.
+    Raises DamagedFile on every rank if a file has another digest than in `digests`, and OutputRefused if the names,
+    shapes or dtypes are not those that were written.
     """
-    reader = _reader(folder)
+    reader = _reader(folder, digests, active)
     try:
         with _single_process_allowed():
-            load(state, storage_reader=reader, planner=_StrictPlanner(), no_dist=world_size() == 1)
+            load(
+                state, storage_reader=reader, planner=_StrictPlanner(), process_group=group(),
+                no_dist=world_size() == 1,
+            )  # fmt: skip
     except CheckpointException as error:
         raise _read_failure(error, folder) from error
 
 
-def _reader(folder: Path) -> ShardReader:
+def _reader(folder: Path, digests: Mapping[str, FileDigest], active: Callable[[], None]) -> ShardReader:
     index = on_rank_0(partial(_read_index, folder))
     try:
-        return ShardReader(folder, index)
+        return ShardReader(folder, index, digests, active)
     except ValueError as error:
         raise _misfit(folder, error) from error
 
@@ -69,16 +76,20 @@ def _without_index(folder: Path) -> OutputRefused:
     return _misfit(folder, f"its index ({_PICKLED_INDEX}) is a pickle, which this version does not read")
 
 
-def _read_failure(error: CheckpointException, folder: Path) -> RunError:
+def _read_failure(error: CheckpointException, folder: Path) -> Exception:
     rank, cause = _first(error)
+    if isinstance(cause, DamagedFile):
+        return DamagedFile(*cause.args)
     if isinstance(cause, OSError):
         return StorageFailed(f"rank {rank}: {describe(cause, folder, 'read')}")
     return _misfit(folder, cause)
 
 
 def _first(error: CheckpointException) -> tuple[int, BaseException]:
-    rank = min(error.failures)
-    return rank, error.failures[rank][0]
+    """The lowest rank that failed, and why; a damaged file is what all need to know."""
+    failures = {rank: cause for rank, (cause, _) in error.failures.items()}
+    damaged = {rank: cause for rank, cause in failures.items() if isinstance(cause, DamagedFile)}
+    return min((damaged or failures).items())
 
 
 def _misfit(folder: Path, cause: object) -> OutputRefused:

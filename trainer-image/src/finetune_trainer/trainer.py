@@ -179,7 +179,7 @@ class Trainer:
         newest = checkpoint.latest(self._output)
         if newest is None:
             return History()
-        extra = checkpoint.load(self._output, newest, train_state.engine.state())
+        extra = checkpoint.load(self._output, newest, train_state.engine.state(), self.heartbeat.active)
         train_state.engine.resumed(newest)
         self.step = newest
         self.heartbeat.resumed(newest)
@@ -253,7 +253,7 @@ class Trainer:
         best = history.best_step if self._keep_best else None
         state = train_state.engine.state()
         if best is not None and best != self.step:
-            checkpoint.load(self._output, best, state)
+            checkpoint.load(self._output, best, state, self.heartbeat.active)
             train_state.engine.resumed(best)
         card = export.ModelCard(
             base_model=self._config.model,
