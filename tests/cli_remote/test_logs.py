@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from cli_remote.calls import Console
 from cli_remote.test_life import step
+from finetune_cli.remote.pod_logs import PAUSE_SECONDS
 from operating.team import Team
 from testbed.kubelet import Kubelet
 
@@ -109,3 +112,22 @@ def test_a_stream_that_breaks_is_taken_up_without_losing_or_repeating_a_line(
         assert following.ended() == 0
     said = [line for line in following.lines if " line " in line]
     assert said == [f"[node 0] line {number}" for number in range(20)]
+
+
+def test_a_log_that_cannot_be_read_is_said_once_and_tried_again(
+    running: Kubelet, team: Team, console: Console
+) -> None:
+    with console.start("logs", "sample", "-f", "--node", "0") as following:
+        following.until("loading")
+        running.failing = True
+        running.break_logs()
+        said = following.until("the log of node 0 cannot be read")
+        assert said.endswith("the disk of this node is broken; retrying")
+        time.sleep(3 * PAUSE_SECONDS)
+        running.failing = False
+        running.say(MASTER, "here again")
+        following.until("here again")
+        running.end_log(MASTER)
+        team.end(MASTER)
+        assert following.ended() == 0
+    assert sum("cannot be read" in line for line in following.lines) == 1

@@ -40,6 +40,8 @@ class Kubelet:
         self._ended: set[str] = set()
         self._transports: set[asyncio.Transport] = set()
         self._streams: list[asyncio.Transport] = []
+        self.failing = False
+        """Whether requests for logs are answered with an error."""
         self.claims = folder / "claims"
         self.claims.mkdir()
         self.commands: list[list[str]] = []
@@ -105,6 +107,8 @@ class Kubelet:
         return await handler(request)
 
     async def _log(self, request: web.Request) -> web.StreamResponse:
+        if self.failing:
+            return web.Response(status=500, text="the disk of this node is broken")
         with suppress(ConnectionError):
             return await self._told(request)
         return web.StreamResponse()

@@ -32,6 +32,10 @@ _KINDS: dict[str, dict[str, Any]] = {
     "granite": {**_SIZES, "logits_scaling": 8.0},
     "cohere": {**_SIZES, "logit_scale": 0.0625},
     "phi3": _SIZES,
+    "falcon": {
+        "vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    },
     "phimoe": {**_WINDOWED, "num_local_experts": 4, "num_experts_per_tok": 2},
     "ernie4_5_moe": {
         **_SIZES,

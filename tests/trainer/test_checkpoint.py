@@ -124,6 +124,16 @@ def test_a_flipped_bit_that_one_rank_finds_is_known_to_all(tmp_path: Path) -> No
     assert checkpoint.latest(tmp_path) == 10
 
 
+@pytest.mark.parametrize("spoil", [spoil_marker, remove_marker, shorten_shard, remove_random_state])
+def test_what_is_no_checkpoint_goes_at_the_next_start(tmp_path: Path, spoil: Any) -> None:
+    for step in (10, 20, 30):
+        work.save(tmp_path, step)
+    (tmp_path / "checkpoints" / ".tmp-step-00000040").mkdir()
+    spoil(folder(tmp_path, 30))
+    checkpoint.remove_leftovers(tmp_path)
+    assert steps(tmp_path) == ["step-00000020"], "the second of two that stay"
+
+
 def flip_a_bit(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1

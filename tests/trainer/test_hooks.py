@@ -26,9 +26,13 @@ SAMPLER = Sampler(rows=10, rows_per_step=4, epochs=3, max_steps=8, shuffle=True,
 )
 def test_due(every: int, steps: list[int]) -> None:
     assert [step for step in range(1, 9) if due(step, every, SAMPLER)] == steps
-    assert [count_due(after, every, SAMPLER) for after in range(9)] == [
-        sum(step > after for step in steps) for after in range(9)
-    ]
+
+
+@pytest.mark.parametrize("intervals", [(0,), (1,), (5,), (4,), (100,), (0, 3), (2, 4), (2, 3), (5, 6), (7, 0)])
+def test_steps_that_are_due_are_counted_once(intervals: tuple[int, ...]) -> None:
+    for after in range(9):
+        steps = [s for s in range(after + 1, 9) if any(due(s, each, SAMPLER) for each in intervals)]
+        assert count_due(after, intervals, SAMPLER) == len(steps), after
 
 
 @pytest.mark.parametrize(

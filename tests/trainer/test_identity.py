@@ -26,7 +26,16 @@ def config(**changes: Any) -> RunConfig:
 
 
 def claim(output: Path, changed: RunConfig | None = None, rows: int = 4, **content: str) -> str:
-    return identity.claim(output, changed or config(), CONTENT | content, rows)
+    """The digest of the identity that the folder is claimed for."""
+    document = identity.document(changed or config(), CONTENT | content, rows)
+    identity.require_own(output, document)
+    identity.claim(output, document)
+    return identity.digest(document)
+
+
+def test_a_folder_that_is_not_claimed_is_free_for_others(tmp_path: Path) -> None:
+    identity.require_own(tmp_path, identity.document(config(seed=8), CONTENT, 4))
+    assert claim(tmp_path)
 
 
 def test_the_first_run_owns_the_folder_and_the_same_run_owns_it_again(tmp_path: Path) -> None:

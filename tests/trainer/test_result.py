@@ -177,6 +177,11 @@ def test_a_complete_result_is_left_alone_and_anything_else_goes(tmp_path: Path, 
     work.publish(tmp_path, model, base, Method.LORA)
     assert result.finished(tmp_path, "sha256:aa") is not None
     assert not (folder / "stray").exists()
+    result.remove_leftovers(tmp_path)
+    assert folder.exists()
+    (folder / "COMPLETE").unlink()
+    result.remove_leftovers(tmp_path)
+    assert not folder.exists()
 
 
 def test_a_publication_killed_at_any_operation_leaves_no_result_or_a_whole_one(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ IN_BF16 = ("gemma3", "ernie4_5_moe", "minimax", "xglm")
 CASES = [Case(*each) for each in product(KINDS, METHODS, ENGINES)]
 CASES += [Case("mixtral", Method.FFT, engine, router_loss=True) for engine in ENGINES]
 CASES += [Case("phimoe", Method.LORA, Engine.DDP)]  # its router is a linear module that gives two values
+CASES += [Case("falcon", Method.LORA, Engine.FSDP2)]  # its linear modules are of a class of its own
 CASES += [Case(*each, precision="bf16") for each in product(IN_BF16, (Method.FFT,), ENGINES)]
 
 

@@ -61,6 +61,21 @@ def elsewhere(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def incomplete(folder: Path) -> None:
+    """As while it is being copied."""
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    names = {f"weight.{number}": f"model-0000{number}-of-00002.safetensors" for number in (1, 2)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+
+
+def binary_index(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_bytes(b"\xff and what nobody should read in a log")
+
+
+def other_weights(folder: Path) -> None:
+    (folder / "config.json").write_text('{"transformers_weights": "sub/weights.safetensors"}')
+
+
 def no_index(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text("[]")
 
@@ -70,7 +85,18 @@ def no_index(folder: Path) -> None:
     [
         pytest.param(pipe, "extra.safetensors is not a regular file", id="a pipe"),
         pytest.param(device, "extra.safetensors is not a regular file", id="a device"),
-        pytest.param(elsewhere, "names a file outside of the folder, ../other.safetensors", id="files elsewhere"),
+        pytest.param(elsewhere, "names a file in another folder, ../other.safetensors", id="files elsewhere"),
+        pytest.param(
+            incomplete,
+            "index.json names model-00002-of-00002.safetensors, which is not there; wait until",
+            id="half a copy",
+        ),
+        pytest.param(
+            binary_index,
+            "cannot be read: UnicodeDecodeError: 'utf-8' codec can't decode byte 0xff in position 0",
+            id="an index of bytes",
+        ),
+        pytest.param(other_weights, "config.json names another file of weights (transformers_weights)", id="renamed"),
         pytest.param(no_index, "model.safetensors.index.json cannot be read: TypeError", id="an index of nothing"),
     ],
 )

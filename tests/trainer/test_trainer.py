@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM
 
 from finetune_api.runtime.report import EvaluationRecord, FinalReport, ProgressRecord
 from finetune_api.runtime.run_config import RunConfig
-from finetune_trainer.errors import ModelRefused, NonFinite, StorageFailed
+from finetune_trainer.errors import ConfigRefused, ModelRefused, NonFinite, StorageFailed
 from trainer import models
 from trainer import trainer_work as work
 from trainer.ranks import run_ranks, values
@@ -336,9 +336,42 @@ def test_weights_that_do_not_fit_the_model_are_refused(
 def test_weights_that_change_while_they_are_loaded_are_refused(tmp_path: Path, inputs: Path) -> None:
     """Ranks may have read different files."""
     model = models.model_folder(tmp_path / "model")
-    [ended] = run_ranks(1, work.run_while_weights_change, config(inputs, tmp_path / "out", model=model), tmp_path)
+    settings = config(inputs, tmp_path / "out", model=model)
+    [ended] = run_ranks(1, work.run_while_weights_change, settings, tmp_path / "handoff")
     assert isinstance(ended.error, ModelRefused), ended
     assert f"model {model}: its files changed while they were loaded" in str(ended.error)
+    assert run(settings, tmp_path / "again").step == 12, "what was never trained owns nothing"
+
+
+def test_the_folder_of_the_model_is_no_output(tmp_path: Path, inputs: Path) -> None:
+    model = models.model_folder(tmp_path / "model")
+    settings = config(inputs, tmp_path / "x" / ".." / "model", model=model)
+    [ended] = run_ranks(1, work.run, settings, tmp_path / "handoff")
+    assert isinstance(ended.error, ConfigRefused), ended
+    assert "is the folder of job.model" in str(ended.error)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"keep": 1}, id="the old one goes when the new one is complete"),
+        pytest.param({"keep": 2}, id="all stay"),
+        pytest.param({"keep": 2, "every": 2}, id="some go"),
+        pytest.param({"keep": 2, "every": 6, "best": 6}, id="the best step is one that is saved anyway"),
+        pytest.param({"keep": 1, "every": 0, "best": 4}, id="the best step is kept besides"),
+        pytest.param({"keep": 1, "every": 100}, id="the last one and the result"),
+    ],
+)
+def test_a_run_asks_for_the_space_that_it_takes(tmp_path: Path, inputs: Path, changes: dict[str, int]) -> None:
+    """It has two epochs of six steps, and learns, so that each evaluation is the best so far."""
+    best = changes.get("best")
+    settings = config(
+        inputs, tmp_path / "out", checkpointing__keep=changes["keep"],
+        checkpointing__every_steps=changes.get("every", 0),
+        validation=None if best is None else VALIDATED | {"every_steps": best},
+    )  # fmt: skip
+    [(asked, taken)] = values(run_ranks(1, work.run_measured, settings, tmp_path / "handoff"))
+    assert 0.97 < taken / asked < 1.03
 
 
 def test_a_target_module_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path, inputs: Path) -> None:

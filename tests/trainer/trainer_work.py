@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
@@ -16,6 +19,7 @@ from finetune_api.runtime.choices import Device
 from finetune_api.runtime.report import FinalReport, Record, parse
 from finetune_api.runtime.run_config import RunConfig
 from finetune_trainer import environment, preparation
+from finetune_trainer import trainer as trainer_module
 from finetune_trainer.collectives import rank, world_size
 from finetune_trainer.environment import RankInfo
 from finetune_trainer.handoff import TRAIN, VALIDATION, Handoff
@@ -23,6 +27,7 @@ from finetune_trainer.rows import Rows
 from finetune_trainer.stop import Stop
 from finetune_trainer.trainer import Trainer
 from trainer import models
+from trainer.failpoints import Failing
 
 ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 
@@ -36,14 +41,53 @@ def run(config: RunConfig, handoff: Path) -> FinalReport:
         return Trainer(Handoff.read(handoff), handoff, rank_info, stop).run()
 
 
-def run_while_weights_change(config: RunConfig, folder: Path) -> FinalReport:
-    """As `run`, but other weights take the place of the model's once it has been prepared."""
-    handoff = folder / "handoff"
+class Replacing(Trainer):
+    """Other weights take the place of the model's while the first of them is loaded."""
+
+    def _keep(self, weight: Tensor) -> Tensor:
+        model, other = Path(self.handoff.model_folder), self.folder / "other"
+        if not other.exists():
+            models.llama(seed=9).save_pretrained(other)
+            (other / "model.safetensors").rename(model / "model.safetensors")
+        return super()._keep(weight)
+
+
+def run_while_weights_change(config: RunConfig, handoff: Path) -> FinalReport:
     handoff.mkdir()
     preparation.prepare(config, 0, handoff, lambda _: None)
-    models.llama(seed=9).save_pretrained(config.model)
     with environment.process_group(ALONE, Device.CPU) as rank_info, Stop() as stop:
-        return Trainer(Handoff.read(handoff), handoff, rank_info, stop).run()
+        return Replacing(Handoff.read(handoff), handoff, rank_info, stop).run()
+
+
+class Measured(Failing):
+    """`Files` that measure the size of a folder whenever one is about to go, and at the end of each file."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder, self.most = folder, 0
+
+    @contextmanager
+    def _operation(self, name: str, path: Path) -> Iterator[None]:
+        yield
+        self.most = max(self.most, size(self._folder))
+
+
+def run_measured(config: RunConfig, handoff: Path) -> tuple[int, int]:
+    """Bytes that a run asks its volume for, and the most by which its output grew."""
+    torch.set_num_threads(1)
+    handoff.mkdir()
+    preparation.prepare(config, 0, handoff, lambda _: None)
+    output, asked = Path(config.output), list[int]()
+    files, before = Measured(output), size(output)
+    asking = patch.object(trainer_module, "require_space", lambda _, needed: asked.append(needed))
+    with asking, environment.process_group(ALONE, Device.CPU) as rank_info, Stop() as stop:
+        Trainer(Handoff.read(handoff), handoff, rank_info, stop, files).run()
+    return asked[0], files.most - before
+
+
+def size(folder: Path) -> int:
+    """Bytes in the files of a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def run_as_node(settings: list[RunConfig], folder: Path) -> FinalReport:

@@ -7,11 +7,13 @@ target_parameters, but only without dropout, by building all weights of a layer 
 
 from __future__ import annotations
 
+import copy
 from typing import Any, cast
 
+import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.utils import transformers_weight_conversion as conversion
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -61,20 +63,40 @@ def _targets(model: PreTrainedModel, wanted: tuple[str, ...]) -> list[str]:
     linear = _linear(model)
     if wanted == (ALL_LINEAR,):
         head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        return [name for name, module in linear.items() if module is not head and _leaf(name) not in _experts(model)]
+        all_of_them = [n for n, module in linear.items() if module is not head and _leaf(n) not in _experts(model)]
+        if not all_of_them:
+            raise ModelRefused(
+                f"training.lora.target_modules: {model.config.model_type} has no linear modules for adapters; train "
+                "all weights instead (training.mode: fft)"
+            )
+        return all_of_them
     found = {target: [name for name in linear if f".{name}".endswith(f".{target}")] for target in wanted}
     _require_targets(model, found)
     return [name for names in found.values() for name in names]
 
 
 def _linear(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """Linear modules of the language model. (Some routers are of a subclass that gives something else.)"""
+    """Linear modules of the language model."""
     others = tuple(f"{part}." for part in architecture.other_parts(model))
     return {
-        name: module
-        for name, module in model.named_modules()
-        if type(module).forward in (nn.Linear.forward, Conv1D.forward) and not name.startswith(others)
+        name: module for name, module in model.named_modules() if not name.startswith(others) and _is_linear(module)
     }
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether it computes a matrix product: some routers are of a subclass of nn.Linear that gives something else."""
+    if type(module).forward in (nn.Linear.forward, Conv1D.forward):
+        return True
+    if not isinstance(module, nn.Linear):
+        return False
+    small, numbers = copy.copy(module), torch.tensor([[1.0, -2.0]])
+    bias = None if module.bias is None else nn.Parameter(torch.ones(3))
+    small._parameters = {"weight": nn.Parameter(torch.arange(6.0).view(3, 2)), "bias": bias}  # noqa: SLF001
+    try:
+        found = small(numbers)
+    except Exception:  # noqa: BLE001 - it takes something else, or more
+        return False
+    return isinstance(found, Tensor) and torch.equal(found, nn.Linear.forward(small, numbers))
 
 
 def _experts(model: PreTrainedModel) -> frozenset[str]:

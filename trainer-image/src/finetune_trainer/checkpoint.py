@@ -98,9 +98,12 @@ def load(output: Path, step: int, state: dict[str, Any], active: Callable[[], No
 
 
 def remove_leftovers(output: Path, files: Files = DISK) -> None:
-    """Remove what an interrupted save has written. Raises StorageFailed."""
+    """Remove what is no checkpoint: partly written, partly removed, or damaged. Raises StorageFailed."""
+    valid = set(_valid_steps(output))
     with storage_errors(output / CHECKPOINTS):
         _remove_leftovers(output / CHECKPOINTS, files)
+        for step in sorted(set(_steps(output)) - valid):
+            remove_tree(_folder(output, step), files)
 
 
 def _remove_leftovers(folder: Path, files: Files) -> None:

@@ -10,13 +10,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import DataRefused, ModelRefused, RunError
+from .errors import DataRefused, ModelRefused, RunError, StorageFailed
 from .handoff import DATA, MODEL
 
 # Besides the weights, these files define a model: sizes, vocabulary, template.
 _SMALL = ("*.json", "*.jinja", "*.model", "*.txt")
 _BLOCK = 1 << 16
 _BLOCKS = 16
+_LONGEST_HEADER = 100_000_000
+"""Bytes that safetensors allows; what claims more is no such file."""
 
 
 def of(model_folder: Path, data_path: Path) -> dict[str, str]:
@@ -28,21 +30,26 @@ def of(model_folder: Path, data_path: Path) -> dict[str, str]:
     """
     with _readable(DataRefused, "data", data_path):
         data = _file_fingerprint(data_path)
-    return {MODEL: _of_model(model_folder), DATA: data}
+    with _readable(ModelRefused, "model", model_folder):
+        return {MODEL: _model_fingerprint(model_folder), DATA: data}
 
 
 def require_unchanged(model_folder: Path, before: str) -> None:
-    """Raises ModelRefused if the model no longer has the digest `before`: ranks may have read different files."""
-    if _of_model(model_folder) != before:
+    """Raises ModelRefused if the model no longer has the digest `before`: ranks may have read different files.
+
+    Raises StorageFailed if it can no longer be read.
+    """
+    try:
+        after = _model_fingerprint(model_folder)
+    except OSError as error:
+        raise StorageFailed(
+            f"model {model_folder} can no longer be read: {error.filename}: {error.strerror}; check its volume"
+        ) from error
+    if after != before:
         raise ModelRefused(
             f"model {model_folder}: its files changed while they were loaded; leave them as they are while jobs "
             "start, then start the job again"
         )
-
-
-def _of_model(folder: Path) -> str:
-    with _readable(ModelRefused, "model", folder):
-        return _model_fingerprint(folder)
 
 
 @contextmanager
@@ -80,8 +87,8 @@ def _sample(path: Path) -> Iterator[bytes]:
     with path.open("rb") as stream:
         yield size.to_bytes(8, "little")
         length = stream.read(8)
-        header_end = 8 + int.from_bytes(length, "little")
-        yield stream.read(max(0, min(header_end, size) - 8))
+        header_end = min(8 + int.from_bytes(length, "little"), size, _LONGEST_HEADER)
+        yield stream.read(max(0, header_end - 8))
         step = max(_BLOCK, (size - header_end) // _BLOCKS)
         for start in range(header_end, size, step):
             stream.seek(start)

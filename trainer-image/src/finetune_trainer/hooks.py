@@ -7,8 +7,11 @@ evaluation of its step, and a stop finds the checkpoint of its step already save
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import combinations
+from math import lcm
 from pathlib import Path
 
 from finetune_api.runtime.report import EvaluationRecord, ProgressRecord
@@ -31,10 +34,14 @@ def due(step: int, every: int, sampler: Sampler) -> bool:
     return regular or step == sampler.total_steps
 
 
-def count_due(after: int, every: int, sampler: Sampler) -> int:
-    """How many steps later than `after` are due."""
-    every, total = every or sampler.steps_per_epoch, sampler.total_steps
-    return total // every - after // every + (total % every > 0 and after < total)
+def count_due(after: int, intervals: Iterable[int], sampler: Sampler) -> int:
+    """How many steps later than `after` are due, each for at least one of `intervals`."""
+    every, total = {each or sampler.steps_per_epoch for each in intervals}, sampler.total_steps
+    count = int(after < total and all(total % each for each in every))
+    for size in range(1, len(every) + 1):  # the steps of some, less those of two of them, and so on
+        for common in (lcm(*chosen) for chosen in combinations(every, size)):
+            count += (-1) ** (size + 1) * (total // common - after // common)
+    return count
 
 
 @dataclass

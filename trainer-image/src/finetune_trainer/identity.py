@@ -2,7 +2,8 @@
 
 The identity of a run is a flat document of everything that determines its result: keys of its configuration
 (finetune_api.runtime.run_config.IDENTITY), the content of model and data, and the rows of one optimizer step. The
-first run writes it; every later start in the same folder compares it, and is refused with the keys that differ.
+first run writes it once its model is loaded, so that a run whose files are refused owns nothing; every later start
+in the same folder compares it, and is refused with the keys that differ.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +38,17 @@ _PRECISIONS = {
 }
 
 
-def claim(output: Path, config: RunConfig, fingerprint: Mapping[str, str], rows_per_step: int) -> str:
-    """Claim `output` for this run, or verify that it owns it already. Returns the digest, 'sha256:...'.
+def require_own(output: Path, identity: Mapping[str, Any]) -> None:
+    """Make the folder, and raise OutputRefused if it belongs to another run, StorageFailed if it cannot be made.
 
-    Collective: rank 0 reads and writes. Raises OutputRefused if the folder belongs to another run,
-    StorageFailed if it cannot be written.
+    Collective: rank 0 reads and writes.
     """
-    identity = document(config, fingerprint, rows_per_step)
-    return on_rank_0(partial(_claim, output, identity))
+    on_rank_0(lambda: _require_own(output, identity, claim=False))
+
+
+def claim(output: Path, identity: Mapping[str, Any]) -> None:
+    """Claim `output` for this run, unless it owns it already; else like `require_own`."""
+    on_rank_0(lambda: _require_own(output, identity, claim=True))
 
 
 def document(config: RunConfig, fingerprint: Mapping[str, str], rows_per_step: int) -> dict[str, Any]:
@@ -62,7 +65,7 @@ def digest(identity: Mapping[str, Any]) -> str:
     return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
 
 
-def _claim(output: Path, identity: dict[str, Any]) -> str:
+def _require_own(output: Path, identity: Mapping[str, Any], *, claim: bool) -> None:
     path = output / RUN_FILE
     with storage_errors(path):
         output.mkdir(parents=True, exist_ok=True)
@@ -71,8 +74,8 @@ def _claim(output: Path, identity: dict[str, Any]) -> str:
         else:
             _require_unowned(output)
             text = json.dumps({"digest": digest(identity), "identity": identity}, indent=1, sort_keys=True)
-            write_durable(path, text.encode() + b"\n")
-    return digest(identity)
+            if claim:
+                write_durable(path, text.encode() + b"\n")
 
 
 def _require_unowned(output: Path) -> None:

@@ -30,6 +30,7 @@ def prepare(config: RunConfig, node: int, folder: Path, log: Callable[[str], Non
     `log` receives one sentence per warning. Raises a RunError, DatasetRefused or TokenizerRefused.
     """
     model = sources.model_folder(config.model)
+    _require_other_folder(Path(config.output), model)
     length = sequence_length(config.sequence_length, sources.model_config(model))
     tokenizer = ChatTokenizer.load(model)
     data = sources.data_file(config.data.train)
@@ -56,6 +57,13 @@ def sequence_length(requested: int | None, model_config: dict[str, object]) -> i
             f"set {limit} or less"
         )
     return requested
+
+
+def _require_other_folder(output: Path, model: Path) -> None:
+    if output.resolve() == model.resolve():
+        raise ConfigRefused(
+            f"output.uri: {output} is the folder of job.model, which a run must leave as it is; choose another folder"
+        )
 
 
 def _limit(model_config: dict[str, object]) -> int | None:

@@ -41,10 +41,12 @@ def finished(output: Path, digest: str) -> Marker | None:
 
 def remove_leftovers(output: Path, files: Files = DISK) -> None:
     """Remove what an interrupted publication has written. Raises StorageFailed."""
-    temporary = _temporary(output)
-    with storage_errors(temporary):
-        if temporary.exists():
-            remove_tree(temporary, files)
+    final, temporary = output / RESULT, _temporary(output)
+    unmarked = [final] if read_marker(final) is None else []
+    with storage_errors(output):
+        for folder in (temporary, *unmarked):
+            if folder.exists():
+                remove_tree(folder, files)
 
 
 def _temporary(output: Path) -> Path:

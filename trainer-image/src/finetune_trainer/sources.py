@@ -105,16 +105,25 @@ def _require_own_files(folder: Path) -> None:
     for path in sorted(path for pattern in WANTED for path in folder.glob(pattern)):
         if not path.is_file():
             raise ModelRefused(f"model {folder}: {path.name} is not a regular file; {_REMEDY}")
+    if "transformers_weights" in model_config(folder):
+        raise ModelRefused(
+            f"model {folder}: config.json names another file of weights (transformers_weights), which this version "
+            "does not read; rename that file to model.safetensors and remove the key"
+        )
     index = folder / "model.safetensors.index.json"
     try:
         names = set(json.loads(index.read_bytes())["weight_map"].values()) if index.is_file() else set()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelRefused(f"model {folder}: {index.name} cannot be read: {error!r}; {_REMEDY}") from error
-    elsewhere = sorted(str(name) for name in names if Path(str(name)).name != name)
-    if elsewhere:
-        raise ModelRefused(
-            f"model {folder}: {index.name} names a file outside of the folder, {elsewhere[0]}; {_REMEDY}"
-        )
+        what = f"{type(error).__name__}: {error}"  # the repr of some errors has the whole file
+        raise ModelRefused(f"model {folder}: {index.name} cannot be read: {what}; {_REMEDY}") from error
+    for name in sorted(map(str, names)):
+        if Path(name).name != name:
+            raise ModelRefused(f"model {folder}: {index.name} names a file in another folder, {name}; {_REMEDY}")
+        if not (folder / name).is_file() and not (folder / "model.safetensors").is_file():
+            raise ModelRefused(
+                f"model {folder}: {index.name} names {name}, which is not there; wait until the folder is complete, "
+                "or copy the file"
+            )
 
 
 def require_unquantised(folder: Path) -> None:

@@ -77,14 +77,15 @@ class Trainer:
 
     def run(self) -> FinalReport:
         """Raises a RunError, or any other exception if it is a bug."""
-        digest = self._claim()
+        digest = self._require_own_output()
         marker = result.finished(self._output, digest)
         if marker is not None:
             return on_rank_0(lambda: _repeat_report(self._output, digest, marker.step))
-        on_rank_0(lambda: publish.remove_report(self._output))
+        on_rank_0(self._remove_leftovers)
         for dataset in self.handoff.datasets:
             self._write_record(dataset)
         base = self._load()
+        identity.claim(self._output, self._identity)
         train_state = self._train_state(base)
         history = self._resume(train_state)
         self._forget_outdated(history)
@@ -128,13 +129,24 @@ class Trainer:
     def _keep_best(self) -> bool:
         return self._config.validation is not None and self._config.validation.keep_best
 
-    def _claim(self) -> str:
-        require_same_inputs(self.handoff)
+    @cached_property
+    def _identity(self) -> Mapping[str, Any]:
         content = {name: self.handoff.digests[name] for name in (MODEL, DATA)}
-        digest = identity.claim(self._output, self._config, content, rows_per_step(self._config))
+        return identity.document(self._config, content, rows_per_step(self._config))
+
+    def _require_own_output(self) -> str:
+        require_same_inputs(self.handoff)
+        identity.require_own(self._output, self._identity)
+        digest = identity.digest(self._identity)
         if self.rank_info.local_rank == 0:
             write_digest(self.folder, digest)
         return digest
+
+    def _remove_leftovers(self) -> None:
+        """What earlier runs have left, which were refused, stopped or killed."""
+        publish.remove_report(self._output)
+        checkpoint.remove_leftovers(self._output, self._files)
+        result.remove_leftovers(self._output, self._files)
 
     def _load(self) -> PreTrainedModel | PeftModel:
         scope.say(self.handoff.model_folder, self._config)
@@ -215,17 +227,17 @@ class Trainer:
         """A volume that cannot take what this run is going to write is refused before it trains."""
         settings, validation = self._config.checkpointing, self._config.validation
         state = train_state.engine.state()
-        saves = count_due(self.step, settings.every_steps, train_state.sampler)
+        intervals = [settings.every_steps]
         if validation is not None and validation.keep_best:
-            saves += count_due(self.step, validation.every_steps, train_state.sampler)
+            intervals.append(validation.every_steps)
         needed = space.needed(
             there=checkpoint.count(self._output),
-            saves=saves,
+            saves=count_due(self.step, intervals, train_state.sampler),
             kept=settings.keep + self._keep_best,
             checkpoint=snapshot.size(state),
             result=self._result_size(state),
         )
-        on_rank_0(partial(_require_space, self._output, needed, self._files))
+        on_rank_0(partial(require_space, self._output, needed))
 
     def _result_size(self, state: Mapping[str, Any]) -> int:
         if self._config.lora is None:
@@ -284,13 +296,6 @@ class Trainer:
             metrics=_metrics(history, self._config.validation, best),
             best_step=history.best_step,
         )
-
-
-def _require_space(output: Path, needed: int, files: Files) -> None:
-    """What killed runs have left goes first."""
-    checkpoint.remove_leftovers(output, files)
-    result.remove_leftovers(output, files)
-    require_space(output, needed)
 
 
 def rows_per_step(config: RunConfig) -> int:

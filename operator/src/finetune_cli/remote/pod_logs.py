@@ -19,6 +19,8 @@ from .log_lines import LogLine, LogPod, log_pod, merge, parse
 from .views import has_ended
 
 PAUSE_SECONDS = 1.0
+LONGEST_PAUSE_SECONDS = 30.0
+"""Between two tries to read a log that cannot be read."""
 DRAIN_SECONDS = 5.0
 """How long logs are still read after the job has ended: pods may write until they are deleted."""
 
@@ -132,19 +134,23 @@ class _Follower:
         self._lines.put(None)
 
     def _read(self, found: LogPod) -> None:
-        """Follow one pod's log to its end, across broken connections."""
+        """Follow one pod's log to its end, across broken connections; what lasts longer is said."""
+        failures = 0
         while True:
             try:
                 self._read_once(found)
                 if self._has_ended(found):
                     return
+                failures = 0
             except NotFound:
                 return
             except Forbidden:
                 raise
-            except (ApiError, Unreachable):
-                pass
-            time.sleep(PAUSE_SECONDS)
+            except (ApiError, Unreachable) as error:
+                failures += 1
+                if failures == 2:
+                    click.echo(f"the log of node {found.node} cannot be read: {error}; retrying", err=True)
+            time.sleep(min(PAUSE_SECONDS * 2 ** max(0, failures - 1), LONGEST_PAUSE_SECONDS))
 
     def _read_once(self, found: LogPod) -> None:
         """Lines after the last one. The server resumes at whole seconds, so earlier lines are skipped."""
