@@ -23,7 +23,8 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from finetune_api.runtime.run_config import RunConfig
 
-from . import architecture, rounding, tensor_files
+from . import architecture, rounding, sources, tensor_files
+from . import weights as base_weights
 from .collectives import on_rank_0, rank
 from .files import Files, require_space, storage_errors
 from .tensor_files import Outline
@@ -97,7 +98,7 @@ def groups(model: PreTrainedModel, weights: Mapping[str, Tensor], base: Path) ->
             return None
         return found if found.items() <= wanted.items() else None
 
-    known, usual = tensor_files.dtypes(base), _usual_dtype(base)
+    known, usual = {n: each.dtype for n, each in base_weights.outlines(base).items()}, _usual_dtype(base)
     found = []
     for names in _together(empty, lambda name: converted([name]) is not None):
         shapes = converted(names)
@@ -150,7 +151,9 @@ def _weights(model: PreTrainedModel, trained: Mapping[str, Tensor]) -> dict[str,
 
 
 def _usual_dtype(base: Path) -> torch.dtype:
-    """dtype of the base model in its config.json; fp32 if that has none."""
+    """dtype of the base model in its config.json; fp32 if that has none. bf16 if its weights are quantised."""
+    if sources.quantisation(base) is not None:
+        return torch.bfloat16
     config = json.loads((base / "config.json").read_bytes())
     name = config.get("dtype") or config.get("torch_dtype") or "float32"
     dtype = getattr(torch, str(name).removeprefix("torch."), None)
