@@ -87,7 +87,6 @@ def test_a_folder_that_is_not_the_whole_model_is_refused(
 
 FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
 ORIGINAL = "use the model that it was made from"
-MADE = "or make it: from_pretrained(model, quantization_config=FineGrainedFP8Config("
 
 
 @pytest.mark.parametrize(
@@ -104,17 +103,17 @@ MADE = "or make it: from_pretrained(model, quantization_config=FineGrainedFP8Con
         ),
         pytest.param(
             {"quantization_config": {"quant_method": "fp8"}},
-            ("(fp8 with weight_block_size None, ", MADE),
+            ("(fp8 with weight_block_size None, ", ORIGINAL),
             id="fp8 with a scale for each tensor",
         ),
         pytest.param(
             {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 0]}},
-            ("(fp8 with weight_block_size [128, 0], ", MADE),
+            ("(fp8 with weight_block_size [128, 0], ", ORIGINAL),
             id="fp8 in blocks of nothing",
         ),
         pytest.param(
             {"quantization_config": {**FP8, "activation_scheme": "static"}},
-            ("(fp8 with activation_scheme 'static', ", MADE),
+            ("(fp8 with activation_scheme 'static', ", ORIGINAL),
             id="fp8 with scales of activations",
         ),
         pytest.param(
@@ -124,7 +123,7 @@ MADE = "or make it: from_pretrained(model, quantization_config=FineGrainedFP8Con
         ),
         pytest.param(
             {"quantization_config": FP8, "text_config": {"quantization_config": FP8}},
-            ("(fp8 of a part of the model, text_config.quantization_config in config.json)", MADE),
+            ("(fp8 of a part of the model, text_config.quantization_config in config.json)", ORIGINAL),
             id="the text part in a method that is read",
         ),
         pytest.param({"quantization_config": "fp8"}, ("is 'fp8', no JSON object; take",), id="no object"),

@@ -33,8 +33,7 @@ class Quantisation:
 def of(folder: Path, config: Mapping[str, Any]) -> Quantisation | None:
     """The quantisation of the folder's weights by its config.json; None if they are not quantised.
 
-    Raises ModelRefused for one that is not read: other methods have no formula of their own in the files, or values
-    that the weights were moved by, and what is trained would not be the model.
+    Raises ModelRefused for one that is not read.
     """
     found = None
     parts = {"": config} | {f"{key}.": part for key, part in config.items() if isinstance(part, dict)}
@@ -66,19 +65,15 @@ def _of_entry(folder: Path, prefix: str, entry: Mapping[str, Any]) -> Quantisati
     raise ModelRefused(
         f"model {folder}: its weights are quantised ({f'{method} {what}'.rstrip()}, {prefix}{KEY} in config.json), "
         f"and of quantised weights this version reads mxfp4 and fp8 in blocks, where they are those of the whole "
-        f"model; {_WAYS_OUT.get(str(method), _ORIGINAL)}"
+        f"model; {_WAY_OUT}"
     )
 
 
 def _is_block(found: object) -> bool:
-    return (
-        isinstance(found, list) and len(found) == 2 and all(type(each) is int and each > 0 for each in found)
-    )  # fmt: skip
+    return isinstance(found, list) and len(found) == 2 and all(type(side) is int and side > 0 for side in found)
 
 
-_ORIGINAL = "use the model that it was made from, which is usually published under the name without the method"
-_WAYS_OUT = {
-    "fp8": "use the model in bf16, or make it: from_pretrained(model, quantization_config=FineGrainedFP8Config("
-    "dequantize=True)), then save_pretrained(folder)",
-}
-"""Where it is not `_ORIGINAL`: these models may be published quantised only."""
+_WAY_OUT = (
+    "use the model that it was made from, which is usually published under the name without the method, or a copy of it "
+    "in bf16"
+)
