@@ -30,6 +30,7 @@ def save_mxfp4(model: PreTrainedModel, folder: Path, plain: Path) -> None:
         return parts, torch.from_numpy(_of_mxfp4(blocks, scales))
 
     _save(model, folder, plain, EXPERTS, quantised, {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]})
+    change_config(folder, dtype=None)
 
 
 def save_fp8(model: PreTrainedModel, folder: Path, plain: Path, block: tuple[int, int] = BLOCK) -> None:
@@ -46,6 +47,7 @@ def save_fp8(model: PreTrainedModel, folder: Path, plain: Path, block: tuple[int
 
     entry = {"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3", "weight_block_size": list(block)}
     _save(model, folder, plain, ("_proj.weight",), quantised, entry)
+    change_config(folder, dtype=None, torch_dtype="float32")  # as transformers 4 named it, and false
 
 
 def _save(

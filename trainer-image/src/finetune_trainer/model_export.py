@@ -23,7 +23,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from finetune_api.runtime.run_config import RunConfig
 
-from . import architecture, rounding, sources, tensor_files
+from . import architecture, rounding, tensor_files
 from . import weights as base_weights
 from .collectives import on_rank_0, rank
 from .files import Files, require_space, storage_errors
@@ -151,9 +151,7 @@ def _weights(model: PreTrainedModel, trained: Mapping[str, Tensor]) -> dict[str,
 
 
 def _usual_dtype(base: Path) -> torch.dtype:
-    """dtype of the base model in its config.json; fp32 if that has none. bf16 if its weights are quantised."""
-    if sources.quantisation(base) is not None:
-        return torch.bfloat16
+    """dtype of the base model in its config.json; fp32 if that has none."""
     config = json.loads((base / "config.json").read_bytes())
     name = config.get("dtype") or config.get("torch_dtype") or "float32"
     dtype = getattr(torch, str(name).removeprefix("torch."), None)
