@@ -96,7 +96,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif status := self.hub.take(self.hub.failures):
             self._answer(status, b"")
         elif "/resolve/" in self.path or self.path.startswith("/storage/"):
-            self._file(self.path.rpartition("/")[2])
+            self._file(max((name for name in self.hub.files if self.path.endswith(f"/{name}")), key=len))
         else:
             self._answer(
                 200,

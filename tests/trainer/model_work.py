@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GptOssConfig, GptOssForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from finetune_api.runtime.run_config import RunConfig
 from finetune_trainer import adapters, engines, environment, loss, mesh, model
@@ -19,7 +20,7 @@ from finetune_trainer.collate import collate
 from finetune_trainer.engines.fsdp2 import shard
 from finetune_trainer.environment import RankInfo
 from finetune_trainer.placeholders import Keep
-from trainer import models
+from trainer import models, quantised
 from trainer.gradient_memory_work import anonymous, give_back_at_once
 from trainer.parity_cases import rows
 from trainer.result_work import sampling
@@ -93,6 +94,26 @@ def save_deep_model(folder: Path) -> None:
         num_attention_heads=4, num_key_value_heads=4, tie_word_embeddings=True,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def save_deep_fp8(folder: Path) -> None:
+    """Six layers whose MLP is large, 0.4 GB in fp32, in blocks that are cut off at the ends."""
+    config = LlamaConfig(
+        vocab_size=256, hidden_size=672, intermediate_size=6752, num_hidden_layers=6, num_attention_heads=4,
+        num_key_value_heads=4,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as plain:
+        quantised.save_fp8(LlamaForCausalLM(config), folder, Path(plain), (128, 128))
+
+
+def save_deep_mxfp4(folder: Path) -> None:
+    """Eight layers of experts, 0.4 GB in fp32."""
+    config = GptOssConfig(
+        vocab_size=256, hidden_size=512, intermediate_size=512, num_hidden_layers=8, num_local_experts=16,
+        num_attention_heads=4, num_key_value_heads=4, head_dim=32,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as plain:
+        quantised.save_mxfp4(GptOssForCausalLM(config), folder, Path(plain))
 
 
 def memory_of_loading(small: Path, large: Path, config: RunConfig) -> Memory:

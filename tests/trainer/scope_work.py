@@ -37,13 +37,20 @@ class Case:
     precision: str = "fp32"
     """Of the run, and of the base model's files."""
     router_loss: bool = False
+    quantised: str = ""
+    """How the base model is; its result is in bf16."""
 
     def __str__(self) -> str:
         return f"{self.base}, {self.method}, {self.engine}"
 
     @property
     def base(self) -> str:
-        return f"{self.kind} in {self.precision}{' with router loss' if self.router_loss else ''}"
+        return f"{self.kind} in {self.quantised or self.precision}{' with router loss' if self.router_loss else ''}"
+
+    @property
+    def plain(self) -> str:
+        """The base model for plain transformers: a quantised one in bf16, by an independent computation."""
+        return f"{self.base} as bf16" if self.quantised else self.base
 
 
 @dataclass
@@ -106,9 +113,9 @@ def own_class(folder: Path, **settings: Any) -> PreTrainedModel:
 
 
 def published(case: Case, base: Path, output: Path) -> nn.Module:
-    """The result, loaded by plain transformers or PEFT."""
+    """The result, loaded by plain transformers or PEFT; `base` for the latter."""
     torch.set_num_threads(1)  # as in the ranks, whose bits are wanted
     folder = output / "result"
     if case.method is Method.LORA:
-        return PeftModel.from_pretrained(own_class(base), folder)
+        return PeftModel.from_pretrained(own_class(base, dtype=torch.float32), folder)
     return own_class(folder)

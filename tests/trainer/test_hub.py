@@ -149,13 +149,20 @@ def test_a_node_that_was_paused_finds_its_lease_lost_and_uses_what_another_one_h
     assert "another process has taken the lease on the cache" in first.lines
 
 
-def test_quantised_weights_are_refused_before_they_are_downloaded(tmp_path: Path) -> None:
-    config = b'{"quantization_config": {"quant_method": "mxfp4"}}'
+def test_quantised_weights_that_are_not_read_are_refused_before_they_are_downloaded(tmp_path: Path) -> None:
+    config = b'{"quantization_config": {"quant_method": "gptq"}}'
     with serving(FILES | {"config.json": config}) as hub, node(hub, tmp_path) as only:
         [(code, message)] = only.outcomes()
     assert code == Exit.MODEL_REFUSED
-    assert "its weights are quantised (mxfp4, quantization_config in config.json)" in message
+    assert "its weights are quantised (gptq, quantization_config in config.json)" in message
     assert hub.sent.keys() <= {"config.json", "tokenizer.json"}
+
+
+def test_weights_in_another_layout_are_not_downloaded(tmp_path: Path) -> None:
+    """gpt-oss has them once more in the folder original."""
+    with serving(FILES | {"original/model.safetensors": bytes(1000)}) as hub, node(hub, tmp_path) as only:
+        assert has_all_files(only.folder())
+    assert hub.sent.keys() == WANTED.keys()
 
 
 def test_an_endpoint_that_is_no_url_is_refused_at_once(tmp_path: Path, hub: Hub) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,21 +82,23 @@ def test_what_a_rank_keeps_is_its_shard(tmp_path: Path, rows: int) -> None:
         assert torch.equal(kept, shard)
 
 
-@pytest.fixture(scope="module")
-def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+DEEP = {"": work.save_deep_model, " of fp8": work.save_deep_fp8, " of mxfp4": work.save_deep_mxfp4}
+STORED: dict[str, dict[str, Any]] = {
+    "fft in fp32": {}, "fft in bf16": {"precision": "bf16"}, "lora on bf16": METHODS["lora on bf16"],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=DEEP)
+def deep(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("deep")
-    work.save_deep_model(folder)
-    return folder
+    DEEP[request.param](folder)
+    yield folder
+    shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{}, {"precision": "bf16"}, METHODS["lora on bf16"]],
-    ids=["fft in fp32", "fft in bf16", "lora on bf16"],
-)
-def test_a_rank_that_loads_holds_its_shard_and_a_few_tensors(
-    tmp_path: Path, deep: Path, changes: dict[str, Any]
-) -> None:
+@pytest.mark.parametrize("stored", STORED)
+def test_a_rank_that_loads_holds_its_shard_and_a_few_tensors(tmp_path: Path, deep: Path, stored: str) -> None:
+    changes = STORED[stored]
     small = models.model_folder(tmp_path / "model")
     config = _config(tmp_path, 4, engine="fsdp2", **changes)
     for memory in values(run_ranks(4, work.memory_of_loading, small, deep, config)):

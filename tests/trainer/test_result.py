@@ -245,7 +245,7 @@ def test_plain_transformers_loads_every_architecture_without_a_missing_key(tmp_p
     again, report = found
     assert not any(report.values())
     assert torch.equal(work.logits(again), work.logits(model))
-    assert tensor_files.dtypes(folder) == tensor_files.dtypes(tmp_path / "base")
+    assert tensor_files.outlines(folder) == tensor_files.outlines(tmp_path / "base")
 
 
 def test_buffers_that_the_model_computes_with_in_bf16_are_published_as_the_base_has_them(tmp_path: Path) -> None:

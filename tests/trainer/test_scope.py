@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from itertools import product
@@ -14,9 +15,9 @@ import torch
 from transformers import AutoConfig
 
 from finetune_api.runtime.choices import Engine, Method
-from finetune_trainer import architecture, model, scope
+from finetune_trainer import architecture, model, scope, tensor_files
 from finetune_trainer.errors import ModelRefused
-from trainer import architectures, models
+from trainer import architectures, models, quantised
 from trainer import scope_work as work
 from trainer.ranks import run_ranks, values
 from trainer.result_work import logits
@@ -37,6 +38,12 @@ CASES += [Case("mixtral", Method.FFT, engine, router_loss=True) for engine in EN
 CASES += [Case("phimoe", Method.LORA, Engine.DDP)]  # its router is a linear module that gives two values
 CASES += [Case("falcon", Method.LORA, Engine.FSDP2)]  # its linear modules are of a class of its own
 CASES += [Case(*each, precision="bf16") for each in product(IN_BF16, (Method.FFT,), ENGINES)]
+QUANTISED = {"gpt_oss": "mxfp4", "qwen3_moe": "fp8", "qwen3": "fp8", "gemma3": "fp8"}
+SAVE = {"mxfp4": quantised.save_mxfp4, "fp8": quantised.save_fp8}
+CASES += [
+    Case(kind, method, engine, precision="bf16" if method is Method.FFT else "fp32", quantised=how)
+    for (kind, how), method, engine in product(QUANTISED.items(), METHODS, ENGINES)
+]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +54,10 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
         made = architectures.model(case.kind, dtype=dtype)
         if case.router_loss:
             made.config.output_router_logits = True
-        made.save_pretrained(folder / case.base)
+        if case.quantised:
+            SAVE[case.quantised](made, folder / case.base, folder / case.plain)
+        else:
+            made.save_pretrained(folder / case.base)
         for name in PROCESSORS:
             (folder / case.base / name).write_text(f'{{"of": "{case}"}}')
     return folder
@@ -69,9 +79,9 @@ def test_plain_transformers_and_peft_load_what_two_ranks_have_trained(
     case: Case, bases: Path, outputs: Path, trained: dict[str, Trained]
 ) -> None:
     found = trained[str(case)]
-    again = work.published(case, bases / case.base, outputs / str(case))
+    again = work.published(case, bases / case.plain, outputs / str(case))
     assert torch.equal(logits(again), found.logits)
-    assert not torch.equal(found.logits, logits(work.own_class(bases / case.base)))
+    assert not torch.equal(found.logits, logits(work.own_class(bases / case.plain)))
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -79,7 +89,7 @@ def test_what_is_not_trained_keeps_its_bits_and_everything_else_moves(
     case: Case, bases: Path, trained: dict[str, Trained]
 ) -> None:
     found, built = trained[str(case)], architectures.model(case.kind)
-    base = {name: p.detach() for name, p in work.own_class(bases / case.base).named_parameters()}
+    base = {name: p.detach() for name, p in work.own_class(bases / case.plain).named_parameters()}
     moved = {name for name, weight in base.items() if not torch.equal(weight, of_base(found, name).to(weight.dtype))}
     others = tuple(f"{part}." for part in OTHER_PARTS.get(case.kind, ()))
     language = {name for name, p in built.named_parameters() if p.requires_grad and not name.startswith(others)}
@@ -121,6 +131,28 @@ def test_the_result_of_a_multimodal_model_is_one(kind: str, bases: Path, outputs
     assert names[0] == names[1]
     for name in ("config.json", *PROCESSORS):
         assert (folder / name).read_bytes() == (base / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("kind", QUANTISED)
+def test_the_result_of_a_quantised_model_is_in_bf16_and_says_so(
+    kind: str, bases: Path, outputs: Path, trained: Any
+) -> None:
+    case = Case(kind, Method.FFT, Engine.FSDP2, precision="bf16", quantised=QUANTISED[kind])
+    folder, base = outputs / str(case) / "result", bases / case.base
+    assert tensor_files.outlines(folder) == tensor_files.outlines(bases / case.plain)
+    config, of_base = (json.loads((each / "config.json").read_bytes()) for each in (folder, base))
+    del of_base["quantization_config"]
+    of_base["torch_dtype" if "torch_dtype" in of_base else "dtype"] = "bfloat16"
+    if kind == "gemma3":
+        of_base["text_config"]["dtype"] = "bfloat16"
+    assert config == of_base
+
+
+@pytest.mark.parametrize("kind", QUANTISED)
+def test_an_adapter_of_a_quantised_model_names_it(kind: str, bases: Path, outputs: Path, trained: Any) -> None:
+    case = Case(kind, Method.LORA, Engine.DDP, quantised=QUANTISED[kind])
+    config = json.loads((outputs / str(case) / "result" / "adapter_config.json").read_bytes())
+    assert config["base_model_name_or_path"] == str(bases / case.base)
 
 
 @pytest.fixture

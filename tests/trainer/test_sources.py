@@ -111,35 +111,54 @@ def test_a_folder_that_is_not_the_whole_model_is_refused(
     assert reason in str(refused.value)
 
 
+FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
 ORIGINAL = "use the model that it was made from"
 
 
 @pytest.mark.parametrize(
     ("config", "reasons"),
     [
-        pytest.param(
-            {"quantization_config": {"quant_method": "mxfp4"}},
-            ("(mxfp4, quantization_config in config.json)", "of gpt-oss those are unsloth/gpt-oss-20b-BF16"),
-            id="mxfp4",
-        ),
-        pytest.param(
-            {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}},
-            ("(fp8, ", "or make one: from_pretrained(model, quantization_config=FineGrainedFP8Config("),
-            id="fp8",
-        ),
         pytest.param({"quantization_config": {"quant_method": "gptq"}}, ("(gptq, ", ORIGINAL), id="gptq"),
-        pytest.param({"quantization_config": {"quant_method": "awq"}}, ("(awq, ", ORIGINAL), id="awq"),
+        pytest.param(
+            {"quantization_config": {"quant_method": "awq"}},
+            ("(awq, quantization_config in config.json)", "reads mxfp4 and fp8 in blocks", ORIGINAL),
+            id="awq",
+        ),
         pytest.param(
             {"quantization_config": {"load_in_4bit": True}}, ("(bitsandbytes, ", ORIGINAL), id="bitsandbytes, old"
         ),
         pytest.param(
+            {"quantization_config": {"quant_method": "fp8"}},
+            ("(fp8 with weight_block_size None, ", ORIGINAL),
+            id="fp8 with a scale for each tensor",
+        ),
+        pytest.param(
+            {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 0]}},
+            ("(fp8 with weight_block_size [128, 0], ", ORIGINAL),
+            id="fp8 in blocks of nothing",
+        ),
+        pytest.param(
+            {"quantization_config": {**FP8, "activation_scheme": "static"}},
+            ("(fp8 with activation_scheme 'static', ", ORIGINAL),
+            id="fp8 with scales of activations",
+        ),
+        pytest.param(
             {"text_config": {"quantization_config": {"quant_method": "awq"}}},
-            ("(awq, text_config.quantization_config in config.json)", ORIGINAL),
+            ("(awq of a part of the model, text_config.quantization_config in config.json)", ORIGINAL),
             id="the text part of a multimodal model",
         ),
+        pytest.param(
+            {"quantization_config": FP8, "text_config": {"quantization_config": FP8}},
+            ("(fp8 of a part of the model, text_config.quantization_config in config.json)", ORIGINAL),
+            id="the text part in a method that is read",
+        ),
+        pytest.param({"quantization_config": "fp8"}, ("is 'fp8', no JSON object; take",), id="no object"),
+        pytest.param({"quantization_config": {"quant_method": ["fp8"]}}, ("(['fp8'], ", ORIGINAL), id="a list"),
     ],
 )
-def test_quantised_weights_are_refused(tmp_path: Path, config: dict[str, object], reasons: tuple[str, ...]) -> None:
+def test_weights_that_are_quantised_in_another_way_are_refused(
+    tmp_path: Path, config: dict[str, object], reasons: tuple[str, ...]
+) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(ModelRefused) as refused:
@@ -147,8 +166,9 @@ def test_quantised_weights_are_refused(tmp_path: Path, config: dict[str, object]
     assert [reason for reason in reasons if reason not in str(refused.value)] == []
 
 
-def test_a_config_that_says_nothing_of_quantisation_with_null_is_taken(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"quantization_config": null}')
+@pytest.mark.parametrize("entry", [None, {}, {"quant_method": "mxfp4"}, FP8])
+def test_weights_that_are_read_are_taken(tmp_path: Path, entry: object) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": entry}))
     (tmp_path / "model.safetensors").touch()
     assert sources.model_folder(str(tmp_path)) == tmp_path
 

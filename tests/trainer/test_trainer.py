@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM
 from finetune_api.runtime.report import EvaluationRecord, FinalReport, ProgressRecord
 from finetune_api.runtime.run_config import RunConfig
 from finetune_trainer.errors import ConfigRefused, ModelRefused, NonFinite, StorageFailed
-from trainer import models
+from trainer import models, quantised
 from trainer import trainer_work as work
 from trainer.ranks import run_ranks, values
 
@@ -56,6 +56,22 @@ def test_losses_are_those_that_transformers_and_peft_find(
     assert report.metrics["val.loss.initial"] == pytest.approx(before, rel=1e-5)
     assert report.metrics["val.loss"] == pytest.approx(after, rel=1e-5)
     assert after < before - 0.5, "it learned"
+
+
+@pytest.mark.parametrize("method", [{}, ADAPTERS], ids=["fft", "lora"])
+def test_a_quantised_model_is_trained_as_its_copy_in_bf16(
+    tmp_path: Path, inputs: Path, method: dict[str, Any]
+) -> None:
+    quantised.save_fp8(
+        models.llama(), models.model_folder(tmp_path / "model"), models.model_folder(tmp_path / "plain")
+    )
+    results = []
+    for name in ("model", "plain"):
+        settings = config(inputs, tmp_path / f"of {name}", model=tmp_path / name, **method)
+        report = run(settings, tmp_path / f"handoff {name}")
+        [weights] = (tmp_path / f"of {name}" / "result").glob("*.safetensors")
+        results.append((report.metrics, weights.read_bytes()))
+    assert results[0] == results[1]
 
 
 def test_the_result_is_the_best_step_and_not_the_last(tmp_path: Path, inputs: Path) -> None:

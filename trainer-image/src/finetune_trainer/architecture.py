@@ -44,6 +44,11 @@ def auto_class(settings: PreTrainedConfig) -> Any:
     return possible[0]
 
 
+def model_class(settings: PreTrainedConfig) -> Any:
+    """The class that `auto_class` would make. Raises ModelRefused if there is none."""
+    return auto_class(settings)._model_mapping[type(settings)]  # noqa: SLF001
+
+
 def freeze_other_parts(model: PreTrainedModel) -> None:
     """Freeze everything but the language model."""
     for name in other_parts(model):

@@ -21,15 +21,18 @@ from transformers import PreTrainedModel
 from finetune_api.runtime.choices import Method
 from finetune_api.validation.uris import MODEL, Scheme
 
-from . import model_export, tensor_files
+from . import model_export, sources, tensor_files
 from .collectives import on_rank_0
 from .files import DISK, Files, storage_errors
 from .model_export import Casting, gathered
+from .quantisation import KEY
 
 ADAPTER = "default"
 """PEFT's name for the adapter."""
 _MODEL = ("config.json", "generation_config.json", "*processor_config.json")
 """With the processors of images and sounds."""
+_DTYPE = ["dtype", "torch_dtype"]
+"""Names of the key, the second of which transformers 4 wrote."""
 _TOKENIZER = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model",
     "*.tiktoken", "chat_template*",
@@ -90,7 +93,10 @@ def _write_adapter(folder: Path, model: Any, whole: Mapping[str, Tensor], card: 
 
 
 def _write_texts(folder: Path, publication: Publication) -> None:
-    """The configs of a model are those of its base: training has changed them in memory (dtype, no cache)."""
+    """The configs of a model are those of its base: training has changed them in memory (dtype, no cache).
+
+    Of a quantised base the result is in bf16, which its config.json says.
+    """
     base = publication.base
     configs = () if isinstance(publication.model, PeftModel) else _MODEL
     with storage_errors(folder):
@@ -99,7 +105,19 @@ def _write_texts(folder: Path, publication: Publication) -> None:
                 shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
             else:
                 shutil.copyfile(path, folder / path.name)
+        if configs and sources.quantisation(base) is not None:
+            (folder / "config.json").write_text(_unquantised_config(base), encoding="utf-8")
         (folder / "README.md").write_text(_readme(publication.card), encoding="utf-8")
+
+
+def _unquantised_config(base: Path) -> str:
+    config = sources.model_config(base)
+    del config[KEY]
+    language = config.get("text_config")
+    for part in (config, language if isinstance(language, dict) else {}):
+        named = [key for key in _DTYPE if key in part] or (_DTYPE[:1] if part is config else [])
+        part.update(dict.fromkeys(named, "bfloat16"))
+    return json.dumps(config, indent=2) + "\n"
 
 
 def _base_name(model: str) -> tuple[str, str | None]:

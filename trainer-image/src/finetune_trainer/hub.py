@@ -32,7 +32,7 @@ from .files import storage_failure
 from .lease import Lease
 from .patience import PatientClient
 from .rank_processes import end_with_launcher
-from .sources import LOST, SMALL, WANTED, Limits, require_unquantised
+from .sources import IGNORED, LOST, SMALL, WANTED, Limits, quantisation
 
 _ABANDONED_S = 24 * 3600.0
 """After which a part of a file that does not grow is removed: longer than clocks differ."""
@@ -137,14 +137,18 @@ def _cached(name: str, revision: str | None) -> Path | None:
 
 
 def _transfer(name: str, commit: str) -> Path:
-    require_unquantised(_download(name, commit, SMALL))  # before its weights are downloaded
+    quantisation(_download(name, commit, SMALL))  # refused before its weights are downloaded
     return _download(name, commit)
 
 
 def _download(name: str, revision: str | None, files: list[str] = WANTED, *, local_files_only: bool = False) -> Path:
     return Path(
         huggingface_hub.snapshot_download(
-            name, revision=revision, allow_patterns=files, local_files_only=local_files_only
+            name,
+            revision=revision,
+            allow_patterns=files,
+            ignore_patterns=IGNORED,
+            local_files_only=local_files_only,
         )
     )
 

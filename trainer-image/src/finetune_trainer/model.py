@@ -20,12 +20,13 @@ from finetune_api.runtime.choices import Method
 from finetune_api.runtime.exits import Exit
 from finetune_api.runtime.run_config import RunConfig
 
-from . import architecture, attention, placeholders, tensor_files
+from . import architecture, attention, placeholders, sources, weights
 from .collectives import new_channel, on_channel, on_every_rank
 from .errors import ModelRefused
 from .failures import exit_code_of
 from .master import COMPUTE
 from .placeholders import Keep
+from .quantisation import KEY
 
 _MOST = 2
 """How many times as many parameters as numbers in the files are not refused before they are looked for."""
@@ -85,15 +86,21 @@ def _read(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Mapping[st
     quiet: Any = transformers.utils.logging  # untyped
     quiet.set_verbosity_error()  # its warnings about mismatches are errors here
     quiet.disable_progress_bar()
-    found = architecture.auto_class(_settings(folder)).from_pretrained(
-        folder,
-        dtype=dtype,
-        output_loading_info=True,
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-        ignore_mismatched_sizes=True,  # the report names them
-    )
+    settings, quantisation = _settings(folder), sources.quantisation(folder)
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "output_loading_info": True,
+        "local_files_only": True,
+        "trust_remote_code": False,
+        "use_safetensors": True,
+        "ignore_mismatched_sizes": True,  # the report names them
+    }
+    if quantisation is None:
+        found = architecture.auto_class(settings).from_pretrained(folder, **options)
+    else:
+        made = architecture.model_class(settings)
+        with weights.opened(folder, quantisation) as tensors:
+            found = made.from_pretrained(None, config=settings, state_dict=tensors, **options)
     return cast("tuple[PreTrainedModel, Mapping[str, Any]]", found)
 
 
@@ -110,7 +117,10 @@ def _refused(folder: Path) -> Iterator[None]:
 
 
 def _settings(folder: Path) -> PreTrainedConfig:
-    """config.json, by the class that transformers has for it: code in the folder is never run."""
+    """config.json, by the class that transformers has for it, without its quantisation.
+
+    Code in the folder is never run.
+    """
     content = json.loads((folder / "config.json").read_bytes())
     if "auto_map" in content and content.get("model_type") not in CONFIG_MAPPING:
         raise ModelRefused(
@@ -118,19 +128,21 @@ def _settings(folder: Path) -> PreTrainedConfig:
             f"an architecture that transformers {transformers.__version__} has"
         )
     found: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if hasattr(found, KEY):
+        delattr(found, KEY)  # weights.py dequantises, and transformers must not
     return found
 
 
 def _require_plausible(folder: Path, settings: PreTrainedConfig) -> None:
     """Without this check, a model of a million layers would be built for hours before its weights were missed."""
-    layers, tensors = getattr(settings.get_text_config(), "num_hidden_layers", 0), len(tensor_files.dtypes(folder))
+    layers, tensors = getattr(settings.get_text_config(), "num_hidden_layers", 0), len(weights.outlines(folder))
     if layers > tensors > 0:
         raise ModelRefused(f"model {folder}: config.json has {layers:,} layers, the weight files {tensors:,} tensors")
 
 
 def _require_fitting_files(folder: Path, outline: PreTrainedModel) -> None:
     """Without these checks, memory would be taken for whatever config.json says, and numbers cut off at the end."""
-    tensors = tensor_files.outlines(folder)
+    tensors = weights.outlines(folder)
     wanted, found = sum(p.numel() for p in outline.parameters()), sum(prod(each.shape) for each in tensors.values())
     if wanted > _MOST * found > 0:
         raise ModelRefused(

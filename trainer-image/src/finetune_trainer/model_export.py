@@ -24,6 +24,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from finetune_api.runtime.run_config import RunConfig
 
 from . import architecture, rounding, tensor_files
+from . import weights as base_weights
 from .collectives import on_rank_0, rank
 from .files import Files, require_space, storage_errors
 from .tensor_files import Outline
@@ -97,7 +98,7 @@ def groups(model: PreTrainedModel, weights: Mapping[str, Tensor], base: Path) ->
             return None
         return found if found.items() <= wanted.items() else None
 
-    known, usual = tensor_files.dtypes(base), _usual_dtype(base)
+    known, usual = {n: each.dtype for n, each in base_weights.outlines(base).items()}, _usual_dtype(base)
     found = []
     for names in _together(empty, lambda name: converted([name]) is not None):
         shapes = converted(names)

@@ -16,12 +16,16 @@ from typing import Any, NamedTuple
 from finetune_api.validation import uris
 from finetune_api.validation.uris import Scheme, Source, Use
 
+from . import quantisation as quantisations
 from .errors import DataRefused, ModelRefused, RunError, SourceUnavailable
+from .quantisation import Quantisation
 
 _WEIGHTS = "*.safetensors"
 SMALL = ["*.json", "*.jinja", "*.model", "*.txt"]
 WANTED = [*SMALL, _WEIGHTS]
 """Files of a model that are read. Pickled weights and code are excluded."""
+IGNORED = f"*/{_WEIGHTS}"
+"""Of `WANTED`: the same weights once more, in the layout of another library."""
 LOST = 75
 """Exit code of a download that lost its lease on the cache: EX_TEMPFAIL of sysexits.h."""
 
@@ -97,7 +101,7 @@ def _require_model(folder: Path) -> None:
             "loaded, so convert the model first: model.save_pretrained(folder)"
         )
     _require_own_files(folder)
-    require_unquantised(folder)
+    quantisation(folder)
 
 
 def _require_own_files(folder: Path) -> None:
@@ -126,28 +130,12 @@ def _require_own_files(folder: Path) -> None:
             )
 
 
-def require_unquantised(folder: Path) -> None:
-    """Quantised weights get no gradients, and a result would need them quantised again."""
-    config = model_config(folder)
-    parts = {"": config} | {f"{key}.": part for key, part in config.items() if isinstance(part, dict)}
-    for prefix, part in parts.items():
-        found = part.get("quantization_config")
-        if found and isinstance(found, dict):
-            method = found.get("quant_method") or "bitsandbytes"  # whose older files do not name it
-            raise ModelRefused(
-                f"model {folder}: its weights are quantised ({method}, {prefix}quantization_config in config.json), "
-                f"and this version trains unquantised weights only; {_UNQUANTISED.get(method, _ORIGINAL)}"
-            )
+def quantisation(folder: Path) -> Quantisation | None:
+    """How the folder's weights are quantised; None if they are not. Raises ModelRefused for what is not read."""
+    return quantisations.of(folder, model_config(folder))
 
 
 _REMEDY = "use the folder that save_pretrained wrote, or a name on the Hugging Face Hub (org/name)"
-_ORIGINAL = "use the model that it was made from, which is usually published under the name without the method"
-_UNQUANTISED = {
-    "mxfp4": "use a copy of it in bf16; of gpt-oss those are unsloth/gpt-oss-20b-BF16 and unsloth/gpt-oss-120b-BF16",
-    "fp8": "use a copy of it in bf16, or make one: from_pretrained(model, quantization_config=FineGrainedFP8Config("
-    "dequantize=True)), then save_pretrained(folder)",
-}  # fmt: skip
-"""Advice, where it is not `_ORIGINAL`: these models were published quantised only."""
 
 
 def _download(source: Source, limits: Limits) -> Path:

@@ -25,7 +25,8 @@ _PIECE = 1 << 26
 """Bytes written at a time."""
 _NAMES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.int64: "I64", torch.int32: "I32",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.float8_e8m0fnu: "F8_E8M0",
+    torch.int64: "I64", torch.int32: "I32",
     torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
@@ -43,28 +44,23 @@ class Outline:
         return prod(self.shape) * self.dtype.itemsize
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """Those that transformers reads of a model: its repository may have the weights in another layout as well."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.exists() or not index.exists():
+        return [single] if single.exists() else []
+    return sorted(folder / name for name in set(json.loads(index.read_bytes())["weight_map"].values()))
+
+
 def outlines(folder: Path) -> dict[str, Outline]:
-    """Of all tensors in the safetensors files of a folder, by name."""
+    """Of all tensors in the weight files of a folder, by name."""
     found: dict[str, Outline] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in weight_files(folder):
         with safe_open(path, "pt") as tensors:
             slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118 - no mapping
             dtypes = {name: _DTYPES.get(each.get_dtype()) for name, each in slices.items()}
             found |= {n: Outline(dtype, tuple(slices[n].get_shape())) for n, dtype in dtypes.items() if dtype}
     return found
-
-
-def dtypes(folder: Path) -> dict[str, torch.dtype]:
-    return {name: outline.dtype for name, outline in outlines(folder).items()}
-
-
-def size(folder: Path) -> int:
-    """Bytes of the files that transformers reads: a repository may have the weights in another layout as well."""
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.exists() or not index.exists():
-        return single.stat().st_size if single.exists() else 0
-    names = set(json.loads(index.read_bytes())["weight_map"].values())
-    return sum((folder / name).stat().st_size for name in names)
 
 
 def shards(tensors: Mapping[str, Outline], largest: int = SHARD_BYTES) -> list[dict[str, Outline]]:

@@ -38,7 +38,7 @@ from . import (
     scope,
     snapshot,
     space,
-    tensor_files,
+    weights,
 )
 from .background import BackgroundSave
 from .collectives import on_every_rank, on_rank_0
@@ -241,7 +241,7 @@ class Trainer:
 
     def _result_size(self, state: Mapping[str, Any]) -> int:
         if self._config.lora is None:
-            return tensor_files.size(self.handoff.model_folder)
+            return weights.size(self.handoff.model_folder)
         return snapshot.size({"adapter": state["parameters"]})
 
     def _hooks(self, train_state: TrainState, history: History, checkpoints: Checkpoints) -> Sequence[Hook]:
