@@ -191,7 +191,9 @@ def _node(schema: Mapping[str, Any], path: str) -> Mapping[str, Any]:
 
 def _fitting(draw: random.Random, node: Mapping[str, Any]) -> Any:
     """A value within bounds; texts with a pattern get one that all our patterns allow."""
-    match node["type"]:
+    match node.get("type"):
+        case None:
+            return draw.choice(node["enum"])
         case "string":
             return draw.choice(node["enum"]) if "enum" in node else "1"
         case "integer":
@@ -214,7 +216,8 @@ def _nearly(node: Mapping[str, Any]) -> list[Any]:
     """Values at and just outside the bounds."""
     near: list[Any] = [None]
     if "enum" in node:
-        near += [node["enum"][0].upper() + " ", ""]
+        near += [str(node["enum"][0]).upper() + " ", ""]
+        near += [] if "type" in node else [1, 0, 1.0, "true", "", [], {}, {"a": 1}, [True]]
     if "maxLength" in node:
         near += ["a" * node["maxLength"], "é" * (node["maxLength"] + 1), "", "a\n", "a b", "-"]
     for bound in ("minimum", "maximum"):

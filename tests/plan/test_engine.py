@@ -101,6 +101,33 @@ def test_the_run_configuration_has_a_later_key_only_where_it_differs_from_the_de
 
 
 @pytest.mark.parametrize(
+    ("given", "document"),
+    [
+        ("auto", {"activation_checkpointing": False}),
+        (True, {"activation_checkpointing": True}),
+        ("full", {"activation_checkpointing": True}),
+        (False, {"activation_checkpointing": False, "recompute": "none"}),
+        ("none", {"activation_checkpointing": False, "recompute": "none"}),
+        ("selective", {"activation_checkpointing": True, "recompute": "selective"}),
+    ],
+)
+def test_the_default_and_full_are_said_in_the_key_that_version_0_1_0_has(given: str | bool, document: Json) -> None:
+    without, found = (
+        json.loads(resolve(resource({f"{P}.activation_checkpointing": value}), PlanSettings()).config_json)
+        for value in (None, given)
+    )
+    assert found == without | document
+    assert "recompute" not in without
+
+
+@pytest.mark.parametrize("given", ["True", "some", 1, 0, "", ["full"], {}])
+def test_another_value_of_activation_checkpointing_is_refused(given: Any) -> None:
+    [problem] = validate(resource({f"{P}.activation_checkpointing": given}), PlanSettings()).problems
+    assert (problem.path, problem.reason) == (f"spec.{P}.activation_checkpointing", "UnknownValue")
+    assert problem.message.endswith("is not one of true, false, 'none', 'selective', 'full' or 'auto'.")
+
+
+@pytest.mark.parametrize(
     ("changes", "computes"),
     [
         ({f"{P}.bf16": False}, ""),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from transformers import GptOssConfig, GptOssForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from finetune_api.runtime.run_config import RunConfig
-from finetune_trainer import adapters, engines, environment, loss, mesh, model
+from finetune_trainer import adapters, engines, environment, mesh, model
 from finetune_trainer.collate import collate
 from finetune_trainer.engines.fsdp2 import shard
 from finetune_trainer.environment import RankInfo
@@ -50,27 +49,6 @@ def shifted(folder: Path, config: RunConfig) -> dict[str, Tensor]:
     engine.resumed(1)
     full = {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in engine.model.named_parameters()}
     return {name: tensor.detach().clone() for name, tensor in full.items()}
-
-
-def forwards(folder: Path, config: RunConfig) -> tuple[dict[str, Tensor], list[int]]:
-    """The loss and the gradients of a micro batch, and how often the MLP of each layer has begun to compute.
-
-    Not how often it has ended: torch stops a second time at the last number that the backward pass needs.
-    """
-    torch.set_num_threads(1)
-    loaded = models.loaded(folder, config)
-    layers = loaded.model.layers
-    counts = [0] * len(layers)
-
-    def count(layer: int, *_: object) -> None:
-        counts[layer] += 1
-
-    for i, layer in enumerate(layers):
-        layer.mlp.register_forward_pre_hook(partial(count, i))
-    total = loss.nll(loaded, collate(rows(2), range(2)))
-    total.backward()  # type: ignore[no-untyped-call]
-    gradients = {name: p.grad for name, p in loaded.named_parameters() if p.grad is not None}
-    return {"loss": total.detach(), **gradients}, counts
 
 
 @dataclass(frozen=True)

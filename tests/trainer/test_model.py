@@ -134,15 +134,6 @@ def test_a_config_that_no_model_can_have_is_refused(tmp_path: Path, changes: dic
     assert message in str(refusal.value)
 
 
-def test_activation_checkpointing_computes_every_layer_twice_and_the_same_numbers(tmp_path: Path) -> None:
-    folder = models.model_folder(tmp_path / "model")
-    configs = [_config(tmp_path, activation_checkpointing=recompute) for recompute in (False, True)]
-    (kept, once), (recomputed, twice) = (values(run_ranks(1, work.forwards, folder, c))[0] for c in configs)
-    assert kept.keys() == recomputed.keys()
-    assert all(torch.equal(kept[name], recomputed[name]) for name in kept)
-    assert (once, twice) == ([1] * 4, [2] * 4)
-
-
 def test_weights_that_are_not_there_are_refused_on_every_rank(tmp_path: Path) -> None:
     """Also those that only some ranks miss."""
     full, without = models.model_folder(tmp_path / "model"), tmp_path / "without-weights"

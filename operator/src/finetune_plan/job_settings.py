@@ -76,7 +76,9 @@ class EngineSettings:
     rounding: Setting[str] = _key(f"{P}.rounding", default=defaults.ROUNDING)
     weights: Setting[str] = _key(f"{P}.weights", default=defaults.WEIGHTS)
     tf32: Setting[bool] = _key(f"{P}.tf32", default=False)
-    activation_checkpointing: Setting[bool] = _key(f"{P}.activation_checkpointing", default=False)
+    activation_checkpointing: Setting[str | bool] = _key(
+        f"{P}.activation_checkpointing", default=defaults.ACTIVATION_CHECKPOINTING
+    )
 
 
 @dataclass(frozen=True)

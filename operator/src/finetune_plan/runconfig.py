@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 from finetune_api.resource import defaults
-from finetune_api.runtime.choices import Method
+from finetune_api.runtime.choices import Method, Recompute
 from finetune_api.runtime.run_config import (
     Batch,
     Checkpointing,
@@ -61,11 +62,23 @@ def run_config(resolved: Resolution) -> RunConfig:
         checkpointing=Checkpointing(
             every_steps=job.training.save_steps.value, keep=job.training.save_total_limit.value
         ),
-        activation_checkpointing=job.engine.activation_checkpointing.value,
+        **_recompute(job.engine.activation_checkpointing.value),
         log_every_steps=job.training.logging_steps.value,
         seed=job.training.seed.value,
         output=mount(output_uri(job), uris.OUTPUT).path,
     )
+
+
+def _recompute(given: str | bool) -> dict[str, Any]:
+    """In the key that version 0.1.0 has, where that can say it; for its trainer selective is full."""
+    if isinstance(given, bool):
+        given = Recompute.FULL if given else Recompute.NONE
+    wanted = Recompute(given)
+    known = wanted in (Recompute.FULL, Recompute.AUTO)
+    return {
+        "activation_checkpointing": wanted in (Recompute.FULL, Recompute.SELECTIVE),
+        "recompute": None if known else wanted,
+    }
 
 
 def digest(config_json: str) -> str:

@@ -16,9 +16,9 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from finetune_api.resource import defaults
-from finetune_api.runtime.choices import Method
+from finetune_api.runtime.choices import Method, Recompute
 from finetune_api.runtime.run_config import RunConfig
-from finetune_trainer import adapters, engines, environment, mesh, model
+from finetune_trainer import activations, adapters, engines, environment, mesh, model
 from finetune_trainer.environment import RankInfo
 from finetune_trainer.loop import TrainState
 from finetune_trainer.rows import Rows
@@ -117,7 +117,10 @@ def random_model(shape: Shape, config: RunConfig, device: torch.device, *, prepa
         )
         if prepared:
             model.prepare(base, config)
-        return base if config.lora is None else adapters.attach(base, config.lora)
+        built = base if config.lora is None else adapters.attach(base, config.lora)
+    if prepared:
+        activations.recompute(built, Recompute.FULL if config.activation_checkpointing else Recompute.NONE)
+    return built
 
 
 def train_state(config: RunConfig, built: nn.Module, data: Rows, device: torch.device) -> TrainState:

@@ -26,7 +26,14 @@ _log = logging.getLogger(__name__)
 
 
 def use(model: PreTrainedModel) -> None:
-    """Let `model` call `attend`, unless it needs more than causal attention with a window: it then keeps its own.
+    """Let `model` call `attend` if it can; say so if it keeps its own."""
+    given = model.config._attn_implementation  # noqa: SLF001
+    if not replace(model):
+        _log.warning("%s keeps the attention of transformers (%s)", type(model).__name__, given)
+
+
+def replace(model: PreTrainedModel) -> bool:
+    """Let `model` call `attend`, unless it needs more than causal attention with a window; whether it does.
 
     Such are models that cap their attention scores (Gemma 2), add sinks (gpt-oss), choose keys by content, attend
     in chunks (Llama 4) or also to images. transformers has those without SDPA, without flash attention, or with
@@ -35,10 +42,10 @@ def use(model: PreTrainedModel) -> None:
     anything: Any = model  # what a model supports is in private attributes
     given = anything.config._attn_implementation  # noqa: SLF001
     able = given == "sdpa" and anything._supports_flash_attn and not model.config.sub_configs  # noqa: SLF001
-    if able and anything._can_set_attn_implementation() and _only_calls_it(model):  # noqa: SLF001
-        model.set_attn_implementation(NAME)
-    else:
-        _log.warning("%s keeps the attention of transformers (%s)", type(model).__name__, given)
+    if not (able and anything._can_set_attn_implementation() and _only_calls_it(model)):  # noqa: SLF001
+        return False
+    model.set_attn_implementation(NAME)
+    return True
 
 
 def _only_calls_it(model: PreTrainedModel) -> bool:

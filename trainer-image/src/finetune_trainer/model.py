@@ -71,8 +71,6 @@ def prepare(model: PreTrainedModel, config: RunConfig) -> None:
     if config.method is Method.LORA:
         architecture.without_router_loss(model)  # routers get no adapters
     model.train()
-    if config.activation_checkpointing:
-        model.activation_checkpointing_enable()
 
 
 def _tied_shapes(outline: PreTrainedModel) -> set[torch.Size]:

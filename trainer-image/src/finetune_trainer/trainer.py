@@ -23,6 +23,7 @@ from finetune_api.runtime.report import FinalReport, ResumeRecord
 from finetune_api.runtime.run_config import RunConfig, Validation
 
 from . import (
+    activations,
     adapters,
     checkpoint,
     engines,
@@ -150,10 +151,13 @@ class Trainer:
 
     def _load(self) -> PreTrainedModel | PeftModel:
         scope.say(self.handoff.model_folder, self._config)
+        longest = int(Rows.load(self.folder / TRAIN).lengths.max()) - 1
+        recomputed = activations.decide(self.handoff.model_folder, self._config, self._mesh, longest)
         environment.seed(self._config.seed)
         base = model.load(self.handoff.model_folder, self._config, self._keep)
         on_every_rank(self._require_unchanged)
         adapted = base if self._config.lora is None else adapters.attach(base, self._config.lora)
+        activations.recompute(adapted, recomputed)
         environment.seed(self._config.seed, self._mesh.data_rank)
         return adapted
 

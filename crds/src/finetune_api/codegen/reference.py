@@ -5,6 +5,7 @@ Called by `finetune explain` and by pages.py, which writes docs/reference.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -69,7 +70,9 @@ def _entries() -> Iterator[KeyEntry]:
 
 def describe_schema(node: Mapping[str, Any]) -> str:
     """Type and bounds of a node as a person reads them: `number, more than 0, at most 1`."""
-    match node["type"]:
+    match node.get("type"):
+        case None:
+            return " or ".join(each if isinstance(each, str) else json.dumps(each) for each in node["enum"])
         case "object":
             return _describe_object(node)
         case "array":

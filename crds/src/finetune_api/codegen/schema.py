@@ -1,6 +1,7 @@
 """The models as a structural OpenAPI v3 schema, the only kind that a CustomResourceDefinition takes.
 
-Called by crd.py. Structural means: no references, no unions, a type on every node. We ask for more: a
+Called by crd.py. Structural means: no references, no unions, a type on every node. (Choices of different types, such
+as true and a word, have none: the API server takes such a node if it keeps what it finds.) We ask for more: a
 description on every key, and a bound on every text, list and map, because the API server refuses CEL rules
 over values without bounds, and because whatever is stored in etcd should have an end.
 """
@@ -29,6 +30,8 @@ def structural(model: type[BaseModel]) -> Schema:
 
 def _node(given: Mapping[str, Any], defs: Mapping[str, Any], path: str) -> Schema:
     given = _inlined(given, defs, path)
+    if "type" not in given and "enum" in given:
+        return {**_copied(given, "description", "enum"), PRESERVE: True}
     return {**_copied(given, "type", "description"), **_details(given, defs, path)}
 
 

@@ -6,7 +6,7 @@ job means when it changes. Defaults are decided by the plan and shown in the job
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from . import defaults
 from .keys import Section, informational, key, refused
@@ -29,6 +29,16 @@ Free = Annotated[dict[str, object], Field(max_length=64)]
 
 RL = "it belongs to reinforcement learning, and a FinetuneJob trains on a dataset"
 ELSEWHERE = "it is about using the model after training"
+
+
+def _not_number(value: object) -> object:
+    """1 is not true: for pydantic's Literal it is, also where it is strict."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        raise ValueError(f"{value} is a number")
+    return value
+
+
+Recomputation = Annotated[Literal[True, False, "none", "selective", "full", "auto"], BeforeValidator(_not_number)]
 
 
 def _scientific(number: float) -> str:
@@ -252,8 +262,10 @@ class Parallelism(Section):
     )
     tensor_parallel_size: Width | None = key("Accelerators that share one layer's matrices. 1 if absent.")
     pipeline_parallel_size: Width | None = key("Stages the layers are split into. 1 if absent.")
-    activation_checkpointing: bool | None = key(
-        "Recompute activations in the backward pass: less memory, about a quarter more time. false if absent."
+    activation_checkpointing: Recomputation | None = key(
+        "Layers that recompute their activations in the backward pass, for less memory and the same results: none or "
+        "false; selective, every second; full or true, which takes about a quarter more time; auto, as few as the "
+        f"memory of the GPU allows, and none on a CPU. {defaults.ACTIVATION_CHECKPOINTING} if absent."
     )
     topology: Topology | None = key("The layout again. Must agree with compute.")
 

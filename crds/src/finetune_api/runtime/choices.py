@@ -56,6 +56,17 @@ class WeightFormat(StrEnum):
     """Only the bf16 weight that the model computes with, rounded stochastically after each update: 4 bytes less."""
 
 
+class Recompute(StrEnum):
+    """Which layers compute their activations again in the backward pass, instead of keeping them."""
+
+    NONE = "none"
+    SELECTIVE = "selective"
+    """Every second one."""
+    FULL = "full"
+    AUTO = "auto"
+    """As few as the memory of the device allows."""
+
+
 class OnBadRow(StrEnum):
     REFUSE = "refuse"
     SKIP = "skip"

@@ -98,7 +98,7 @@ MEANINGS: dict[Exit, Meaning] = {
         Retry.NEVER,
         "A device ran out of memory.",
         "Lower hyperparameters.per_device_batch first, then sequence_length; "
-        "or set activation_checkpointing, shard with FSDP, or add GPUs.",
+        "or set activation_checkpointing to full, shard with FSDP, or add GPUs.",
     ),
     Exit.PEER_LOST: Meaning(
         "PeerLost",

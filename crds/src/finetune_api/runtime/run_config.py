@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from finetune_api.resource import defaults
 
-from .choices import Device, Engine, Method, OnBadRow, Precision, Rounding, WeightFormat
+from .choices import Device, Engine, Method, OnBadRow, Precision, Recompute, Rounding, WeightFormat
 
 DEFAULT_SEQUENCE_LENGTH = defaults.SEQUENCE_LENGTH
 
@@ -143,6 +143,9 @@ class RunConfig(Frozen):
     validation: Validation | None
     checkpointing: Checkpointing
     activation_checkpointing: bool
+    """Whether the trainer of version 0.1.0, which has no other key, recomputes every layer."""
+    recompute: Recompute | None = None
+    """None: full or auto, as activation_checkpointing is true or false."""
     log_every_steps: Positive
     seed: Count
     output: str
@@ -153,7 +156,7 @@ class RunConfig(Frozen):
         return self.model_dump_json(exclude=defaults)
 
 
-LATER = ("rounding", "weights", "tf32", "deterministic")
+LATER = ("rounding", "weights", "tf32", "deterministic", "recompute")
 """Keys that version 0.1.0 does not have. A document without them is the one that it wrote, so the results that it
 recorded on claims count (docs/adr/0013), and its image reads the document."""
 

@@ -18,6 +18,8 @@ from .predicates import matches
 from .problem import Problem
 from .unknown import nearest
 
+_MIXED = ""
+"""Choices of different types."""
 _TEXT: Node = {"type": "string"}
 _TEXTS: Node = {"type": "object", "additionalProperties": _TEXT}
 _METADATA: Node = {
@@ -51,10 +53,11 @@ def root() -> Node:
 
 def shape_problems(value: Any, node: Node, path: str = "") -> Iterator[Problem]:
     """Problems of a value, given as plain JSON data without nulls, and of everything inside it."""
-    right, kind, inside = _KINDS[node["type"]]
+    declared = node.get("type", _MIXED)
+    right, kind, inside = _KINDS[declared]
     if not right(value):
         # YAML reads a text without quotes, such as `cpu: 8`, as a number or a boolean.
-        remedy = _ADD_QUOTES if node["type"] == "string" and isinstance(value, (int, float)) else ""
+        remedy = _ADD_QUOTES if declared == "string" and isinstance(value, (int, float)) else ""
         yield _bad_value(path, value, f"it must be {kind}", remedy)
     else:
         yield from inside(value, node, path)
@@ -87,21 +90,22 @@ def _list(value: list[Any], node: Node, path: str) -> Iterator[Problem]:
 
 
 def _text(value: str, node: Node, path: str) -> Iterator[Problem]:
-    if "enum" in node and value not in node["enum"]:
-        *most, last = (repr(each) for each in node["enum"])
-        wrong = f"one of {', '.join(most)} or {last}" if most else f"supported; the only value is {last}"
-        yield Problem(
-            path,
-            "UnknownValue",
-            f"{quote(value)} is not {wrong}.",
-            node.get("instead") or _intended(value, node) or _remedy(path),
-        )
+    yield from _choice(value, node, path)
     if len(value) < node.get("minLength", 0):
         yield _bad_value(path, value, f"it must have {node['minLength']} or more characters")
     elif len(value) > node.get("maxLength", len(value)):
         yield _bad_value(path, value, f"it may have at most {node['maxLength']} characters")
     elif "pattern" in node and not matches(node["pattern"], value):
         yield _bad_value(path, value, f"it must match {node['pattern']}")
+
+
+def _choice(value: Any, node: Node, path: str) -> Iterator[Problem]:
+    choices = node.get("enum")
+    if choices and not any(value == each and type(value) is type(each) for each in choices):  # True == 1
+        *most, last = (repr(each) if isinstance(each, str) else json.dumps(each) for each in choices)
+        wrong = f"one of {', '.join(most)} or {last}" if most else f"supported; the only value is {last}"
+        remedy = node.get("instead") or _intended(value, choices) or _remedy(path)
+        yield Problem(path, "UnknownValue", f"{quote(value)} is not {wrong}.", remedy)
 
 
 def _number(value: float, node: Node, path: str) -> Iterator[Problem]:
@@ -121,6 +125,7 @@ _KINDS: Mapping[str, tuple[Callable[[Any], bool], str, Callable[[Any, Node, str]
     "integer": (lambda v: isinstance(v, int) and not isinstance(v, bool), "an integer", _number),
     "number": (lambda v: isinstance(v, (int, float)) and not isinstance(v, bool), "a number", _number),
     "boolean": (lambda v: isinstance(v, bool), "true or false", lambda *_: iter(())),
+    _MIXED: (lambda _: True, "", _choice),
 }
 """Type -> whether a value has it, its name, and the check of a value that has it."""
 
@@ -129,8 +134,8 @@ def _bad_value(path: str, value: Any, expected: str, remedy: str = "") -> Proble
     return Problem(path, "BadValue", f"{quote(value)} is not valid: {expected}.", remedy or _remedy(path))
 
 
-def _intended(value: str, node: Node) -> str:
-    near = nearest(value, tuple(node["enum"]))
+def _intended(value: Any, choices: list[Any]) -> str:
+    near = nearest(value, tuple(each for each in choices if isinstance(each, str))) if isinstance(value, str) else ""
     return f"Did you mean {near}?" if near else ""
 
 
