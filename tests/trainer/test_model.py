@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -132,6 +133,18 @@ def test_a_config_that_no_model_can_have_is_refused(tmp_path: Path, changes: dic
     with pytest.raises(ModelRefused, match=re.escape(f"model {folder}")) as refusal:
         models.loaded(folder, _config(tmp_path))
     assert message in str(refusal.value)
+
+
+def test_integers_that_transformers_puts_together_are_no_weights(tmp_path: Path) -> None:
+    """They would be trained as numbers, and cut off to integers again in the result."""
+    architectures.model("mixtral").save_pretrained(tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    tensors = safetensors.torch.load_file(file)
+    experts = {name: tensor.to(torch.int8) for name, tensor in tensors.items() if ".experts." in name}
+    assert experts
+    safetensors.torch.save_file(tensors | experts, file, metadata={"format": "pt"})
+    with pytest.raises(ModelRefused, match=r"experts\.0\.w\d\.weight has the format torch\.int8"):
+        models.loaded(tmp_path / "model", _config(tmp_path))
 
 
 def test_weights_that_are_not_there_are_refused_on_every_rank(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any, cast
@@ -20,8 +21,8 @@ from finetune_api.runtime.choices import Method
 from finetune_api.runtime.exits import Exit
 from finetune_api.runtime.run_config import RunConfig
 
-from . import architecture, attention, placeholders, sources, weights
-from .collectives import new_channel, on_channel, on_every_rank
+from . import architecture, attention, model_export, placeholders, sources, weights
+from .collectives import new_channel, on_channel, on_every_rank, on_rank_0
 from .errors import ModelRefused
 from .failures import exit_code_of
 from .master import COMPUTE
@@ -31,7 +32,6 @@ from .quantisation import KEY
 _MOST = 2
 """How many times as many parameters as numbers in the files are not refused before they are looked for."""
 _FLOATING = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
-_SAVE_AGAIN = "save the model again in bfloat16 or float32: model.save_pretrained(folder)"
 _MAX_LISTED = 5
 """Keys named in a message; the rest are counted."""
 
@@ -45,6 +45,7 @@ def load(folder: Path, config: RunConfig, keep: Keep) -> PreTrainedModel:
     with on_channel(new_channel("loading")):  # one rank may be slower than the time-out of another channel
         on_every_rank(lambda: loaded.append(_loaded(folder, storage_dtype(config), keep)))
     model = loaded[0]
+    on_rank_0(partial(_require_trained_formats, folder, model, config.method))
     prepare(model, config)
     return model
 
@@ -139,7 +140,7 @@ def _require_plausible(folder: Path, settings: PreTrainedConfig) -> None:
 
 
 def _require_fitting_files(folder: Path, outline: PreTrainedModel) -> None:
-    """Without these checks, memory would be taken for whatever config.json says, and numbers cut off at the end."""
+    """Without this check, memory would be taken for whatever config.json says."""
     tensors = weights.outlines(folder)
     wanted, found = sum(p.numel() for p in outline.parameters()), sum(prod(each.shape) for each in tensors.values())
     if wanted > _MOST * found > 0:
@@ -147,10 +148,21 @@ def _require_fitting_files(folder: Path, outline: PreTrainedModel) -> None:
             f"model {folder}: config.json describes {wanted:,} parameters, the weight files have {found:,}; check "
             "that config.json belongs to these weights"
         )
-    names = {name for name, _ in outline.named_parameters()}
-    others = {n: each.dtype for n, each in tensors.items() if n in names and each.dtype not in _FLOATING}
-    for name, dtype in others.items():
-        raise ModelRefused(f"model {folder}: {name} has the format {dtype}, which is not trained; {_SAVE_AGAIN}")
+
+
+def _require_trained_formats(folder: Path, loaded: PreTrainedModel, method: Method) -> None:
+    """Without this check, integers would be taken for weights, and what was trained cut off to them at the end."""
+    stored = {name: (name, each.dtype) for name, each in weights.outlines(folder).items()}
+    if method is Method.FFT:  # also what transformers has put together from several tensors
+        for group in model_export.groups(loaded, model_export.weights_of(loaded), folder):
+            stored |= dict.fromkeys(group.parameters, (next(iter(group.tensors)), group.dtype))
+    for parameter, _ in loaded.named_parameters():
+        name, dtype = stored.get(parameter, (parameter, torch.float32))
+        if dtype not in _FLOATING:
+            raise ModelRefused(
+                f"model {folder}: {name} has the format {dtype}, which is not trained; save the model again in "
+                "bfloat16 or float32: model.save_pretrained(folder)"
+            )
 
 
 def unloaded(folder: Path) -> PreTrainedModel:

@@ -14,6 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -69,7 +70,7 @@ def write(
 
     Collective. Raises StorageFailed on every rank.
     """
-    weights = _weights(model, trained)
+    weights = weights_of(model, trained)
     plan = on_rank_0(partial(groups, model, weights, base))
     parts = tensor_files.shards({name: each for group in plan for name, each in group.tensors.items()})
     with closing(tensor_files.written(folder, "model", parts, files)) as writing:
@@ -140,7 +141,7 @@ def _append(
             writing.send((name, tensors[name]))
 
 
-def _weights(model: PreTrainedModel, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def weights_of(model: PreTrainedModel, trained: Mapping[str, Tensor] = MappingProxyType({})) -> dict[str, Tensor]:
     """Parameters and persistent buffers by name; of tied weights the one that loading ties the others to."""
     buffers = dict(model.named_buffers())
     kept = {name: tensor for name, tensor in model.state_dict().items() if name in buffers}

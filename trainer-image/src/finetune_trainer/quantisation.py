@@ -74,6 +74,6 @@ def _is_block(found: object) -> bool:
 
 
 _WAY_OUT = (
-    "use the model that it was made from, which is usually published under the name without the method, or a copy of it "
-    "in bf16"
+    "use the model that it was made from, which is usually published under the name without the method, or a copy of "
+    "it in bf16"
 )
