@@ -64,8 +64,7 @@ def _of_entry(folder: Path, prefix: str, entry: Mapping[str, Any]) -> Quantisati
         return Quantisation(QuantMethod.FP8, tuple(block))  # type: ignore[arg-type]  # _is_block
     raise ModelRefused(
         f"model {folder}: its weights are quantised ({f'{method} {what}'.rstrip()}, {prefix}{KEY} in config.json), "
-        f"and of quantised weights this version reads mxfp4 and fp8 in blocks, where they are those of the whole "
-        f"model; {_WAY_OUT}"
+        f"and this version reads mxfp4 and fp8 in blocks only, described for the whole model; {_WAY_OUT}"
     )
 
 
