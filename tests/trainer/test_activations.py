@@ -111,8 +111,12 @@ def _built(kind: str, lora: Lora | None, device: str) -> nn.Module:
     return built.to(device)
 
 
+ALL = 2**40
 MEASURED = [
+    (Work(SMOL, Method.FFT, 16), 0, ALL, 42.6),
     (Work(SMOL, Method.FFT, 16), 0, 2**28, 27.8),
+    (Work(LLAMA_1B, Method.FFT, 6), 0, ALL, 53.9),
+    (Work(LLAMA_1B, Method.LORA, 6), 0, ALL, 38.7),
     (Work(LLAMA_1B, Method.FFT, 6), 0, 2**28, 41.3),
     (Work(LLAMA_1B, Method.FFT, 6), 0, 2**27, 39.8),
     (Work(LLAMA_1B, Method.LORA, 6), 0, 2**28, 24.1),
@@ -138,9 +142,10 @@ def _estimated(tmp_path: Path, case: Work, recomputed: int, chunk: int = chunked
     shapes.architecture(case.shape).save_pretrained(tmp_path)
     outline = activations.outlined(tmp_path, config)
     constant = activations.fixed(outline, config, _mesh(config), case.length)
-    less = (min(chunked_loss.GPU_CHUNK, case.rows * case.length * case.shape.vocabulary) - chunk) * 12
+    logits = case.rows * case.length * case.shape.vocabulary
+    more = (min(chunk, logits) - min(chunked_loss.GPU_CHUNK, logits)) * activations.LOSS_BYTES
     layers = activations.count(outline, case.rows, case.length)
-    return activations.peak(layers, recomputed, replace(constant, loss=constant.loss - less))
+    return activations.peak(layers, recomputed, replace(constant, loss=constant.loss + more))
 
 
 def _mesh(config: RunConfig, device: str = "cpu") -> mesh.RankMesh:
@@ -184,6 +189,31 @@ BESIDE = Fixed(weights=100, gradients=40, accumulates=False, loss=5)
 def test_as_few_layers_recompute_as_fit(free: int, beside: Fixed, recomputed: int, fits: bool) -> None:
     found = activations.estimate(TEN, beside, free)
     assert (found.recomputed, found.fits) == (recomputed, fits)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_less_memory_makes_more_layers_of_a_model_recompute_and_the_log_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, method: str
+) -> None:
+    models.llama().save_pretrained(tmp_path / "model")
+    config = _config(tmp_path, **{**METHODS[method], "batch__per_device": 64})
+    enough = 2 * activations.peak(*_counted(tmp_path / "model", config))
+    found = []
+    for share in (1.0, 0.54, 0.5, 0.01):
+        caplog.clear()
+        found.append(activations.fewest(tmp_path / "model", config, _mesh(config), 500, int(share * enough)))
+        [message] = [record.getMessage() for record in caplog.records]
+        assert ("if memory runs out" in message) == (share == 0.01)
+        assert {0: "none", LAYERS: "all"}.get(found[-1], str(found[-1])) == message.split()[1]
+    assert found[0] == 0
+    assert found[-1] == LAYERS
+    assert found == sorted(found)
+    assert len(set(found)) > 2
+
+
+def _counted(folder: Path, config: RunConfig) -> tuple[list[Saved], int, Fixed]:
+    outline = activations.outlined(folder, config)
+    return activations.count(outline, 64, 500), 0, activations.fixed(outline, config, _mesh(config), 500)
 
 
 @pytest.mark.parametrize("total", [1, 2, 7, 32])

@@ -116,10 +116,11 @@ def decide(folder: Path, config: RunConfig, mesh: RankMesh, longest: int) -> Rec
     if mesh.rank_info.device.type != "cuda":
         return Recompute.NONE  # what a process may use of the memory of a machine is not known
     free = min(on_every_rank(lambda: torch.cuda.mem_get_info(mesh.rank_info.device)[0]))
-    return on_rank_0(lambda: _decided(folder, config, mesh, longest, free))
+    return on_rank_0(lambda: fewest(folder, config, mesh, longest, free))
 
 
-def _decided(folder: Path, config: RunConfig, mesh: RankMesh, longest: int, free: int) -> int:
+def fewest(folder: Path, config: RunConfig, mesh: RankMesh, longest: int, free: int) -> int:
+    """How many layers have to recompute in `free` bytes of a device; says so in the log."""
     outline = outlined(folder, config)
     found = layers(outline)
     if not found:
