@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import LlamaForCausalLM
 
 from bench.gpu import shapes
 from bench.gpu.shapes import LLAMA_1B, LLAMA_3B, LLAMA_8B, SMOL, Work
@@ -214,6 +215,19 @@ def test_less_memory_makes_more_layers_of_a_model_recompute_and_the_log_says_so(
 def _counted(folder: Path, config: RunConfig) -> tuple[list[Saved], int, Fixed]:
     outline = activations.outlined(folder, config)
     return activations.count(outline, 64, 500), 0, activations.fixed(outline, config, _mesh(config), 500)
+
+
+def test_a_model_that_cannot_be_counted_recomputes_all_layers_and_the_log_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def need_numbers(*_: object, **__: object) -> None:
+        raise NotImplementedError("aten::nonzero on meta")
+
+    models.llama().save_pretrained(tmp_path / "model")
+    config = _config(tmp_path)
+    monkeypatch.setattr(LlamaForCausalLM, "forward", need_numbers)
+    assert activations.fewest(tmp_path / "model", config, _mesh(config), 500, 1 << 40) == LAYERS
+    assert "LlamaForCausalLM saves could not be counted (NotImplementedError: aten::nonzero on meta)" in caplog.text
 
 
 @pytest.mark.parametrize("total", [1, 2, 7, 32])
