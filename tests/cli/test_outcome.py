@@ -72,6 +72,11 @@ def test_a_named_failure_speaks_for_itself_and_another_gets_the_usual_remedy() -
     assert "raise pods.memory" in killed.remedy
 
 
+@pytest.mark.parametrize(("signal", "remedy"), [(7, "pods.sharedMemory"), (9, "pods.memory"), (11, "The log")])
+def test_the_remedy_is_that_of_the_signal(signal: int, remedy: str) -> None:
+    assert remedy in outcome.Outcome("r", 128 + signal, None).remedy
+
+
 def test_a_report_that_is_absent_or_broken_is_none(tmp_path: Path) -> None:
     replica = launch(tmp_path, 0)
     assert outcome.read_report(replica) is None

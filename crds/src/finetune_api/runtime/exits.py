@@ -140,6 +140,13 @@ MEANINGS: dict[Exit, Meaning] = {
 }
 
 
+_SIGNALS = {
+    7: "Signal 7 is a file that was cut off while it was read, such as one of the model, a volume that failed, or a "
+    "full /dev/shm: leave the files as they are, or raise pods.sharedMemory.",
+    9: "Signal 9 is most often the memory limit of the pod: raise pods.memory.",
+}
+
+
 def meaning(code: int) -> Meaning:
     """The meaning of any exit code, signals and unknown codes included."""
     if code in {int(e) for e in Exit}:
@@ -149,6 +156,6 @@ def meaning(code: int) -> Meaning:
             "Killed",
             Retry.BUDGET,
             f"The trainer was killed by signal {code - 128}.",
-            "Signal 9 is most often the memory limit of the pod: raise pods.memory.",
+            _SIGNALS.get(code - 128, "The log of the trainer says more."),
         )
     return MEANINGS[Exit.CRASHED]
