@@ -14,6 +14,7 @@ from finetune_plan.engine import resolve_engine
 from finetune_plan.job_settings import read
 from finetune_plan.layout import Layout
 from finetune_plan.resolve import resolve, validate
+from finetune_plan.runconfig import digest
 from finetune_plan.settings import PlanSettings
 
 P = "hyperparameters.parallelism"
@@ -118,6 +119,15 @@ def test_the_default_and_full_are_said_in_the_key_that_version_0_1_0_has(given: 
     )
     assert found == without | document
     assert "recompute" not in without
+
+
+def test_results_count_whatever_is_recomputed() -> None:
+    """A job that said false before the other words were known is still the one whose result a claim remembers."""
+    found = {
+        digest(resolve(resource({f"{P}.activation_checkpointing": value}), PlanSettings()).run_config)
+        for value in (None, "auto", False, "none")
+    }
+    assert len(found) == 1
 
 
 @pytest.mark.parametrize("given", ["True", "some", 1, 0, "", ["full"], {}])

@@ -163,7 +163,9 @@ def test_shards_divide_what_ranks_hold_and_gather_a_layer_at_a_time(tmp_path: Pa
     four = _config(tmp_path, 4, precision="bf16", engine="fsdp2")
     sharded = activations.fixed(outline, four, _mesh(four), 100)
     assert (sharded.weights, sharded.gradients) == (14 * parameters // 4, 4 * parameters // 4)
-    assert 0 < sharded.gathered < 18 * parameters
+    layer = sum(p.numel() for name, p in outline.named_parameters() if ".layers.0." in name)
+    outside = parameters - LAYERS * layer
+    assert sharded.gathered == 2 * (outside + 2 * layer) + (2 + 4) * max(layer, outside)
     assert four.engine is Engine.FSDP2
 
 
@@ -262,6 +264,7 @@ def test_a_job_that_says_nothing_keeps_all_activations_on_a_cpu(tmp_path: Path) 
 
 def test_what_the_job_says_is_done_on_any_device(tmp_path: Path) -> None:
     said = {how: {"recompute": how} for how in (NONE, SELECTIVE, FULL)} | {FULL: {"activation_checkpointing": True}}
+    models.llama().save_pretrained(tmp_path)
     for how, changes in said.items():
         config = _config(tmp_path, **changes)
         assert activations.decide(tmp_path, config, _mesh(config, "cuda"), 100) is how
@@ -276,9 +279,18 @@ def test_layers_of_other_parts_and_of_frozen_ones_are_left_alone() -> None:
     }  # fmt: skip
 
 
-def test_an_architecture_that_cannot_recompute_is_refused_by_name() -> None:
-    built = models.llama()
-    built.supports_gradient_checkpointing = False
-    activations.recompute(built, NONE)
-    with pytest.raises(ModelRefused, match="activation_checkpointing: full: LlamaForCausalLM cannot recompute"):
-        activations.recompute(built, FULL)
+@pytest.mark.parametrize("how", [SELECTIVE, FULL])
+def test_an_architecture_that_cannot_recompute_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: Recompute
+) -> None:
+    models.llama().save_pretrained(tmp_path)
+    monkeypatch.setattr(LlamaForCausalLM, "supports_gradient_checkpointing", False)
+    config = _config(tmp_path, recompute=how)
+    with pytest.raises(ModelRefused, match=f"activation_checkpointing: {how}: LlamaForCausalLM cannot recompute"):
+        activations.decide(tmp_path, config, _mesh(config), 100)
+
+
+def test_layers_are_found_where_the_decoder_is_said_to_be_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of ModernBERT's decoder, which is its output head."""
+    monkeypatch.setattr(LlamaForCausalLM, "get_decoder", lambda self: self.lm_head)
+    assert len(activations.layers(models.llama())) == LAYERS

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import torch
 from finetune_api.resource.keys import keys
 from finetune_api.resource.v1alpha1 import Spec
 from finetune_api.runtime.run_config import IDENTITY, SPEC_KEYS, RunConfig
-from finetune_trainer import fingerprint, identity
+from finetune_trainer import files, fingerprint, identity
 from finetune_trainer.errors import DataRefused, ModelRefused, OutputRefused, RunError
 from trainer.models import lora, run_config
 
@@ -28,14 +30,41 @@ def config(**changes: Any) -> RunConfig:
 def claim(output: Path, changed: RunConfig | None = None, rows: int = 4, **content: str) -> str:
     """The digest of the identity that the folder is claimed for."""
     document = identity.document(changed or config(), CONTENT | content, rows)
-    identity.require_own(output, document)
     identity.claim(output, document)
     return identity.digest(document)
 
 
-def test_a_folder_that_is_not_claimed_is_free_for_others(tmp_path: Path) -> None:
-    identity.require_own(tmp_path, identity.document(config(seed=8), CONTENT, 4))
+def test_a_folder_that_is_given_up_is_free_for_others(tmp_path: Path) -> None:
+    claim(tmp_path, config(seed=8))
+    identity.release(tmp_path)
     assert claim(tmp_path)
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_of_runs_that_start_at_the_same_moment_one_owns_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    """Each sees a free folder; the other one is faster. Without hard links, it is known by what is written then."""
+    other = identity.document(config(seed=8), CONTENT, 4)
+    create = files.create_durable
+
+    def after_another(path: Path, content: bytes) -> bool:
+        monkeypatch.setattr(identity, "create_durable", create)
+        assert identity.claim(tmp_path, other)
+        return create(path, content)
+
+    def refuse(_: Path, __: Path) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    if not links:
+        monkeypatch.setattr(Path, "hardlink_to", refuse)
+    monkeypatch.setattr(identity, "create_durable", after_another)
+    if links:
+        with pytest.raises(OutputRefused, match=r"training\.seed was 8 and is 7 now"):
+            claim(tmp_path)
+    else:
+        claim(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
 def test_the_first_run_owns_the_folder_and_the_same_run_owns_it_again(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -133,6 +134,15 @@ def test_a_config_that_no_model_can_have_is_refused(tmp_path: Path, changes: dic
     with pytest.raises(ModelRefused, match=re.escape(f"model {folder}")) as refusal:
         models.loaded(folder, _config(tmp_path))
     assert message in str(refusal.value)
+
+
+def test_a_weight_file_that_is_cut_off_is_refused_by_its_name(tmp_path: Path) -> None:
+    file = models.model_folder(tmp_path / "model") / "model.safetensors"
+    os.truncate(file, file.stat().st_size // 2)
+    with pytest.raises(
+        ModelRefused, match=r"model\.safetensors is cut off or no safetensors file .*; copy or download"
+    ):
+        models.loaded(tmp_path / "model", _config(tmp_path))
 
 
 def test_integers_that_transformers_puts_together_are_no_weights(tmp_path: Path) -> None:

@@ -26,6 +26,16 @@ def test_a_folder_with_a_model_is_taken_as_it_is(tmp_path: Path) -> None:
     assert sources.model_folder(str(tmp_path)) == tmp_path
 
 
+def test_a_folder_with_the_name_of_another_model_is_not_guessed_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    (tmp_path / "org" / "name" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelRefused, match=r"write \./org/name for the folder, or hf://org/name for the Hub"):
+        sources.model_folder("org/name")
+
+
 @pytest.mark.parametrize(
     ("files", "reason"),
     [
@@ -153,6 +163,7 @@ ORIGINAL = "use the model that it was made from"
             id="the text part in a method that is read",
         ),
         pytest.param({"quantization_config": "fp8"}, ("is 'fp8', no JSON object; take",), id="no object"),
+        pytest.param({"quantization_config": []}, ("is [], no JSON object; take",), id="a list of nothing"),
         pytest.param({"quantization_config": {"quant_method": ["fp8"]}}, ("(['fp8'], ", ORIGINAL), id="a list"),
     ],
 )

@@ -132,6 +132,9 @@ def added(name: str, like: str) -> Callable[[dict[str, Tensor]], object]:
         ("fp8", changed(UP, Tensor.float), f"{UP}, which belongs to {UP}_scale_inv, has the format torch.float32"),
         ("fp8", changed(f"{UP}_scale_inv", lambda t: t.to(torch.uint8)), "has the format torch.uint8, not torch.bf"),
         ("fp8", changed(UP, lambda t: t.flatten()), f"{UP} has the shape 6144, no blocks"),
+        ("fp8", changed(f"{UP}_scale_inv", torch.neg), f"{UP}_scale_inv has negative numbers, infinity or NaN"),
+        ("fp8", changed(f"{UP}_scale_inv", lambda t: t / 0), f"{UP}_scale_inv has negative numbers, infinity or NaN"),
+        ("mxfp4", changed(f"{EXPERTS}_scales", lambda t: t | 255), f"{EXPERTS}_scales has NaN, no scales; download"),
     ],
 )
 def test_damaged_weights_are_refused_by_name(tmp_path: Path, kind: str, change: Any, reason: str) -> None:

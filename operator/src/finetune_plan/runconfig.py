@@ -81,9 +81,10 @@ def _recompute(given: str | bool) -> dict[str, Any]:
     }
 
 
-def digest(config_json: str) -> str:
-    """What a run configuration is known by."""
-    return "sha256:" + hashlib.sha256(config_json.encode()).hexdigest()
+def digest(config: RunConfig) -> str:
+    """What a run configuration is known by: all of it but `recompute`, with which results are the same bits."""
+    known = config.model_copy(update={"recompute": None})
+    return "sha256:" + hashlib.sha256(known.document().encode()).hexdigest()
 
 
 def output_uri(job: JobSettings) -> str:

@@ -387,7 +387,7 @@ def _resolution_status(job: Resolution) -> Status:
     return Status(
         resolved=Resolved(method=job.method, methodReason=job.method_reason, engine=job.engine,
                           precision=job.precision, rowsPerStep=rows, network="tcp",
-                          digest=digest(job.config_json)),
+                          digest=digest(job.run_config)),
         layout=LayoutStatus(nodes=layout.nodes, gpusPerNode=layout.gpus_per_node, worldSize=layout.world_size,
                       dataParallel=layout.data_parallel, tensorParallel=layout.tensor_parallel,
                       pipelineParallel=layout.pipeline_parallel,

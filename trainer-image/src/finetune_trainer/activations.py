@@ -111,6 +111,8 @@ def decide(folder: Path, config: RunConfig, mesh: RankMesh, longest: int) -> Rec
     Called before the device has anything of the run. `longest`: tokens of the longest row.
     """
     wanted = asked(config)
+    if wanted in (Recompute.SELECTIVE, Recompute.FULL):
+        on_rank_0(lambda: _require_layers(outlined(folder, config), wanted))
     if wanted is not Recompute.AUTO:
         return wanted
     if mesh.rank_info.device.type != "cuda":
@@ -156,13 +158,17 @@ def sentence(result: Estimate, rows: int, longest: int) -> str:
     )
 
 
+def _require_layers(outline: nn.Module, how: Recompute) -> None:
+    """Said before anything is loaded."""
+    if not layers(outline):
+        raise ModelRefused(f"{KEY}: {how}: {_name(outline)} cannot recompute its activations; set it to none")
+
+
 def recompute(adapted: nn.Module, how: Recompute | int) -> None:
-    """Let layers recompute in the backward pass. Raises ModelRefused if the architecture cannot do it."""
+    """Let layers recompute in the backward pass."""
     found = layers(adapted)
     named = {Recompute.NONE: 0, Recompute.SELECTIVE: -(-len(found) // 2), Recompute.FULL: len(found)}
     number = how if isinstance(how, int) else named[how]
-    if not found and how in (Recompute.SELECTIVE, Recompute.FULL):
-        raise ModelRefused(f"{KEY}: {how}: {_name(adapted)} cannot recompute its activations; set it to none")
     if number == 0:
         return
     loss.causal(adapted).activation_checkpointing_enable()
@@ -175,11 +181,11 @@ def recompute(adapted: nn.Module, how: Recompute | int) -> None:
 def layers(adapted: nn.Module) -> list[nn.Module]:
     """The layers of the language model that can recompute, none inside another."""
     base = loss.causal(adapted)
-    language: nn.Module = base.get_decoder()  # type: ignore[no-untyped-call]
     found: dict[str, nn.Module] = {}
-    for name, module in language.named_modules():
+    others = tuple(f"{part}." for part in architecture.other_parts(base))
+    for name, module in base.named_modules():
         inside = any(name.startswith(f"{outer}.") for outer in found)
-        if isinstance(module, GradientCheckpointingLayer) and not inside:
+        if isinstance(module, GradientCheckpointingLayer) and not inside and not name.startswith(others):
             found[name] = module
     return list(found.values()) if base.supports_gradient_checkpointing else []
 
@@ -226,11 +232,12 @@ def fixed(outline: nn.Module, config: RunConfig, mesh: RankMesh, longest: int) -
 
 
 def _gathered(outline: nn.Module, compute: int) -> int:
-    """What is outside the layers, this layer and the next; and this layer's gradients, before and after the cast."""
+    """What is outside the layers, this layer and the next; and gradients of one, before and after the cast."""
     found = layers(outline)
     sizes = [sum(p.numel() for p in each.parameters()) for each in found]
     layer, outside = max(sizes), sum(p.numel() for p in outline.parameters()) - sum(sizes)
-    gradients = max(_numbers(each, trained=True) for each in found) * (4 + compute)
+    in_layers = [_numbers(each, trained=True) for each in found]
+    gradients = max(*in_layers, _numbers(outline, trained=True) - sum(in_layers)) * (4 + compute)
     return (outside + 2 * layer) * compute + gradients
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -84,6 +85,29 @@ def write_durable(path: Path, content: bytes, files: Files = DISK) -> None:
     files.fsync(path.parent)
 
 
+def create_durable(path: Path, content: bytes) -> bool:
+    """Like `write_durable`, unless the file exists: of several processes that try at the same time, one creates it.
+
+    On a volume without hard links, the last of them does.
+    """
+    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:12]}-{path.name}")
+    with DISK.create(temporary) as stream:
+        stream.write(content)
+    DISK.fsync(temporary)
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _WITHOUT_LINKS:
+            raise
+        DISK.rename(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    DISK.fsync(path.parent)
+    return True
+
+
 def fsync_tree(folder: Path, files: Files = DISK) -> None:
     """Flush a folder to the disk: its files first, then its entries."""
     for path in sorted(folder.iterdir()):
@@ -148,6 +172,7 @@ def describe(error: OSError, path: Path, access: Access = "write") -> str:
 
 _FAILING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE})
 """Errors of the storage itself, whatever was read or written."""
+_WITHOUT_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EINVAL})
 _FULL = "free space on the output volume, or lower training.save_total_limit"
 _DENIED = "grant {access} access to the user that the trainer runs as"
 _TOO_MANY = "raise the limit of open files (ulimit -n)"

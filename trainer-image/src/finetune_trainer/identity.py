@@ -2,8 +2,8 @@
 
 The identity of a run is a flat document of everything that determines its result: keys of its configuration
 (finetune_api.runtime.run_config.IDENTITY), the content of model and data, and the rows of one optimizer step. The
-first run writes it once its model is loaded, so that a run whose files are refused owns nothing; every later start
-in the same folder compares it, and is refused with the keys that differ.
+first run writes it, and takes it back if its model is refused; every later start in the same folder compares it, and
+is refused with the keys that differ.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from finetune_api.runtime.run_config import IDENTITY, LATER, SPEC_KEYS, RunConfi
 
 from .collectives import on_rank_0
 from .errors import OutputRefused
-from .files import storage_errors, write_durable
+from .files import create_durable, storage_errors
 
 ROWS_PER_STEP = "rows_per_step"
 CONTENT = "content."
@@ -38,17 +39,19 @@ _PRECISIONS = {
 }
 
 
-def require_own(output: Path, identity: Mapping[str, Any]) -> None:
-    """Make the folder, and raise OutputRefused if it belongs to another run, StorageFailed if it cannot be made.
+def claim(output: Path, identity: Mapping[str, Any]) -> bool:
+    """Claim `output` for this run, or verify that it owns it already; whether it was free before.
 
-    Collective: rank 0 reads and writes.
+    Collective: rank 0 reads and writes. Raises OutputRefused if the folder belongs to another run,
+    StorageFailed if it cannot be written.
     """
-    on_rank_0(lambda: _require_own(output, identity, claim=False))
+    return on_rank_0(partial(_claim, output, identity))
 
 
-def claim(output: Path, identity: Mapping[str, Any]) -> None:
-    """Claim `output` for this run, unless it owns it already; else like `require_own`."""
-    on_rank_0(lambda: _require_own(output, identity, claim=True))
+def release(output: Path) -> None:
+    """Give up a folder that this run has claimed and written no checkpoint to."""
+    with storage_errors(output / RUN_FILE):
+        (output / RUN_FILE).unlink(missing_ok=True)
 
 
 def document(config: RunConfig, fingerprint: Mapping[str, str], rows_per_step: int) -> dict[str, Any]:
@@ -65,17 +68,17 @@ def digest(identity: Mapping[str, Any]) -> str:
     return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
 
 
-def _require_own(output: Path, identity: Mapping[str, Any], *, claim: bool) -> None:
+def _claim(output: Path, identity: Mapping[str, Any]) -> bool:
     path = output / RUN_FILE
     with storage_errors(path):
         output.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            _compare(output, _read(path), identity)
-        else:
+        if not path.exists():
             _require_unowned(output)
             text = json.dumps({"digest": digest(identity), "identity": identity}, indent=1, sort_keys=True)
-            if claim:
-                write_durable(path, text.encode() + b"\n")
+            if create_durable(path, text.encode() + b"\n"):
+                return True
+        _compare(output, _read(path), identity)
+    return False
 
 
 def _require_unowned(output: Path) -> None:

@@ -39,7 +39,7 @@ def of(folder: Path, config: Mapping[str, Any]) -> Quantisation | None:
     parts = {"": config} | {f"{key}.": part for key, part in config.items() if isinstance(part, dict)}
     for prefix, part in parts.items():
         entry = part.get(KEY)
-        if not entry:
+        if entry is None or entry == {}:
             continue
         if not isinstance(entry, dict):
             raise ModelRefused(

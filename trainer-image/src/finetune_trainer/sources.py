@@ -50,6 +50,11 @@ def model_folder(uri: str, limits: Limits = _LIMITS) -> Path:
     """The folder with config.json and safetensors weights. Raises a RunError."""
     source = _parse(uri, uris.MODEL, ModelRefused)
     if source.scheme is Scheme.HUB:
+        if "://" not in uri and (Path(uri) / "config.json").exists():
+            raise ModelRefused(
+                f"model {uri} is a name on the Hugging Face Hub, and a folder of that name is here: write ./{uri} "
+                f"for the folder, or hf://{uri} for the Hub"
+            )
         folder = _download(source, limits)
     elif source.scheme is Scheme.PATH:
         folder = Path(source.path)

@@ -12,11 +12,13 @@ from contextlib import closing
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from .errors import ModelRefused
 from .files import Files
 
 SHARD_BYTES = 5_000_000_000
@@ -53,14 +55,23 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def outlines(folder: Path) -> dict[str, Outline]:
-    """Of all tensors in the weight files of a folder, by name."""
+    """Of all tensors in the weight files of a folder, by name. Raises ModelRefused for a file that is cut off."""
     found: dict[str, Outline] = {}
     for path in weight_files(folder):
-        with safe_open(path, "pt") as tensors:
+        with _opened(path) as tensors:
             slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118 - no mapping
             dtypes = {name: _DTYPES.get(each.get_dtype()) for name, each in slices.items()}
             found |= {n: Outline(dtype, tuple(slices[n].get_shape())) for n, dtype in dtypes.items() if dtype}
     return found
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(path, "pt")
+    except SafetensorError as error:
+        raise ModelRefused(
+            f"model {path.parent}: {path.name} is cut off or no safetensors file ({error}); copy or download it again"
+        ) from error
 
 
 def shards(tensors: Mapping[str, Outline], largest: int = SHARD_BYTES) -> list[dict[str, Outline]]:

@@ -44,7 +44,7 @@ from . import (
 from .background import BackgroundSave
 from .collectives import on_every_rank, on_rank_0
 from .environment import RankInfo
-from .errors import NonFinite
+from .errors import ModelRefused, NonFinite
 from .files import DISK, Files, require_space
 from .handoff import DATA, MODEL, TRAIN, VALIDATION, Handoff, write_digest
 from .heartbeat import Heartbeat, HeartbeatFiles
@@ -75,10 +75,12 @@ class Trainer:
     step: int = 0
     """Optimizer steps done; the report of a failure includes it."""
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
+    _was_free: bool = field(default=False, init=False)
+    """Whether this start has claimed the output."""
 
     def run(self) -> FinalReport:
         """Raises a RunError, or any other exception if it is a bug."""
-        digest = self._require_own_output()
+        digest = self._claim()
         marker = result.finished(self._output, digest)
         if marker is not None:
             return on_rank_0(lambda: _repeat_report(self._output, digest, marker.step))
@@ -86,7 +88,6 @@ class Trainer:
         for dataset in self.handoff.datasets:
             self._write_record(dataset)
         base = self._load()
-        identity.claim(self._output, self._identity)
         train_state = self._train_state(base)
         history = self._resume(train_state)
         self._forget_outdated(history)
@@ -130,15 +131,12 @@ class Trainer:
     def _keep_best(self) -> bool:
         return self._config.validation is not None and self._config.validation.keep_best
 
-    @cached_property
-    def _identity(self) -> Mapping[str, Any]:
-        content = {name: self.handoff.digests[name] for name in (MODEL, DATA)}
-        return identity.document(self._config, content, rows_per_step(self._config))
-
-    def _require_own_output(self) -> str:
+    def _claim(self) -> str:
         require_same_inputs(self.handoff)
-        identity.require_own(self._output, self._identity)
-        digest = identity.digest(self._identity)
+        content = {name: self.handoff.digests[name] for name in (MODEL, DATA)}
+        document = identity.document(self._config, content, rows_per_step(self._config))
+        self._was_free = identity.claim(self._output, document)
+        digest = identity.digest(document)
         if self.rank_info.local_rank == 0:
             write_digest(self.folder, digest)
         return digest
@@ -150,6 +148,15 @@ class Trainer:
         result.remove_leftovers(self._output, self._files)
 
     def _load(self) -> PreTrainedModel | PeftModel:
+        """A run whose model is refused owns nothing: it may be started again with other files."""
+        try:
+            return self._loaded()
+        except ModelRefused:
+            if self._was_free and self.rank_info.rank == 0:
+                identity.release(self._output)
+            raise
+
+    def _loaded(self) -> PreTrainedModel | PeftModel:
         scope.say(self.handoff.model_folder, self._config)
         longest = int(Rows.load(self.folder / TRAIN).lengths.max()) - 1
         recomputed = activations.decide(self.handoff.model_folder, self._config, self._mesh, longest)

@@ -24,6 +24,8 @@ from .tensor_files import Outline
 
 _SCALES = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float8_e8m0fnu})
 """Formats of the scales of FP8."""
+_NAN = 255
+"""The exponent that is no number."""
 _NO_FIT = "download the weight files again, or check that they belong to config.json"
 
 
@@ -63,21 +65,33 @@ def opened(folder: Path, quantisation: Quantisation) -> Iterator[dict[str, Any]]
         for path in tensor_files.weight_files(folder):
             tensors = files.enter_context(safe_open(path, "pt"))
             slices |= {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118 - no mapping
-        found = {n: _Dequantised(slices.pop(p.values), slices.pop(p.scales), quantisation) for n, p in pairs.items()}
+        found = {
+            name: _Dequantised(folder, pair, slices.pop(pair.values), slices.pop(pair.scales), quantisation)
+            for name, pair in pairs.items()
+        }
         yield slices | found
 
 
 class _Dequantised:
     """Stands for the slice of a file that a weight would be."""
 
-    def __init__(self, values: Any, scales: Any, quantisation: Quantisation) -> None:
-        self._values, self._scales, self._quantisation = values, scales, quantisation
+    def __init__(self, folder: Path, pair: _Pair, values: Any, scales: Any, quantisation: Quantisation) -> None:
+        self._folder, self._pair, self._quantisation = folder, pair, quantisation
+        self._values, self._scales = values, scales
 
     def __getitem__(self, whole: object) -> Tensor:
         assert whole is ..., "a part of a quantised weight"
+        scales = self._scales[...]
         if self._quantisation.method is QuantMethod.MXFP4:
-            return dequantise.mxfp4(self._values[...], self._scales[...])
-        return dequantise.block_fp8(self._values[...], self._scales[...], self._quantisation.block)
+            self._require((scales != _NAN).all(), "NaN")
+            return dequantise.mxfp4(self._values[...], scales)
+        numbers = scales.float()
+        self._require((numbers.isfinite() & (numbers >= 0)).all(), "negative numbers, infinity or NaN")
+        return dequantise.block_fp8(self._values[...], scales, self._quantisation.block)
+
+    def _require(self, sound: Tensor, what: str) -> None:
+        if not sound:
+            raise ModelRefused(f"model {self._folder}: {self._pair.scales} has {what}, no scales; {_NO_FIT}")
 
 
 def _pairs(folder: Path, stored: Mapping[str, Outline], quantisation: Quantisation) -> dict[str, _Pair]:
