@@ -134,6 +134,25 @@ def test_what_is_no_checkpoint_goes_at_the_next_start(tmp_path: Path, spoil: Any
     assert steps(tmp_path) == ["step-00000020"], "the second of two that stay"
 
 
+@pytest.mark.parametrize("name", [".tmp-step-00000040", "step-00000005", "step-00000007"])
+def test_a_link_is_removed_and_what_it_leads_to_stays(tmp_path: Path, name: str) -> None:
+    """Anyone who may write to the output could name the files of others: a leftover, no checkpoint, an old one."""
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    for step in (5, 7):
+        work.save(theirs, step)
+    remove_marker(folder(theirs, 5))
+    before = sorted(theirs.rglob("*"))
+    work.save(tmp_path, 10)
+    target = folder(theirs, 7 if name.endswith("7") else 5)
+    (tmp_path / "checkpoints" / name).symlink_to(target)
+    checkpoint.remove_leftovers(tmp_path)
+    for step in (20, 30):
+        work.save(tmp_path, step)
+    assert sorted(theirs.rglob("*")) == before
+    assert steps(tmp_path) == ["step-00000020", "step-00000030"]
+
+
 def flip_a_bit(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1

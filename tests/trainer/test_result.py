@@ -182,6 +182,14 @@ def test_a_complete_result_is_left_alone_and_anything_else_goes(tmp_path: Path, 
     (folder / "COMPLETE").unlink()
     result.remove_leftovers(tmp_path)
     assert not folder.exists()
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "file").touch()
+    for link in (folder, tmp_path / ".tmp-result"):
+        link.symlink_to(tmp_path / "theirs")
+    result.remove_leftovers(tmp_path)
+    assert [path.name for path in (tmp_path / "theirs").iterdir()] == ["file"]
+    assert not folder.is_symlink()
+    assert not (tmp_path / ".tmp-result").is_symlink()
 
 
 def test_a_publication_killed_at_any_operation_leaves_no_result_or_a_whole_one(tmp_path: Path) -> None:

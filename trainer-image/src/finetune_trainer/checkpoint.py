@@ -191,7 +191,7 @@ def _prune(output: Path, published: int, keep: int, protect: set[int], files: Fi
     for step in sorted(set(_steps(output)) - kept):
         folder = _folder(output, step)
         with storage_errors(folder):
-            if (folder / MARKER).exists():
+            if (folder / MARKER).exists() and not folder.is_symlink():
                 files.remove(folder / MARKER)
                 files.fsync(folder)
             remove_tree(folder, files)

@@ -119,7 +119,10 @@ def fsync_tree(folder: Path, files: Files = DISK) -> None:
 
 
 def remove_tree(folder: Path, files: Files = DISK) -> None:
-    """Remove a folder and its content. Links are removed, not followed."""
+    """Remove a folder and its content. Links are removed, not followed, also if the folder itself is one."""
+    if folder.is_symlink():
+        files.remove(folder)
+        return
     for path in sorted(folder.iterdir()):
         if path.is_dir() and not path.is_symlink():
             remove_tree(path, files)

@@ -48,7 +48,7 @@ def publish_folder(temporary: Path, final: Path, marker: Marker, files: Files) -
     A folder of that name without a valid marker (an interrupted save, or a damaged one) is removed.
     """
     files.fsync(temporary)
-    if final.exists():
+    if final.exists() or final.is_symlink():
         remove_tree(final, files)
     files.rename(temporary, final)
     files.fsync(final.parent)

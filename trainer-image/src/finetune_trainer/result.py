@@ -45,7 +45,7 @@ def remove_leftovers(output: Path, files: Files = DISK) -> None:
     unmarked = [final] if read_marker(final) is None else []
     with storage_errors(output):
         for folder in (temporary, *unmarked):
-            if folder.exists():
+            if folder.exists() or folder.is_symlink():
                 remove_tree(folder, files)
 
 
