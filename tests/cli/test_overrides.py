@@ -8,7 +8,7 @@ import pytest
 
 import builders
 from finetune_cli.errors import InvalidInput
-from finetune_cli.overrides import Overrides, apply
+from finetune_cli.overrides import Overrides, apply, option_at
 
 SPEC = {"job": {"data_path": "old.jsonl"}, "policy": {"source": "org/old", "temperature": 0.7}}
 CASES: dict[str, tuple[Overrides, dict[str, Any]]] = {
@@ -52,6 +52,25 @@ def test_options_change_a_copy_of_the_job(case: str) -> None:
     before = builders.resource(spec=SPEC)
     assert apply(before, changes)["spec"] == expected
     assert before == builders.resource(spec=SPEC)
+
+
+LORA = Overrides(dataset="a b.jsonl", assignments=("lora.target_modules=[q, 7]",))
+
+
+@pytest.mark.parametrize(
+    ("path", "option"),
+    [
+        ("spec.job.data", "--dataset a b.jsonl"),
+        ("spec.lora.target_modules", "--set lora.target_modules=[q, 7]"),
+        ("spec.lora.target_modules[1]", "--set lora.target_modules=[q, 7]"),
+        ("spec.lora", ""),
+        ("spec.lora.target_modules_too", ""),
+        ("spec.data.examples", ""),
+        ("metadata.name", ""),
+    ],
+)
+def test_a_value_knows_its_option(path: str, option: str) -> None:
+    assert option_at(LORA, path) == option
 
 
 WRONG = {

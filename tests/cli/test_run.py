@@ -195,8 +195,28 @@ def test_an_output_that_cannot_be_written_fails_the_run(place: Path) -> None:
     (place / "out" / "logs").write_text("no folder")
     done = _run(place, "--output", "out")
     assert done.returncode == 1
-    said = "A volume could not be written or read. (File exists) [StorageFailed]"
+    said = "A volume could not be written or read. (out/logs: File exists) [StorageFailed]"
     assert f"error: spec.output.uri: {said}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("output", "sentence"),
+    [
+        ("of-others", "of-others/status.yaml is not the status of a run"),
+        ("model", "model is the folder of the model"),
+    ],
+)
+def test_files_of_others_are_refused_and_stay(place: Path, output: str, sentence: str) -> None:
+    for name in ("of-others", "model"):
+        (place / name).mkdir()
+        (place / name / "config.json").write_text("{}")
+    (place / "of-others" / "status.yaml").write_text("everything: fine\n")
+    before = sorted((place / output).rglob("*"))
+    done = _run(place, "--output", output, "--model", "./model")
+    assert done.returncode == 2, done.stderr
+    assert sentence in done.stderr
+    assert f"at --output {output}" in done.stderr
+    assert sorted((place / output).rglob("*")) == before
 
 
 def test_an_output_that_is_a_file_is_refused(place: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import shutil
 import signal
 import stat
@@ -109,7 +110,7 @@ def test_a_flipped_bit_is_found_and_the_next_start_uses_the_checkpoint_before(tm
     work.save(tmp_path, 10)
     work.save(tmp_path, 20)
     flip_a_bit(folder(tmp_path, 20) / name)
-    with pytest.raises(StorageFailed, match=rf"step-00000020/{name} is corrupt .*does without it"):
+    with pytest.raises(StorageFailed, match=rf"step-00000020/{name} is corrupt .*does without that checkpoint"):
         checkpoint.load(tmp_path, 20, work.tensors(0))
     assert checkpoint.latest(tmp_path) == 10
 
@@ -124,14 +125,44 @@ def test_a_flipped_bit_that_one_rank_finds_is_known_to_all(tmp_path: Path) -> No
     assert checkpoint.latest(tmp_path) == 10
 
 
-@pytest.mark.parametrize("spoil", [spoil_marker, remove_marker, shorten_shard, remove_random_state])
-def test_what_is_no_checkpoint_goes_at_the_next_start(tmp_path: Path, spoil: Any) -> None:
+def test_a_flipped_bit_in_what_a_link_leads_to_ends_the_link_and_changes_nothing_else(tmp_path: Path) -> None:
+    for output, step in (("ours", 10), ("theirs", 20)):
+        (tmp_path / output).mkdir()
+        work.save(tmp_path / output, step)
+    (tmp_path / "ours" / "checkpoints" / "step-00000020").symlink_to(folder(tmp_path / "theirs", 20))
+    flip_a_bit(folder(tmp_path / "theirs", 20) / "shard-00000.bin")
+    before = sorted((tmp_path / "theirs").rglob("*"))
+    with pytest.raises(StorageFailed, match=r"shard-00000\.bin is corrupt"):
+        checkpoint.load(tmp_path / "ours", 20, work.tensors(0))
+    assert steps(tmp_path / "ours") == ["step-00000010"]
+    assert sorted((tmp_path / "theirs").rglob("*")) == before
+
+
+def put_pipe(of: Path) -> None:
+    (of / "shard-00000.bin").unlink()
+    os.mkfifo(of / "shard-00000.bin")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (spoil_marker, "COMPLETE is not a marker"),
+        (remove_marker, "COMPLETE is missing"),
+        (shorten_shard, r"shard-00000\.bin has 167 bytes instead of 168"),
+        (put_pipe, r"shard-00000\.bin has 0 bytes instead of 168"),
+        (remove_random_state, r"rank-00000\.safetensors is missing"),
+    ],
+)
+def test_what_is_no_checkpoint_goes_at_the_next_start_which_says_why(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, spoil: Any, why: str
+) -> None:
     for step in (10, 20, 30):
         work.save(tmp_path, step)
     (tmp_path / "checkpoints" / ".tmp-step-00000040").mkdir()
     spoil(folder(tmp_path, 30))
     checkpoint.remove_leftovers(tmp_path)
     assert steps(tmp_path) == ["step-00000020"], "the second of two that stay"
+    assert re.search(f"step-00000030 is no checkpoint and is removed: {why}", caplog.text)
 
 
 @pytest.mark.parametrize("name", [".tmp-step-00000040", "step-00000005", "step-00000007"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ import torch
 from finetune_api.resource.keys import keys
 from finetune_api.resource.v1alpha1 import Spec
 from finetune_api.runtime.run_config import IDENTITY, SPEC_KEYS, RunConfig
-from finetune_trainer import files, fingerprint, identity
-from finetune_trainer.errors import DataRefused, ModelRefused, OutputRefused, RunError
+from finetune_trainer import failures, files, fingerprint, identity
+from finetune_trainer.errors import DataRefused, ModelRefused, OutputRefused, RunError, StorageFailed
 from trainer.models import lora, run_config
 
 CONTENT = {"model": "sha256:aa", "data": "sha256:bb"}
@@ -38,6 +39,17 @@ def test_a_folder_that_is_given_up_is_free_for_others(tmp_path: Path) -> None:
     claim(tmp_path, config(seed=8))
     identity.release(tmp_path)
     assert claim(tmp_path)
+
+
+def test_a_claim_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(StorageFailed, match=r"run\.json: File too large"):
+            claim(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("links", [True, False])
@@ -168,6 +180,14 @@ def put_result(output: Path) -> None:
     (output / "result").mkdir()
 
 
+def put_report_of_others(output: Path) -> None:
+    (output / "report.json").write_text('{"tests": "passed"}')
+
+
+def put_report_that_leads_away(output: Path) -> None:
+    (output / "report.json").symlink_to(output / "nowhere")
+
+
 def put_garbage(output: Path) -> None:
     (output / "run.json").write_text("{")
 
@@ -183,6 +203,8 @@ def put_list(output: Path) -> None:
             put_checkpoints, "contains checkpoints but no run.json, so their owner is unknown", id="checkpoints"
         ),
         pytest.param(put_result, "contains result but no run.json, so their owner is unknown", id="a result"),
+        pytest.param(put_report_of_others, "contains report.json but no run.json", id="a report of something else"),
+        pytest.param(put_report_that_leads_away, "contains report.json but no run.json", id="a link without end"),
         pytest.param(put_garbage, "run.json is not the identity of a run", id="a broken run.json"),
         pytest.param(put_list, "run.json is not the identity of a run", id="a run.json of something else"),
     ],
@@ -195,9 +217,10 @@ def test_a_folder_with_an_unknown_owner_is_refused(
         claim(tmp_path)
 
 
-def test_files_that_we_never_write_over_may_be_there(tmp_path: Path) -> None:
+def test_files_that_we_never_write_over_and_a_report_of_a_refusal_may_be_there(tmp_path: Path) -> None:
     (tmp_path / "lost+found").mkdir()
-    (tmp_path / "report.json").write_text("{}")
+    refusal = failures.report(ModelRefused("model.safetensors is missing"), rank=0, node=0, step=0)
+    (tmp_path / "report.json").write_text(refusal.line())
     claim(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"lost+found", "report.json", "run.json"}
 

@@ -16,7 +16,7 @@ class CommandError(click.ClickException):
     """A command that ends with problems."""
 
     def __init__(self, problems: Sequence[Problem], locations: Sequence[str] = ()) -> None:
-        """`locations` are file:line:column of each problem, where known."""
+        """`locations` are file:line:column of each problem, or an option, where known."""
         super().__init__("\n".join(str(problem) for problem in problems))
         self.problems = tuple(problems)
         self.locations = tuple(locations) or ("",) * len(problems)

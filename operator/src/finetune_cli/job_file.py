@@ -31,7 +31,7 @@ class JobFile:
     file: str
     resource: dict[str, Any]
     location: Callable[[str], str] = lambda path: ""
-    """file:line:column of a key path; empty where it is not known."""
+    """file:line:column of a key path, or the option that gave its value; empty where it is not known."""
     rephrase: Callable[[str], str] = lambda text: text
     """A sentence about keys, with the keys as the file spells them."""
     is_resource: bool = True
@@ -92,7 +92,9 @@ def _documents(text: str, file: str) -> list[Document]:
         return list(kubernetes_yaml.documents(text))
     except InvalidYaml as error:
         location = _at(file, error.line, error.column)
-        raise InvalidInput([Problem(location, "NotYaml", f"{error}.", "Correct the YAML syntax.")]) from None
+        raise InvalidInput(
+            [Problem(location, "NotYaml", f"{error}.", "Correct the YAML syntax, or name the file of a job.")]
+        ) from None
 
 
 def _json(text: str) -> Any:

@@ -28,6 +28,15 @@ class Overrides:
     assignments: tuple[str, ...] = ()
 
 
+_PATHS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "dataset": ("job.data", ("job.data_path",)),
+    "model": ("job.model", ("policy.model_name", "policy.source")),
+    "examples": ("data.examples", ()),
+    "output": ("output.uri", ("output.ephemeral",)),
+}
+"""The key that an option sets, and the keys that would contradict it."""
+
+
 def options(command: F) -> F:
     """Add the options to a command; their names are the fields of Overrides."""
     for option in (
@@ -46,19 +55,26 @@ def options(command: F) -> F:
 def apply(resource: Mapping[str, Any], overrides: Overrides) -> dict[str, Any]:
     """A copy of the job with the overrides, --set last. Raises InvalidInput."""
     result = copy.deepcopy(dict(resource))
-    for value, path, aliases in (
-        (overrides.dataset, "job.data", ("job.data_path",)),
-        (overrides.model, "job.model", ("policy.model_name", "policy.source")),
-        (overrides.examples, "data.examples", ()),
-        (overrides.output, "output.uri", ("output.ephemeral",)),
-    ):
+    for option, (path, aliases) in _PATHS.items():
+        value = getattr(overrides, option)
         if value is not None:
             _set(result, path, value)
-            for alias in aliases:  # it would contradict the override
+            for alias in aliases:
                 _remove(result, alias)
     for assignment in overrides.assignments:
         _set(result, *_parse(assignment))
     return result
+
+
+def option_at(overrides: Overrides, path: str) -> str:
+    """The option that gave the value at a path of the job, as it was written; empty if none did."""
+    options_of = {
+        key: f"--{name} {value}" for name, (key, _) in _PATHS.items() if (value := getattr(overrides, name))
+    }
+    options_of |= {each.partition("=")[0]: f"--set {each}" for each in overrides.assignments}
+    return next(
+        (text for key, text in options_of.items() if f"{path}.".startswith((f"spec.{key}.", f"spec.{key}["))), ""
+    )
 
 
 def _parse(assignment: str) -> tuple[str, Any]:

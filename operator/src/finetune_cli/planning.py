@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -38,7 +38,8 @@ class ValidatedJob:
 def validate(file: JobFile, given: Overrides, *, cluster: bool = True) -> ValidatedJob:
     """Raises InvalidInput only if an override cannot be applied. A local run skips the rules about pods."""
     resource = overrides.apply(file.resource, given)
-    return ValidatedJob(file, resource, resolve.validate(resource, SETTINGS, cluster=cluster))
+    located = replace(file, location=lambda path: overrides.option_at(given, path) or file.location(path))
+    return ValidatedJob(located, resource, resolve.validate(resource, SETTINGS, cluster=cluster))
 
 
 def accept(file: JobFile, given: Overrides, *, cluster: bool = True) -> ValidatedJob:

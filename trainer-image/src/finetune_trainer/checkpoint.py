@@ -32,7 +32,7 @@ from .collectives import gather, new_channel, on_channel, on_every_rank, on_rank
 from .errors import StorageFailed
 from .files import DISK, TEMPORARY, Files, remove_tree, storage_errors
 from .index import INDEX, SHARD
-from .marker import DigestingFiles, FileDigest, Marker, digest_of, publish_folder, read_marker
+from .marker import DigestingFiles, FileDigest, Marker, defect, digest_of, publish_folder, read_marker
 from .shard_files import DamagedFile, WrittenChunk, index_of, write_shard
 from .shards import read_shards
 from .snapshot import RankSnapshot
@@ -103,7 +103,9 @@ def remove_leftovers(output: Path, files: Files = DISK) -> None:
     with storage_errors(output / CHECKPOINTS):
         _remove_leftovers(output / CHECKPOINTS, files)
         for step in sorted(set(_steps(output)) - valid):
-            remove_tree(_folder(output, step), files)
+            folder = _folder(output, step)
+            _log.warning("%s is no checkpoint and is removed: %s", folder, defect(folder))
+            remove_tree(folder, files)
 
 
 def _remove_leftovers(folder: Path, files: Files) -> None:
@@ -240,15 +242,19 @@ def _marked_if_damaged(folder: Path) -> Iterator[None]:
     except DamagedFile as damaged:
         on_rank_0(partial(_mark_damaged, folder))
         raise StorageFailed(
-            f"{folder / str(damaged)} is corrupt (its sha256 differs from the marker); the checkpoint is "
-            "marked DAMAGED and the next start does without it; check the output volume"
+            f"{folder / str(damaged)} is corrupt (its sha256 differs from the marker); the next start does without "
+            "that checkpoint; check the output volume"
         ) from damaged
 
 
 def _mark_damaged(folder: Path) -> None:
     with storage_errors(folder):
-        DISK.rename(folder / MARKER, folder / DAMAGED)
-        DISK.fsync(folder)
+        if folder.is_symlink():  # what it leads to belongs to others
+            DISK.remove(folder)
+            DISK.fsync(folder.parent)
+        else:
+            DISK.rename(folder / MARKER, folder / DAMAGED)
+            DISK.fsync(folder)
 
 
 def _restore_rng(folder: Path, saved: int) -> None:

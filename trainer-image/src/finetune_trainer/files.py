@@ -91,10 +91,10 @@ def create_durable(path: Path, content: bytes) -> bool:
     On a volume without hard links, the last of them does.
     """
     temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:12]}-{path.name}")
-    with DISK.create(temporary) as stream:
-        stream.write(content)
-    DISK.fsync(temporary)
     try:
+        with DISK.create(temporary) as stream:
+            stream.write(content)
+        DISK.fsync(temporary)
         path.hardlink_to(temporary)
     except FileExistsError:
         return False

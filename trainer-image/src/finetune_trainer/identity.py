@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from finetune_api.runtime.choices import Precision
-from finetune_api.runtime.protocol import CHECKPOINTS, RESULT, RUN_FILE
+from finetune_api.runtime.protocol import CHECKPOINTS, REPORT, RESULT, RUN_FILE
 from finetune_api.runtime.run_config import IDENTITY, LATER, SPEC_KEYS, RunConfig
 
 from .collectives import on_rank_0
 from .errors import OutputRefused
 from .files import create_durable, storage_errors
+from .publish import read_report
 
 ROWS_PER_STEP = "rows_per_step"
 CONTENT = "content."
@@ -82,12 +84,14 @@ def _claim(output: Path, identity: Mapping[str, Any]) -> bool:
 
 
 def _require_unowned(output: Path) -> None:
-    """Refuse checkpoints or a result without run.json: their owner is unknown.
+    """Refuse checkpoints, a result or a report of something else without run.json: their owner is unknown.
 
-    Other files may stay (lost+found of a new volume, notes, the log of an earlier refusal): they are never
-    overwritten.
+    Other files may stay (lost+found of a new volume, notes, the log and the report of an earlier refusal): they are
+    never overwritten, or ours.
     """
-    unowned = [name for name in (CHECKPOINTS, RESULT) if (output / name).exists()]
+    unowned = [name for name in (CHECKPOINTS, RESULT) if os.path.lexists(output / name)]
+    if os.path.lexists(output / REPORT) and read_report(output) is None:
+        unowned.append(REPORT)
     if unowned:
         raise OutputRefused(
             f"output {output} contains {' and '.join(unowned)} but no {RUN_FILE}, so their owner is unknown; "

@@ -60,14 +60,30 @@ def read_marker(folder: Path) -> Marker | None:
 
     Raises StorageFailed if that cannot be read now: what is only unreadable must not be removed, nor done again.
     """
+    found = _marker_or_defect(folder)
+    return found if isinstance(found, Marker) else None
+
+
+def defect(folder: Path) -> str | None:
+    """What makes a folder invalid; None if it is valid. Raises StorageFailed like `read_marker`."""
+    found = _marker_or_defect(folder)
+    return found if isinstance(found, str) else None
+
+
+def _marker_or_defect(folder: Path) -> Marker | str:
     try:
         marker = Marker.model_validate_json((folder / MARKER).read_bytes())
-        complete = all((folder / name).stat().st_size == stamp.size for name, stamp in marker.files.items())
-    except (FileNotFoundError, NotADirectoryError, ValidationError):
-        return None
+        for name, stamp in marker.files.items():
+            size = (folder / name).stat().st_size
+            if size != stamp.size:
+                return f"{name} has {size} bytes instead of {stamp.size}"
+    except ValidationError:
+        return f"{MARKER} is not a marker"
+    except (FileNotFoundError, NotADirectoryError) as error:
+        return f"{Path(error.filename).relative_to(folder)} is missing"
     except OSError as error:
         raise StorageFailed(describe(error, folder, "read")) from error
-    return marker if complete else None
+    return marker
 
 
 def digest_of(path: Path) -> FileDigest:

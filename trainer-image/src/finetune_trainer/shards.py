@@ -94,8 +94,8 @@ def _first(error: CheckpointException) -> tuple[int, BaseException]:
 
 def _misfit(folder: Path, cause: object) -> OutputRefused:
     return OutputRefused(
-        f"cannot resume from checkpoint {folder}: {cause}; choose another output, "
-        "or continue with the version of the trainer that wrote it"
+        f"cannot resume from checkpoint {folder}: {cause}; choose another output, continue with the version of the "
+        "trainer that wrote it, or move that checkpoint away to go on from an earlier one"
     )
 
 

@@ -1,4 +1,4 @@
-"""The output folder of a local run: made, and locked for as long as the run lasts."""
+"""The output folder of a local run: checked, made, and locked for as long as the run lasts."""
 
 from __future__ import annotations
 
@@ -9,12 +9,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from finetune_api.runtime.exits import MEANINGS, Exit
+from finetune_api.validation import uris
 from finetune_api.validation.problem import Problem
+from finetune_api.validation.uris import Scheme
 from finetune_cli.errors import InvalidInput
+from finetune_plan.job_settings import JobSettings
+
+from .recorder import STATUS, previous_run
 
 LOCK = ".lock"
 """Holds the process id of the run. It stays: a lock that is removed can be taken twice."""
+_ANOTHER = "Give --output with another folder."
 _WITHOUT_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
+
+
+def problems(job: JobSettings, output: Path) -> Iterator[Problem]:
+    """A folder in which a run would write over files of others; found before anything is written there."""
+    model = job.model.value
+    if model and uris.MODEL.parse(model).scheme is Scheme.PATH and output.resolve() == Path(model).resolve():
+        yield _problem(f"{output} is the folder of the model, which a run leaves as it is.", _ANOTHER)
+    if os.path.lexists(output / STATUS) and not previous_run(output):
+        message = f"{output / STATUS} is not the status of a run, and a run would write over it."
+        yield _problem(message, "Move it away, or give --output with another folder.")
 
 
 @contextmanager
@@ -28,7 +45,7 @@ def locked(output: Path) -> Iterator[None]:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         message = f"The folder {output} cannot be created: {error.strerror}."
-        raise _refused(message, "Give --output with another folder.") from None
+        raise _refused(message, _ANOTHER) from None
     with (output / LOCK).open("a+", encoding="utf-8") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -47,4 +64,8 @@ def locked(output: Path) -> Iterator[None]:
 
 
 def _refused(message: str, remedy: str) -> InvalidInput:
-    return InvalidInput([Problem("spec.output.uri", "OutputRefused", message, remedy)])
+    return InvalidInput([_problem(message, remedy)])
+
+
+def _problem(message: str, remedy: str) -> Problem:
+    return Problem("spec.output.uri", MEANINGS[Exit.OUTPUT_REFUSED].reason, message, remedy)

@@ -26,7 +26,7 @@ STATUS_SECONDS = 10.0
 
 
 def previous_run(output: Path) -> int:
-    """Number of the last run in this folder; 0 if there was none."""
+    """Number of the last run in this folder; 0 if there was none, or its status is something else."""
     try:
         found = kubernetes_yaml.value((output / STATUS).read_text(encoding="utf-8"))
     except (OSError, kubernetes_yaml.InvalidYaml):

@@ -15,9 +15,8 @@ from finetune_api.validation.problem import Problem
 from finetune_cli import exit_codes, job_file, local_files, overrides, planning, printing
 from finetune_cli.errors import format_problem
 from finetune_cli.job_file import JobFile
-from finetune_cli.local import display, summary
+from finetune_cli.local import display, output_folder, summary
 from finetune_cli.local.execute import FinishedRun, execute
-from finetune_cli.local.output_folder import locked
 from finetune_cli.local.recorder import previous_run
 from finetune_cli.overrides import Overrides
 from finetune_cli.planning import ValidatedJob
@@ -66,23 +65,24 @@ def _accept(source: JobFile, given: Overrides) -> ValidatedJob:
         *local_files.cluster_only_problems(job),
         *local_files.data_problems(job, data),
         *local_files.model_problems(job),
+        *output_folder.problems(job, Path(accepted.resolution.run_config.output)),
     ]
     if problems:
-        raise source.invalid(problems)
+        raise accepted.file.invalid(problems)
     return accepted
 
 
 def _run(job: ValidatedJob, *, quiet: bool) -> FinishedRun:
     output = Path(job.resolution.run_config.output)
     try:
-        with locked(output):
+        with output_folder.locked(output):
             work = workload(job.resolution, planning.SETTINGS, previous_run(output) + 1)
             now = planning.timestamp()
             first = statuses.started(statuses.admission(job.verdict, now=now), work, now=now)
             return execute(work, output, first, display.choose(quiet=quiet))
     except OSError as error:  # logs and status could not be written: most likely the disk is full
         meaning = MEANINGS[Exit.STORAGE_FAILED]
-        message = f"{meaning.sentence} ({error.strerror})"
+        message = f"{meaning.sentence} ({error.filename or output}: {error.strerror})"
         click.echo(format_problem(Problem("spec.output.uri", meaning.reason, message, meaning.remedy)), err=True)
         sys.exit(exit_codes.FAILED)
 
