@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterable
+import time
+import traceback
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +40,23 @@ class Figure:
         if self.most is None:
             return f"at least {self.least:g}"
         return f"exactly {self.least:g}" if self.least == self.most else f"{self.least:g} to {self.most:g}"
+
+
+def tell(parts: Mapping[str, Callable[[], Iterable[Figure]]]) -> int:
+    """Print the figures of all parts; the exit code is 1 if a limit was missed."""
+    missed = 0
+    for name, figures in parts.items():
+        began = time.monotonic()
+        try:
+            for figure in figures():
+                print(figure, flush=True)
+                missed += figure.missed
+        except Exception:  # noqa: BLE001 - a machine is lent by the minute: the other parts run all the same
+            traceback.print_exc()
+            missed += 1
+        print(f"({name}: {time.monotonic() - began:.0f} s)", flush=True)
+    print(f"Missed: {missed}." if missed else "All limits are kept.")
+    return int(missed > 0)
 
 
 def resident_mib(pid: int) -> float:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-import traceback
 import warnings
+from functools import partial
 
 import peft
 import torch
 import transformers
 
-from bench.figures import machine
+from bench.figures import machine, tell
 
 from . import parity, runs, speed, waiting
 
@@ -39,19 +39,7 @@ def main() -> int:
         f"peft {peft.__version__}\n{machine()}, {time.strftime('%d %B %Y')}",
         flush=True,
     )
-    missed = 0
-    for part in [only] if only else PARTS:
-        began = time.monotonic()
-        try:
-            for figure in PARTS[part](device):
-                print(figure, flush=True)
-                missed += figure.missed
-        except Exception:  # noqa: BLE001 - a GPU is lent by the minute: the other parts run all the same
-            traceback.print_exc()
-            missed += 1
-        print(f"({part}: {time.monotonic() - began:.0f} s)", flush=True)
-    print(f"Missed: {missed}." if missed else "All limits are kept.")
-    return int(missed > 0)
+    return tell({name: partial(PARTS[name], device) for name in ([only] if only else PARTS)})
 
 
 if __name__ == "__main__":
