@@ -58,14 +58,15 @@ def outlines(folder: Path) -> dict[str, Outline]:
     """Of all tensors in the weight files of a folder, by name. Raises ModelRefused for a file that is cut off."""
     found: dict[str, Outline] = {}
     for path in weight_files(folder):
-        with _opened(path) as tensors:
+        with opened(path) as tensors:
             slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118 - no mapping
             dtypes = {name: _DTYPES.get(each.get_dtype()) for name, each in slices.items()}
             found |= {n: Outline(dtype, tuple(slices[n].get_shape())) for n, dtype in dtypes.items() if dtype}
     return found
 
 
-def _opened(path: Path) -> Any:
+def opened(path: Path) -> Any:
+    """A file to read tensors from, as a context. Raises ModelRefused if it is cut off."""
     try:
         return safe_open(path, "pt")
     except SafetensorError as error:

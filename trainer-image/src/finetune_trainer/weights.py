@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from . import dequantise, sources, tensor_files
@@ -63,7 +62,7 @@ def opened(folder: Path, quantisation: Quantisation) -> Iterator[dict[str, Any]]
     with ExitStack() as files:
         slices: dict[str, Any] = {}
         for path in tensor_files.weight_files(folder):
-            tensors = files.enter_context(safe_open(path, "pt"))
+            tensors = files.enter_context(tensor_files.opened(path))
             slices |= {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118 - no mapping
         found = {
             name: _Dequantised(folder, pair, slices.pop(pair.values), slices.pop(pair.scales), quantisation)
