@@ -47,6 +47,11 @@ def save(output: Path, step: int, *, keep: int = 2, files: Files = DISK) -> None
     checkpoint.save(output, step, snapshot.take(state, {"step": step}), keep=keep, protect=set(), files=files)
 
 
+def save_shards_and_scalars(output: Path) -> None:
+    state = sharded({"weight": torch.randn(6, 4)} | {name: torch.tensor(1.0) for name in "abc"})
+    checkpoint.save(output, 20, snapshot.take(state, {}), keep=1, protect=set())
+
+
 def save_dying(output: Path, step: int, victim: int, at: int, after: bool) -> None:
     """Save, and die at the given operation on rank `victim`."""
     save(output, step, keep=1, files=Failing(at if rank() == victim else 0, after=after))

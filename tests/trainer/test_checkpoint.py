@@ -159,6 +159,7 @@ def test_what_is_no_checkpoint_goes_at_the_next_start_which_says_why(
     for step in (10, 20, 30):
         work.save(tmp_path, step)
     (tmp_path / "checkpoints" / ".tmp-step-00000040").mkdir()
+    (tmp_path / "checkpoints" / "step-00000050").touch()
     spoil(folder(tmp_path, 30))
     checkpoint.remove_leftovers(tmp_path)
     assert steps(tmp_path) == ["step-00000020"], "the second of two that stay"
@@ -200,6 +201,16 @@ def test_a_file_is_read_once_and_each_part_is_a_sign_of_life(tmp_path: Path) -> 
     size = (folder(tmp_path, 20) / "shard-00000.bin").stat().st_size
     assert 1 <= (bytes_read() - before) / size < 1.1
     assert len(parts) == 2
+
+
+def test_scalars_are_in_one_file_where_the_rest_is_in_shards(tmp_path: Path) -> None:
+    """Every rank needs them, and each file that it needs is read whole."""
+    values(run_ranks(2, work.save_shards_and_scalars, tmp_path))
+    index = json.loads((folder(tmp_path, 20) / "index.json").read_bytes())
+    files = {name: {chunk["file"] for chunk in each["chunks"]} for name, each in index["tensors"].items()}
+    assert len(files.pop("weight")) == 2
+    assert sorted(files) == ["a", "b", "c"]
+    assert len(set.union(*files.values())) == 1
 
 
 def bytes_read() -> int:

@@ -41,8 +41,10 @@ def test_removing_a_tree_does_not_follow_links(tmp_path: Path) -> None:
     (tmp_path / "kept" / "file").touch()
     (tmp_path / "tree" / "inner").mkdir(parents=True)
     (tmp_path / "tree" / "inner" / "link").symlink_to(tmp_path / "kept")
-    remove_tree(tmp_path / "tree", DISK)
-    assert not (tmp_path / "tree").exists()
+    (tmp_path / "file").touch()
+    for name in ("tree", "file"):
+        remove_tree(tmp_path / name, DISK)
+        assert not (tmp_path / name).exists()
     assert (tmp_path / "kept" / "file").exists()
 
 

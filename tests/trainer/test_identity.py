@@ -35,10 +35,37 @@ def claim(output: Path, changed: RunConfig | None = None, rows: int = 4, **conte
     return identity.digest(document)
 
 
-def test_a_folder_that_is_given_up_is_free_for_others(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("seed", "saved", "error", "given_up"),
+    [
+        pytest.param(8, "", ModelRefused, True, id="a refused model"),
+        pytest.param(8, "", StorageFailed, False, id="another failure, after which the run goes on"),
+        pytest.param(9, "", ModelRefused, False, id="the folder of another run, which was faster"),
+        pytest.param(8, "checkpoints", ModelRefused, False, id="a run that has checkpoints"),
+        pytest.param(8, "result", ModelRefused, False, id="a run that has a result"),
+    ],
+)
+def test_a_run_whose_model_is_refused_gives_up_what_is_its_own_and_empty(
+    tmp_path: Path, seed: int, saved: str, error: type[RunError], given_up: bool
+) -> None:
     claim(tmp_path, config(seed=8))
-    identity.release(tmp_path)
-    assert claim(tmp_path)
+    (tmp_path / saved).mkdir(exist_ok=True)
+    refused = identity.document(config(seed=seed), CONTENT, 4)
+    with pytest.raises(error), identity.given_up_if_refused(tmp_path, refused):
+        raise error("weights are missing")
+    assert (tmp_path / "run.json").exists() is not given_up
+
+
+@pytest.mark.parametrize("owned", [True, False])
+def test_checkpoints_that_are_a_link_are_refused(tmp_path: Path, owned: bool) -> None:
+    """They may be those of another run, whatever run.json says."""
+    output = tmp_path / "output"
+    if owned:
+        claim(output)
+    output.mkdir(exist_ok=True)
+    (output / "checkpoints").symlink_to(tmp_path)
+    with pytest.raises(OutputRefused, match="checkpoints is a link, .* move that folder here"):
+        claim(output)
 
 
 def test_a_claim_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
@@ -62,7 +89,7 @@ def test_of_runs_that_start_at_the_same_moment_one_owns_the_folder(
 
     def after_another(path: Path, content: bytes) -> bool:
         monkeypatch.setattr(identity, "create_durable", create)
-        assert identity.claim(tmp_path, other)
+        identity.claim(tmp_path, other)
         return create(path, content)
 
     def refuse(_: Path, __: Path) -> None:

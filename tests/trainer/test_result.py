@@ -166,7 +166,9 @@ def test_a_result_is_finished_for_its_own_run_and_once_complete(tmp_path: Path, 
     assert result.finished(tmp_path, "sha256:aa") is None
 
 
-def test_a_complete_result_is_left_alone_and_anything_else_goes(tmp_path: Path, base: Path) -> None:
+def test_a_complete_result_is_left_alone_and_anything_else_goes(
+    tmp_path: Path, base: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     model = with_adapter(base)
     folder = work.publish(tmp_path, model, base, Method.LORA)
     number = folder.stat().st_ino
@@ -179,6 +181,10 @@ def test_a_complete_result_is_left_alone_and_anything_else_goes(tmp_path: Path, 
     assert not (folder / "stray").exists()
     result.remove_leftovers(tmp_path)
     assert folder.exists()
+    (folder / "README.md").write_text("about my model")
+    result.remove_leftovers(tmp_path)
+    assert folder.exists(), "weights of weeks are not removed because somebody has edited a text"
+    assert f"{folder} is not what a run has published (README.md has 14 bytes instead of" in caplog.text
     (folder / "COMPLETE").unlink()
     result.remove_leftovers(tmp_path)
     assert not folder.exists()

@@ -241,6 +241,20 @@ def test_adapters_that_the_model_cannot_have_are_refused_before_weights_are_read
         scope.say(config_only, config)
 
 
+def test_linear_modules_whose_weights_kernels_read_get_no_adapters(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings: dict[str, Any] = {"vocab_size": 96, "hidden_size": 32, "state_size": 4, "num_hidden_layers": 2}
+    AutoConfig.for_model("mamba", **settings).save_pretrained(tmp_path)
+    scope.say(tmp_path, models.run_config(tmp_path, tmp_path, tmp_path, **with_targets("all-linear")))
+    assert "adapters are on dt_proj, in_proj, x_proj; no adapters are on backbone.layers.*.mixer" in caplog.text
+    config = models.run_config(tmp_path, tmp_path, tmp_path, **with_targets("in_proj", "out_proj"))
+    with pytest.raises(
+        ModelRefused, match="kernels of mamba read their weights past an adapter: out_proj; its linear"
+    ):
+        scope.say(tmp_path, config)
+
+
 @pytest.mark.parametrize(
     ("kind", "named", "made"),
     [

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft.tuners import tuners_utils
 from peft.utils import transformers_weight_conversion as conversion
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -38,7 +39,13 @@ def attach(model: PreTrainedModel, lora: Lora) -> PeftModel:
         target_modules=_targets(model, lora.target_modules),
         task_type=TaskType.CAUSAL_LM,
     )
-    return cast("PeftModel", get_peft_model(model, settings))
+    try:
+        return cast("PeftModel", get_peft_model(model, settings))
+    except ValueError as error:
+        raise ModelRefused(
+            f"training.lora: PEFT has no such adapters for {model.config.model_type}: {error}; name other "
+            "target_modules, or train all weights (training.mode: fft)"
+        ) from error
 
 
 def missed(model: PreTrainedModel) -> dict[str, int]:
@@ -63,7 +70,8 @@ def _targets(model: PreTrainedModel, wanted: tuple[str, ...]) -> list[str]:
     linear = _linear(model)
     if wanted == (ALL_LINEAR,):
         head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        all_of_them = [n for n, module in linear.items() if module is not head and _leaf(n) not in _experts(model)]
+        left_out = _experts(model) | _kernels(model)
+        all_of_them = [n for n, module in linear.items() if module is not head and _leaf(n) not in left_out]
         if not all_of_them:
             raise ModelRefused(
                 f"training.lora.target_modules: {model.config.model_type} has no linear modules for adapters; train "
@@ -109,9 +117,24 @@ def _experts(model: PreTrainedModel) -> frozenset[str]:
     return frozenset(tables._MOE_TARGET_MODULE_MAPPING.get(pattern, ()))  # noqa: SLF001
 
 
+def _kernels(model: PreTrainedModel) -> frozenset[str]:
+    """Names of linear modules whose weights the kernels of the architecture read by themselves: PEFT refuses them."""
+    check: Any = tuners_utils._check_lora_target_modules_mamba  # noqa: SLF001 - the table is inside
+
+    def refused(leaf: str) -> bool:
+        try:
+            check(LoraConfig(), model, leaf)
+        except ValueError:
+            return True
+        return False
+
+    return frozenset(leaf for leaf in {_leaf(name) for name in _linear(model)} if refused(leaf))
+
+
 def _require_targets(model: PreTrainedModel, found: dict[str, list[str]]) -> None:
     """PEFT accepts the list if one name matches; a typo in another would silently train fewer modules."""
-    known = ", ".join(sorted({_leaf(name) for name in _linear(model)} - _experts(model)))
+    kernels = _kernels(model)
+    known = ", ".join(sorted({_leaf(name) for name in _linear(model)} - _experts(model) - kernels))
     fused = [name for name, p in model.named_parameters() if p.ndim > 2 and not name.endswith(".weight")]
     experts = [
         target
@@ -121,6 +144,10 @@ def _require_targets(model: PreTrainedModel, found: dict[str, list[str]]) -> Non
     missing = [target for target, names in found.items() if not names and target not in experts]
     for targets, what in (
         (experts, "experts, whose weights transformers keeps in one parameter for all, get no adapters:"),
+        (
+            [target for target in found if _leaf(target) in kernels],
+            f"kernels of {model.config.model_type} read their weights past an adapter:",
+        ),
         (missing, "the model has no module"),
     ):
         if targets:

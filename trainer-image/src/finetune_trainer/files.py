@@ -119,15 +119,12 @@ def fsync_tree(folder: Path, files: Files = DISK) -> None:
 
 
 def remove_tree(folder: Path, files: Files = DISK) -> None:
-    """Remove a folder and its content. Links are removed, not followed, also if the folder itself is one."""
-    if folder.is_symlink():
+    """Remove a folder and its content, or a file in its place. Links are removed, not followed, also as `folder`."""
+    if folder.is_symlink() or not folder.is_dir():
         files.remove(folder)
         return
     for path in sorted(folder.iterdir()):
-        if path.is_dir() and not path.is_symlink():
-            remove_tree(path, files)
-        else:
-            files.remove(path)
+        remove_tree(path, files)
     files.remove(folder)
 
 

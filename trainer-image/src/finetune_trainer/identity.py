@@ -2,8 +2,8 @@
 
 The identity of a run is a flat document of everything that determines its result: keys of its configuration
 (finetune_api.runtime.run_config.IDENTITY), the content of model and data, and the rows of one optimizer step. The
-first run writes it, and takes it back if its model is refused; every later start in the same folder compares it, and
-is refused with the keys that differ.
+first run writes it; every later start in the same folder compares it, and is refused with the keys that differ. A run
+whose model is refused before it has saved anything takes it back.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ from finetune_api.runtime.choices import Precision
 from finetune_api.runtime.protocol import CHECKPOINTS, REPORT, RESULT, RUN_FILE
 from finetune_api.runtime.run_config import IDENTITY, LATER, SPEC_KEYS, RunConfig
 
-from .collectives import on_rank_0
-from .errors import OutputRefused
+from .collectives import on_rank_0, rank
+from .errors import ModelRefused, OutputRefused
 from .files import create_durable, storage_errors
 from .publish import read_report
 
@@ -41,19 +42,27 @@ _PRECISIONS = {
 }
 
 
-def claim(output: Path, identity: Mapping[str, Any]) -> bool:
-    """Claim `output` for this run, or verify that it owns it already; whether it was free before.
+def claim(output: Path, identity: Mapping[str, Any]) -> None:
+    """Claim `output` for this run, or verify that it owns it already.
 
     Collective: rank 0 reads and writes. Raises OutputRefused if the folder belongs to another run,
     StorageFailed if it cannot be written.
     """
-    return on_rank_0(partial(_claim, output, identity))
+    on_rank_0(partial(_claim, output, identity))
 
 
-def release(output: Path) -> None:
-    """Give up a folder that this run has claimed and written no checkpoint to."""
-    with storage_errors(output / RUN_FILE):
-        (output / RUN_FILE).unlink(missing_ok=True)
+@contextmanager
+def given_up_if_refused(output: Path, identity: Mapping[str, Any]) -> Iterator[None]:
+    """A run whose model is refused owns its output no longer, if nothing was saved there.
+
+    It may then be started again with other files.
+    """
+    try:
+        yield
+    except ModelRefused:
+        if rank() == 0:
+            _give_up(output, identity)
+        raise
 
 
 def document(config: RunConfig, fingerprint: Mapping[str, str], rows_per_step: int) -> dict[str, Any]:
@@ -70,17 +79,36 @@ def digest(identity: Mapping[str, Any]) -> str:
     return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
 
 
-def _claim(output: Path, identity: Mapping[str, Any]) -> bool:
+def _claim(output: Path, identity: Mapping[str, Any]) -> None:
     path = output / RUN_FILE
     with storage_errors(path):
         output.mkdir(parents=True, exist_ok=True)
+        _require_own_checkpoints(output)
         if not path.exists():
             _require_unowned(output)
             text = json.dumps({"digest": digest(identity), "identity": identity}, indent=1, sort_keys=True)
             if create_durable(path, text.encode() + b"\n"):
-                return True
+                return
         _compare(output, _read(path), identity)
-    return False
+
+
+def _give_up(output: Path, identity: Mapping[str, Any]) -> None:
+    path = output / RUN_FILE
+    with storage_errors(path):
+        if path.exists() and _read(path) == identity and not _saved(output):
+            path.unlink(missing_ok=True)
+
+
+def _saved(output: Path) -> list[str]:
+    return [name for name in (CHECKPOINTS, RESULT) if os.path.lexists(output / name)]
+
+
+def _require_own_checkpoints(output: Path) -> None:
+    if (output / CHECKPOINTS).is_symlink():
+        raise OutputRefused(
+            f"{output / CHECKPOINTS} is a link, and what it leads to may be checkpoints of another run, which this "
+            "one would load and remove; move that folder here in place of the link, or choose another output"
+        )
 
 
 def _require_unowned(output: Path) -> None:
@@ -89,7 +117,7 @@ def _require_unowned(output: Path) -> None:
     Other files may stay (lost+found of a new volume, notes, the log and the report of an earlier refusal): they are
     never overwritten, or ours.
     """
-    unowned = [name for name in (CHECKPOINTS, RESULT) if os.path.lexists(output / name)]
+    unowned = _saved(output)
     if os.path.lexists(output / REPORT) and read_report(output) is None:
         unowned.append(REPORT)
     if unowned:

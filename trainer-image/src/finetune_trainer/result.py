@@ -6,16 +6,20 @@ is never changed: the folder belongs to one run, and a run has one result.
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from finetune_api.runtime.protocol import RESULT
+from finetune_api.runtime.protocol import MARKER, RESULT
 
 from .collectives import on_rank_0, world_size
 from .export import ModelCard, Publication, write_result
 from .files import DISK, TEMPORARY, Files, fsync_tree, remove_tree, storage_errors
-from .marker import DigestingFiles, FileDigest, Marker, digest_of, publish_folder, read_marker
+from .marker import DigestingFiles, FileDigest, Marker, defect, digest_of, publish_folder, read_marker
+
+_log = logging.getLogger(__name__)
 
 
 def publish(output: Path, publication: Publication, files: Files = DISK) -> Path:
@@ -40,12 +44,22 @@ def finished(output: Path, digest: str) -> Marker | None:
 
 
 def remove_leftovers(output: Path, files: Files = DISK) -> None:
-    """Remove what an interrupted publication has written. Raises StorageFailed."""
+    """Remove what an interrupted publication has written. Raises StorageFailed.
+
+    A result that somebody has changed since stays until this run publishes its own, which may never come.
+    """
     final, temporary = output / RESULT, _temporary(output)
-    unmarked = [final] if read_marker(final) is None else []
+    changed = defect(final) if os.path.lexists(final / MARKER) and not final.is_symlink() else None
+    if changed:
+        _log.warning(
+            "%s is not what a run has published (%s); it stays until this run publishes its result, so move it away "
+            "to keep it, or restore it and start again",
+            final, changed,
+        )  # fmt: skip
+    unmarked = [final] if changed is None and read_marker(final) is None else []
     with storage_errors(output):
         for folder in (temporary, *unmarked):
-            if folder.exists() or folder.is_symlink():
+            if os.path.lexists(folder):
                 remove_tree(folder, files)
 
 

@@ -63,7 +63,10 @@ def _flat(state: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Ten
 
 
 def _pieces(tensors: Mapping[str, Tensor]) -> Iterator[Piece]:
-    """Plain tensors are the same on every rank: each goes to the rank that has the least to write so far."""
+    """Plain tensors are the same on every rank: each goes to the rank that has the least to write so far.
+
+    Scalars do not count, so those beside shards are in one file: a resume of any rank needs them all.
+    """
     bytes_of = [0] * world_size()
     for number, name in enumerate(sorted(tensors)):
         tensor = tensors[name].detach()
@@ -72,7 +75,7 @@ def _pieces(tensors: Mapping[str, Tensor]) -> Iterator[Piece]:
                 yield _shard(name, tensor)
             continue
         writer = bytes_of.index(min(bytes_of))
-        bytes_of[writer] += tensor.nbytes
+        bytes_of[writer] += tensor.nbytes if tensor.dim() else 0
         if writer == rank():
             yield Piece(name, tuple(tensor.shape), (0,) * tensor.dim(), _copied(tensor))
 

@@ -44,7 +44,7 @@ from . import (
 from .background import BackgroundSave
 from .collectives import on_every_rank, on_rank_0
 from .environment import RankInfo
-from .errors import ModelRefused, NonFinite
+from .errors import NonFinite
 from .files import DISK, Files, require_space
 from .handoff import DATA, MODEL, TRAIN, VALIDATION, Handoff, write_digest
 from .heartbeat import Heartbeat, HeartbeatFiles
@@ -75,8 +75,6 @@ class Trainer:
     step: int = 0
     """Optimizer steps done; the report of a failure includes it."""
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
-    _was_free: bool = field(default=False, init=False)
-    """Whether this start has claimed the output."""
 
     def run(self) -> FinalReport:
         """Raises a RunError, or any other exception if it is a bug."""
@@ -87,8 +85,9 @@ class Trainer:
         on_rank_0(self._remove_leftovers)
         for dataset in self.handoff.datasets:
             self._write_record(dataset)
-        base = self._load()
-        train_state = self._train_state(base)
+        with identity.given_up_if_refused(self._output, self._identity):
+            base = self._load()
+            train_state = self._train_state(base)
         history = self._resume(train_state)
         self._forget_outdated(history)
         checkpoints = self._checkpoints(train_state, history)
@@ -116,6 +115,11 @@ class Trainer:
         return Path(self._config.output)
 
     @cached_property
+    def _identity(self) -> Mapping[str, Any]:
+        content = {name: self.handoff.digests[name] for name in (MODEL, DATA)}
+        return identity.document(self._config, content, rows_per_step(self._config))
+
+    @cached_property
     def _mesh(self) -> mesh.RankMesh:
         return mesh.build(self._config, self.rank_info)
 
@@ -133,10 +137,8 @@ class Trainer:
 
     def _claim(self) -> str:
         require_same_inputs(self.handoff)
-        content = {name: self.handoff.digests[name] for name in (MODEL, DATA)}
-        document = identity.document(self._config, content, rows_per_step(self._config))
-        self._was_free = identity.claim(self._output, document)
-        digest = identity.digest(document)
+        identity.claim(self._output, self._identity)
+        digest = identity.digest(self._identity)
         if self.rank_info.local_rank == 0:
             write_digest(self.folder, digest)
         return digest
@@ -148,15 +150,6 @@ class Trainer:
         result.remove_leftovers(self._output, self._files)
 
     def _load(self) -> PreTrainedModel | PeftModel:
-        """A run whose model is refused owns nothing: it may be started again with other files."""
-        try:
-            return self._loaded()
-        except ModelRefused:
-            if self._was_free and self.rank_info.rank == 0:
-                identity.release(self._output)
-            raise
-
-    def _loaded(self) -> PreTrainedModel | PeftModel:
         scope.say(self.handoff.model_folder, self._config)
         longest = int(Rows.load(self.folder / TRAIN).lengths.max()) - 1
         recomputed = activations.decide(self.handoff.model_folder, self._config, self._mesh, longest)
