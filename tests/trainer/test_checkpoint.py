@@ -138,6 +138,18 @@ def test_a_flipped_bit_in_what_a_link_leads_to_ends_the_link_and_changes_nothing
     assert sorted((tmp_path / "theirs").rglob("*")) == before
 
 
+def put_another(of: Path) -> None:
+    """As somebody does who makes a backup in a hurry."""
+    shutil.rmtree(of)
+    shutil.copytree(of.with_name("step-00000020"), of)
+
+
+def lead_out(of: Path) -> None:
+    marker = json.loads((of / "COMPLETE").read_bytes())
+    marker["files"]["../../step-00000020/index.json"] = marker["files"]["index.json"]
+    (of / "COMPLETE").write_text(json.dumps(marker))
+
+
 def put_pipe(of: Path) -> None:
     (of / "shard-00000.bin").unlink()
     os.mkfifo(of / "shard-00000.bin")
@@ -151,6 +163,8 @@ def put_pipe(of: Path) -> None:
         (shorten_shard, r"shard-00000\.bin has 167 bytes instead of 168"),
         (put_pipe, r"shard-00000\.bin has 0 bytes instead of 168"),
         (remove_random_state, r"rank-00000\.safetensors is missing"),
+        (put_another, "it is that of another step"),
+        (lead_out, "COMPLETE is not a marker"),
     ],
 )
 def test_what_is_no_checkpoint_goes_at_the_next_start_which_says_why(
@@ -160,9 +174,10 @@ def test_what_is_no_checkpoint_goes_at_the_next_start_which_says_why(
         work.save(tmp_path, step)
     (tmp_path / "checkpoints" / ".tmp-step-00000040").mkdir()
     (tmp_path / "checkpoints" / "step-00000050").touch()
+    (tmp_path / "checkpoints" / "step-000000060").mkdir()
     spoil(folder(tmp_path, 30))
     checkpoint.remove_leftovers(tmp_path)
-    assert steps(tmp_path) == ["step-00000020"], "the second of two that stay"
+    assert steps(tmp_path) == ["step-000000060", "step-00000020"], "what has no name of ours, and one of two"
     assert re.search(f"step-00000030 is no checkpoint and is removed: {why}", caplog.text)
 
 

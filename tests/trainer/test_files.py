@@ -48,6 +48,17 @@ def test_removing_a_tree_does_not_follow_links(tmp_path: Path) -> None:
     assert (tmp_path / "kept" / "file").exists()
 
 
+def test_a_link_in_the_place_of_a_new_file_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "theirs").write_text("theirs")
+    (tmp_path / ".tmp-report.json").symlink_to("theirs")
+    with (
+        pytest.raises(StorageFailed, match=r"\.tmp-report\.json: Is a link; remove it"),
+        storage_errors(tmp_path / "report.json"),
+    ):
+        write_durable(tmp_path / "report.json", b"ours")
+    assert (tmp_path / "theirs").read_text() == "theirs"
+
+
 @pytest.mark.parametrize(
     ("number", "sentence"),
     [

@@ -64,7 +64,7 @@ def test_checkpoints_that_are_a_link_are_refused(tmp_path: Path, owned: bool) ->
         claim(output)
     output.mkdir(exist_ok=True)
     (output / "checkpoints").symlink_to(tmp_path)
-    with pytest.raises(OutputRefused, match="checkpoints is a link, .* move that folder here"):
+    with pytest.raises(OutputRefused, match=r"checkpoints is a link, .* move that folder here"):
         claim(output)
 
 
@@ -215,6 +215,14 @@ def put_report_that_leads_away(output: Path) -> None:
     (output / "report.json").symlink_to(output / "nowhere")
 
 
+def put_deep(output: Path) -> None:
+    (output / "run.json").write_text("[" * 200_000)
+
+
+def put_pipe(output: Path) -> None:
+    os.mkfifo(output / "run.json")
+
+
 def put_garbage(output: Path) -> None:
     (output / "run.json").write_text("{")
 
@@ -232,6 +240,8 @@ def put_list(output: Path) -> None:
         pytest.param(put_result, "contains result but no run.json, so their owner is unknown", id="a result"),
         pytest.param(put_report_of_others, "contains report.json but no run.json", id="a report of something else"),
         pytest.param(put_report_that_leads_away, "contains report.json but no run.json", id="a link without end"),
+        pytest.param(put_deep, "run.json is not the identity of a run", id="a run.json that is nested too deeply"),
+        pytest.param(put_pipe, "run.json: Is not a regular file; remove it", id="a pipe, which would never end"),
         pytest.param(put_garbage, "run.json is not the identity of a run", id="a broken run.json"),
         pytest.param(put_list, "run.json is not the identity of a run", id="a run.json of something else"),
     ],
@@ -240,8 +250,20 @@ def test_a_folder_with_an_unknown_owner_is_refused(
     tmp_path: Path, put: Callable[[Path], None], sentence: str
 ) -> None:
     put(tmp_path)
-    with pytest.raises(OutputRefused, match=sentence):
+    with pytest.raises((OutputRefused, StorageFailed), match=sentence):
         claim(tmp_path)
+
+
+def test_keys_and_values_of_strangers_are_quoted_and_cut(tmp_path: Path) -> None:
+    claim(tmp_path)
+    document = json.loads((tmp_path / "run.json").read_bytes())
+    document["identity"] |= {"a\x1b[2J\nfinetune-trainer: Succeeded": 1, "seed": "7" * 10_000, "precision": "fp\n"}
+    document["identity"] |= {f"content.\n{number}": number for number in range(100)}
+    (tmp_path / "run.json").write_text(json.dumps(document))
+    with pytest.raises(OutputRefused) as caught:
+        claim(tmp_path)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 5_000
 
 
 def test_files_that_we_never_write_over_and_a_report_of_a_refusal_may_be_there(tmp_path: Path) -> None:

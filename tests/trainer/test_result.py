@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from finetune_api.runtime.choices import Method
 from finetune_api.runtime.run_config import Lora
 from finetune_trainer import adapters, architecture, export, result, tensor_files
-from finetune_trainer.errors import StorageFailed
+from finetune_trainer.errors import OutputRefused, StorageFailed
 from finetune_trainer.files import DISK, require_space
 from finetune_trainer.marker import digest_of
 from finetune_trainer.model_export import Casting
@@ -166,25 +166,19 @@ def test_a_result_is_finished_for_its_own_run_and_once_complete(tmp_path: Path, 
     assert result.finished(tmp_path, "sha256:aa") is None
 
 
-def test_a_complete_result_is_left_alone_and_anything_else_goes(
-    tmp_path: Path, base: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_complete_result_is_left_alone_and_anything_else_goes(tmp_path: Path, base: Path) -> None:
     model = with_adapter(base)
     folder = work.publish(tmp_path, model, base, Method.LORA)
     number = folder.stat().st_ino
     work.publish(tmp_path, model, base, Method.LORA)
     assert folder.stat().st_ino == number
-    (folder / "adapter_config.json").unlink()
+    result.remove_leftovers(tmp_path)
+    assert folder.exists()
+    (folder / "COMPLETE").unlink()
     (folder / "stray").write_text("of another time")
     work.publish(tmp_path, model, base, Method.LORA)
     assert result.finished(tmp_path, "sha256:aa") is not None
     assert not (folder / "stray").exists()
-    result.remove_leftovers(tmp_path)
-    assert folder.exists()
-    (folder / "README.md").write_text("about my model")
-    result.remove_leftovers(tmp_path)
-    assert folder.exists(), "weights of weeks are not removed because somebody has edited a text"
-    assert f"{folder} is not what a run has published (README.md has 14 bytes instead of" in caplog.text
     (folder / "COMPLETE").unlink()
     result.remove_leftovers(tmp_path)
     assert not folder.exists()
@@ -196,6 +190,20 @@ def test_a_complete_result_is_left_alone_and_anything_else_goes(
     assert [path.name for path in (tmp_path / "theirs").iterdir()] == ["file"]
     assert not folder.is_symlink()
     assert not (tmp_path / ".tmp-result").is_symlink()
+
+
+def test_a_result_that_somebody_has_changed_is_refused_and_stays(tmp_path: Path, base: Path) -> None:
+    """Weights of weeks are not removed because of a text."""
+    folder = work.publish(tmp_path, with_adapter(base), base, Method.LORA)
+    (folder / "README.md").write_text("about my model")
+    before = sorted(folder.iterdir())
+    with pytest.raises(
+        OutputRefused, match=r"has changed since it was published: README\.md has 14 bytes instead of"
+    ):
+        result.remove_leftovers(tmp_path)
+    with pytest.raises(OutputRefused, match="restore it, or move it away"):
+        work.publish(tmp_path, with_adapter(base), base, Method.LORA)
+    assert sorted(folder.iterdir()) == before
 
 
 def test_a_publication_killed_at_any_operation_leaves_no_result_or_a_whole_one(tmp_path: Path) -> None:

@@ -86,6 +86,31 @@ def other_weights(folder: Path) -> None:
     (folder / "config.json").write_text('{"transformers_weights": "sub/weights.safetensors"}')
 
 
+def deep_index(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_text("[" * 200_000)
+
+
+def deep_config(folder: Path) -> None:
+    (folder / "config.json").write_text("[" * 200_000)
+
+
+def secret(folder: Path) -> None:
+    (folder / "vocab.txt").symlink_to(__file__)
+
+
+def secret_folder(folder: Path) -> None:
+    (folder / "tokenizer").symlink_to(Path(__file__).parent)
+
+
+def inner_secret(folder: Path) -> None:
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer" / "a").symlink_to(__file__)
+
+
+def text_pipe(folder: Path) -> None:
+    os.mkfifo(folder / "vocab.pipe")
+
+
 def no_index(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text("[]")
 
@@ -107,6 +132,14 @@ def no_index(folder: Path) -> None:
             id="an index of bytes",
         ),
         pytest.param(other_weights, "config.json names another file of weights (transformers_weights)", id="renamed"),
+        pytest.param(
+            deep_index, "index.json cannot be read: RecursionError", id="an index that is nested too deeply"
+        ),
+        pytest.param(deep_config, "config.json cannot be read: maximum recursion depth", id="such a config.json"),
+        pytest.param(secret, "vocab.txt leads out of the folder, to /", id="a text of the machine"),
+        pytest.param(secret_folder, "tokenizer is not a regular file", id="a folder of the machine"),
+        pytest.param(inner_secret, "tokenizer/a leads out of the folder, to /", id="a link in a folder"),
+        pytest.param(text_pipe, "vocab.pipe is not a regular file", id="a text that never ends"),
         pytest.param(no_index, "model.safetensors.index.json cannot be read: TypeError", id="an index of nothing"),
     ],
 )
@@ -119,6 +152,17 @@ def test_a_folder_that_is_not_the_whole_model_is_refused(
     with pytest.raises(ModelRefused) as refused:
         sources.model_folder(str(tmp_path))
     assert reason in str(refused.value)
+
+
+def test_links_inside_of_a_model_and_into_the_cache_of_the_hub_are_followed(tmp_path: Path) -> None:
+    blobs, folder = tmp_path / "blobs", tmp_path / "snapshots" / "main"
+    blobs.mkdir()
+    folder.mkdir(parents=True)
+    for name, content in {"config.json": "{}", "tokenizer.json": "{}", "model.safetensors": ""}.items():
+        (blobs / name).write_text(content)
+        (folder / name).symlink_to(f"../../blobs/{name}")
+    (folder / "vocab.json").symlink_to("tokenizer.json")
+    assert sources.model_folder(str(folder)) == folder
 
 
 FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}

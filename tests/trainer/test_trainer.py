@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from transformers import LlamaForCausalLM
 
-from finetune_api.runtime.report import EvaluationRecord, FinalReport, ProgressRecord
+from finetune_api.runtime.report import EvaluationRecord, FinalReport, ProgressRecord, ResumeRecord
 from finetune_api.runtime.run_config import RunConfig
 from finetune_trainer.errors import ConfigRefused, ModelRefused, NonFinite, StorageFailed
 from trainer import models, quantised
@@ -357,6 +357,34 @@ def test_weights_that_change_while_they_are_loaded_are_refused(tmp_path: Path, i
     assert isinstance(ended.error, ModelRefused), ended
     assert f"model {model}: its files changed while they were loaded" in str(ended.error)
     assert run(settings, tmp_path / "again").step == 12, "what was never trained owns nothing"
+
+
+@pytest.mark.parametrize(
+    ("change", "refusal", "sentence"),
+    [
+        (
+            "edit",
+            ModelRefused,
+            "its files changed while the run trained, and its result takes texts and formats from",
+        ),
+        ("remove", StorageFailed, "can no longer be read"),
+    ],
+)
+def test_a_model_that_changes_while_the_run_trains_does_not_get_into_its_result(
+    tmp_path: Path, inputs: Path, change: str, refusal: type[Exception], sentence: str
+) -> None:
+    """Its weights are those of before. Once the files are back, the run publishes from its last checkpoint."""
+    model = models.model_folder(tmp_path / "model")
+    settings = config(inputs, tmp_path / "out", model=model, method="lora", lora=models.lora())
+    shutil.copytree(model, tmp_path / "copy")
+    [ended] = run_ranks(1, work.run_while_the_model_changes, settings, tmp_path / "handoff", change)
+    assert isinstance(ended.error, refusal), ended
+    assert sentence in str(ended.error)
+    assert not (tmp_path / "out" / "result").exists()
+    shutil.rmtree(model, ignore_errors=True)
+    shutil.copytree(tmp_path / "copy", model)
+    assert run(settings, tmp_path / "again").step == 12
+    assert [record.step for record in work.records(tmp_path / "out") if isinstance(record, ResumeRecord)] == [12]
 
 
 def test_the_folder_of_the_model_is_no_output(tmp_path: Path, inputs: Path) -> None:

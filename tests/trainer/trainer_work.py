@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,6 +58,24 @@ def run_while_weights_change(config: RunConfig, handoff: Path) -> FinalReport:
     preparation.prepare(config, 0, handoff, lambda _: None)
     with environment.process_group(ALONE, Device.CPU) as rank_info, Stop() as stop:
         return Replacing(Handoff.read(handoff), handoff, rank_info, stop).run()
+
+
+def run_while_the_model_changes(config: RunConfig, handoff: Path, change: str) -> FinalReport:
+    """After the last step and before the result."""
+    handoff.mkdir()
+    preparation.prepare(config, 0, handoff, lambda _: None)
+
+    class Changing(Trainer):
+        def _publish(self, *arguments: Any) -> FinalReport:
+            model = Path(self.handoff.model_folder)
+            if change == "remove":
+                shutil.rmtree(model)
+            else:
+                (model / "chat_template.jinja").write_text("another")
+            return super()._publish(*arguments)
+
+    with environment.process_group(ALONE, Device.CPU) as rank_info, Stop() as stop:
+        return Changing(Handoff.read(handoff), handoff, rank_info, stop).run()
 
 
 class Measured(Failing):

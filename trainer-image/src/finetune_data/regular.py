@@ -33,10 +33,11 @@ def _open(path: str, flags: int) -> int:
         descriptor = os.open(path, flags | os.O_NONBLOCK | (os.O_NOFOLLOW if writes else 0), 0o666)
     except OSError as error:
         wrong = _WRONG.get(error.errno or 0) if writes else None
-        raise OSError(error.errno, wrong, path) if wrong else error from None
+        raise OSError(errno.ENXIO, wrong, path) if wrong else error from None
     kind = os.fstat(descriptor).st_mode
     if stat.S_ISREG(kind):
         return descriptor
     os.close(descriptor)
-    number = errno.EISDIR if stat.S_ISDIR(kind) else errno.EINVAL
-    raise OSError(number, os.strerror(number) if number == errno.EISDIR else "Is not a regular file", path)
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    raise OSError(errno.ENXIO, "Is not a regular file", path)

@@ -43,7 +43,7 @@ def document(path: Path) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TokenizerRefused(f"{path}: not JSON: {error}; save the model again") from None
     if not isinstance(found, dict):
         raise TokenizerRefused(f"{path}: not a JSON object; save the model again")

@@ -104,7 +104,8 @@ def remove_leftovers(output: Path, files: Files = DISK) -> None:
         _remove_leftovers(output / CHECKPOINTS, files)
         for step in sorted(set(_steps(output)) - valid):
             folder = _folder(output, step)
-            _log.warning("%s is no checkpoint and is removed: %s", folder, defect(folder))
+            why = defect(folder) or "it is that of another step"
+            _log.warning("%s is no checkpoint and is removed: %s", folder, why)
             remove_tree(folder, files)
 
 
@@ -119,7 +120,7 @@ def _folder(output: Path, step: int) -> Path:
 
 def _begin(final: Path, temporary: Path, files: Files) -> bool:
     """Remove leftovers of crashes and create the temporary folder; False if the checkpoint exists already."""
-    if read_marker(final):
+    if _marker(final):
         return False
     with storage_errors(temporary):
         if not final.parent.exists():
@@ -203,16 +204,23 @@ def _steps(output: Path) -> list[int]:
     folder = output / CHECKPOINTS
     with storage_errors(folder, "read"):
         names = [path.name for path in folder.iterdir()] if folder.exists() else []
-    return sorted((int(match[1]) for name in names if (match := _STEP.fullmatch(name))), reverse=True)
+    steps = (int(match[1]) for name in names if (match := _STEP.fullmatch(name)))
+    return sorted((step for step in steps if _folder(output, step).name in names), reverse=True)
 
 
 def _valid_steps(output: Path) -> Iterator[int]:
     """Steps with a valid checkpoint, newest first."""
-    return (step for step in _steps(output) if read_marker(_folder(output, step)))
+    return (step for step in _steps(output) if _marker(_folder(output, step)))
+
+
+def _marker(folder: Path) -> Marker | None:
+    """Of a valid checkpoint. A copy under the name of another step is none."""
+    marker = read_marker(folder)
+    return marker if marker and folder == _folder(folder.parents[1], marker.step) else None
 
 
 def _require_valid(folder: Path) -> Marker:
-    marker = read_marker(folder)
+    marker = _marker(folder)
     if marker is None:
         raise StorageFailed(
             f"{folder} is not a valid checkpoint any more: files were removed or changed; "

@@ -29,14 +29,8 @@ from .quantisation import KEY
 
 ADAPTER = "default"
 """PEFT's name for the adapter."""
-_MODEL = ("config.json", "generation_config.json", "*processor_config.json")
-"""With the processors of images and sounds."""
 _DTYPE = ["dtype", "torch_dtype"]
 """Names of the key, the second of which transformers 4 wrote."""
-_TOKENIZER = (
-    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model",
-    "*.tiktoken", "chat_template*",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -98,9 +92,9 @@ def _write_texts(folder: Path, publication: Publication) -> None:
     Of a quantised base the result is in bf16, which its config.json says.
     """
     base = publication.base
-    configs = () if isinstance(publication.model, PeftModel) else _MODEL
+    configs = () if isinstance(publication.model, PeftModel) else sources.CONFIGS
     with storage_errors(folder):
-        for path in sorted({path for pattern in (*configs, *_TOKENIZER) for path in base.glob(pattern)}):
+        for path in sorted({path for pattern in (*configs, *sources.TOKENIZER) for path in base.glob(pattern)}):
             if path.is_dir():
                 shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
             else:

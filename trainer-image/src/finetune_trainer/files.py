@@ -14,6 +14,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from finetune_data import regular
+
 from .errors import StorageFailed
 
 TEMPORARY = ".tmp-"
@@ -53,7 +55,7 @@ class Disk:
         path.mkdir()
 
     def create(self, path: Path) -> AbstractContextManager[Sink]:
-        return path.open("wb")
+        return regular.opened(path, "wb")
 
     def fsync(self, path: Path) -> None:
         descriptor = os.open(path, os.O_RDONLY)
@@ -176,6 +178,7 @@ _WITHOUT_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLI
 _FULL = "free space on the output volume, or lower training.save_total_limit"
 _DENIED = "grant {access} access to the user that the trainer runs as"
 _TOO_MANY = "raise the limit of open files (ulimit -n)"
+_REPLACED = "remove it: a run writes regular files of its own"
 _MOUNTED: dict[Access, str] = {
     "read": "check that the output volume is mounted",
     "write": "check that the output volume is mounted and writable",
@@ -188,5 +191,6 @@ _REMEDIES = {
     errno.EPERM: _DENIED,
     errno.EMFILE: _TOO_MANY,
     errno.ENFILE: _TOO_MANY,
+    errno.ENXIO: _REPLACED,
     errno.EROFS: "mount the output volume read-write",
 }

@@ -34,22 +34,20 @@ def of(model_folder: Path, data_path: Path) -> dict[str, str]:
         return {MODEL: _model_fingerprint(model_folder), DATA: data}
 
 
-def require_unchanged(model_folder: Path, before: str) -> None:
-    """Raises ModelRefused if the model no longer has the digest `before`: ranks may have read different files.
+def require_unchanged(model_folder: Path, before: str, since: str) -> None:
+    """Raises ModelRefused, with the sentence `since`, if the model no longer has the digest `before`.
 
     Raises StorageFailed if it can no longer be read.
     """
     try:
+        (model_folder / "config.json").stat()  # without its volume, a folder is empty
         after = _model_fingerprint(model_folder)
     except OSError as error:
         raise StorageFailed(
             f"model {model_folder} can no longer be read: {error.filename}: {error.strerror}; check its volume"
         ) from error
     if after != before:
-        raise ModelRefused(
-            f"model {model_folder}: its files changed while they were loaded; leave them as they are while jobs "
-            "start, then start the job again"
-        )
+        raise ModelRefused(f"model {model_folder}: its files changed {since}")
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -20,10 +21,12 @@ from typing import Any
 from finetune_api.runtime.choices import Precision
 from finetune_api.runtime.protocol import CHECKPOINTS, REPORT, RESULT, RUN_FILE
 from finetune_api.runtime.run_config import IDENTITY, LATER, SPEC_KEYS, RunConfig
+from finetune_data import regular
 
 from .collectives import on_rank_0, rank
 from .errors import ModelRefused, OutputRefused
 from .files import create_durable, storage_errors
+from .handoff import DATA, MODEL
 from .publish import read_report
 
 ROWS_PER_STEP = "rows_per_step"
@@ -34,7 +37,13 @@ PRECISION = "precision"
 _ABSENT = object()
 _LATER = {key: RunConfig.model_fields[key].get_default() for key in LATER}
 """Keys that are left out at these values: runs of versions that did not have them stay resumable."""
-_NAMES = {ROWS_PER_STEP: "hyperparameters.global_batch"} | SPEC_KEYS | {PRECISION: "the precision"}
+_CONTENTS = {f"{CONTENT}{name}": f"the content of job.{name}" for name in (MODEL, DATA)}
+_NAMES = {ROWS_PER_STEP: "hyperparameters.global_batch"} | SPEC_KEYS | {PRECISION: "the precision"} | _CONTENTS
+_KEY = re.compile(r"[a-z0-9_.]{1,100}")
+_NAMED = 20
+"""Keys of a refusal, at most."""
+_SHOWN = 200
+"""Characters of a value in a refusal."""
 _PRECISIONS = {
     Precision.BF16: "set hyperparameters.parallelism.bf16 to true, without fp16",
     Precision.FP16: "set hyperparameters.parallelism.fp16 to true, without bf16",
@@ -129,8 +138,8 @@ def _require_unowned(output: Path) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        identity = json.loads(path.read_bytes())["identity"]
-    except (ValueError, KeyError, TypeError) as error:
+        identity = json.loads(regular.content(path))["identity"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise OutputRefused(f"{path} is not the identity of a run ({error!r}); choose another output") from error
     if not isinstance(identity, dict):
         raise OutputRefused(f"{path} is not the identity of a run; choose another output")
@@ -141,27 +150,27 @@ def _compare(output: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> No
     differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key, _ABSENT) != new.get(key, _ABSENT)]
     if not differing:
         return
+    named = differing[:_NAMED]
     values = "; ".join(
-        f"{_name(key)} was {_format_value(old, key)} and is {_format_value(new, key)} now" for key in differing
+        f"{_name(key)} was {_format_value(old, key)} and is {_format_value(new, key)} now" for key in named
     )
-    remedies = ", ".join(_remedy(old, key) for key in differing)
+    remedies = ", ".join(_remedy(old, key) for key in named)
     raise OutputRefused(f"output {output} belongs to another job: {values}. Choose another output, or {remedies}")
 
 
 def _name(key: str) -> str:
-    if key.startswith(CONTENT):
-        return f"the content of job.{key.removeprefix(CONTENT)}"
-    return _NAMES.get(key, key)
+    """The key as the job spells it. What is no key of a run is quoted: anybody may have written to the file."""
+    return _NAMES.get(key) or (key if _KEY.fullmatch(key) else json.dumps(key)[:_SHOWN])
 
 
 def _format_value(identity: Mapping[str, Any], key: str) -> str:
-    return json.dumps(identity[key]) if key in identity else "absent"
+    return json.dumps(identity[key])[:_SHOWN] if key in identity else "absent"
 
 
 def _remedy(old: Mapping[str, Any], key: str) -> str:
     if key.startswith(CONTENT):
         return f"restore {_name(key)}"
-    if key == PRECISION:
+    if key == PRECISION and old.get(key) in list(Precision):
         return _PRECISIONS[Precision(old[key])]
     return f"set {_name(key)} back to {_format_value(old, key)}" if key in old else f"remove {_name(key)}"
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from finetune_api.runtime.protocol import MARKER
+from finetune_data import regular
 
 from .errors import StorageFailed
 from .files import Files, Sink, describe, remove_tree, write_durable
@@ -40,6 +41,14 @@ class Marker(BaseModel):
     """Identity of the run; set for results, which may be copied out of their output folder."""
     files: dict[str, FileDigest]
     """By path inside the folder."""
+
+    @field_validator("files")
+    @classmethod
+    def _inside(cls, files: dict[str, FileDigest]) -> dict[str, FileDigest]:
+        for name in files:
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+                raise ValueError(f"{name} is outside of the folder")
+        return files
 
 
 def publish_folder(temporary: Path, final: Path, marker: Marker, files: Files) -> None:
@@ -72,7 +81,7 @@ def defect(folder: Path) -> str | None:
 
 def _marker_or_defect(folder: Path) -> Marker | str:
     try:
-        marker = Marker.model_validate_json((folder / MARKER).read_bytes())
+        marker = Marker.model_validate_json(regular.content(folder / MARKER))
         for name, stamp in marker.files.items():
             size = (folder / name).stat().st_size
             if size != stamp.size:

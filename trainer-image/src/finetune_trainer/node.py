@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import faulthandler
 import signal
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from . import config, failures, launch, outcome, preparation, rank_processes, st
 from .config import NodeInfo
 from .handoff import read_digest
 from .publish import publish
+from .records import print_error
 
 
 class _StopSignal(BaseException):
@@ -42,7 +42,8 @@ def run(environment: Mapping[str, str]) -> int:
         report = outcome.stopped()
     except Exception as error:  # noqa: BLE001 - top level: every failure becomes a report
         report = failures.report(error, rank=0, node=node.rank, step=0)
-        sys.stderr.write(failures.trace(error))
+        if trace := failures.trace(error):
+            print_error(trace)
     brief = environment.get(REPORT_ENV)
     # Without a digest this run does not own the output: it may belong to another job.
     output = Path(settings.output) if settings is not None and report.digest else None
@@ -53,13 +54,9 @@ def run(environment: Mapping[str, str]) -> int:
 def _on_this_node(settings: RunConfig, node: NodeInfo, stall_seconds: float) -> FinalReport:
     with tempfile.TemporaryDirectory(prefix="finetune-") as name:
         folder = Path(name)
-        preparation.prepare(settings, node.rank, folder, _log)
+        preparation.prepare(settings, node.rank, folder, print_error)
         report = launch.launch(settings.mesh, node, folder, stall_seconds=stall_seconds)
         return report.model_copy(update={"digest": report.digest or read_digest(folder)})
-
-
-def _log(sentence: str) -> None:
-    sys.stderr.write(f"finetune-trainer: {sentence}\n")
 
 
 @contextmanager

@@ -7,17 +7,17 @@ the run before.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from finetune_api.runtime.exits import Exit
 from finetune_api.runtime.protocol import REPORT
 from finetune_api.runtime.report import FinalReport
 from finetune_api.runtime.root_cause import precedence
+from finetune_data import regular
 
 from .errors import StorageFailed
 from .files import storage_errors, write_durable
-from .records import RecordWriter, print_record
+from .records import RecordWriter, print_error, print_record
 
 LIMIT = 4096
 """Bytes of a termination message; the kubelet truncates longer ones."""
@@ -26,7 +26,7 @@ LIMIT = 4096
 def publish(report: FinalReport, output: Path | None, brief: Path | None, *, first_node: bool) -> None:
     """Publish `report`. `output` is None if this run does not own its output folder."""
     if report.exit_code != Exit.OK:
-        sys.stderr.write(f"finetune-trainer: {report.reason}: {_with_rank(report)}\n")
+        print_error(f"{report.reason}: {_with_rank(report)}")
     if brief is not None:
         # Written in place, not by rename: the kubelet mounts this single file.
         brief.write_text(truncated_report(report).line(), encoding="utf-8")
@@ -38,14 +38,14 @@ def publish(report: FinalReport, output: Path | None, brief: Path | None, *, fir
             if not _follows(report, read_report(output)):
                 write_durable(output / REPORT, report.line().encode() + b"\n")
     except StorageFailed as error:  # most likely a full disk, which the report names already
-        sys.stderr.write(f"finetune-trainer: {error}\n")
+        print_error(str(error))
     return None
 
 
 def read_report(output: Path) -> FinalReport | None:
     """The report in the output folder, or None if there is none that can be read."""
     try:
-        return FinalReport.model_validate_json((output / REPORT).read_bytes())
+        return FinalReport.model_validate_json(regular.content(output / REPORT))
     except (OSError, ValueError):
         return None
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import IO, Protocol, TextIO
 
 from finetune_api.runtime.protocol import RECORDS
+from finetune_data import regular
 
 from .files import storage_errors
 
@@ -30,11 +31,11 @@ class RecordWriter:
         if not self._enabled:
             return
         print_record(record)
-        with storage_errors(self._path), self._path.open("a+b") as stream:
+        with storage_errors(self._path), regular.opened(self._path, "a+b") as stream:
             stream.write(_missing_end(stream) + record.line().encode() + b"\n")
 
 
-def _missing_end(stream: BinaryIO) -> bytes:
+def _missing_end(stream: IO[bytes]) -> bytes:
     """The end of the last line, if it has none: its writer was killed, or the volume was full."""
     if stream.seek(0, os.SEEK_END) == 0:
         return b""
@@ -44,8 +45,17 @@ def _missing_end(stream: BinaryIO) -> bytes:
 
 def print_record(record: JsonRecord) -> None:
     """Print a record. A closed pipe does not end the run: the file has every record."""
+    _print(record.line(), sys.stdout)
+
+
+def print_error(sentence: str) -> None:
+    """Print a line on standard error, or nothing once nobody reads it: whoever started this process may be gone."""
+    _print(f"finetune-trainer: {sentence}", sys.stderr)
+
+
+def _print(line: str, stream: TextIO) -> None:
     try:
-        sys.stdout.write(record.line() + "\n")
-        sys.stdout.flush()
+        stream.write(line + "\n")
+        stream.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -6,7 +6,6 @@ is never changed: the folder belongs to one run, and a run has one result.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping
 from functools import partial
@@ -15,11 +14,10 @@ from pathlib import Path
 from finetune_api.runtime.protocol import MARKER, RESULT
 
 from .collectives import on_rank_0, world_size
+from .errors import OutputRefused
 from .export import ModelCard, Publication, write_result
 from .files import DISK, TEMPORARY, Files, fsync_tree, remove_tree, storage_errors
 from .marker import DigestingFiles, FileDigest, Marker, defect, digest_of, publish_folder, read_marker
-
-_log = logging.getLogger(__name__)
 
 
 def publish(output: Path, publication: Publication, files: Files = DISK) -> Path:
@@ -46,17 +44,16 @@ def finished(output: Path, digest: str) -> Marker | None:
 def remove_leftovers(output: Path, files: Files = DISK) -> None:
     """Remove what an interrupted publication has written. Raises StorageFailed.
 
-    A result that somebody has changed since stays until this run publishes its own, which may never come.
+    Raises OutputRefused for a result that somebody has changed since: a run would write over it.
     """
     final, temporary = output / RESULT, _temporary(output)
     changed = defect(final) if os.path.lexists(final / MARKER) and not final.is_symlink() else None
     if changed:
-        _log.warning(
-            "%s is not what a run has published (%s); it stays until this run publishes its result, so move it away "
-            "to keep it, or restore it and start again",
-            final, changed,
-        )  # fmt: skip
-    unmarked = [final] if changed is None and read_marker(final) is None else []
+        raise OutputRefused(
+            f"{final} has changed since it was published: {changed}; restore it, or move it away: the next start "
+            "goes on from the last checkpoint and publishes again"
+        )
+    unmarked = [final] if read_marker(final) is None else []
     with storage_errors(output):
         for folder in (temporary, *unmarked):
             if os.path.lexists(folder):

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import StorageFailed
+
 Int64 = NDArray[np.int64]
 
 
@@ -54,9 +56,16 @@ class Rows:
         return hashlib.sha256("".join(hashlib.sha256(part.data).hexdigest() for part in parts).encode()).hexdigest()
 
     def save(self, folder: Path) -> None:
-        folder.mkdir()
-        for field in fields(self):
-            np.save(folder / f"{field.name}.npy", getattr(self, field.name), allow_pickle=False)
+        """Raises StorageFailed: numpy says neither which volume is full nor that it is."""
+        try:
+            folder.mkdir()
+            for field in fields(self):
+                np.save(folder / f"{field.name}.npy", getattr(self, field.name), allow_pickle=False)
+        except OSError as error:
+            raise StorageFailed(
+                f"prepared rows cannot be written to {folder} ({error}); free space in the folder for temporary "
+                "files (TMPDIR)"
+            ) from error
 
     @classmethod
     def load(cls, folder: Path) -> Rows:

@@ -26,6 +26,13 @@ WANTED = [*SMALL, _WEIGHTS]
 """Files of a model that are read. Pickled weights and code are excluded."""
 IGNORED = f"*/{_WEIGHTS}"
 """Of `WANTED`: the same weights once more, in the layout of another library."""
+CONFIGS = ("config.json", "generation_config.json", "*processor_config.json")
+"""Of a model, with the processors of images and sounds; a result that is a model takes them over."""
+TOKENIZER = (
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model",
+    "*.tiktoken", "chat_template*",
+)  # fmt: skip
+"""Files and folders of a tokenizer and its template; every result takes them over."""
 LOST = 75
 """Exit code of a download that lost its lease on the cache: EX_TEMPFAIL of sysexits.h."""
 
@@ -76,7 +83,7 @@ def model_config(folder: Path) -> dict[str, Any]:
     """The model's config.json. Raises ModelRefused."""
     try:
         document = json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelRefused(f"model {folder}: config.json cannot be read: {error}") from error
     if not isinstance(document, dict):
         raise ModelRefused(f"model {folder}: config.json is not a JSON object; save the model again")
@@ -106,6 +113,7 @@ def _require_model(folder: Path) -> None:
             "loaded, so convert the model first: model.save_pretrained(folder)"
         )
     _require_own_files(folder)
+    _require_own_texts(folder)
     quantisation(folder)
 
 
@@ -122,7 +130,7 @@ def _require_own_files(folder: Path) -> None:
     index = folder / "model.safetensors.index.json"
     try:
         names = set(json.loads(index.read_bytes())["weight_map"].values()) if index.is_file() else set()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         what = f"{type(error).__name__}: {error}"  # the repr of some errors has the whole file
         raise ModelRefused(f"model {folder}: {index.name} cannot be read: {what}; {_REMEDY}") from error
     for name in sorted(map(str, names)):
@@ -133,6 +141,22 @@ def _require_own_files(folder: Path) -> None:
                 f"model {folder}: {index.name} names {name}, which is not there; wait until the folder is complete, "
                 "or copy the file"
             )
+
+
+def _require_own_texts(folder: Path) -> None:
+    """What the result takes over is the model's. Only in the cache of the Hub do files lead out of the folder."""
+    home = folder.resolve()
+    homes = (home, home.parent.parent / "blobs")
+    for path in sorted(found for pattern in (*CONFIGS, *TOKENIZER) for found in folder.glob(pattern)):
+        for each in (path, *path.rglob("*")):
+            target = each.resolve()
+            if not target.is_file() and (each.is_symlink() or not each.is_dir()):
+                raise ModelRefused(f"model {folder}: {each.relative_to(folder)} is not a regular file; remove it")
+            if not any(target.is_relative_to(inside) for inside in homes):
+                raise ModelRefused(
+                    f"model {folder}: {each.relative_to(folder)} leads out of the folder, to {target}, which would "
+                    "be copied into the result; put a copy in its place, or remove it"
+                )
 
 
 def quantisation(folder: Path) -> Quantisation | None:

@@ -155,15 +155,15 @@ class Trainer:
         recomputed = activations.decide(self.handoff.model_folder, self._config, self._mesh, longest)
         environment.seed(self._config.seed)
         base = model.load(self.handoff.model_folder, self._config, self._keep)
-        on_every_rank(self._require_unchanged)
+        on_every_rank(partial(self._require_unchanged, _WHILE_LOADED))
         adapted = base if self._config.lora is None else adapters.attach(base, self._config.lora)
         activations.recompute(adapted, recomputed)
         environment.seed(self._config.seed, self._mesh.data_rank)
         return adapted
 
-    def _require_unchanged(self) -> None:
+    def _require_unchanged(self, since: str) -> None:
         if self.rank_info.local_rank == 0:
-            fingerprint.require_unchanged(self.handoff.model_folder, self.handoff.digests[MODEL])
+            fingerprint.require_unchanged(self.handoff.model_folder, self.handoff.digests[MODEL], since)
 
     def _keep(self, weight: Tensor) -> Tensor:
         self.heartbeat.active()
@@ -265,7 +265,11 @@ class Trainer:
     def _publish(
         self, train_state: TrainState, base: PreTrainedModel | PeftModel, digest: str, history: History
     ) -> FinalReport:
-        """The result has the weights of the last step, or of the best step if the job asks for it."""
+        """The result has the weights of the last step, or of the best step if the job asks for it.
+
+        Its tokenizer and number formats are those of the base model's files.
+        """
+        on_every_rank(partial(self._require_unchanged, _WHILE_TRAINED))
         best = history.best_step if self._keep_best else None
         state = train_state.engine.state()
         if best is not None and best != self.step:
@@ -328,6 +332,11 @@ _NOTHING_APPLIED = (
 )
 
 
+_WHILE_LOADED = "while they were loaded; leave them as they are while jobs start, then start the job again"
+_WHILE_TRAINED = (
+    "while the run trained, and its result takes texts and formats from them; restore them and start the job again, "
+    "which goes on from its last checkpoint"
+)
 _LAST_SAVE_S = 10.0
 """How long an error waits for the save that is under way: less than a launcher leaves to the others of a rank that
 has ended."""
@@ -346,7 +355,8 @@ def _repeat_report(output: Path, digest: str, step: int) -> FinalReport:
     """The report of a run whose result already exists: the earlier report, if it is still there."""
     old = publish.read_report(output)
     if old is not None and old.digest == digest and old.exit_code == Exit.OK:
-        return old.model_copy(update={"time": time.time(), "message": _NOTHING_TO_DO.format(step=step)})
+        now = {"time": time.time(), "message": _NOTHING_TO_DO.format(step=step), "result": str(output / RESULT)}
+        return old.model_copy(update=now)
     return FinalReport(
         time=time.time(), exit_code=Exit.OK, reason=MEANINGS[Exit.OK].reason,
         message=_NOTHING_TO_DO.format(step=step), step=step,
