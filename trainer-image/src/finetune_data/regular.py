@@ -1,6 +1,6 @@
 """Regular files, where others may have put something else in their place.
 
-Opening a pipe waits for whoever holds its other end, and writing through a link changes a file somewhere else. Here
+Opening a pipe waits for the process at its other end, and writing through a link changes a file somewhere else. Here
 both are an OSError that names the file.
 """
 

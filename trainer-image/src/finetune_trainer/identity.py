@@ -40,9 +40,9 @@ _LATER = {key: RunConfig.model_fields[key].get_default() for key in LATER}
 _CONTENTS = {f"{CONTENT}{name}": f"the content of job.{name}" for name in (MODEL, DATA)}
 _NAMES = {ROWS_PER_STEP: "hyperparameters.global_batch"} | SPEC_KEYS | {PRECISION: "the precision"} | _CONTENTS
 _KEY = re.compile(r"[a-z0-9_.]{1,100}")
-_NAMED = 20
+_LISTED = 20
 """Keys of a refusal, at most."""
-_SHOWN = 200
+_QUOTED = 200
 """Characters of a value in a refusal."""
 _PRECISIONS = {
     Precision.BF16: "set hyperparameters.parallelism.bf16 to true, without fp16",
@@ -150,7 +150,7 @@ def _compare(output: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> No
     differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key, _ABSENT) != new.get(key, _ABSENT)]
     if not differing:
         return
-    named = differing[:_NAMED]
+    named = differing[:_LISTED]
     values = "; ".join(
         f"{_name(key)} was {_format_value(old, key)} and is {_format_value(new, key)} now" for key in named
     )
@@ -160,11 +160,11 @@ def _compare(output: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> No
 
 def _name(key: str) -> str:
     """The key as the job spells it. What is no key of a run is quoted: anybody may have written to the file."""
-    return _NAMES.get(key) or (key if _KEY.fullmatch(key) else json.dumps(key)[:_SHOWN])
+    return _NAMES.get(key) or (key if _KEY.fullmatch(key) else json.dumps(key)[:_QUOTED])
 
 
 def _format_value(identity: Mapping[str, Any], key: str) -> str:
-    return json.dumps(identity[key])[:_SHOWN] if key in identity else "absent"
+    return json.dumps(identity[key])[:_QUOTED] if key in identity else "absent"
 
 
 def _remedy(old: Mapping[str, Any], key: str) -> str:

@@ -49,7 +49,7 @@ def print_record(record: JsonRecord) -> None:
 
 
 def print_error(sentence: str) -> None:
-    """Print a line on standard error, or nothing once nobody reads it: whoever started this process may be gone."""
+    """Print a line on standard error, or nothing once its reader is gone."""
     _print(f"finetune-trainer: {sentence}", sys.stderr)
 
 

@@ -51,7 +51,7 @@ def remove_leftovers(output: Path, files: Files = DISK) -> None:
     if changed:
         raise OutputRefused(
             f"{final} has changed since it was published: {changed}; restore it, or move it away: the next start "
-            "goes on from the last checkpoint and publishes again"
+            "continues from the last checkpoint and publishes again"
         )
     unmarked = [final] if read_marker(final) is None else []
     with storage_errors(output):

@@ -60,7 +60,7 @@ def model_folder(uri: str, limits: Limits = _LIMITS) -> Path:
         if "://" not in uri and (Path(uri) / "config.json").exists():
             raise ModelRefused(
                 f"model {uri} is a name on the Hugging Face Hub, and a folder of that name is here: write ./{uri} "
-                f"for the folder, or hf://{uri} for the Hub; or rename the folder to go on with an output of before"
+                f"for the folder, or hf://{uri} for the Hub; or rename the folder to continue an earlier run"
             )
         folder = _download(source, limits)
     elif source.scheme is Scheme.PATH:

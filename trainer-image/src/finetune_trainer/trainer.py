@@ -335,7 +335,7 @@ _NOTHING_APPLIED = (
 _WHILE_LOADED = "while they were loaded; leave them as they are while jobs start, then start the job again"
 _WHILE_TRAINED = (
     "while the run trained, and its result takes texts and formats from them; restore them and start the job again, "
-    "which goes on from its last checkpoint"
+    "which continues from its last checkpoint"
 )
 _LAST_SAVE_S = 10.0
 """How long an error waits for the save that is under way: less than a launcher leaves to the others of a rank that
