@@ -15,7 +15,7 @@ PACKAGES := crds/src operator/src trainer-image/src
 # Compiled bytecode halves the start of every process; some environments switch it off.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup quickstart test lint verify golden generate lock bench-cli bench-operator gpu testbed chaos chaos-full e2e flake known-suite cluster images clean
+.PHONY: help setup quickstart test lint verify golden generate lock bench-cli bench-lora bench-operator gpu testbed chaos chaos-full e2e flake known-suite cluster images clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -94,6 +94,9 @@ gpu: ## On a machine with a GPU, with the packages of PYTHON: parity, waits, spe
 	@$(PYTHON) -c 'import torch, transformers, peft, pydantic' || \
 	  { echo "error: $(PYTHON) lacks a package of the trainer; run make PYTHON=.venv/bin/python gpu, or install it" >&2; exit 2; }
 	PYTHONPATH=tests:$(subst $(eval) ,:,$(PACKAGES))$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON) -m bench.gpu $(if $(ONLY),--only $(ONLY))
+
+bench-lora: setup ## LoRA of the quickstart's model in bf16: losses against fp32, a step against PEFT's forward pass (minutes)
+	PYTHONPATH=tests $(BIN)/python -W ignore::FutureWarning -m bench.lora_forward
 
 bench-cli: setup ## Time --help and validate (median of 10)
 	$(BIN)/python tests/bench/cli_start.py

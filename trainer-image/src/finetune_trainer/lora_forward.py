@@ -19,9 +19,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
-_ROWS = 1024
-"""Rows of a matrix that are in fp32 at a time, on a CPU."""
-
 
 def use(settings: LoraConfig) -> None:
     """Let PEFT make a `LoraLinear` of every layer that is nn.Linear or Conv1D and no more."""
@@ -116,7 +113,6 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
         return left.t() @ right
     if left.device.type == "cuda":
         return torch.mm(left.t(), right, out_dtype=torch.float32)
-    total = left.new_zeros(left.shape[1], right.shape[1], dtype=torch.float32)
-    for at in range(0, len(left), _ROWS):
-        total.addmm_(left[at : at + _ROWS].float().t(), right[at : at + _ROWS].float())
-    return total
+    high = left.t() @ right
+    rest = torch.addmm(high, left.t(), right, beta=-1)  # what the rounding of `high` has taken away
+    return high.float().add_(rest)
