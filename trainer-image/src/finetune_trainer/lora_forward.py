@@ -56,12 +56,16 @@ class LoraLinear(lora.Linear):
     def _is_plain(self, x: Tensor, weight: Tensor) -> bool:
         """Whether the layer computes y, of one adapter and in one format."""
         names = self.active_adapters
-        if self.disable_adapters or self.merged or torch.is_autocast_enabled(x.device.type) or len(names) != 1:
+        if self.disable_adapters or self.merged or _autocast(x.device.type) or len(names) != 1:
             return False
         name = names[0]
         if name not in self.lora_A or name in self.lora_variant or self.lora_bias[name] or weight.requires_grad:
             return False
         return x.dtype == weight.dtype == self.lora_A[name].weight.dtype == self.lora_B[name].weight.dtype
+
+
+def _autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # the meta device has none
 
 
 class _Factors(NamedTuple):
