@@ -40,7 +40,7 @@ class LoraLinear(lora.Linear):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """From [..., in] to [..., out]."""
         base: Any = self.get_base_layer()
-        if args or kwargs or not self._is_plain(x, base.weight):
+        if args or kwargs or not self._is_supported(x, base.weight):
             return super().forward(x, *args, **kwargs)
         (name,) = self.active_adapters
         a, b, dropout = self.lora_A[name], self.lora_B[name], self.lora_dropout[name]
@@ -53,8 +53,8 @@ class LoraLinear(lora.Linear):
             result += base.bias  # inside the update, it would round that to its own grid
         return result.view(*x.shape[:-1], len(weight))
 
-    def _is_plain(self, x: Tensor, weight: Tensor) -> bool:
-        """Whether the layer computes y, of one adapter and in one format."""
+    def _is_supported(self, x: Tensor, weight: Tensor) -> bool:
+        """Whether it is a matrix product with one adapter, all in one format."""
         names = self.active_adapters
         if self.disable_adapters or self.merged or _autocast(x.device.type) or len(names) != 1:
             return False
@@ -82,8 +82,8 @@ class _AdaptedProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, factors: _Factors) -> Tensor:
-        seen, mask = torch.native_dropout(x, factors.dropped, True) if factors.dropped else (x, None)
-        low = (seen @ a.t()).mul_(factors.scaling)
+        dropped, mask = torch.native_dropout(x, factors.dropped, True) if factors.dropped else (x, None)
+        low = (dropped @ a.t()).mul_(factors.scaling)
         ctx.save_for_backward(x, mask, weight, a, b, low)
         ctx.factors = factors
         return (low @ b.t()).addmm_(x, weight.t())
