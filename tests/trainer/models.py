@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
+from peft.tuners import lora as lora_layers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from finetune_api.runtime.run_config import RunConfig
 from finetune_trainer import model, placeholders
+from finetune_trainer.lora_forward import LoraLinear
 
 SPECIAL = ("<|im_start|>", "<|im_end|>")
 TEMPLATE = (
@@ -129,3 +132,11 @@ def loaded(folder: Path, config: RunConfig) -> PreTrainedModel:
     found = model.load(folder, config, lambda weight: weight)
     placeholders.fill(found)
     return found
+
+
+def with_forward_of_peft(model: PeftModel) -> PeftModel:
+    """`model` itself, whose layers compute as PEFT's do."""
+    for module in model.modules():
+        if isinstance(module, LoraLinear):
+            module.__class__ = lora_layers.Linear  # type: ignore[assignment]
+    return model

@@ -25,6 +25,7 @@ from finetune_trainer.collate import TokenBatch
 from finetune_trainer.engines import StepOutcome
 from finetune_trainer.environment import RankInfo
 from finetune_trainer.loop import StepResult, TrainState
+from finetune_trainer.model import storage_dtype
 from finetune_trainer.rows import Rows
 from finetune_trainer.sampler import BatchSharding
 from finetune_trainer.trainer import sampler
@@ -95,7 +96,8 @@ def trace(case: ParityCase, rank_info: RankInfo) -> Trace:
     chunked_loss.CPU_CHUNK = SMALL_CHUNK if several else CHUNK  # this process is a rank of its own
     model: nn.Module = models.llama(tied=case.tied)
     if config.lora is not None:
-        model = with_random_b(models.llama(tied=case.tied), config.lora)
+        model.to(storage_dtype(config))
+        model = with_random_b(model, config.lora)
     build = engines.build if case.synced else unsynced.build
     layout = mesh.build(config, rank_info)
     recording = Recording(build(model, config, layout))

@@ -49,12 +49,13 @@ def with_adapter(base: Path) -> PeftModel:
     return model
 
 
-def test_plain_peft_loads_the_adapter_and_finds_the_same_logits(tmp_path: Path, base: Path) -> None:
+def test_plain_peft_loads_the_adapter_and_finds_the_same_logits_but_for_rounding(tmp_path: Path, base: Path) -> None:
     model = with_adapter(base)
     folder = work.publish(tmp_path, model, base, Method.LORA)
     again = AutoPeftModelForCausalLM.from_pretrained(folder)
-    assert torch.equal(work.logits(again), work.logits(model))
-    assert not torch.equal(work.logits(again), work.logits(load(base)))
+    found, expected, before = (work.logits(each) for each in (again, model, load(base)))
+    assert float((found - expected).norm()) <= 1e-6 * float(expected.norm())
+    assert float((found - before).norm()) >= 0.01 * float(before.norm())
 
 
 def test_the_adapter_folder_is_what_peft_writes(tmp_path: Path, base: Path) -> None:

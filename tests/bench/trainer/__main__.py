@@ -1,4 +1,4 @@
-"""What a real small model tells of the trainer on a CPU: `make bench-trainer`; 20 minutes without other load.
+"""What a real small model tells of the trainer on a CPU: `make bench-trainer`; 30 minutes without other load.
 
 The model is that of the quickstart, fetched if it is not in the cache. The exit code is 1 if a figure is beyond its
 limit.
@@ -15,9 +15,9 @@ import transformers
 
 from bench.figures import machine, tell
 
-from . import published, saves
+from . import lora, published, saves
 
-PARTS = {"published": published.figures, "saves": saves.figures}
+PARTS = {"published": published.figures, "saves": saves.figures, "lora": lora.figures}
 
 
 def main() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from contextlib import redirect_stdout
+from functools import cache
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ EXAMPLES = Path(__file__).parents[3] / "docs" / "examples"
 ROWS, HELD_OUT = EXAMPLES / "quickstart" / "train.jsonl", EXAMPLES / "quickstart" / "eval.jsonl"
 
 
+@cache
 def model() -> Path:
     """The folder of the model."""
     fetch = [sys.executable, str(EXAMPLES / "fetch_model.py")]

@@ -1,4 +1,4 @@
-"""LoRA adapters on a frozen base, through PEFT: other tools read its names and files.
+"""LoRA adapters on a frozen base, through PEFT: other tools read its names and files. lora_forward.py computes them.
 
 Called by trainer.py where the method is LoRA. Adapters are on linear modules of the language model. What
 transformers keeps as one parameter, such as the experts of a layer, gets none: PEFT can adapt it, by
@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from finetune_api.runtime.run_config import Lora
 
-from . import architecture
+from . import architecture, lora_forward
 from .errors import ModelRefused
 
 ALL_LINEAR = "all-linear"
@@ -39,6 +39,7 @@ def attach(model: PreTrainedModel, lora: Lora) -> PeftModel:
         target_modules=_targets(model, lora.target_modules),
         task_type=TaskType.CAUSAL_LM,
     )
+    lora_forward.use(settings)
     try:
         return cast("PeftModel", get_peft_model(model, settings))
     except ValueError as error:

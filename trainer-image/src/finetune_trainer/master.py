@@ -11,9 +11,9 @@ column is bf16 with `weights: bf16`:
                                          16      18          14
 
 In bf16 the forward and backward pass, the residual stream included, compute in bf16, as the layers of the model
-define it (norms and softmax use fp32 inside); gradients of a micro batch are bf16, their sums over micro batches and
-ranks fp32. The loss is fp32. Frozen weights are stored in the compute format. fp16 is the same with another format
-and a loss scale (loss_scale.py).
+define it (norms and softmax use fp32 inside); gradients of a micro batch are bf16, those of adapters fp32, and their
+sums over micro batches and ranks fp32. The loss is fp32. Frozen weights are stored in the compute format. fp16 is the
+same with another format and a loss scale (loss_scale.py).
 """
 
 from __future__ import annotations

@@ -1,0 +1,122 @@
+"""The forward and backward pass of a linear layer with a LoRA adapter: y = s · B A dropout(x) + W x + b.
+
+In bf16 and fp16 the order decides whether early updates are seen at all. The first ones are smaller than half a step
+of the format at W x, so a sum with W x that is rounded already loses them, whichever format it is made in. Here the
+update comes first, and the product of the base is added onto it where it is accumulated, in fp32, and rounded once.
+Gradients of the input are made in the same way. Those of A and B are fp32, from inputs in the compute format.
+
+The layers are PEFT's in everything else: their names, parameters and files. Called by adapters.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, cast
+
+import torch
+from peft import LoraConfig
+from peft.tuners import lora
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers.pytorch_utils import Conv1D
+
+
+def use(settings: LoraConfig) -> None:
+    """Let PEFT make a `LoraLinear` of every layer that is nn.Linear or Conv1D and no more."""
+    made: Any = dict.fromkeys((nn.Linear, Conv1D), _adapted)  # PEFT calls what its annotation says are classes
+    settings._register_custom_module(made)  # noqa: SLF001 - PEFT documents it
+
+
+def _adapted(target: nn.Module, name: str, config: LoraConfig, **options: Any) -> LoraLinear | None:
+    """None where PEFT should choose the layer: what is stored or computed in another way is of a subclass."""
+    if type(target).forward not in (nn.Linear.forward, Conv1D.forward):
+        return None
+    config.fan_in_fan_out = isinstance(target, Conv1D)
+    return LoraLinear(target, name, config, is_target_conv_1d_layer=config.fan_in_fan_out, **options)
+
+
+class LoraLinear(lora.Linear):
+    """PEFT's layer, with one rounding where one adapter is in the format of its base and its input."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """From [..., in] to [..., out]."""
+        base: Any = self.get_base_layer()
+        if args or kwargs or not self._is_supported(x, base.weight):
+            return super().forward(x, *args, **kwargs)
+        (name,) = self.active_adapters
+        a, b, dropout = self.lora_A[name], self.lora_B[name], self.lora_dropout[name]
+        share = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
+        weight = base.weight.t() if self.fan_in_fan_out else base.weight
+        result: Tensor = _AdaptedProduct.apply(
+            x.reshape(-1, x.shape[-1]), weight, a.weight, b.weight, _Factors(self.scaling[name], share)
+        )
+        if base.bias is not None:
+            result += base.bias  # inside the update, it would round that to its own grid
+        return result.view(*x.shape[:-1], len(weight))
+
+    def _is_supported(self, x: Tensor, weight: Tensor) -> bool:
+        """Whether it is a matrix product with one adapter, all in one format."""
+        names = self.active_adapters
+        if self.disable_adapters or self.merged or _autocast(x.device.type) or len(names) != 1:
+            return False
+        name = names[0]
+        if name not in self.lora_A or name in self.lora_variant or self.lora_bias[name] or weight.requires_grad:
+            return False
+        return x.dtype == weight.dtype == self.lora_A[name].weight.dtype == self.lora_B[name].weight.dtype
+
+
+def _autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # the meta device has none
+
+
+class _Factors(NamedTuple):
+    scaling: float
+    dropped: float
+    """Share of the input that A does not see."""
+
+
+class _AdaptedProduct(torch.autograd.Function):
+    """Of x [rows, in], W [out, in], A [rank, in] and B [out, rank].
+
+    Saved are x, which layers with the same input share, s · A dropout(x), and a mask of a byte per element.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, factors: _Factors) -> Tensor:
+        dropped, mask = torch.native_dropout(x, factors.dropped, True) if factors.dropped else (x, None)
+        low = (dropped @ a.t()).mul_(factors.scaling)
+        ctx.save_for_backward(x, mask, weight, a, b, low)
+        ctx.factors = factors
+        return (low @ b.t()).addmm_(x, weight.t())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, mask, weight, a, b, low = ctx.saved_tensors
+        of_low = (gradient @ b).mul_(ctx.factors.scaling)
+        of_x = of_a = of_b = None
+        if ctx.needs_input_grad[0]:
+            of_x = _masked(of_low @ a, mask, ctx.factors).addmm_(gradient, weight)
+        if ctx.needs_input_grad[2]:
+            of_a = _product(of_low, _masked(x, mask, ctx.factors))
+        if ctx.needs_input_grad[3]:
+            of_b = _product(low, gradient).t()
+        return of_x, None, of_a, of_b, None
+
+
+def _masked(x: Tensor, mask: Tensor | None, factors: _Factors) -> Tensor:
+    """`x` as dropout gave or would give it."""
+    if mask is None:
+        return x
+    kept = 1 - factors.dropped
+    return cast("Tensor", torch.ops.aten.native_dropout_backward(x, mask, 1 / kept if kept else 0.0))
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """leftᵀ right [m, n] of [rows, m] and [rows, n], in fp32 or the wider format of both."""
+    if left.dtype.itemsize >= torch.float32.itemsize:
+        return left.t() @ right
+    if left.device.type == "cuda":
+        return torch.mm(left.t(), right, out_dtype=torch.float32)
+    high = left.t() @ right
+    rest = torch.addmm(high, left.t(), right, beta=-1)  # what the rounding of `high` has taken away
+    return high.float().add_(rest)
