@@ -203,20 +203,41 @@ def test_an_output_that_cannot_be_written_fails_the_run(place: Path) -> None:
     ("output", "sentence"),
     [
         ("of-others", "of-others/status.yaml is not the status of a run"),
+        ("bytes", "bytes/status.yaml is not the status of a run"),
+        ("pipe", "pipe/status.yaml is not the status of a run"),
+        ("many", "many/status.yaml is not the status of a run"),
         ("model", "model is the folder of the model"),
     ],
 )
 def test_files_of_others_are_refused_and_stay(place: Path, output: str, sentence: str) -> None:
-    for name in ("of-others", "model"):
+    for name in ("of-others", "bytes", "pipe", "many", "model"):
         (place / name).mkdir()
         (place / name / "config.json").write_text("{}")
     (place / "of-others" / "status.yaml").write_text("everything: fine\n")
+    (place / "bytes" / "status.yaml").write_bytes(bytes(range(256)))
+    os.mkfifo(place / "pipe" / "status.yaml")
+    (place / "many" / "status.yaml").write_text(f"run: {'9' * 4_000}\n")
     before = sorted((place / output).rglob("*"))
     done = _run(place, "--output", output, "--model", "./model")
     assert done.returncode == 2, done.stderr
     assert sentence in done.stderr
     assert f"at --output {output}" in done.stderr
     assert sorted((place / output).rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", [".lock", ".status.yaml", "logs/sample-1-worker-0.log"])
+@pytest.mark.parametrize(("put", "why"), [("link", "Is a link"), ("pipe", "Is ")])
+def test_nothing_is_written_to_where_a_link_or_a_pipe_leads(place: Path, name: str, put: str, why: str) -> None:
+    (place / "theirs").write_text("theirs")
+    (place / "out" / "logs").mkdir(parents=True)
+    if put == "link":
+        (place / "out" / name).symlink_to(place / "theirs")
+    else:
+        os.mkfifo(place / "out" / name)
+    done = _run(place, "--output", "out")
+    assert done.returncode == 1
+    assert f"A volume could not be written or read. (out/{name}: {why}" in done.stderr
+    assert (place / "theirs").read_text() == "theirs"
 
 
 def test_an_output_that_is_a_file_is_refused(place: Path) -> None:

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
 from finetune_api.runtime.report import EvaluationRecord, ProgressRecord, Record
+from finetune_cli.errors import printable
 
 from .format_record import format_number, format_record
 
@@ -45,7 +46,7 @@ class Lines(Display):
         click.echo(format_record(record), err=True)
 
     def line(self, replica: str, text: str) -> None:
-        click.echo(f"[{replica}] {text}", err=True)
+        click.echo(f"[{replica}] {printable(text)}", err=True)
 
 
 class Bar(Display):
@@ -68,7 +69,7 @@ class Bar(Display):
         self.message(format_record(record))
 
     def line(self, replica: str, text: str) -> None:
-        self._progress.console.print(Text(f"[{replica}] {text}", style="dim"))
+        self._progress.console.print(Text(f"[{replica}] {printable(text)}", style="dim"))
 
     def message(self, text: str) -> None:
         self._progress.console.print(Text(text))

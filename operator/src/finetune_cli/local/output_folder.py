@@ -14,6 +14,7 @@ from finetune_api.validation import uris
 from finetune_api.validation.problem import Problem
 from finetune_api.validation.uris import Scheme
 from finetune_cli.errors import InvalidInput
+from finetune_data import regular
 from finetune_plan.job_settings import JobSettings
 
 from .recorder import STATUS, previous_run
@@ -46,7 +47,7 @@ def locked(output: Path) -> Iterator[None]:
     except OSError as error:
         message = f"The folder {output} cannot be created: {error.strerror}."
         raise _refused(message, _ANOTHER) from None
-    with (output / LOCK).open("a+", encoding="utf-8") as stream:
+    with regular.opened(output / LOCK, "a+") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic
-from typing import TextIO
+from typing import IO
 
 from finetune_api.resource.status import Status
 from finetune_api.runtime import report
 from finetune_api.runtime.exits import Exit
 from finetune_api.runtime.report import FinalReport
 from finetune_cli import kubernetes_yaml, planning, printing
+from finetune_data import regular
 from finetune_plan import statuses
 
 from .display import Display
@@ -21,6 +22,8 @@ from .processes import OutputLine
 
 LOGS = "logs"
 STATUS = "status.yaml"
+_MANY = 1_000_000
+"""Runs that no folder has seen: names of logs contain the number."""
 STATUS_SECONDS = 10.0
 """Interval of writing the status during a run; the operator's is the same."""
 
@@ -28,11 +31,11 @@ STATUS_SECONDS = 10.0
 def previous_run(output: Path) -> int:
     """Number of the last run in this folder; 0 if there was none, or its status is something else."""
     try:
-        found = kubernetes_yaml.value((output / STATUS).read_text(encoding="utf-8"))
-    except (OSError, kubernetes_yaml.InvalidYaml):
+        found = kubernetes_yaml.value(regular.content(output / STATUS).decode())
+    except (OSError, UnicodeDecodeError, kubernetes_yaml.InvalidYaml):
         return 0
     number = found.get("run") if isinstance(found, dict) else None
-    return number if isinstance(number, int) else 0
+    return number if isinstance(number, int) and 0 < number < _MANY else 0
 
 
 class RunRecorder:
@@ -40,14 +43,14 @@ class RunRecorder:
 
     def __init__(self, output: Path, status: Status, display: Display) -> None:
         self.output, self.status, self._display = output, status, display
-        self._logs: dict[int, TextIO] = {}
+        self._logs: dict[int, IO[str]] = {}
         self._next_write = 0.0
 
     def open(self, launches: Sequence[Launch]) -> None:
         """Open the log files."""
         (self.output / LOGS).mkdir(parents=True, exist_ok=True)
         for launch in launches:
-            self._logs[launch.node] = self.log(launch.name).open("a", encoding="utf-8")
+            self._logs[launch.node] = regular.opened(self.log(launch.name), "a")
 
     def line(self, line: OutputLine) -> None:
         """Record a line."""
@@ -80,7 +83,8 @@ class RunRecorder:
         self._next_write = monotonic() + STATUS_SECONDS
         temporary = self.output / f".{STATUS}"
         data = self.status.model_dump(mode="json", exclude_none=True)
-        temporary.write_text(printing.text(data, "yaml"), encoding="utf-8")
+        with regular.opened(temporary, "w") as stream:
+            stream.write(printing.text(data, "yaml"))
         temporary.replace(self.output / STATUS)
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ from finetune_api.runtime import report
 from finetune_api.runtime.exits import MEANINGS, Exit
 from finetune_api.runtime.protocol import RECORDS
 from finetune_api.runtime.report import DatasetRecord, EvaluationRecord, ProgressRecord, Record
+from finetune_data import regular
 
 from .format_record import format_duration, format_number, format_record
 from .outcome import Outcome
@@ -22,8 +23,8 @@ WRONG_INPUT = {Exit.CONFIG_REFUSED, Exit.DATA_REFUSED, Exit.MODEL_REFUSED, Exit.
 
 def records(output: Path) -> list[Record]:
     """The records of all runs with this output, resumed runs included."""
-    with suppress(FileNotFoundError):
-        lines = (output / RECORDS).read_text(encoding="utf-8", errors="replace").splitlines()
+    with suppress(OSError):
+        lines = regular.content(output / RECORDS).decode(errors="replace").splitlines()
         return [record for line in lines if (record := report.parse(line))]
     return []
 
