@@ -73,6 +73,13 @@ def test_a_value_knows_its_option(path: str, option: str) -> None:
     assert option_at(LORA, path) == option
 
 
+def test_the_last_option_counts_and_an_empty_one_is_one() -> None:
+    given = Overrides(dataset="", model="m", assignments=("job={data: x}", "job.model=n"))
+    assert option_at(given, "spec.job.model") == "--set job.model=n"
+    assert option_at(given, "spec.job.data") == "--set job={data: x}"
+    assert option_at(Overrides(dataset=""), "spec.job.data") == "--dataset "
+
+
 WRONG = {
     "hyperparameters.learning_rate": "This does not assign a value to a key.",
     "=1": "This does not assign a value to a key.",

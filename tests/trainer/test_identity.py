@@ -17,6 +17,7 @@ import torch
 from finetune_api.resource.keys import keys
 from finetune_api.resource.v1alpha1 import Spec
 from finetune_api.runtime.run_config import IDENTITY, SPEC_KEYS, RunConfig
+from finetune_data import regular
 from finetune_trainer import failures, files, fingerprint, identity
 from finetune_trainer.errors import DataRefused, ModelRefused, OutputRefused, RunError, StorageFailed
 from trainer.models import lora, run_config
@@ -77,6 +78,17 @@ def test_a_claim_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_may_not_be_written_is_not_taken_for_one_without_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, _: str) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(path))
+
+    monkeypatch.setattr(regular, "opened", refuse)
+    with pytest.raises(StorageFailed, match="Operation not permitted; grant write access"):
+        claim(tmp_path)
 
 
 @pytest.mark.parametrize("links", [True, False])

@@ -156,7 +156,8 @@ def test_a_folder_that_is_not_the_whole_model_is_refused(
 
 def test_links_inside_of_a_model_and_into_the_cache_of_the_hub_are_followed(tmp_path: Path) -> None:
     blobs, folder = tmp_path / "blobs", tmp_path / "snapshots" / "main"
-    blobs.mkdir()
+    (tmp_path / "on another volume").mkdir()
+    blobs.symlink_to("on another volume")
     folder.mkdir(parents=True)
     for name, content in {"config.json": "{}", "tokenizer.json": "{}", "model.safetensors": ""}.items():
         (blobs / name).write_text(content)

@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM
 
 from finetune_api.runtime.report import EvaluationRecord, FinalReport, ProgressRecord, ResumeRecord
 from finetune_api.runtime.run_config import RunConfig
-from finetune_trainer.errors import ConfigRefused, ModelRefused, NonFinite, StorageFailed
+from finetune_trainer.errors import ConfigRefused, ModelRefused, NonFinite, OutputRefused, StorageFailed
 from trainer import models, quantised
 from trainer import trainer_work as work
 from trainer.ranks import run_ranks, values
@@ -365,7 +365,7 @@ def test_weights_that_change_while_they_are_loaded_are_refused(tmp_path: Path, i
         (
             "edit",
             ModelRefused,
-            "its files changed while the run trained, and its result takes texts and formats from",
+            "chat_template.jinja changed while the run trained, and the result would have it",
         ),
         ("remove", StorageFailed, "can no longer be read"),
     ],
@@ -385,6 +385,20 @@ def test_a_model_that_changes_while_the_run_trains_does_not_get_into_its_result(
     shutil.copytree(tmp_path / "copy", model)
     assert run(settings, tmp_path / "again").step == 12
     assert [record.step for record in work.records(tmp_path / "out") if isinstance(record, ResumeRecord)] == [12]
+
+
+def test_a_result_that_was_changed_costs_neither_it_nor_the_report_of_its_run(tmp_path: Path, inputs: Path) -> None:
+    settings = config(inputs, tmp_path / "out")
+    report = run(settings, tmp_path / "handoff")
+    (tmp_path / "out" / "report.json").write_text(report.line())
+    card = tmp_path / "out" / "result" / "README.md"
+    published = card.read_bytes()
+    card.write_text("about my model")
+    [ended] = run_ranks(1, work.run, settings, tmp_path / "again")
+    assert isinstance(ended.error, OutputRefused), ended
+    assert not (tmp_path / "again" / "digest").exists(), "its launcher would write a report over that of the run"
+    card.write_bytes(published)
+    assert run(settings, tmp_path / "restored").metrics == report.metrics
 
 
 def test_the_folder_of_the_model_is_no_output(tmp_path: Path, inputs: Path) -> None:

@@ -68,13 +68,11 @@ def apply(resource: Mapping[str, Any], overrides: Overrides) -> dict[str, Any]:
 
 def option_at(overrides: Overrides, path: str) -> str:
     """The option that gave the value at a path of the job, as it was written; empty if none did."""
-    options_of = {
-        key: f"--{name} {value}" for name, (key, _) in _PATHS.items() if (value := getattr(overrides, name))
-    }
-    options_of |= {each.partition("=")[0]: f"--set {each}" for each in overrides.assignments}
-    return next(
-        (text for key, text in options_of.items() if f"{path}.".startswith((f"spec.{key}.", f"spec.{key}["))), ""
-    )
+    values = {name: getattr(overrides, name) for name in _PATHS}
+    given = [(_PATHS[name][0], f"--{name} {value}") for name, value in values.items() if value is not None]
+    given += [(each.partition("=")[0], f"--set {each}") for each in overrides.assignments]
+    of_path = (text for key, text in reversed(given) if f"{path}.".startswith((f"spec.{key}.", f"spec.{key}[")))
+    return next(of_path, "")
 
 
 def _parse(assignment: str) -> tuple[str, Any]:

@@ -97,13 +97,14 @@ def create_durable(path: Path, content: bytes) -> bool:
         with DISK.create(temporary) as stream:
             stream.write(content)
         DISK.fsync(temporary)
-        path.hardlink_to(temporary)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        if error.errno not in _WITHOUT_LINKS:
-            raise
-        DISK.rename(temporary, path)
+        try:
+            path.hardlink_to(temporary)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in _WITHOUT_LINKS:
+                raise
+            DISK.rename(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     DISK.fsync(path.parent)

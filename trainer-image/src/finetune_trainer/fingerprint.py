@@ -6,12 +6,13 @@ Called by preparation.py in the launcher of each node: nodes compare that of the
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import DataRefused, ModelRefused, RunError, StorageFailed
 from .handoff import DATA, MODEL
+from .sources import CONFIGS, TOKENIZER
 
 # Besides the weights, these files define a model: sizes, vocabulary, template.
 _SMALL = ("*.json", "*.jinja", "*.model", "*.txt")
@@ -34,20 +35,52 @@ def of(model_folder: Path, data_path: Path) -> dict[str, str]:
         return {MODEL: _model_fingerprint(model_folder), DATA: data}
 
 
-def require_unchanged(model_folder: Path, before: str, since: str) -> None:
-    """Raises ModelRefused, with the sentence `since`, if the model no longer has the digest `before`.
+def require_unchanged(model_folder: Path, before: str) -> None:
+    """Raises ModelRefused if the model no longer has the digest `before`: ranks may have read different files.
 
     Raises StorageFailed if it can no longer be read.
     """
+    with _still_readable(model_folder):
+        after = _model_fingerprint(model_folder)
+    if after != before:
+        raise ModelRefused(
+            f"model {model_folder}: its files changed while they were loaded; leave them as they are while jobs "
+            "start, then start the job again"
+        )
+
+
+def of_result(model_folder: Path) -> dict[str, str]:
+    """Digests, by name, of the files of a model that its result takes texts and number formats from."""
+    with _still_readable(model_folder):
+        found = (path for pattern in (*CONFIGS, *TOKENIZER) for path in model_folder.glob(pattern))
+        texts = {each for path in found for each in (path, *path.rglob("*")) if each.is_file()}
+        digests = {str(path.relative_to(model_folder)): _file_fingerprint(path) for path in texts}
+        for path in model_folder.glob("*.safetensors"):
+            digests[path.name] = _prefixed(hashlib.sha256(b"".join(_sample(path))))
+    return digests
+
+
+def require_same_for_result(model_folder: Path, before: Mapping[str, str]) -> None:
+    """Raises ModelRefused, with a file's name, if one is not what it was for `of_result`."""
+    after = of_result(model_folder)
+    differing = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    if differing:
+        raise ModelRefused(
+            f"model {model_folder}: {differing[0]} changed while the run trained, and the result would have it; "
+            "restore the file, or remove it if it is new, and start the job again, which continues from its last "
+            "checkpoint"
+        )
+
+
+@contextmanager
+def _still_readable(model_folder: Path) -> Iterator[None]:
     try:
         (model_folder / "config.json").stat()  # without its volume, a folder is empty
-        after = _model_fingerprint(model_folder)
+        yield
     except OSError as error:
         raise StorageFailed(
             f"model {model_folder} can no longer be read: {error.filename}: {error.strerror}; check its volume"
         ) from error
-    if after != before:
-        raise ModelRefused(f"model {model_folder}: its files changed {since}")
 
 
 @contextmanager

@@ -42,22 +42,25 @@ def finished(output: Path, digest: str) -> Marker | None:
 
 
 def remove_leftovers(output: Path, files: Files = DISK) -> None:
-    """Remove what an interrupted publication has written. Raises StorageFailed.
-
-    Raises OutputRefused for a result that somebody has changed since: a run would write over it.
-    """
+    """Remove what an interrupted publication has written. Raises StorageFailed, and OutputRefused for changes."""
+    require_unchanged(output)
     final, temporary = output / RESULT, _temporary(output)
+    unmarked = [final] if read_marker(final) is None else []
+    with storage_errors(output):
+        for folder in (temporary, *unmarked):
+            if os.path.lexists(folder):
+                remove_tree(folder, files)
+
+
+def require_unchanged(output: Path) -> None:
+    """Raises OutputRefused for a result that somebody has changed since: a run would write over it."""
+    final = output / RESULT
     changed = defect(final) if os.path.lexists(final / MARKER) and not final.is_symlink() else None
     if changed:
         raise OutputRefused(
             f"{final} has changed since it was published: {changed}; restore it, or move it away: the next start "
             "continues from the last checkpoint and publishes again"
         )
-    unmarked = [final] if read_marker(final) is None else []
-    with storage_errors(output):
-        for folder in (temporary, *unmarked):
-            if os.path.lexists(folder):
-                remove_tree(folder, files)
 
 
 def _temporary(output: Path) -> Path:

@@ -146,7 +146,7 @@ def _require_own_files(folder: Path) -> None:
 def _require_own_texts(folder: Path) -> None:
     """What the result takes over is the model's. Only in the cache of the Hub do files lead out of the folder."""
     home = folder.resolve()
-    homes = (home, home.parent.parent / "blobs")
+    homes = (home, (home.parent.parent / "blobs").resolve())
     for path in sorted(found for pattern in (*CONFIGS, *TOKENIZER) for found in folder.glob(pattern)):
         for each in (path, *path.rglob("*")):
             target = each.resolve()

@@ -75,6 +75,8 @@ class Trainer:
     step: int = 0
     """Optimizer steps done; the report of a failure includes it."""
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
+    _of_result: Mapping[str, str] = field(default_factory=dict, init=False)
+    """Of the model's files, as they were loaded (fingerprint.py)."""
 
     def run(self) -> FinalReport:
         """Raises a RunError, or any other exception if it is a bug."""
@@ -138,6 +140,7 @@ class Trainer:
     def _claim(self) -> str:
         require_same_inputs(self.handoff)
         identity.claim(self._output, self._identity)
+        on_rank_0(partial(result.require_unchanged, self._output))  # before the report of the finished run goes
         digest = identity.digest(self._identity)
         if self.rank_info.local_rank == 0:
             write_digest(self.folder, digest)
@@ -155,15 +158,16 @@ class Trainer:
         recomputed = activations.decide(self.handoff.model_folder, self._config, self._mesh, longest)
         environment.seed(self._config.seed)
         base = model.load(self.handoff.model_folder, self._config, self._keep)
-        on_every_rank(partial(self._require_unchanged, _WHILE_LOADED))
+        self._of_result = on_rank_0(partial(fingerprint.of_result, self.handoff.model_folder))
+        on_every_rank(self._require_unchanged)
         adapted = base if self._config.lora is None else adapters.attach(base, self._config.lora)
         activations.recompute(adapted, recomputed)
         environment.seed(self._config.seed, self._mesh.data_rank)
         return adapted
 
-    def _require_unchanged(self, since: str) -> None:
+    def _require_unchanged(self) -> None:
         if self.rank_info.local_rank == 0:
-            fingerprint.require_unchanged(self.handoff.model_folder, self.handoff.digests[MODEL], since)
+            fingerprint.require_unchanged(self.handoff.model_folder, self.handoff.digests[MODEL])
 
     def _keep(self, weight: Tensor) -> Tensor:
         self.heartbeat.active()
@@ -269,7 +273,7 @@ class Trainer:
 
         Its tokenizer and number formats are those of the base model's files.
         """
-        on_every_rank(partial(self._require_unchanged, _WHILE_TRAINED))
+        on_rank_0(partial(fingerprint.require_same_for_result, self.handoff.model_folder, self._of_result))
         best = history.best_step if self._keep_best else None
         state = train_state.engine.state()
         if best is not None and best != self.step:
@@ -332,11 +336,6 @@ _NOTHING_APPLIED = (
 )
 
 
-_WHILE_LOADED = "while they were loaded; leave them as they are while jobs start, then start the job again"
-_WHILE_TRAINED = (
-    "while the run trained, and its result takes texts and formats from them; restore them and start the job again, "
-    "which continues from its last checkpoint"
-)
 _LAST_SAVE_S = 10.0
 """How long an error waits for the save that is under way: less than a launcher leaves to the others of a rank that
 has ended."""
