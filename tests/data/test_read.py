@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -63,6 +66,29 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_a_folder_is_named(tmp_path: Path) -> None:
     assert refusal(tmp_path) == "FILE: this is a folder, not a file\nUse the path of the JSON Lines file in it."
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a pipe with rows", "a link to a device", "a socket"])
+def test_rows_that_can_be_read_only_once_are_refused_and_nothing_waits_for_them(tmp_path: Path, kind: str) -> None:
+    """They are read twice: when the job is checked, and by the trainer, which lacks the descriptors of a shell."""
+    file = tmp_path / "rows.jsonl"
+    with ExitStack() as stack:
+        if kind == "a pipe":
+            os.mkfifo(file)
+        elif kind == "a pipe with rows":  # as a shell's <(head -100 all.jsonl)
+            reading, writing = os.pipe()
+            stack.callback(os.close, reading)
+            with open(writing, "w") as stream:
+                stream.write(GOOD)
+            file.symlink_to(f"/dev/fd/{reading}")
+        elif kind == "a link to a device":
+            file.symlink_to("/dev/zero")
+        else:
+            stack.enter_context(socket.socket(socket.AF_UNIX)).bind(str(file))
+        assert refusal(file) == (
+            "FILE: this is a pipe or a device, not a file\n"
+            "Rows are read more than once: write them to a file, and name that."
+        )
 
 
 def test_a_path_through_a_file_is_refused(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
+from . import regular
 from .problems import InvalidRow
 from .rows import Json
 
@@ -26,9 +27,9 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 def records(path: Path) -> Iterator[tuple[int, Record | InvalidRow]]:
     """Each non-blank line with its number from 1: its object, or the problem.
 
-    Raises OSError if the file cannot be read.
+    Raises OSError if the file cannot be read, or is not a regular file.
     """
-    with path.open("rb") as lines:
+    with regular.opened(path, "rb") as lines:
         for number, raw in enumerate(lines, start=1):
             line = raw.removeprefix(_BOM) if number == 1 else raw
             if line.strip():
