@@ -108,10 +108,11 @@ def test_a_signal_is_forwarded_and_the_ranks_finish_their_step(tmp_path: Path) -
     assert (report.exit_code, report.message, report.step) == (75, "after 3 steps", 3)
 
 
-def test_ctrl_c_stops_like_sigterm(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_ctrl_c_and_a_hangup_stop_like_sigterm(tmp_path: Path, number: signal.Signals) -> None:
     with node(tmp_path, ["stop"]) as process:
         wait_until_ready(process, 1)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         assert report_of(process).exit_code == 75
 
 
@@ -190,6 +191,40 @@ def test_a_rank_that_waits_for_the_reader_of_its_lines_is_no_stall(tmp_path: Pat
         wait_until_ready(process, 1)
         time.sleep(3 * STALL)  # nobody reads
         assert report_of(process).exit_code == Exit.OK
+
+
+class Noted(RankProcesses):
+    """Processes whose signals are noted."""
+
+    def send(self, number: signal.Signals) -> None:
+        self.sent = [*getattr(self, "sent", ()), number]
+        super().send(number)
+
+
+HUP, TERM, INT, KILL = signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("received", "sent"),
+    [
+        ([HUP] * 7, [TERM]),
+        ([TERM, HUP, HUP], [TERM]),
+        ([HUP, TERM], [TERM, KILL]),
+        ([HUP, HUP, INT], [TERM, KILL]),
+        ([TERM, HUP, INT], [TERM, KILL]),
+    ],
+)
+def test_hangups_ask_once_and_never_kill(
+    tmp_path: Path, received: list[signal.Signals], sent: list[signal.Signals]
+) -> None:
+    """The kernel sends one for each thread of a `finetune run` that is killed."""
+    ranks = Noted(tmp_path, Heartbeats(tmp_path, 1))
+    join(tmp_path, 0).connected()
+    ranks.start(0, ["sleep", "1000"], os.environ, None)
+    for number in received:
+        ranks.events.put(number)
+    assert wait_for_ranks(ranks, LONG).stop_signals == len(sent)
+    assert ranks.sent == sent
 
 
 class Unkillable(RankProcesses):

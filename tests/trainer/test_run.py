@@ -183,11 +183,12 @@ def test_a_closed_pipe_does_not_end_the_run(tmp_path: Path, inputs: Path) -> Non
     assert (report.exit_code, report.result) == (0, str(tmp_path / "out" / "result"))
 
 
-def test_a_signal_before_there_are_ranks_stops_at_once(tmp_path: Path, inputs: Path) -> None:
-    os.mkfifo(tmp_path / "rows")  # reading the rows blocks until the file is written
-    running = trainer(tmp_path, tmp_path, "rows", model=inputs / "model")
-    with running as process, (tmp_path / "rows").open("w"):  # opens once the trainer reads
-        process.send_signal(signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_before_there_are_ranks_stops_at_once(tmp_path: Path, inputs: Path, number: signal.Signals) -> None:
+    os.mkfifo(tmp_path / "pipe")  # reading the configuration blocks until it is written
+    running = trainer(inputs, tmp_path, node={CONFIG_ENV: str(tmp_path / "pipe")})
+    with running as process, (tmp_path / "pipe").open("w"):  # opens once the trainer reads
+        process.send_signal(number)
         found = ended(process, tmp_path)
     assert (found.code, found.report.message) == (75, "stopped before training started")
 

@@ -77,7 +77,8 @@ def wait_for_ranks(ranks: RankProcesses, grace: float, kill_seconds: float = KIL
     """Wait for all ranks. After the first failure the others have `grace` seconds.
 
     A second stop signal, or a stall, kills them; so does the first one while any of them is not in the process
-    group: there is nothing to save then. Ranks that do not exit within `kill_seconds` after that are given up.
+    group: there is nothing to save then. Ranks that do not exit within `kill_seconds` after that are given up. SIGHUP
+    never counts as the second: when `finetune run` is killed, the kernel sends one for each thread that it had.
     """
     outcome = NodeOutcome()
     deadline: float | None = None
@@ -89,6 +90,8 @@ def wait_for_ranks(ranks: RankProcesses, grace: float, kill_seconds: float = KIL
                 deadline = time.monotonic() + grace
         elif event is stacks.SIGNAL:
             sys.stderr.write(stacks.log_lines(ranks.stacks()))
+        elif event is signal.SIGHUP and outcome.stop_signals:
+            continue
         elif isinstance(event, signal.Signals) and not outcome.stop_signals and ranks.connected:
             outcome.stop_signals = 1
             ranks.send(signal.SIGTERM)

@@ -24,7 +24,7 @@ from .heartbeat import Heartbeats
 from .outcome import RankExit
 from .stall import Stall, StallRule
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SIGNALS = (*STOP_SIGNALS, stacks.SIGNAL)
 """What the launcher answers."""
 _PR_SET_PDEATHSIG = 1  # option of prctl(2)
