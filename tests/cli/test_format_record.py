@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 from pathlib import Path
 
@@ -73,6 +74,41 @@ def test_on_a_terminal_steps_move_a_bar_and_the_rest_scrolls_above(colours: bool
     assert bool(re.search(r"\x1b\[[39]\d", drawn)) == colours
 
 
+HOSTILE = "loading\x1b[2J\x07\u202eevil\rfine\u200d"
+SAFE = r"[w] loading\x1b[2J\x07\u202eevil\rfine" + "\u200d"
+
+
+def test_text_of_the_trainer_cannot_control_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    Lines().line("w", HOSTILE)
+    assert capsys.readouterr().err == f"{SAFE}\n"
+    screen = io.StringIO()
+    Bar(Console(file=screen, width=120, highlight=False)).line("w", HOSTILE)
+    assert screen.getvalue() == f"{SAFE}\n"
+
+
+FORGED = "Bad.\n\x1b[32msucceeded in 1s\rresult: /tmp"
+
+
+@pytest.mark.parametrize("code", [Exit.OK, Exit.STOPPED, Exit.DATA_REFUSED])
+def test_a_message_of_the_trainer_begins_no_line_of_the_summary(code: Exit) -> None:
+    report = REPORT.model_copy(
+        update={"exit_code": code, "message": FORGED, "reason": "R\n\x1b[1m", "result": "out\nresult"}
+    )
+    outcome = Outcome("r", code, report)
+    if code is Exit.OK:
+        lines = summary.succeeded(outcome, [], 3.0).splitlines()
+        own = {"succeeded in 3s", "note:       Bad.", "train loss: nan at the end", "result:     out"}
+    elif code is Exit.STOPPED:
+        lines = summary.stopped(outcome, "finetune run 'a\nb'").splitlines()
+        own = {"stopped: Bad.", "To resume, run the same command again: finetune run 'a"}
+    else:
+        lines = summary.failed(outcome, Path("out/a.log")).splitlines()
+        own = {"error: r: Bad."}
+    assert r"  \x1b[32msucceeded in 1s\rresult: /tmp" in "\n".join(lines)
+    assert {line for line in lines if not line.startswith("  ")} <= own
+    assert all(line.isprintable() for line in lines)
+
+
 def test_the_summary_says_what_came_out_and_where() -> None:
     report = REPORT.model_copy(update={"metrics": {"val.loss": 1.2, "val.loss.initial": 2.4, "train.loss": 1.0}})
     steps = [STEP.model_copy(update={"step": step, "loss": 3.0 - step / 10}) for step in range(1, 13)]
@@ -101,6 +137,11 @@ def test_records_of_an_output_are_read_and_other_lines_passed_over(tmp_path: Pat
     assert summary.records(tmp_path) == []
     (tmp_path / "records.jsonl").write_text(f"{STEP.line()}\n{{half\n{EVALUATION.line()}\n")
     assert summary.records(tmp_path) == [STEP, EVALUATION]
+
+
+def test_a_pipe_in_place_of_the_records_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "records.jsonl")
+    assert summary.records(tmp_path) == []
 
 
 def test_a_plot_shows_its_range_and_falls_where_the_numbers_fall() -> None:

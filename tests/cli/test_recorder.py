@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -54,7 +56,7 @@ def _watched(
     replica = launch(output, node)
     watch.open([replica])
     for line in lines:
-        watch.line(OutputLine(replica, line if isinstance(line, str) else line.line(), out))
+        watch.line(OutputLine(replica, (line if isinstance(line, str) else line.line()).encode(), out))
     watch.close()
     return watch, display
 
@@ -84,6 +86,44 @@ def test_every_line_is_in_the_replicas_log_and_later_runs_are_added(tmp_path: Pa
     _watched(tmp_path, "one", STEP)
     watch, _ = _watched(tmp_path, "two")
     assert watch.log("job-1-worker-0").read_text().splitlines() == ["one", STEP.line(), "two"]
+
+
+def test_the_log_keeps_the_bytes_of_a_line_and_people_see_what_a_terminal_would_show(tmp_path: Path) -> None:
+    display = RecordingDisplay()
+    watch = RunRecorder(tmp_path, Status(run=1), display)
+    replica = launch(tmp_path, 0)
+    watch.open([replica])
+    watch.line(OutputLine(replica, b"error: lost\r 50%\r100%\r", is_stdout=False))
+    watch.line(OutputLine(replica, b"\xff\x1b[2J", is_stdout=False))
+    watch.line(OutputLine(replica, b"99%\r" + STEP.line().encode(), is_stdout=True))
+    watch.close()
+    lines = b"error: lost\r 50%\r100%\r\n\xff\x1b[2J\n99%\r" + STEP.line().encode() + b"\n"
+    assert watch.log("job-1-worker-0").read_bytes() == lines
+    assert [text for _, text in display.texts] == ["100%", "\ufffd\x1b[2J"]
+    assert display.records == [STEP]
+
+
+@pytest.mark.parametrize("put", [lambda path: path.symlink_to("theirs"), os.mkfifo, lambda path: path.touch()])
+def test_what_lies_where_the_status_is_prepared_is_removed_and_not_followed(
+    tmp_path: Path, put: Callable[[Path], object]
+) -> None:
+    (tmp_path / "theirs").write_text("theirs")
+    put(tmp_path / ".status.yaml")
+    _watched(tmp_path, DATASET)
+    assert previous_run(tmp_path) == 1
+    assert not (tmp_path / "status.yaml").is_symlink()
+    assert (tmp_path / "theirs").read_text() == "theirs"
+    assert {path.name for path in tmp_path.iterdir()} == {"theirs", "logs", "status.yaml"}
+
+
+@pytest.mark.parametrize("put", [lambda path: path.symlink_to(path.parents[1] / "theirs"), os.mkfifo])
+def test_a_log_that_leads_elsewhere_is_not_written(tmp_path: Path, put: Callable[[Path], object]) -> None:
+    (tmp_path / "theirs").write_text("theirs")
+    (tmp_path / "logs").mkdir()
+    put(tmp_path / "logs" / "job-1-worker-0.log")
+    with pytest.raises(OSError, match=r"Is a (link|pipe)"):
+        _watched(tmp_path, "line")
+    assert (tmp_path / "theirs").read_text() == "theirs"
 
 
 def test_the_status_is_written_while_the_run_goes_on(tmp_path: Path) -> None:
@@ -117,8 +157,33 @@ def test_a_folder_with_another_jobs_work_keeps_that_jobs_status(tmp_path: Path) 
     assert (tmp_path / "status.yaml").read_text() == "run: 7\nphase: Succeeded\n"
 
 
-@pytest.mark.parametrize(("text", "number"), [(None, 0), ("run: 4\n", 4), ("[", 0), ("x", 0), ("run: many\n", 0)])
-def test_the_number_of_the_last_run_is_in_its_status(text: str | None, number: int, tmp_path: Path) -> None:
-    if text is not None:
-        (tmp_path / "status.yaml").write_text(text)
+@pytest.mark.parametrize(
+    ("content", "number"),
+    [
+        (None, 0),
+        (b"run: 4\n", 4),
+        (b"[", 0),
+        (b"x", 0),
+        (b"run: many\n", 0),
+        (b"run: true\n", 0),
+        (b"run: -3\n", 0),
+        (b"run: 1000000\n", 1_000_000),
+        (b"run: 1000001\n", 0),
+        (b"run: " + b"9" * 4_000, 0),
+        (b"run: " + b"9" * 5_000, 0),
+        (b"\xff\x00", 0),
+        (b"run: 4\n\0", 0),
+        (b"run: 4\na: " + b"[" * 100_000, 0),
+        (b"run: 4\n" + b"#" * (1 << 20), 0),
+    ],
+    ids=lambda value: repr(value)[:20],
+)
+def test_the_number_of_the_last_run_is_in_its_status(content: bytes | None, number: int, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "status.yaml").write_bytes(content)
     assert previous_run(tmp_path) == number
+
+
+def test_a_pipe_is_no_status_and_nobody_waits_for_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "status.yaml")
+    assert previous_run(tmp_path) == 0

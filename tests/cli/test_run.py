@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import select
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,7 @@ import pytest
 from cli.calls import JOB
 from cli.replicas import alive
 from finetune_api.runtime import report
-from finetune_api.runtime.report import ProgressRecord
+from finetune_api.runtime.report import FinalReport, ProgressRecord
 from finetune_cli import kubernetes_yaml
 from trainer.models import dataset, model_folder
 
@@ -191,11 +193,10 @@ def test_the_output_of_another_job_is_refused_and_keeps_its_status(place: Path, 
 
 
 def test_an_output_that_cannot_be_written_fails_the_run(place: Path) -> None:
-    (place / "out").mkdir()
-    (place / "out" / "logs").write_text("no folder")
+    (place / "out" / ".status.yaml").mkdir(parents=True)
     done = _run(place, "--output", "out")
     assert done.returncode == 1
-    said = "A volume could not be written or read. (out/logs: File exists) [StorageFailed]"
+    said = "A volume could not be written or read. (out/.status.yaml: Is a directory) [StorageFailed]"
     assert f"error: spec.output.uri: {said}" in done.stderr
 
 
@@ -225,19 +226,82 @@ def test_files_of_others_are_refused_and_stay(place: Path, output: str, sentence
     assert sorted((place / output).rglob("*")) == before
 
 
-@pytest.mark.parametrize("name", [".lock", ".status.yaml", "logs/sample-1-worker-0.log"])
-@pytest.mark.parametrize(("put", "why"), [("link", "Is a link"), ("pipe", "Is ")])
-def test_nothing_is_written_to_where_a_link_or_a_pipe_leads(place: Path, name: str, put: str, why: str) -> None:
+def _link(path: Path) -> None:
+    path.symlink_to(next(each for each in path.parents if each.name == "out").with_name("theirs"))
+
+
+def _file(path: Path) -> None:
+    path.write_text("no folder")
+
+
+LOG = "logs/sample-1-worker-0.log"
+
+
+@pytest.mark.parametrize(
+    ("name", "put", "said"),
+    [
+        (".lock", _link, "is a link, and a run needs a file"),
+        (".lock", os.mkfifo, "is a pipe, and a run needs a file"),
+        (".lock", Path.mkdir, "is a folder, and a run needs a file"),
+        ("logs", _link, "is a link, and a run needs a folder"),
+        ("logs", _file, "is a file, and a run needs a folder"),
+        (LOG, _link, "is a link, and a run needs a file"),
+        (LOG, os.mkfifo, "is a pipe, and a run needs a file"),
+        (LOG, Path.mkdir, "is a folder, and a run needs a file"),
+    ],
+)
+def test_a_link_or_a_pipe_where_a_run_writes_is_refused_by_name(
+    place: Path, name: str, put: Callable[[Path], None], said: str
+) -> None:
     (place / "theirs").write_text("theirs")
-    (place / "out" / "logs").mkdir(parents=True)
-    if put == "link":
-        (place / "out" / name).symlink_to(place / "theirs")
-    else:
-        os.mkfifo(place / "out" / name)
+    (place / "out" / name).parent.mkdir(parents=True)
+    put(place / "out" / name)
+    before = sorted((place / "out").rglob("*"))
     done = _run(place, "--output", "out")
-    assert done.returncode == 1
-    assert f"A volume could not be written or read. (out/{name}: {why}" in done.stderr
+    assert done.returncode == 2, done.stderr
+    assert f"error: spec.output.uri: out/{name} {said} of its own there. [OutputRefused]" in done.stderr
+    assert "  remedy: Remove it, or give --output with another folder." in done.stderr
+    assert sorted((place / "out").rglob("*")) == before
     assert (place / "theirs").read_text() == "theirs"
+
+
+def test_a_log_of_another_run_may_be_a_link(place: Path, finished: Finished) -> None:
+    copytree(finished.place / "sample-output", place / "sample-output")
+    (place / "sample-output" / "logs" / "latest.log").symlink_to("sample-1-worker-0.log")
+    assert _run(place).returncode == 0
+
+
+def test_a_command_that_is_killed_leaves_a_checkpoint_and_the_folder_is_locked_until_then(place: Path) -> None:
+    """The trainer is paused until the next command has been refused: its save takes no time on this model."""
+    asked = ("--output", "out", "--set", "hyperparameters.n_epochs=500")
+    with _started(place, *asked) as process:
+        _read_until(process, "step 2/")
+        [launcher] = _launchers(place, node=0)
+        ranks = set(alive(_mark(place))) - {process.pid, launcher}
+        descriptor = os.pidfd_open(launcher)
+        for rank in ranks:
+            os.kill(rank, signal.SIGSTOP)
+        process.kill()
+        process.wait()
+        second = _run(place, *asked)
+        assert second.returncode == 2, second.stderr
+        said = f"The run of process {process.pid}, which was killed, is still saving a checkpoint in the folder out."
+        assert f"error: spec.output.uri: {said} [OutputRefused]" in second.stderr
+        for rank in ranks:
+            os.kill(rank, signal.SIGCONT)
+        select.select([descriptor], [], [])
+        os.close(descriptor)
+    saved = report.parse((place / "out" / "report.json").read_text())
+    assert isinstance(saved, FinalReport)
+    assert saved.exit_code == 75
+    with _started(place, *asked) as process:
+        told = _read_until(process, "resuming")
+        assert told[-1] == f"resuming from the checkpoint of step {saved.step}\n"
+        process.send_signal(signal.SIGINT)
+        process.communicate()
+    assert process.returncode == 75
+    shutil.rmtree(place / "tmp")  # of the command that was killed
+    (place / "tmp").mkdir()
 
 
 def test_an_output_that_is_a_file_is_refused(place: Path) -> None:

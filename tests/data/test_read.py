@@ -78,8 +78,8 @@ def test_rows_that_can_be_read_only_once_are_refused_and_nothing_waits_for_them(
         elif kind == "a pipe with rows":  # as a shell's <(head -100 all.jsonl)
             reading, writing = os.pipe()
             stack.callback(os.close, reading)
-            with open(writing, "w") as stream:
-                stream.write(GOOD)
+            os.write(writing, GOOD.encode())
+            os.close(writing)
             file.symlink_to(f"/dev/fd/{reading}")
         elif kind == "a link to a device":
             file.symlink_to("/dev/zero")

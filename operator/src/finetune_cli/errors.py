@@ -38,6 +38,10 @@ class OperationFailed(CommandError):
     exit_code = exit_codes.FAILED
 
 
+KEPT = "\n\t\u00a0\u00ad\u200b\u200c\u200d\u202f\u2060\u3000\ufeff"
+"""Spaces and joiners of ordinary text, which str.isprintable() refuses."""
+
+
 def printable(text: str, keep: str = "\n") -> str:
     """Text of others for a terminal: characters that control it, or the direction of writing, are escaped."""
     return "".join(each if each in keep or each.isprintable() else repr(each)[1:-1] for each in text)

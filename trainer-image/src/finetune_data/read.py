@@ -16,9 +16,6 @@ from . import formats, jsonl
 from .problems import DatasetRefused, InvalidRow, Problems
 from .rows import Dataset, Row
 
-_NOT_REGULAR = {errno.EINVAL, errno.ENXIO}
-"""Of regular.opened, and of open(2) for a socket."""
-
 
 def read(
     path: str | Path,
@@ -29,8 +26,8 @@ def read(
 ) -> Dataset:
     """The dataset in the JSON Lines file `path`, or its first `examples` rows, bad ones included.
 
-    Raises DatasetRefused if the file is missing, unreadable, empty or no regular file, or if it has more bad rows than
-    `on_bad_row` and `max_bad_share` (a fraction of the rows read) allow.
+    Raises DatasetRefused if the file is missing, unreadable, empty or no regular file, or if it has more bad rows
+    than `on_bad_row` and `max_bad_share` (a fraction of the rows read) allow.
     """
     rows: list[Row] = []
     problems, ignored = Problems(), Counter[str]()
@@ -68,7 +65,7 @@ def _unreadable(path: str, error: OSError) -> DatasetRefused:
         return DatasetRefused(path, "file not found", "Correct the path of the dataset.")
     if isinstance(error, IsADirectoryError):
         return DatasetRefused(path, "this is a folder, not a file", "Use the path of the JSON Lines file in it.")
-    if error.errno in _NOT_REGULAR:
+    if error.errno == errno.ENXIO:  # of regular.opened, and of open(2) for a socket
         remedy = "Rows are read more than once: write them to a file, and name that."
         return DatasetRefused(path, "this is a pipe or a device, not a file", remedy)
     return DatasetRefused(path, f"cannot be read: {error.strerror}", "Make the file readable.")

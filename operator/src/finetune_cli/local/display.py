@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
 from finetune_api.runtime.report import EvaluationRecord, ProgressRecord, Record
-from finetune_cli.errors import printable
+from finetune_cli.errors import KEPT, printable
 
 from .format_record import format_number, format_record
 
@@ -46,7 +46,7 @@ class Lines(Display):
         click.echo(format_record(record), err=True)
 
     def line(self, replica: str, text: str) -> None:
-        click.echo(f"[{replica}] {printable(text)}", err=True)
+        click.echo(_line(replica, text), err=True)
 
 
 class Bar(Display):
@@ -69,7 +69,7 @@ class Bar(Display):
         self.message(format_record(record))
 
     def line(self, replica: str, text: str) -> None:
-        self._progress.console.print(Text(f"[{replica}] {printable(text)}", style="dim"))
+        self._progress.console.print(Text(_line(replica, text), style="dim"))
 
     def message(self, text: str) -> None:
         self._progress.console.print(Text(text))
@@ -83,3 +83,8 @@ class Bar(Display):
             self._task = self._progress.add_task("", total=record.total_steps)
         rest = format_record(record).partition("  ")[2]  # the step is shown left of the bar
         self._progress.update(self._task, completed=record.step, description=f"{rest}{self._eval}")
+
+
+def _line(replica: str, text: str) -> str:
+    """A line of a replica, which may hold anything, and must not control the terminal."""
+    return f"[{replica}] {printable(text, KEPT)}"

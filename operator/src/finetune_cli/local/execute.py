@@ -36,8 +36,8 @@ class FinishedRun:
     """Of the replica that decided the outcome."""
 
 
-def execute(work: Workload, output: Path, status: Status, display: Display) -> FinishedRun:
-    """Run the replicas of `work` to their end in the folder `output`, which this process owns."""
+def execute(work: Workload, output: Path, status: Status, display: Display, lock: int) -> FinishedRun:
+    """Run the replicas of `work` to their end in the folder `output`. `lock` is the descriptor of its lock."""
     started_at = monotonic()
     recorder = RunRecorder(output, status, display)
     with tempfile.TemporaryDirectory(prefix="finetune-") as folder, closing(recorder), closing(display):
@@ -46,15 +46,15 @@ def execute(work: Workload, output: Path, status: Status, display: Display) -> F
             launch.config.parent.mkdir()
             launch.config.write_text(work.config_json, encoding="utf-8")
         recorder.open(replicas)
-        run = _supervise(replicas, recorder, display)
+        run = _supervise(replicas, recorder, display, lock)
         reports = {each.node: found for each in replicas if (found := outcomes.read_report(each))}
     outcome = outcomes.outcome(run.ended, reports, stopped=run.signals == 1)
     recorder.end(outcome)
     return FinishedRun(outcome, recorder.status, monotonic() - started_at, recorder.log(outcome.replica))
 
 
-def _supervise(replicas: tuple[Launch, ...], recorder: RunRecorder, display: Display) -> SupervisedRun:
+def _supervise(replicas: tuple[Launch, ...], recorder: RunRecorder, display: Display, lock: int) -> SupervisedRun:
     events: Events = SimpleQueue()
-    with signals_as_events(events), started(replicas, events) as run:
+    with signals_as_events(events), started(replicas, events, inherited=(lock,)) as run:
         supervise(run, events, recorder.line, lambda count: display.message(STOPPING if count == 1 else KILLING))
     return run

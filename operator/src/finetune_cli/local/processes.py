@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,12 +30,20 @@ _PRCTL: Any = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
 @dataclass(frozen=True)
 class OutputLine:
-    """A line that a replica has written, without its newline."""
+    """A line that a replica has written: its bytes, without the newline."""
 
     launch: Launch
-    text: str
+    raw: bytes
     is_stdout: bool
     """Whether it came from standard output, where records are, or from standard error."""
+
+    @property
+    def text(self) -> str:
+        """What a terminal would show: of a progress bar, which is drawn over and over again, the last drawing.
+
+        Every drawing in turn would be hundreds of lines, and a record behind one would not be found.
+        """
+        return self.raw.rstrip(b"\r").rpartition(b"\r")[2].decode("utf-8", "replace")
 
 
 @dataclass(frozen=True)
@@ -61,11 +70,11 @@ Events = SimpleQueue[Event]
 class Replica:
     """A started launch. Its events are its lines, then one Ended."""
 
-    def __init__(self, launch: Launch, events: Events) -> None:
+    def __init__(self, launch: Launch, events: Events, inherited: Sequence[int] = ()) -> None:
         self.launch = launch
         self._process = subprocess.Popen(
             launch.command, env=dict(launch.env), stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, pass_fds=inherited,
             start_new_session=True,  # so that Ctrl-C reaches only us; replicas get SIGTERM, as pods do
             preexec_fn=_end_with_parent if _PRCTL else None,  # noqa: PLW1509 - one C call, resolved beforehand
         )  # fmt: skip
@@ -103,13 +112,16 @@ class Replica:
     def _read(self, pipe: IO[bytes], is_stdout: bool, events: Events) -> None:
         with pipe:
             for raw in pipe:
-                text = raw.decode("utf-8", "replace").rstrip("\r\n")
-                events.put(OutputLine(self.launch, text.rpartition("\r")[2], is_stdout))
+                events.put(OutputLine(self.launch, raw.removesuffix(b"\n"), is_stdout))
 
 
 def _end_with_parent() -> None:
-    """If we are killed, the replica saves a checkpoint and exits instead of training on in the background."""
-    _PRCTL(_DEATH_SIGNAL, signal.SIGTERM)
+    """If we are killed, the replica saves a checkpoint and exits instead of training on in the background.
+
+    The kernel sends the signal once for each of our threads: a second SIGTERM would end the replica without saving.
+    Of SIGHUP the launcher counts the first.
+    """
+    _PRCTL(_DEATH_SIGNAL, signal.SIGHUP)
 
 
 def _kill_orphans(launch: Launch) -> None:

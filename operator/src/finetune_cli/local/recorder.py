@@ -22,20 +22,24 @@ from .processes import OutputLine
 
 LOGS = "logs"
 STATUS = "status.yaml"
-_MANY = 1_000_000
-"""Runs that no folder has seen: names of logs contain the number."""
 STATUS_SECONDS = 10.0
 """Interval of writing the status during a run; the operator's is the same."""
+STATUS_BYTES = 1 << 20
+"""More than any status has: what is longer is something else, which might not fit into memory."""
+MAX_RUN = 10**6
+"""More runs than a folder ever sees; the number is a part of the names of replicas and of their log files."""
 
 
 def previous_run(output: Path) -> int:
     """Number of the last run in this folder; 0 if there was none, or its status is something else."""
     try:
-        found = kubernetes_yaml.value(regular.content(output / STATUS).decode())
+        with regular.opened(output / STATUS, "rb") as stream:
+            content = stream.read(STATUS_BYTES + 1)
+        found = kubernetes_yaml.value(content.decode()) if len(content) <= STATUS_BYTES else None
     except (OSError, UnicodeDecodeError, kubernetes_yaml.InvalidYaml):
         return 0
     number = found.get("run") if isinstance(found, dict) else None
-    return number if isinstance(number, int) and 0 < number < _MANY else 0
+    return number if type(number) is int and 0 < number <= MAX_RUN else 0
 
 
 class RunRecorder:
@@ -43,18 +47,20 @@ class RunRecorder:
 
     def __init__(self, output: Path, status: Status, display: Display) -> None:
         self.output, self.status, self._display = output, status, display
-        self._logs: dict[int, IO[str]] = {}
+        self._logs: dict[int, IO[bytes]] = {}
         self._next_write = 0.0
 
     def open(self, launches: Sequence[Launch]) -> None:
         """Open the log files."""
         (self.output / LOGS).mkdir(parents=True, exist_ok=True)
         for launch in launches:
-            self._logs[launch.node] = regular.opened(self.log(launch.name), "a")
+            self._logs[launch.node] = regular.opened(self.log(launch.name), "ab")
 
     def line(self, line: OutputLine) -> None:
         """Record a line."""
-        print(line.text, file=self._logs[line.launch.node], flush=True)
+        log = self._logs[line.launch.node]
+        log.write(line.raw + b"\n")
+        log.flush()
         record = report.parse(line.text) if line.is_stdout else None
         if record is None:
             self._display.line(line.launch.name, line.text)
@@ -83,7 +89,8 @@ class RunRecorder:
         self._next_write = monotonic() + STATUS_SECONDS
         temporary = self.output / f".{STATUS}"
         data = self.status.model_dump(mode="json", exclude_none=True)
-        with regular.opened(temporary, "w") as stream:
+        temporary.unlink(missing_ok=True)  # of a run that was killed, or a link of somebody
+        with regular.opened(temporary, "x") as stream:
             stream.write(printing.text(data, "yaml"))
         temporary.replace(self.output / STATUS)
 

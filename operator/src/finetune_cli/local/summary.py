@@ -10,6 +10,7 @@ from finetune_api.runtime import report
 from finetune_api.runtime.exits import MEANINGS, Exit
 from finetune_api.runtime.protocol import RECORDS
 from finetune_api.runtime.report import DatasetRecord, EvaluationRecord, ProgressRecord, Record
+from finetune_cli.errors import KEPT, printable
 from finetune_data import regular
 
 from .format_record import format_duration, format_number, format_record
@@ -23,8 +24,8 @@ WRONG_INPUT = {Exit.CONFIG_REFUSED, Exit.DATA_REFUSED, Exit.MODEL_REFUSED, Exit.
 
 def records(output: Path) -> list[Record]:
     """The records of all runs with this output, resumed runs included."""
-    with suppress(OSError):
-        lines = regular.content(output / RECORDS).decode(errors="replace").splitlines()
+    with suppress(OSError):  # a missing file, or something else in its place
+        lines = regular.content(output / RECORDS).decode("utf-8", "replace").splitlines()
         return [record for line in lines if (record := report.parse(line))]
     return []
 
@@ -35,7 +36,7 @@ def succeeded(outcome: Outcome, found: list[Record], seconds: float) -> str:
     metrics = outcome.report.metrics
     lines = [f"succeeded in {format_duration(seconds)}"]
     if outcome.message not in ("", MEANINGS[Exit.OK].sentence):
-        lines.append(f"note:       {outcome.message.removeprefix(MEANINGS[Exit.OK].sentence).strip()}")
+        lines.append(f"note:       {_printable(outcome.message.removeprefix(MEANINGS[Exit.OK].sentence).strip())}")
     before, after = metrics.get(INITIAL), metrics.get(BEST)
     if before and after is not None:
         step = outcome.report.best_step
@@ -45,21 +46,26 @@ def succeeded(outcome: Outcome, found: list[Record], seconds: float) -> str:
         lines.append(f"train loss: {format_number(metrics[TRAIN])} at the end")
     datasets = {each.split: each for each in found if isinstance(each, DatasetRecord)}  # the last of each split
     lines += [f"rows:       {format_record(each)}" for each in datasets.values()]
-    lines.append(f"result:     {outcome.report.result}")
+    lines.append(f"result:     {_printable(outcome.report.result)}")
     return "\n".join([*lines, *_plots(found)])
 
 
 def stopped(outcome: Outcome, command: str) -> str:
     """A run that was stopped on request, and the command that resumes it."""
-    return f"stopped: {outcome.message}\nTo resume, run the same command again: {command}"
+    return f"stopped: {_printable(outcome.message)}\nTo resume, run the same command again: {_printable(command)}"
 
 
 def failed(outcome: Outcome, log: Path) -> str:
     """The root cause of a run that failed, with its remedy."""
-    lines = [f"error: {outcome.replica}: {outcome.message} [{outcome.reason}]"]
+    lines = [f"error: {outcome.replica}: {_printable(outcome.message)} [{_printable(outcome.reason)}]"]
     if outcome.remedy:
         lines.append(f"  remedy: {outcome.remedy}")
-    return "\n".join([*lines, f"  log: {log}"])
+    return "\n".join([*lines, f"  log: {_printable(str(log))}"])
+
+
+def _printable(text: str) -> str:
+    """Text of others, which may hold anything: it cannot control the terminal, nor begin a line of its own."""
+    return printable(text, KEPT).replace("\n", "\n  ")
 
 
 def _plots(found: list[Record]) -> Iterator[str]:

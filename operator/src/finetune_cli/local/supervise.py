@@ -63,12 +63,17 @@ def supervise(
 
 
 @contextmanager
-def started(launches: Sequence[Launch], events: Events, grace: float = GRACE_SECONDS) -> Iterator[SupervisedRun]:
-    """The launches as a run. Every process of it has ended when the context exits, for whatever reason."""
+def started(
+    launches: Sequence[Launch], events: Events, grace: float = GRACE_SECONDS, inherited: Sequence[int] = ()
+) -> Iterator[SupervisedRun]:
+    """The launches as a run. Every process of it has ended when the context exits, for whatever reason.
+
+    `inherited` are descriptors that the replicas keep open, also when this process is killed.
+    """
     run = SupervisedRun(grace=grace)
     try:
         for launch in launches:
-            run.replicas.append(Replica(launch, events))
+            run.replicas.append(Replica(launch, events, inherited))
         yield run
     finally:
         for replica in run.replicas:

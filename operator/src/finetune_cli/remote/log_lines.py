@@ -11,15 +11,13 @@ import click
 
 from finetune_api.resource import names
 from finetune_api.runtime import report
-from finetune_cli.errors import printable
+from finetune_cli.errors import KEPT, printable
 from finetune_cli.local.format_record import format_record
 from finetune_plan.backends import DEFAULT as BACKEND
 
 from .api_client import Json
 
 COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red")
-KEPT = "\n\t\u00a0\u00ad\u200b\u200c\u200d\u202f\u2060\u3000\ufeff"
-"""Spaces and joiners of ordinary text, which str.isprintable() refuses."""
 
 
 class LogPod(NamedTuple):

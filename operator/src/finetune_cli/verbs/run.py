@@ -13,7 +13,7 @@ import click
 from finetune_api.runtime.exits import MEANINGS, Exit
 from finetune_api.validation.problem import Problem
 from finetune_cli import exit_codes, job_file, local_files, overrides, planning, printing
-from finetune_cli.errors import format_problem, printable
+from finetune_cli.errors import format_problem
 from finetune_cli.job_file import JobFile
 from finetune_cli.local import display, output_folder, summary
 from finetune_cli.local.execute import FinishedRun, execute
@@ -75,11 +75,11 @@ def _accept(source: JobFile, given: Overrides) -> ValidatedJob:
 def _run(job: ValidatedJob, *, quiet: bool) -> FinishedRun:
     output = Path(job.resolution.run_config.output)
     try:
-        with output_folder.locked(output):
+        with output_folder.locked(output) as lock:
             work = workload(job.resolution, planning.SETTINGS, previous_run(output) + 1)
             now = planning.timestamp()
             first = statuses.started(statuses.admission(job.verdict, now=now), work, now=now)
-            return execute(work, output, first, display.choose(quiet=quiet))
+            return execute(work, output, first, display.choose(quiet=quiet), lock)
     except OSError as error:  # logs and status could not be written: most likely the disk is full
         meaning = MEANINGS[Exit.STORAGE_FAILED]
         message = f"{meaning.sentence} ({error.filename or output}: {error.strerror})"
@@ -93,10 +93,10 @@ def _summarise(finished: FinishedRun, job: ValidatedJob, *, quiet: bool) -> int:
     if outcome.code == Exit.OK:
         if not quiet:
             output = Path(run_config(job.resolution).output)
-            click.echo(printable(summary.succeeded(outcome, summary.records(output), finished.seconds)))
+            click.echo(summary.succeeded(outcome, summary.records(output), finished.seconds))
         return exit_codes.OK
     if outcome.code == Exit.STOPPED:
-        click.echo(printable(summary.stopped(outcome, shlex.join(["finetune", *sys.argv[1:]]))), err=True)
+        click.echo(summary.stopped(outcome, shlex.join(["finetune", *sys.argv[1:]])), err=True)
         return exit_codes.STOPPED
-    click.echo(printable(summary.failed(outcome, finished.log)), err=True)
+    click.echo(summary.failed(outcome, finished.log), err=True)
     return exit_codes.INPUT_WRONG if outcome.code in summary.WRONG_INPUT else exit_codes.FAILED
