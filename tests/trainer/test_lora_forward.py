@@ -13,7 +13,6 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners import lora
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.pytorch_utils import Conv1D
 
@@ -22,6 +21,7 @@ from finetune_api.runtime.run_config import Lora
 from finetune_trainer import adapters, lora_forward
 from finetune_trainer.lora_forward import LoraLinear
 from trainer import activations_work, architectures, models, syncs
+from trainer.lora_update import kept
 from trainer.parity_cases import cases, traces
 from trainer.ranks import run_ranks, values
 
@@ -35,8 +35,6 @@ SHAPES = ((2, 33, INPUTS), (1300, INPUTS), (INPUTS,), (0, 7, INPUTS))
 HALF = {torch.bfloat16: 2**-8, torch.float16: 2**-11}
 """Largest relative error of one rounding."""
 TOLERANCE = 1e-6
-UPDATE = 1e-3
-"""Size of an early update, of the output of the base."""
 
 
 class Around(nn.Module):
@@ -148,26 +146,9 @@ def test_gradients_of_adapters_are_sums_in_fp32(dtype: torch.dtype) -> None:
 def test_an_update_below_the_grid_of_the_base_is_kept(kind: str, shape: tuple[int, ...]) -> None:
     ours, peft = (each.bfloat16() for each in layers(kind))
     x = inputs(shape, torch.bfloat16)
-    of_ours, of_peft = (_kept(each, x) for each in (ours, peft))
+    of_ours, of_peft = (kept(each, x) for each in (ours, peft))
     assert 0.99 <= of_ours <= 1.01, f"{of_ours:.3f} of the update is kept, of PEFT's {of_peft:.3f}"
     assert of_peft < 0.8, f"PEFT keeps {of_peft:.3f}: the update is too large to tell them apart"
-
-
-@torch.no_grad()
-def _kept(layer: Any, x: Tensor) -> float:
-    """Projection of what an adapter changes onto what it should; without the bias, whose rounding is another."""
-    base: Any = layer.get_base_layer()
-    if base.bias is not None:
-        base.bias.zero_()
-    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-    b *= UPDATE * float(base(x).norm() / _update(x, a, b, layer.scaling["default"]).norm())
-    exact = _update(x, a, b, layer.scaling["default"])
-    changed = layer(x).double() - base(x).double()
-    return float((changed * exact).sum() / exact.square().sum())
-
-
-def _update(x: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
-    return functional.linear(functional.linear(x.double(), a.double()), b.double()) * scaling
 
 
 ELSEWHERE: dict[str, dict[str, Any]] = {

@@ -19,9 +19,15 @@ import transformers
 
 from bench.figures import machine, tell
 
-from . import parity, runs, speed, waiting
+from . import lora, parity, runs, speed, waiting
 
-PARTS = {"waiting": waiting.figures, "parity": parity.figures, "speed": speed.figures, "runs": runs.figures}
+PARTS = {
+    "waiting": waiting.figures,
+    "lora": lora.figures,
+    "parity": parity.figures,
+    "speed": speed.figures,
+    "runs": runs.figures,
+}
 
 
 def main() -> int:
