@@ -5,6 +5,11 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import os
+import subprocess
+import sys
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +154,34 @@ def test_an_update_below_the_grid_of_the_base_is_kept(kind: str, shape: tuple[in
     of_ours, of_peft = (kept(each, x) for each in (ours, peft))
     assert 0.99 <= of_ours <= 1.01, f"{of_ours:.3f} of the update is kept, of PEFT's {of_peft:.3f}"
     assert of_peft < 0.8, f"PEFT keeps {of_peft:.3f}: the update is too large to tell them apart"
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="torch brings Triton on Linux only")
+def test_the_kernel_of_a_gpu_rounds_the_sum_once() -> None:
+    """Triton's interpreter runs it on the CPU; it has to be asked for before Triton is imported."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    code = "from trainer import test_lora_forward; test_lora_forward.compare_kernel()"
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=240)
+
+
+def compare_kernel() -> None:
+    """In fp16: the interpreter takes bf16 for integers. `make gpu` has bf16."""
+    kernel = import_module("finetune_trainer.lora_kernel").rounded_sum
+    dtype = torch.float16
+    for rows, columns, rank in [(70, 130, 8), (64, 128, 16), (1, 300, 1), (130, 1, 64), (65, 129, 100), (0, 5, 8)]:
+        base, low = inputs((rows, columns)), inputs((rows, rank), dtype)
+        up = (inputs((rank, columns), dtype) * 0.01).t()
+        found, exact = kernel(base, low, up), base.double() + low.double() @ up.double().t()
+        assert (found.dtype, found.shape) == (dtype, base.shape)
+        assert torch.all((found - exact).abs() <= exact.abs() * HALF[dtype] + 1e-6), (rows, columns, rank)
+
+
+def test_without_triton_a_gpu_takes_torchs_operations_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "finetune_trainer.lora_kernel", None)
+    assert lora_forward._kernel.__wrapped__(torch.device("cpu")) is None
+    assert "without Triton" in caplog.text
 
 
 ELSEWHERE: dict[str, dict[str, Any]] = {

@@ -45,8 +45,9 @@ def test_what_is_no_file_of_records_is_refused(tmp_path: Path, put: str, why: st
     assert not (tmp_path / "theirs").exists()
 
 
-def test_a_sentence_that_nobody_reads_any_more_ends_nothing() -> None:
-    code = "from finetune_trainer.records import print_error\nfor _ in range(3): print_error('x')\nprint('done')"
+@pytest.mark.parametrize("name", ["print_error", "print_lines"])
+def test_what_nobody_reads_any_more_ends_nothing(name: str) -> None:
+    code = f"from finetune_trainer.records import {name} as tell\nfor _ in range(3): tell('x')\nprint('done')"
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run([sys.executable, "-c", code], stderr=writer, stdout=subprocess.PIPE, text=True, check=False)

@@ -19,7 +19,7 @@ import transformers
 
 from bench.figures import machine, tell
 
-from . import lora, parity, runs, speed, waiting
+from . import lora, parity, runs, shapes, speed, waiting
 
 PARTS = {
     "waiting": waiting.figures,
@@ -45,6 +45,8 @@ def main() -> int:
         f"peft {peft.__version__}\n{machine()}, {time.strftime('%d %B %Y')}",
         flush=True,
     )
+    if not shapes.SHARDS:
+        print("This torch is older than the locked one and lacks what FSDP2 needs: one process instead.", flush=True)
     return tell({name: partial(PARTS[name], device) for name in ([only] if only else PARTS)})
 
 

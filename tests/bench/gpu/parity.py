@@ -16,7 +16,7 @@ from trainer import parity_cases
 from trainer.parity_cases import Recording, Trace
 
 from . import shapes
-from .shapes import SHARDED, SMOL, Work
+from .shapes import SHARDS, SMOL, Work
 
 STEPS = 12
 CPU = torch.device("cpu")
@@ -37,10 +37,10 @@ def figures(device: torch.device) -> Iterator[Figure]:
         in_bf16 = _frozen_in_bf16(built)
         bf16 = _trace(work.config(device, **changes), in_bf16, device)
         yield from _compared(f"{method}, bf16", cpu, bf16, loss=0.02, gradient=0.06)
-        alone, model = (bf16, in_bf16) if SHARDED == "bf16" else (gpu, built)
-        with shapes.nccl(device):
-            sharded = _trace(work.config(device, precision=SHARDED, engine=Engine.FSDP2, **changes), model, device)
-        yield from _compared(f"{method}, {SHARDED}, fsdp2 against single", alone, sharded, loss=2e-3, gradient=2e-3)
+        if SHARDS:
+            with shapes.nccl(device):
+                sharded = _trace(work.config(device, engine=Engine.FSDP2, **changes), in_bf16, device)
+            yield from _compared(f"{method}, bf16, fsdp2 against single", bf16, sharded, loss=2e-3, gradient=2e-3)
 
 
 def _trace(config: RunConfig, built: nn.Module, device: torch.device) -> Trace:

@@ -22,12 +22,12 @@ from finetune_api.runtime.report import FinalReport, ProgressRecord, parse
 from finetune_api.runtime.run_config import RunConfig
 from trainer import models
 
-from .shapes import SHARDED
+from .shapes import SHARDS
 
 EPOCHS = 12
 CASES = (
-    (Method.FFT, Engine.SINGLE, "bf16"),
-    (Method.LORA, Engine.FSDP2, SHARDED),
+    (Method.FFT, Engine.SINGLE),
+    (Method.LORA, Engine.FSDP2 if SHARDS else Engine.SINGLE),
 )
 
 
@@ -36,14 +36,14 @@ def figures(device: torch.device) -> Iterator[Figure]:
         folder = Path(name)
         models.model_folder(folder / "model")
         models.dataset(folder / "train.jsonl")
-        for method, engine, precision in CASES:
-            settings: dict[str, Any] = {"method": method, "engine": engine, "precision": precision}
+        for method, engine in CASES:
+            settings: dict[str, Any] = {"method": method, "engine": engine, "precision": "bf16"}
             settings["lora"] = models.lora(dropout=0.1) if method is Method.LORA else None
             config = models.run_config(
                 folder / "model", folder / "train.jsonl", folder / f"{method}-{engine}",
                 device=device.type, schedule__epochs=EPOCHS, checkpointing__every_steps=5, **settings,
             )  # fmt: skip
-            yield from _figures(f"{method} {engine} {precision}", config)
+            yield from _figures(f"{method} {engine}", config)
 
 
 def _figures(name: str, config: RunConfig) -> Iterator[Figure]:

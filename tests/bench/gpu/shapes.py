@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from finetune_api.resource import defaults
@@ -27,8 +27,8 @@ from finetune_trainer.trainer import sampler
 from trainer import models
 
 SEED = 7
-SHARDED = "bf16" if "grad_dtype" in (MixedPrecisionPolicy.__doc__ or "") else "fp32"
-"""Precision in which shards are tried: an older torch than the locked one rounds their gradients to bf16."""
+SHARDS = hasattr(FSDPModule, "set_reduce_scatter_unused_params")
+"""Whether this torch has what our FSDP2 needs of it: one that is older than the locked one runs the rest."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from finetune_trainer import loop, rounding
 from finetune_trainer.loop import StepResult
 
 from . import shapes
-from .shapes import LLAMA_1B, SHARDED, SMOL, Work
+from .shapes import LLAMA_1B, SHARDS, SMOL, Work
 
 STEPS = 4
 KERNELS = 12
@@ -26,7 +26,7 @@ KERNELS = 12
 
 def figures(device: torch.device) -> Iterator[Figure]:
     with shapes.nccl(device):
-        for engine in (Engine.SINGLE, Engine.FSDP2):
+        for engine in (Engine.SINGLE, Engine.FSDP2) if SHARDS else (Engine.SINGLE,):
             for method in (Method.FFT, Method.LORA):
                 found = syncs(Work(SMOL, method, rows=4), engine, device)
                 for place, count in found.items():
@@ -38,8 +38,7 @@ def figures(device: torch.device) -> Iterator[Figure]:
 def syncs(work: Work, engine: Engine, device: torch.device) -> Counter[str]:
     """Where the steps after the first two wait for the device, and how often."""
     config = work.config(
-        device, engine=engine, precision="bf16" if engine is Engine.SINGLE else SHARDED,
-        schedule__max_steps=2 + STEPS, schedule__epochs=9,
+        device, engine=engine, schedule__max_steps=2 + STEPS, schedule__epochs=9,
         batch={"per_device": work.rows // 2, "accumulation": 2},
     )  # fmt: skip
     data = shapes.full_rows(work.rows, work.length, work.shape.vocabulary)

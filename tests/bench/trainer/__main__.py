@@ -15,9 +15,14 @@ import transformers
 
 from bench.figures import machine, tell
 
-from . import lora, published, saves
+from . import formats, lora, published, saves
 
-PARTS = {"published": published.figures, "saves": saves.figures, "lora": lora.figures}
+PARTS = {
+    "published": published.figures,
+    "saves": saves.figures,
+    "lora": lora.figures,
+    "formats": formats.figures,
+}
 
 
 def main() -> int:

@@ -26,15 +26,14 @@ def model() -> Path:
 
 def config(folder: Path, output: Path, steps: int, accumulation: int, **changes: Any) -> RunConfig:
     """`steps` steps at a constant 1e-5, of `accumulation` times eight rows."""
-    return models.run_config(
-        folder, ROWS, output,
-        precision="bf16",
-        optimizer__learning_rate=1e-5,
-        schedule__max_steps=steps,
-        schedule__epochs=50,
-        batch={"per_device": 8, "accumulation": accumulation},
-        **changes,
-    )  # fmt: skip
+    given: dict[str, Any] = {
+        "precision": "bf16",
+        "optimizer__learning_rate": 1e-5,
+        "schedule__max_steps": steps,
+        "schedule__epochs": 50,
+        "batch": {"per_device": 8, "accumulation": accumulation},
+    }
+    return models.run_config(folder, ROWS, output, **(given | changes))
 
 
 def run(config: RunConfig, handoff: Path) -> None:

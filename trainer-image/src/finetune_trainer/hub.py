@@ -32,6 +32,7 @@ from .files import storage_failure
 from .lease import Lease
 from .patience import PatientClient
 from .rank_processes import end_with_launcher
+from .records import print_error
 from .sources import IGNORED, LOST, SMALL, WANTED, Limits, quantisation
 
 _ABANDONED_S = 24 * 3600.0
@@ -58,7 +59,7 @@ def _fetch(name: str, revision: str | None, label: str, limits: Limits) -> Path:
         commit = huggingface_hub.resolve_revision(name, revision=revision).resolved
     except (RunError, httpx2.HTTPError, RevisionResolutionError) as error:
         if known := _cached(name, revision):
-            _log(f"model {label}: the cache is used as it is: {error}")
+            print_error(f"model {label}: the cache is used as it is: {error}")
             return known
         raise
     huggingface_hub.set_client_factory(partial(client, limits))
@@ -71,7 +72,7 @@ def _fill(name: str, commit: str, label: str, limits: Limits) -> Path:
         try:
             mine = lease.acquire()
         except OSError as error:  # a cache that has everything may be read-only
-            _log(f"model {label}: no lease on the cache: {error}")
+            print_error(f"model {label}: no lease on the cache: {error}")
             return _transfer(name, commit)
         if mine:
             _clear(name)
@@ -79,7 +80,7 @@ def _fill(name: str, commit: str, label: str, limits: Limits) -> Path:
                 return _transfer(name, commit)
         if time.monotonic() - noticed > limits.notice:
             noticed, size = time.monotonic(), sum(blob.st_size for blob in _blobs(name))
-            _log(f"model {label}: waiting for the download by {lease.holder}, {size / 1e9:.1f} GB so far")
+            print_error(f"model {label}: waiting for the download by {lease.holder}, {size / 1e9:.1f} GB so far")
         time.sleep(limits.pause)
     return folder
 
@@ -116,7 +117,7 @@ class _Progress:
 
 
 def _stop() -> None:
-    _log("another process has taken the lease on the cache, so this download stops")
+    print_error("another process has taken the lease on the cache, so this download stops")
     os._exit(LOST)
 
 
@@ -180,10 +181,6 @@ def _refusal(label: str, error: Exception) -> RunError:
     return storage_failure(error) or ModelRefused(
         f"model {label}: {message}; check the name, and that the job has a token with read access (HF_TOKEN)"
     )
-
-
-def _log(sentence: str) -> None:
-    sys.stderr.write(f"finetune-trainer: {sentence}\n")
 
 
 def _answer(found: Path | RunError) -> None:

@@ -21,7 +21,7 @@ from finetune_api.runtime.protocol import STALL_SECONDS
 from finetune_api.runtime.report import FinalReport
 from finetune_api.runtime.run_config import Mesh
 
-from . import stacks, stall
+from . import records, stacks, stall
 from .config import NodeInfo
 from .handoff import FOLDER_ENV, STORE_ENV, read_rank_report
 from .heartbeat import Heartbeats
@@ -89,7 +89,7 @@ def wait_for_ranks(ranks: RankProcesses, grace: float, kill_seconds: float = KIL
             if event.code and deadline is None:
                 deadline = time.monotonic() + grace
         elif event is stacks.SIGNAL:
-            sys.stderr.write(stacks.log_lines(ranks.stacks()))
+            records.print_lines(stacks.log_lines(ranks.stacks()))
         elif event is signal.SIGHUP and outcome.stop_signals:
             continue
         elif isinstance(event, signal.Signals) and not outcome.stop_signals and ranks.connected:
@@ -113,7 +113,7 @@ def _kill(ranks: RankProcesses, outcome: NodeOutcome, event: Stall | signal.Sign
         outcome.stalled = {rank: StalledRank(states[rank], stacks.innermost(found[rank])) for rank in states}
     outcome.killed_at = min(outcome.killed_at, time.time())
     ranks.send(signal.SIGKILL)
-    sys.stderr.write(stacks.log_lines(found))
+    records.print_lines(stacks.log_lines(found))
 
 
 def _next(events: Events, deadline: float | None) -> Event | None:

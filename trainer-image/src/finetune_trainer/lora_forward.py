@@ -2,14 +2,18 @@
 
 In bf16 and fp16 the order decides whether early updates are seen at all. The first ones are smaller than half a step
 of the format at W x, so a sum with W x that is rounded already loses them, whichever format it is made in. Here the
-update comes first, and the product of the base is added onto it where it is accumulated, in fp32, and rounded once.
-Gradients of the input are made in the same way. Those of A and B are fp32, from inputs in the compute format.
+update is added to the product of the base where that is accumulated, in fp32, and the sum is rounded once. Gradients
+of A and B are fp32, from inputs in the compute format.
 
 The layers are PEFT's in everything else: their names, parameters and files. Called by adapters.py.
 """
 
 from __future__ import annotations
 
+import importlib
+import logging
+from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -18,6 +22,8 @@ from peft.tuners import lora
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
+
+_log = logging.getLogger(__name__)
 
 
 def use(settings: LoraConfig) -> None:
@@ -86,7 +92,7 @@ class _AdaptedProduct(torch.autograd.Function):
         low = (dropped @ a.t()).mul_(factors.scaling)
         ctx.save_for_backward(x, mask, weight, a, b, low)
         ctx.factors = factors
-        return (low @ b.t()).addmm_(x, weight.t())
+        return _sum(x, weight, low, b)
 
     @staticmethod
     @once_differentiable
@@ -101,6 +107,28 @@ class _AdaptedProduct(torch.autograd.Function):
         if ctx.needs_input_grad[3]:
             of_b = _product(low, gradient).t()
         return of_x, None, of_a, of_b, None
+
+
+def _sum(x: Tensor, weight: Tensor, low: Tensor, b: Tensor) -> Tensor:
+    """x Wᵀ + low Bᵀ [rows, out], rounded once."""
+    if x.device.type != "cuda" or x.dtype.itemsize >= torch.float32.itemsize:
+        return (low @ b.t()).addmm_(x, weight.t())
+    base = torch.mm(x, weight.t(), out_dtype=torch.float32)  # addmm of cuBLAS rounds it before it adds
+    if (kernel := _kernel(x.device)) is not None:
+        return kernel(base, low, b)
+    return torch.add(base, low @ b.t(), out=torch.empty_like(base, dtype=x.dtype))
+
+
+@cache
+def _kernel(device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+    """The kernel for the GPU, where it can be compiled; without it torch's operations give the same numbers later."""
+    try:
+        kernel = importlib.import_module(".lora_kernel", __package__).rounded_sum
+        kernel(torch.zeros(1, 1, device=device), *torch.zeros(2, 1, 1, device=device, dtype=torch.bfloat16))
+    except Exception as error:  # noqa: BLE001 - of Triton, its compilers or the driver; nothing depends on it
+        _log.warning("LoRA adds its updates without Triton (%s), which makes a step up to a tenth slower.", error)
+        return None
+    return cast("Callable[[Tensor, Tensor, Tensor], Tensor]", kernel)
 
 
 def _masked(x: Tensor, mask: Tensor | None, factors: _Factors) -> Tensor:

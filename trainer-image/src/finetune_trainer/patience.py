@@ -6,7 +6,6 @@ The library itself gives up after seconds, and begins an interrupted file again.
 from __future__ import annotations
 
 import random
-import sys
 import time
 from collections.abc import Iterator
 from itertools import count
@@ -15,6 +14,7 @@ from typing import Any
 import httpx2
 
 from .errors import SourceUnavailable
+from .records import print_error
 from .sources import Limits
 
 _TRY_LATER, _SERVER_ERROR = (408, 425, 429), 500
@@ -77,7 +77,7 @@ class PatientClient(httpx2.Client):
                 f"{reason}; check the network and HF_ENDPOINT, set a token (HF_TOKEN) if it limits the rate, or use "
                 "a folder as model"
             )
-        sys.stderr.write(f"finetune-trainer: {reason}; the next try is in {pause:.1f} s\n")
+        print_error(f"{reason}; the next try is in {pause:.1f} s")
         time.sleep(pause)
 
     def _answer(self, request: httpx2.Request, **options: Any) -> httpx2.Response:

@@ -45,17 +45,22 @@ def _missing_end(stream: IO[bytes]) -> bytes:
 
 def print_record(record: JsonRecord) -> None:
     """Print a record. A closed pipe does not end the run: the file has every record."""
-    _print(record.line(), sys.stdout)
+    _print(record.line() + "\n", sys.stdout)
 
 
 def print_error(sentence: str) -> None:
     """Print a line on standard error, or nothing once its reader is gone."""
-    _print(f"finetune-trainer: {sentence}", sys.stderr)
+    print_lines(f"finetune-trainer: {sentence}\n")
 
 
-def _print(line: str, stream: TextIO) -> None:
+def print_lines(text: str) -> None:
+    """Write to standard error what ends with a newline or is empty, or nothing once its reader is gone."""
+    _print(text, sys.stderr)
+
+
+def _print(text: str, stream: TextIO) -> None:
     try:
-        stream.write(line + "\n")
+        stream.write(text)
         stream.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

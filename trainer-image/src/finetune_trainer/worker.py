@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-from . import environment, failures, stacks
+from . import environment, failures, records, stacks
 from .handoff import FOLDER_ENV, Handoff, write_rank_report
 from .heartbeat import join
 from .rank_processes import end_with_launcher
@@ -48,7 +48,7 @@ def run(handoff: Handoff, variables: Mapping[str, str], folder: Path, stop: Stop
             write_rank_report(folder, rank, report)
     except Exception as error:  # noqa: BLE001 - top level of the rank: every failure becomes a report
         report = failures.report(error, rank, handoff.node, trainer.step if trainer else 0)
-        sys.stderr.write(failures.trace(error))
+        records.print_lines(failures.trace(error))
         write_rank_report(folder, rank, report)
     return report.exit_code
 
