@@ -32,6 +32,7 @@ NOTHING: Json = {}
 NO_COUNT: Json = {"compute.gpu_count": None}
 EVAL: Json = {"data.validation_path": "pvc://rows/eval.jsonl"}
 LORA: Json = {"training.mode": "lora"}
+QLORA: Json = {"training.use_qlora": True}
 FSDP: Json = {**LORA, f"{P}.fsdp": True}
 KEY: Json = {"pods.tolerations": [{"key": "a"}]}
 EVERY: Json = {"pods.tolerations": [{"operator": "Exists"}]}
@@ -81,6 +82,9 @@ TWO: dict[str, Two] = {
     "data.examples": Two(NOTHING, 10, 20),
     "data.shuffle": Two(NOTHING, True, False),
     "training.mode": Two(NOTHING, "fft", "lora"),
+    "training.use_qlora": Two(NOTHING, False, True),
+    "training.quantization.format": Two(QLORA, "nf4", "fp4"),
+    "training.quantization.double_quant": Two(QLORA, True, False),
     f"{V}.enabled": Two(EVAL, True, False),
     f"{V}.evaluation_strategy": Two(EVAL, "steps", "no"),
     f"{V}.eval_steps": Two(EVAL, 7, 8),
@@ -153,8 +157,6 @@ ONLY: dict[str, Only] = {
     "algorithm.type": Only(NOTHING, ("offline",), "online"),
     "algorithm.method": Only(NOTHING, ("sft", "supervised_finetune"), "dpo"),
     "data.format": Only(NOTHING, ("messages",), "parquet"),
-    # fp16 is supported, so it is not to blame.
-    "training.use_qlora": Only({f"{P}.fp16": True}, (False,), True),
     f"{V}.metric_for_best_model": Only(EVAL, ("val.loss", "eval_loss"), "bleu"),
     f"{V}.greater_is_better": Only(EVAL, (False,), True),
     f"{H}.optim": Only(NOTHING, ("adamw", "adamw_torch", "adamw_torch_fused"), "sgd"),

@@ -35,7 +35,7 @@ def steps(folder: Path, config: RunConfig, how: Recompute | int) -> tuple[dict[s
     rank, world = collectives.rank(), collectives.world_size()
     layout = mesh.build(config, RankInfo(rank, world, rank, torch.device("cpu")))
     environment.seed(config.seed)
-    built: nn.Module = model.load(folder, config, engines.kept(config, layout))
+    built: nn.Module = model.load(folder, config, engines.kept(config, layout), layout.rank_info.device)
     if config.lora is not None:
         built = adapters.attach(built, config.lora)  # type: ignore[arg-type]
     activations.recompute(built, how)

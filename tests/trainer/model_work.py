@@ -18,6 +18,7 @@ from finetune_trainer import adapters, engines, environment, mesh, model
 from finetune_trainer.collate import collate
 from finetune_trainer.engines.fsdp2 import shard
 from finetune_trainer.environment import RankInfo
+from finetune_trainer.four_bits import Linear4bit
 from finetune_trainer.placeholders import Keep
 from trainer import models, quantised
 from trainer.gradient_memory_work import anonymous, give_back_at_once
@@ -30,7 +31,7 @@ def built(folder: Path, config: RunConfig) -> dict[str, Tensor]:
     rank, world = dist.get_rank(), dist.get_world_size()
     environment.seed(config.seed, rank)
     layout = mesh.build(config, RankInfo(rank, world, rank, torch.device("cpu")))
-    found: nn.Module = model.load(folder, config, engines.kept(config, layout))
+    found: nn.Module = model.load(folder, config, engines.kept(config, layout), layout.rank_info.device)
     if config.lora is not None:
         found = adapters.attach(found, config.lora)  # type: ignore[arg-type]
     engine = engines.build(found, config, layout)
@@ -42,7 +43,9 @@ def shifted(folder: Path, config: RunConfig) -> dict[str, Tensor]:
     """Full parameters, where 1 was added to all that the engine gives as its state after a forward pass."""
     rank, world = dist.get_rank(), dist.get_world_size()
     layout = mesh.build(config, RankInfo(rank, world, rank, torch.device("cpu")))
-    engine = engines.build(model.load(folder, config, engines.kept(config, layout)), config, layout)
+    engine = engines.build(
+        model.load(folder, config, engines.kept(config, layout), layout.rank_info.device), config, layout
+    )
     engine.evaluate(collate(rows(1), range(1)))
     for weight in engine.state()["parameters"].values():
         weight.add_(1.0)
@@ -114,12 +117,15 @@ def memory_of_loading(small: Path, large: Path, config: RunConfig) -> Memory:
         local = [p.to_local().detach() for p in found.parameters() if isinstance(p, DTensor)]
         for part in local:
             part.zero_()  # memory in the compute format is used by the first rounding only
-    held = sum(part.nbytes for part in (*local, *separate.values()))
-    return Memory(max(samples) - samples[0], held, max(sizes), sum(sizes))
+    scales = [buffer for m in found.modules() if isinstance(m, Linear4bit) for buffer in m.buffers()]
+    dtype = model.storage_dtype(config)
+    largest = max(p.numel() for p in model.unloaded(large).parameters()) * dtype.itemsize
+    held = sum(part.nbytes for part in (*local, *separate.values(), *scales))
+    return Memory(max(samples) - samples[0], held, largest, sum(sizes))
 
 
 def _prepared(folder: Path, config: RunConfig, keep: Keep) -> nn.Module:
-    base = model.load(folder, config, keep)
+    base = model.load(folder, config, keep, torch.device("cpu"))
     return base if config.lora is None else adapters.attach(base, config.lora)
 
 

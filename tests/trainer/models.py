@@ -129,7 +129,7 @@ def lora(**changes: Any) -> dict[str, Any]:
 
 def loaded(folder: Path, config: RunConfig) -> PreTrainedModel:
     """The model of a folder, as a rank that keeps all of it has it. Collective."""
-    found = model.load(folder, config, lambda weight: weight)
+    found = model.load(folder, config, lambda weight: weight, torch.device("cpu"))
     placeholders.fill(found)
     return found
 

@@ -26,7 +26,7 @@ from finetune_trainer.errors import RunError
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload([
     "finetune_trainer.checkpoint", "finetune_trainer.result", "torch.distributed.fsdp", "torch._dynamo",
-    "transformers.models.llama.modeling_llama",
+    "transformers.models.llama.modeling_llama", "bitsandbytes",
 ])  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from finetune_api.runtime.choices import Engine
 from finetune_api.runtime.run_config import RunConfig
-from finetune_trainer import checkpoint, engines, environment, loop, mesh, model, snapshot
+from finetune_trainer import checkpoint, engines, environment, loop, mesh, model, quantised_base, snapshot
 from finetune_trainer.collectives import rank, world_size
 from finetune_trainer.engines import TrainingEngine
 from finetune_trainer.environment import RankInfo
@@ -39,11 +39,13 @@ class ResumeCase:
     lora: bool = False
     precision: str = "fp32"
     dropout: float = 0.1
+    quantised: bool = False
+    """Adapters are on a base in four bits."""
     torch_ddp: bool = False
     """Gradients are summed by torch's DistributedDataParallel."""
 
     def __str__(self) -> str:
-        method = "lora" if self.lora else "fft"
+        method = "qlora" if self.quantised else "lora" if self.lora else "fft"
         return f"{self.engine} {method} {self.precision}{' by torch' if self.torch_ddp else ''}"
 
 
@@ -89,6 +91,8 @@ def _train_state(case: ResumeCase) -> TrainState:
     layout = mesh.build(config, RankInfo(rank(), world_size(), rank(), torch.device("cpu")))
     base = models.llama(dropout=case.dropout)
     model.prepare(base, config)
+    if config.quantisation is not None:
+        quantised_base.quantise(base, config.quantisation)
     adapted: nn.Module = base if config.lora is None else with_random_b(base, config.lora)
     engine = (TorchDdp if case.torch_ddp else engines.build)(adapted, config, layout)
     data = rows(ROWS)
@@ -101,6 +105,8 @@ def _config(case: ResumeCase) -> RunConfig:
     world = world_size()
     nodes = 2 if case.engine is Engine.HSDP else 1
     method = {"method": "lora", "lora": models.lora(dropout=case.dropout)} if case.lora else {}
+    if case.quantised:
+        method |= {"method": "qlora", "quantisation": {"format": "nf4", "double": True}}
     changes: dict[str, Any] = method | {
         "engine": case.engine,
         "precision": case.precision,

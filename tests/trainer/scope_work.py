@@ -79,7 +79,7 @@ def _train(case: Case, base: Path, output: Path) -> Trained:
     torch.manual_seed(0)  # of the adapters
     rank = dist.get_rank()
     layout = mesh.build(config, RankInfo(rank, 2, rank, torch.device("cpu")))
-    loaded: Any = model.load(base, config, engines.kept(config, layout))
+    loaded: Any = model.load(base, config, engines.kept(config, layout), layout.rank_info.device)
     adapted = loaded if config.lora is None else adapters.attach(loaded, config.lora)
     engine = engines.build(adapted, config, layout)
     data = _rows()

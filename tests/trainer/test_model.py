@@ -87,6 +87,7 @@ def test_what_a_rank_keeps_is_its_shard(tmp_path: Path, rows: int) -> None:
 DEEP = {"": work.save_deep_model, " of fp8": work.save_deep_fp8, " of mxfp4": work.save_deep_mxfp4}
 STORED: dict[str, dict[str, Any]] = {
     "fft in fp32": {}, "fft in bf16": {"precision": "bf16"}, "lora on bf16": METHODS["lora on bf16"],
+    "qlora on bf16": METHODS["lora on bf16"] | {"method": "qlora", "quantisation": {"format": "nf4", "double": True}},
 }  # fmt: skip
 
 
@@ -103,7 +104,11 @@ def test_a_rank_that_loads_holds_its_shard_and_a_few_tensors(tmp_path: Path, dee
     changes = STORED[stored]
     small = models.model_folder(tmp_path / "model")
     config = _config(tmp_path, 4, engine="fsdp2", **changes)
-    for memory in values(run_ranks(4, work.memory_of_loading, small, deep, config)):
+    found = run_ranks(4, work.memory_of_loading, small, deep, config)
+    if "qlora" in stored and "gpt_oss" in (deep / "config.json").read_text():
+        assert all("would stay in 16 bits" in str(each.error) for each in found)
+        return
+    for memory in values(found):
         assert memory.grown >= 0.9 * memory.shard, f"{memory}: or this test measures nothing"
         assert memory.grown <= memory.shard + 3 * memory.largest, memory
 

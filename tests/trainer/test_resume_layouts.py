@@ -23,11 +23,13 @@ SAME_LAYOUT = {
         ResumeCase(Engine.DDP),
         ResumeCase(Engine.HSDP, precision="bf16"),
         ResumeCase(Engine.HSDP, lora=True, precision="bf16"),
+        ResumeCase(Engine.DDP, lora=True, quantised=True),
         ResumeCase(Engine.HSDP, lora=True),
     ],
     2: [
         ResumeCase(Engine.FSDP2, precision="bf16"),
         ResumeCase(Engine.FSDP2, lora=True, precision="bf16"),
+        ResumeCase(Engine.FSDP2, lora=True, quantised=True, precision="bf16"),
         ResumeCase(Engine.FSDP2),
     ],
 }

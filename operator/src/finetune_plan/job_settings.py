@@ -107,6 +107,19 @@ class LoraSettings:
 
 
 @dataclass(frozen=True)
+class QuantizationSettings:
+    """How QLoRA stores the matrices of the base."""
+
+    format: Setting[str] = _key("training.quantization.format", default=defaults.QUANTISATION_FORMAT)
+    double_quant: Setting[bool] = _key("training.quantization.double_quant", default=defaults.DOUBLE_QUANT)
+
+    @property
+    def given(self) -> str:
+        """The first of its keys that is set; empty if none is."""
+        return self.format.key or self.double_quant.key
+
+
+@dataclass(frozen=True)
 class OptimizerSettings:
     """AdamW and its schedule. A learning rate without a value follows from the method."""
 
@@ -207,6 +220,7 @@ class JobSettings:
     engine: EngineSettings = _group(EngineSettings)
     batch: BatchSettings = _group(BatchSettings)
     lora: LoraSettings = _group(LoraSettings)
+    quantization: QuantizationSettings = _group(QuantizationSettings)
     optimizer: OptimizerSettings = _group(OptimizerSettings)
     data: DataSettings = _group(DataSettings)
     validation: ValidationSettings = _group(ValidationSettings)

@@ -121,12 +121,18 @@ def _unsupported(job: JobSettings, asked: Combination) -> list[Problem]:
 
 def _contradictions(job: JobSettings, method: Method, method_reason: str) -> list[Problem]:
     """What only shows once the method is decided; the rules see it where a key names adapters."""
-    weights = job.engine.weights
-    if method is Method.FFT or weights.value != WeightFormat.BF16:
-        return []
-    return [Problem(f"spec.{weights.key}", "MethodContradiction",
-                    "weights: bf16 is for full finetuning, but the job trains adapters, whose weights are fp32. "
-                    + method_reason, "Remove weights, or select full finetuning.")]  # fmt: skip
+    found, weights, quantization = [], job.engine.weights, job.quantization.given
+    if method is not Method.FFT and weights.value == WeightFormat.BF16:
+        found.append(Problem(
+            f"spec.{weights.key}", "MethodContradiction",
+            "weights: bf16 is for full finetuning, but the job trains adapters, whose weights are fp32. "
+            + method_reason, "Remove weights, or select full finetuning."))  # fmt: skip
+    if method is not Method.QLORA and quantization:
+        found.append(Problem(
+            f"spec.{quantization}", "MethodContradiction",
+            f"training.quantization is for QLoRA, but the method is {method}. {method_reason}",
+            "Remove training.quantization, or set training.use_qlora to true."))  # fmt: skip
+    return found
 
 
 @dataclass(frozen=True)

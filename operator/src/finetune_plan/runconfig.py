@@ -6,8 +6,9 @@ import hashlib
 from typing import Any
 
 from finetune_api.resource import defaults
-from finetune_api.runtime.choices import Method, Recompute
+from finetune_api.runtime.choices import BaseFormat, Method, Recompute
 from finetune_api.runtime.run_config import (
+    BaseQuantisation,
     Batch,
     Checkpointing,
     DataConfig,
@@ -20,7 +21,7 @@ from finetune_api.runtime.run_config import (
 )
 from finetune_api.validation import uris
 
-from .job_settings import DataSettings, JobSettings, LoraSettings, OptimizerSettings
+from .job_settings import DataSettings, JobSettings, LoraSettings, OptimizerSettings, QuantizationSettings
 from .mounts import mount
 from .resolve import Resolution
 
@@ -48,6 +49,7 @@ def run_config(resolved: Resolution) -> RunConfig:
         data=_data(job),
         sequence_length=_sequence_length(job.data),
         lora=resolve_lora(job.lora, resolved.method),
+        quantisation=_quantisation(job.quantization, resolved.method),
         mesh=Mesh(
             nodes=layout.nodes,
             processes_per_node=layout.gpus_per_node,
@@ -156,3 +158,9 @@ def resolve_lora(given: LoraSettings, method: Method) -> Lora | None:
         dropout=given.dropout.value,
         target_modules=tuple(given.target_modules.value),
     )
+
+
+def _quantisation(given: QuantizationSettings, method: Method) -> BaseQuantisation | None:
+    if method is not Method.QLORA:
+        return None
+    return BaseQuantisation(format=BaseFormat(given.format.value), double=given.double_quant.value)

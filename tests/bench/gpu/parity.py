@@ -12,6 +12,7 @@ from bench.figures import Figure
 from finetune_api.runtime.choices import Engine, Method
 from finetune_api.runtime.run_config import RunConfig
 from finetune_trainer import loop
+from finetune_trainer.four_bits import Linear4bit
 from trainer import parity_cases
 from trainer.parity_cases import Recording, Trace
 
@@ -20,7 +21,7 @@ from .shapes import SHARDS, SMOL, Work
 
 STEPS = 12
 CPU = torch.device("cpu")
-LEARNING_RATES = {Method.FFT: 3e-4, Method.LORA: 1e-3}
+LEARNING_RATES = {Method.FFT: 3e-4, Method.LORA: 1e-3, Method.QLORA: 1e-3}
 
 
 def figures(device: torch.device) -> Iterator[Figure]:
@@ -57,8 +58,11 @@ def _frozen_in_bf16(built: nn.Module) -> nn.Module:
     """As storage_dtype says: a frozen base is stored in the format that it computes in."""
     found = copy.deepcopy(built)
     for parameter in found.parameters():
-        if not parameter.requires_grad:
+        if not parameter.requires_grad and parameter.is_floating_point():
             parameter.data = parameter.data.bfloat16()
+    for module in found.modules():
+        if isinstance(module, Linear4bit):
+            module.dtype = torch.bfloat16
     return found
 
 

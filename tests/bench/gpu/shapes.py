@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from finetune_api.resource import defaults
 from finetune_api.runtime.choices import Method, Recompute
 from finetune_api.runtime.run_config import RunConfig
-from finetune_trainer import activations, adapters, engines, environment, mesh, model
+from finetune_trainer import activations, adapters, engines, environment, mesh, model, quantised_base
 from finetune_trainer.environment import RankInfo
 from finetune_trainer.loop import TrainState
 from finetune_trainer.rows import Rows
@@ -82,7 +82,8 @@ class Work:
         )
         given = {
             "method": self.method,
-            "lora": lora if self.method is Method.LORA else None,
+            "lora": None if self.method is Method.FFT else lora,
+            "quantisation": {"format": "nf4", "double": True} if self.method is Method.QLORA else None,
             "device": device.type,
             "precision": "bf16",
             "batch": {"per_device": self.rows, "accumulation": 1},
@@ -117,6 +118,8 @@ def random_model(shape: Shape, config: RunConfig, device: torch.device, *, prepa
         )
         if prepared:
             model.prepare(base, config)
+        if config.quantisation is not None:
+            quantised_base.quantise(base, config.quantisation)
         built = base if config.lora is None else adapters.attach(base, config.lora)
     if prepared:
         activations.recompute(built, Recompute.FULL if config.activation_checkpointing else Recompute.NONE)

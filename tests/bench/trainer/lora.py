@@ -1,22 +1,24 @@
-"""LoRA: losses in bf16 against fp32, and a step against PEFT's forward pass."""
+"""LoRA and QLoRA: losses in bf16 against fp32, and a step against PEFT's forward pass."""
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from bench.figures import Figure
 from finetune_api.runtime.choices import Precision
 from finetune_api.runtime.run_config import RunConfig
 from finetune_trainer import adapters, engines, environment, loop, mesh, preparation
 from finetune_trainer.environment import RankInfo
+from finetune_trainer.four_bits import Linear4bit
 from finetune_trainer.handoff import TRAIN
 from finetune_trainer.loop import StepResult, TrainState
 from finetune_trainer.rows import Rows
@@ -34,6 +36,12 @@ ROUNDS, WARM_UP, TIMED = 3, 1, 4
 TIMED_ROWS = 16
 FASTER = 0.9
 """Largest share of a step of PEFT."""
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "lora": {},
+    "qlora": {"method": "qlora", "quantisation": {"format": "nf4", "double": True}},
+}
 
 
 class Forward(StrEnum):
@@ -57,15 +65,20 @@ def figures() -> Iterator[Figure]:
     with tempfile.TemporaryDirectory() as folder:
         preparation.prepare(_config(Precision.FP32), 0, Path(folder), print)
         data = Rows.load(Path(folder) / TRAIN)
-        exact = _run(_config(Precision.FP32), data, Forward.OURS)
-        print(_losses("fp32", exact), flush=True)
-        for forward in Forward:
-            found = _run(_config(Precision.BF16), data, forward)
-            print(_losses(f"bf16, {forward}", found), flush=True)
-            far = max(abs(a - b) for a, b in zip(exact.losses, found.losses, strict=True))
-            most = NEAR if forward is Forward.OURS else None
-            yield Figure(f"bf16, {forward}: furthest loss of {STEPS} from fp32's", far, "nats", most)
+        for method, changes in METHODS.items():
+            yield from _learning(method, changes, data)
         yield from _speed(data)
+
+
+def _learning(method: str, changes: Mapping[str, Any], data: Rows) -> Iterator[Figure]:
+    exact = _run(_config(Precision.FP32, **changes), data, Forward.OURS)
+    print(_losses(f"{method}, fp32", exact), flush=True)
+    for forward in Forward:
+        found = _run(_config(Precision.BF16, **changes), data, forward)
+        print(_losses(f"{method}, bf16, {forward}", found), flush=True)
+        far = max(abs(a - b) for a, b in zip(exact.losses, found.losses, strict=True))
+        most = NEAR if forward is Forward.OURS else None
+        yield Figure(f"{method}, bf16, {forward}: furthest loss of {STEPS} from fp32's", far, "nats", most)
 
 
 def _speed(data: Rows) -> Iterator[Figure]:
@@ -88,7 +101,7 @@ def _speed(data: Rows) -> Iterator[Figure]:
 
 def _run(config: RunConfig, data: Rows, forward: Forward) -> Run:
     assert config.lora is not None
-    base = models.loaded(Path(config.model), config)
+    base = _base(config)
     environment.seed(config.seed)
     built = adapters.attach(base, config.lora)
     if forward is not Forward.OURS:
@@ -111,11 +124,25 @@ def _run(config: RunConfig, data: Rows, forward: Forward) -> Run:
     return found
 
 
+def _base(config: RunConfig) -> PreTrainedModel:
+    """For fp32 the codes of bf16: those of another rounding would be another base."""
+    if config.quantisation is None or config.precision is Precision.BF16:
+        return models.loaded(Path(config.model), config)
+    found = models.loaded(Path(config.model), config.model_copy(update={"precision": Precision.BF16}))
+    for parameter in found.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.float()
+    for module in found.modules():
+        if isinstance(module, Linear4bit):
+            module.dtype = torch.float32
+    return found
+
+
 def _config(precision: Precision, **changes: Any) -> RunConfig:
-    given = {"batch": {"per_device": ROWS, "accumulation": 1}, "schedule__max_steps": STEPS}
+    given = {"method": "lora", "batch": {"per_device": ROWS, "accumulation": 1}, "schedule__max_steps": STEPS}
     return models.run_config(
         smollm2.model(), smollm2.ROWS, Path("output"),
-        method="lora", lora=models.lora(rank=16, alpha=32.0), precision=precision, sequence_length=512,
+        lora=models.lora(rank=16, alpha=32.0), precision=precision, sequence_length=512,
         optimizer__learning_rate=RATE, **(given | changes),
     )  # fmt: skip
 

@@ -5,3 +5,7 @@ node -> config -> preparation -> launch -> outcome -> publish          a node, w
 worker -> environment -> trainer -> model, adapters -> engines -> loop    a rank
                          checkpoint, result, identity <- hooks
 """
+
+import logging
+
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it; it warns of kernels for decoding

@@ -9,7 +9,7 @@ Peak of a rank, in bytes, when some layers recompute:
     weights and moments + the larger of
         what the layers hold + the larger of (the chunk of the loss, one layer's backward pass)
         the gradients of a step + one layer's backward pass
-    + weights and gradients that FSDP2 has gathered at that time
+    + weights and gradients that FSDP2 has gathered at that time, and the weight that is in four bits otherwise
 
 Gradients count in both where a step has several micro batches. docs/adr/0044 compares it with measured peaks.
 """
@@ -31,9 +31,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from finetune_api.runtime.choices import Engine, Recompute, WeightFormat
 from finetune_api.runtime.run_config import RunConfig
 
-from . import adapters, architecture, attention, chunked_loss, loss, model, saved
+from . import adapters, architecture, attention, chunked_loss, loss, model, quantised_base, saved
 from .collectives import on_every_rank, on_rank_0
 from .errors import ModelRefused
+from .four_bits import Linear4bit
 from .master import COMPUTE, computes_apart
 from .mesh import RankMesh
 from .saved import Saved
@@ -62,6 +63,8 @@ class Fixed:
     """While the loss is computed."""
     gathered: int = 0
     """Parts of other ranks, while a layer is computed."""
+    dequantised: int = 0
+    """The largest weight that is stored in four bits, while a layer computes with it."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ def peak(layers: Sequence[Saved], recomputed: int, fixed: Fixed) -> int:
     held = sum(each.inputs if i in chosen else each.activations for i, each in enumerate(layers))
     backward = largest * (2 if chosen else 1)  # gradients of activations; and the activations again
     begin = held + max(fixed.loss, backward) + (fixed.gradients if fixed.accumulates else 0)
-    return fixed.weights + max(begin, fixed.gradients + backward) + fixed.gathered
+    return fixed.weights + max(begin, fixed.gradients + backward) + fixed.gathered + fixed.dequantised
 
 
 def evenly(count: int, total: int) -> frozenset[int]:
@@ -198,11 +201,41 @@ def outlined(folder: Path, config: RunConfig) -> PreTrainedModel | PeftModel:
     architecture.freeze_other_parts(base)
     attention.replace(base)
     base.train()
+    if config.quantisation is not None:
+        quantised_base.quantise(base, config.quantisation)
     adapted = base if config.lora is None else adapters.attach(base, config.lora)
     parameters = dict(adapted.named_parameters())
     for name in computes_apart(adapted, config.precision):
         parameters[name].data = parameters[name].data.to(COMPUTE[config.precision])
     return adapted
+
+
+def require_quantised_to_compute(folder: Path, config: RunConfig) -> None:
+    """Raises ModelRefused for an architecture that reads weights past the layers that store them in four bits.
+
+    Without this check it would crash in its first step, or its first evaluation.
+    """
+    as_it_is = config.model_copy(update={"quantisation": None})
+    found = _failure(outlined(folder, config))
+    if found is not None and _failure(outlined(folder, as_it_is)) is None:
+        raise ModelRefused(
+            f"training.use_qlora: {_name(outlined(folder, config))} reads weights past the layers that store them "
+            f"in four bits ({type(found).__name__}: {found}); train adapters on the base as it is (training.mode: "
+            "lora)"
+        )
+
+
+def _failure(outline: nn.Module) -> Exception | None:
+    """What a forward pass without numbers raises, in training or in evaluation."""
+    base = loss.causal(outline)
+    try:
+        for training in (True, False):
+            base.train(training)
+            with saved.AsOnGpu():
+                base(input_ids=torch.zeros(1, 4, dtype=torch.int64, device="meta"), use_cache=False)
+    except Exception as error:  # noqa: BLE001 - of the architecture's own code
+        return error
+    return None
 
 
 def count(outline: nn.Module, rows: int, longest: int) -> list[Saved]:
@@ -217,28 +250,34 @@ def fixed(outline: nn.Module, config: RunConfig, mesh: RankMesh, longest: int) -
     """From the table of bytes of a parameter in master.py."""
     ranks, compute = mesh.size("shard"), COMPUTE[config.precision].itemsize
     of_trained = 12 + (compute if compute < 4 else 0) - (4 if config.weights is WeightFormat.BF16 else 0)
-    trained, frozen = _numbers(outline, trained=True), _numbers(outline, trained=False)
+    trained, frozen = (
+        _numbers(outline, trained=True),
+        sum(p.nbytes for p in outline.parameters() if not p.requires_grad),
+    )
+    quantised = [module for module in outline.modules() if isinstance(module, Linear4bit)]
     base = loss.causal(outline)
     head: nn.Module = base.get_output_embeddings()  # type: ignore[no-untyped-call]
     vocabulary = base.config.get_text_config().vocab_size
     logits = min(chunked_loss.GPU_CHUNK, config.batch.per_device * longest * vocabulary)
     return Fixed(
-        weights=(trained * of_trained + frozen * compute) // ranks,
+        weights=(trained * of_trained + frozen) // ranks
+        + sum(b.nbytes for each in quantised for b in each.buffers()),
         gradients=trained * 4 // ranks,
         accumulates=config.batch.accumulation > 1,
         loss=logits * LOSS_BYTES + _numbers(head, trained=True) * (4 + compute),
         gathered=_gathered(outline, compute) if config.engine in (Engine.FSDP2, Engine.HSDP) else 0,
+        dequantised=max((each.in_features * each.out_features * compute for each in quantised), default=0),
     )
 
 
 def _gathered(outline: nn.Module, compute: int) -> int:
     """What is outside the layers, this layer and the next; and gradients of one, before and after the cast."""
     found = layers(outline)
-    sizes = [sum(p.numel() for p in each.parameters()) for each in found]
-    layer, outside = max(sizes), sum(p.numel() for p in outline.parameters()) - sum(sizes)
+    sizes = [sum(p.nbytes for p in each.parameters()) for each in found]
+    layer, outside = max(sizes), sum(p.nbytes for p in outline.parameters()) - sum(sizes)
     in_layers = [_numbers(each, trained=True) for each in found]
     gradients = max(*in_layers, _numbers(outline, trained=True) - sum(in_layers)) * (4 + compute)
-    return (outside + 2 * layer) * compute + gradients
+    return outside + 2 * layer + gradients
 
 
 def _numbers(module: nn.Module, *, trained: bool) -> int:

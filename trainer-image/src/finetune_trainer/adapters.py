@@ -7,16 +7,12 @@ target_parameters, but only without dropout, by building all weights of a layer 
 
 from __future__ import annotations
 
-import copy
 from typing import Any, cast
 
-import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners import tuners_utils
 from peft.utils import transformers_weight_conversion as conversion
-from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from finetune_api.runtime.run_config import Lora
 
@@ -68,7 +64,7 @@ def missed(model: PreTrainedModel) -> dict[str, int]:
 
 def _targets(model: PreTrainedModel, wanted: tuple[str, ...]) -> list[str]:
     """Names of the modules that get adapters. PEFT makes them shorter where they are many."""
-    linear = _linear(model)
+    linear = architecture.linear(model)
     if wanted == (ALL_LINEAR,):
         head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         left_out = _experts(model) | _kernels(model)
@@ -82,30 +78,6 @@ def _targets(model: PreTrainedModel, wanted: tuple[str, ...]) -> list[str]:
     found = {target: [name for name in linear if f".{name}".endswith(f".{target}")] for target in wanted}
     _require_targets(model, found)
     return [name for names in found.values() for name in names]
-
-
-def _linear(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """Linear modules of the language model."""
-    others = tuple(f"{part}." for part in architecture.other_parts(model))
-    return {
-        name: module for name, module in model.named_modules() if not name.startswith(others) and _is_linear(module)
-    }
-
-
-def _is_linear(module: nn.Module) -> bool:
-    """Whether it computes a matrix product: some routers are of a subclass of nn.Linear that gives something else."""
-    if type(module).forward in (nn.Linear.forward, Conv1D.forward):
-        return True
-    if not isinstance(module, nn.Linear):
-        return False
-    small, numbers = copy.copy(module), torch.tensor([[1.0, -2.0]])
-    bias = None if module.bias is None else nn.Parameter(torch.ones(3))
-    small._parameters = {"weight": nn.Parameter(torch.arange(6.0).view(3, 2)), "bias": bias}  # noqa: SLF001
-    try:
-        found = small(numbers)
-    except Exception:  # noqa: BLE001 - it takes something else, or more
-        return False
-    return isinstance(found, Tensor) and torch.equal(found, nn.Linear.forward(small, numbers))
 
 
 def _experts(model: PreTrainedModel) -> frozenset[str]:
@@ -129,13 +101,13 @@ def _kernels(model: PreTrainedModel) -> frozenset[str]:
             return True
         return False
 
-    return frozenset(leaf for leaf in {_leaf(name) for name in _linear(model)} if refused(leaf))
+    return frozenset(leaf for leaf in {_leaf(name) for name in architecture.linear(model)} if refused(leaf))
 
 
 def _require_targets(model: PreTrainedModel, found: dict[str, list[str]]) -> None:
     """PEFT accepts the list if one name matches; a typo in another would silently train fewer modules."""
-    kernels = _kernels(model)
-    known = ", ".join(sorted({_leaf(name) for name in _linear(model)} - _experts(model) - kernels))
+    read = _kernels(model)
+    known = ", ".join(sorted({_leaf(name) for name in architecture.linear(model)} - _experts(model) - read))
     fused = [name for name, p in model.named_parameters() if p.ndim > 2 and not name.endswith(".weight")]
     experts = [
         target
@@ -146,7 +118,7 @@ def _require_targets(model: PreTrainedModel, found: dict[str, list[str]]) -> Non
     for targets, what in (
         (experts, "experts, whose weights transformers keeps in one parameter for all, get no adapters:"),
         (
-            [target for target in found if _leaf(target) in kernels],
+            [target for target in found if _leaf(target) in read],
             f"kernels of {model.config.model_type} read their weights past an adapter:",
         ),
         (missing, "the model has no module"),

@@ -17,8 +17,10 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import build_glob_alternation
+from transformers.pytorch_utils import Conv1D
 
 from .errors import ModelRefused
+from .four_bits import Linear4bit
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
@@ -71,6 +73,30 @@ def _without(module: nn.Module, parameters: set[nn.Parameter], prefix: str = "")
             yield prefix + name
         elif own - parameters:
             yield from _without(child, parameters, f"{prefix}{name}.")
+
+
+def linear(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """Linear modules of the language model."""
+    others = tuple(f"{part}." for part in other_parts(model))
+    return {
+        name: module for name, module in model.named_modules() if not name.startswith(others) and _is_linear(module)
+    }
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether it computes a matrix product: some routers are of a subclass of nn.Linear that gives something else."""
+    if type(module).forward in (nn.Linear.forward, Conv1D.forward, Linear4bit.forward):
+        return True
+    if not isinstance(module, nn.Linear):
+        return False
+    small, numbers = copy.copy(module), torch.tensor([[1.0, -2.0]])
+    bias = None if module.bias is None else nn.Parameter(torch.ones(3))
+    small._parameters = {"weight": nn.Parameter(torch.arange(6.0).view(3, 2)), "bias": bias}  # noqa: SLF001
+    try:
+        found = small(numbers)
+    except Exception:  # noqa: BLE001 - it takes something else, or more
+        return False
+    return isinstance(found, Tensor) and torch.equal(found, nn.Linear.forward(small, numbers))
 
 
 def kept_in_fp32(model: nn.Module, names: Iterable[str], dtype: torch.dtype) -> set[str]:

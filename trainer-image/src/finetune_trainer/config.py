@@ -6,7 +6,7 @@ Called by node.py before any process is started and before anything is loaded.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,8 +89,7 @@ def _contradictions(config: RunConfig) -> list[str]:
             f"engine hsdp shards inside a node and replicates across nodes, not with nodes {mesh.nodes} and "
             f"processes_per_node {mesh.processes_per_node}; set engine fsdp2 or ddp"
         )
-    if (config.method is Method.LORA) != (config.lora is not None):
-        found.append(f"method {config.method} and lora {config.lora} contradict each other")
+    found += _contradictions_of_method(config)
     if config.weights is WeightFormat.BF16 and not _can_keep_bf16(config):
         found.append(
             f"weights bf16 needs method fft, precision bf16 and rounding stochastic, not {config.method}, "
@@ -101,6 +100,14 @@ def _contradictions(config: RunConfig) -> list[str]:
     if config.validation is not None and config.validation.greater_is_better:
         found.append("validation.greater_is_better is true, but a loss is better when it is smaller; set false")
     return found
+
+
+def _contradictions_of_method(config: RunConfig) -> Iterator[str]:
+    parts = (("lora", config.lora, config.method is not Method.FFT),
+             ("quantisation", config.quantisation, config.method is Method.QLORA))  # fmt: skip
+    for name, part, wanted in parts:
+        if (part is not None) != wanted:
+            yield f"method {config.method} and {name} {part} contradict each other"
 
 
 def _can_keep_bf16(config: RunConfig) -> bool:

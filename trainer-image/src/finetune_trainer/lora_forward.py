@@ -23,18 +23,20 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
+from .four_bits import Linear4bit
+
 _log = logging.getLogger(__name__)
 
 
 def use(settings: LoraConfig) -> None:
-    """Let PEFT make a `LoraLinear` of every layer that is nn.Linear or Conv1D and no more."""
+    """Let PEFT make a `LoraLinear` of every layer that is nn.Linear, Conv1D or Linear4bit and no more."""
     made: Any = dict.fromkeys((nn.Linear, Conv1D), _adapted)  # PEFT calls what its annotation says are classes
     settings._register_custom_module(made)  # noqa: SLF001 - PEFT documents it
 
 
 def _adapted(target: nn.Module, name: str, config: LoraConfig, **options: Any) -> LoraLinear | None:
     """None where PEFT should choose the layer: what is stored or computed in another way is of a subclass."""
-    if type(target).forward not in (nn.Linear.forward, Conv1D.forward):
+    if type(target).forward not in (nn.Linear.forward, Conv1D.forward, Linear4bit.forward):
         return None
     config.fan_in_fan_out = isinstance(target, Conv1D)
     return LoraLinear(target, name, config, is_target_conv_1d_layer=config.fan_in_fan_out, **options)
@@ -46,28 +48,39 @@ class LoraLinear(lora.Linear):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """From [..., in] to [..., out]."""
         base: Any = self.get_base_layer()
-        if args or kwargs or not self._is_supported(x, base.weight):
+        if args or kwargs or not self._is_supported(x, base):
             return super().forward(x, *args, **kwargs)
         (name,) = self.active_adapters
         a, b, dropout = self.lora_A[name], self.lora_B[name], self.lora_dropout[name]
         share = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
-        weight = base.weight.t() if self.fan_in_fan_out else base.weight
-        result: Tensor = _AdaptedProduct.apply(
-            x.reshape(-1, x.shape[-1]), weight, a.weight, b.weight, _Factors(self.scaling[name], share)
-        )
+        factors = _Factors(self.scaling[name], share, self._whole)
+        result: Tensor = _AdaptedProduct.apply(x.reshape(-1, x.shape[-1]), base.weight, a.weight, b.weight, factors)
         if base.bias is not None:
             result += base.bias  # inside the update, it would round that to its own grid
-        return result.view(*x.shape[:-1], len(weight))
+        return result.view(*x.shape[:-1], result.shape[-1])
 
-    def _is_supported(self, x: Tensor, weight: Tensor) -> bool:
+    @property
+    def _whole(self) -> Callable[[Tensor], Tensor]:
+        """From the parameter of the base to its weight [out, in]."""
+        base: Any = self.get_base_layer()
+        if isinstance(base, Linear4bit):
+            return base.whole
+        return Tensor.t if self.fan_in_fan_out else _itself
+
+    def _is_supported(self, x: Tensor, base: Any) -> bool:
         """Whether it is a matrix product with one adapter, all in one format."""
         names = self.active_adapters
         if self.disable_adapters or self.merged or _autocast(x.device.type) or len(names) != 1:
             return False
         name = names[0]
-        if name not in self.lora_A or name in self.lora_variant or self.lora_bias[name] or weight.requires_grad:
+        if name not in self.lora_A or name in self.lora_variant or self.lora_bias[name] or base.weight.requires_grad:
             return False
-        return x.dtype == weight.dtype == self.lora_A[name].weight.dtype == self.lora_B[name].weight.dtype
+        dtype = base.dtype if isinstance(base, Linear4bit) else base.weight.dtype
+        return x.dtype == dtype == self.lora_A[name].weight.dtype == self.lora_B[name].weight.dtype
+
+
+def _itself(weight: Tensor) -> Tensor:
+    return weight
 
 
 def _autocast(device: str) -> bool:
@@ -78,30 +91,33 @@ class _Factors(NamedTuple):
     scaling: float
     dropped: float
     """Share of the input that A does not see."""
+    whole: Callable[[Tensor], Tensor]
+    """From what is stored of W to W."""
 
 
 class _AdaptedProduct(torch.autograd.Function):
-    """Of x [rows, in], W [out, in], A [rank, in] and B [out, rank].
+    """Of x [rows, in], what is stored of W [out, in], A [rank, in] and B [out, rank].
 
-    Saved are x, which layers with the same input share, s · A dropout(x), and a mask of a byte per element.
+    Saved are what is stored of W, x, which layers with the same input share, s · A dropout(x), and a mask of a byte
+    per element.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, factors: _Factors) -> Tensor:
+    def forward(ctx: Any, x: Tensor, stored: Tensor, a: Tensor, b: Tensor, factors: _Factors) -> Tensor:
         dropped, mask = torch.native_dropout(x, factors.dropped, True) if factors.dropped else (x, None)
         low = (dropped @ a.t()).mul_(factors.scaling)
-        ctx.save_for_backward(x, mask, weight, a, b, low)
+        ctx.save_for_backward(x, mask, stored, a, b, low)
         ctx.factors = factors
-        return _sum(x, weight, low, b)
+        return _sum(x, factors.whole(stored), low, b)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, mask, weight, a, b, low = ctx.saved_tensors
+        x, mask, stored, a, b, low = ctx.saved_tensors
         of_low = (gradient @ b).mul_(ctx.factors.scaling)
         of_x = of_a = of_b = None
         if ctx.needs_input_grad[0]:
-            of_x = _masked(of_low @ a, mask, ctx.factors).addmm_(gradient, weight)
+            of_x = _masked(of_low @ a, mask, ctx.factors).addmm_(gradient, ctx.factors.whole(stored))
         if ctx.needs_input_grad[2]:
             of_a = _product(of_low, _masked(x, mask, ctx.factors))
         if ctx.needs_input_grad[3]:

@@ -28,6 +28,7 @@ from .failures import exit_code_of
 from .master import COMPUTE
 from .placeholders import Keep
 from .quantisation import KEY
+from .quantised_base import Quantising
 
 _MOST = 2
 """How many times as many parameters as numbers in the files are not refused before they are looked for."""
@@ -36,29 +37,31 @@ _MAX_LISTED = 5
 """Keys named in a message; the rest are counted."""
 
 
-def load(folder: Path, config: RunConfig, keep: Keep) -> PreTrainedModel:
+def load(folder: Path, config: RunConfig, keep: Keep, device: torch.device) -> PreTrainedModel:
     """The model in training mode: placeholders of its weights, of which this rank has what it keeps. Collective.
 
-    Raises ModelRefused on every rank.
+    A base is quantised on `device`. Raises ModelRefused on every rank.
     """
     loaded: list[PreTrainedModel] = []
     with on_channel(new_channel("loading")):  # one rank may be slower than the time-out of another channel
-        on_every_rank(lambda: loaded.append(_loaded(folder, storage_dtype(config), keep)))
+        on_every_rank(lambda: loaded.append(_loaded(folder, config, keep, device)))
     model = loaded[0]
     on_rank_0(partial(_require_trained_formats, folder, model, config.method))
     prepare(model, config)
     return model
 
 
-def _loaded(folder: Path, dtype: torch.dtype, keep: Keep) -> PreTrainedModel:
-    outline = unloaded(folder)
-    with _refused(folder):
-        _require_fitting_files(folder, outline)
-    with _refused(folder), placeholders.replacing(keep, _tied_shapes(outline)):
-        model, report = _read(folder, dtype)
+def _loaded(folder: Path, config: RunConfig, keep: Keep, device: torch.device) -> PreTrainedModel:
+    outline, how = unloaded(folder), config.quantisation
+    quantising = None if how is None else Quantising(outline, how, keep, device)
+    named = (lambda _, weight: keep(weight)) if quantising is None else quantising.keep
+    with _refused(folder), placeholders.replacing(named, _tied_shapes(outline)):
+        model, report = _read(folder, storage_dtype(config))
     _require_complete(folder, report)
-    placeholders.replace(model, keep)
+    placeholders.replace(model, named)
     _freeze_as_built(model, outline)
+    if quantising is not None:
+        quantising.install(model)
     return model
 
 
@@ -69,7 +72,7 @@ def prepare(model: PreTrainedModel, config: RunConfig) -> None:
         architecture.cast_buffers(model, COMPUTE[config.precision])
     attention.use(model)
     model.config.use_cache = False  # the KV cache is for generation only
-    if config.method is Method.LORA:
+    if config.method is not Method.FFT:
         architecture.without_router_loss(model)  # routers get no adapters
     model.train()
 
@@ -172,6 +175,7 @@ def unloaded(folder: Path) -> PreTrainedModel:
         _require_plausible(folder, settings)
         with torch.device("meta"):
             model: PreTrainedModel = architecture.auto_class(settings).from_config(settings)
+        _require_fitting_files(folder, model)
     architecture.freeze_other_parts(model)
     return model
 
@@ -186,7 +190,7 @@ def _freeze_as_built(model: PreTrainedModel, outline: PreTrainedModel) -> None:
 
 def storage_dtype(config: RunConfig) -> torch.dtype:
     """Trained weights are stored in fp32, a frozen base in the compute dtype."""
-    return COMPUTE[config.precision] if config.method is Method.LORA else torch.float32
+    return torch.float32 if config.method is Method.FFT else COMPUTE[config.precision]
 
 
 def _require_complete(folder: Path, report: Mapping[str, Any]) -> None:

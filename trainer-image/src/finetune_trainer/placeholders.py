@@ -9,16 +9,22 @@ the parts.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 Keep = Callable[[Tensor], Tensor]
 """From a whole weight to what this rank keeps of it, on its device."""
+NamedKeep = Callable[[str, Tensor], Tensor]
+"""The same, with the name of the weight in its model."""
 _PART = "_part_of_this_rank"
 _LOADED = "_is_hf_initialized"
 """Attribute that transformers gives to a parameter from the files; without it the parameter is initialised."""
@@ -27,39 +33,64 @@ _IN_SEQUENCE = "HF_DEACTIVATE_ASYNC_LOAD"
 
 
 @contextmanager
-def replacing(keep: Keep, compared: Collection[torch.Size]) -> Iterator[None]:
-    """Parameters that transformers loads meanwhile are replaced, except those of the `compared` shapes."""
+def replacing(keep: NamedKeep, compared: Collection[torch.Size]) -> Iterator[None]:
+    """Parameters that transformers loads meanwhile are replaced, except those of the `compared` shapes.
 
-    def on_registration(_: nn.Module, __: str, parameter: nn.Parameter | None) -> Any:  # torch says None
+    The model is also made meanwhile: only then modules get to know theirs by name.
+    """
+    parents: dict[nn.Module, tuple[nn.Module, str]] = {}
+
+    def on_child(parent: nn.Module, name: str, child: nn.Module | None) -> None:
+        if child is not None:
+            parents[child] = parent, name
+
+    def on_registration(module: nn.Module, name: str, parameter: nn.Parameter | None) -> Any:  # torch says None
         if parameter is None or not hasattr(parameter, _LOADED) or parameter.shape in compared:
             return None
-        return _replaced(parameter, keep)
+        return _replaced(parameter, partial(keep, ".".join([*_path(module, parents), name])))
 
     before = os.environ.get(_IN_SEQUENCE)
-    hook = register_module_parameter_registration_hook(on_registration)
+    hooks = (
+        register_module_module_registration_hook(on_child),
+        register_module_parameter_registration_hook(on_registration),
+    )
     os.environ[_IN_SEQUENCE] = "1"
     try:
         yield
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
         os.environ.pop(_IN_SEQUENCE)
         if before is not None:
             os.environ[_IN_SEQUENCE] = before
 
 
-def replace(model: nn.Module, keep: Keep) -> None:
+def replace(model: nn.Module, keep: NamedKeep) -> None:
     """Replace the parameters of `model` that are still whole."""
-    substitute(model, {name: _replaced(parameter, keep) for name, parameter in model.named_parameters()})
+    substitute(model, {n: _replaced(parameter, partial(keep, n)) for n, parameter in model.named_parameters()})
 
 
 def _replaced(parameter: nn.Parameter, keep: Keep) -> nn.Parameter:
     if hasattr(parameter, _PART):
         return parameter
     whole = parameter.detach()
-    found = nn.Parameter(whole.new_zeros(()).expand(whole.shape), parameter.requires_grad)
+    return of(keep(whole), whole.shape, whole.dtype, requires_grad=parameter.requires_grad)
+
+
+def of(part: Tensor, shape: torch.Size, dtype: torch.dtype, *, requires_grad: bool) -> nn.Parameter:
+    """A placeholder of a weight of which this rank has `part`."""
+    found = nn.Parameter(torch.zeros((), dtype=dtype).expand(shape), requires_grad)
     setattr(found, _LOADED, True)
-    setattr(found, _PART, keep(whole))
+    setattr(found, _PART, part)
     return found
+
+
+def _path(module: nn.Module, parents: Mapping[nn.Module, tuple[nn.Module, str]]) -> list[str]:
+    """Names from the model down to `module`."""
+    if module not in parents:
+        return []
+    parent, name = parents[module]
+    return [*_path(parent, parents), name]
 
 
 def take(parameter: nn.Parameter) -> Tensor | None:

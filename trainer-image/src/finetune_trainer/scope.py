@@ -12,9 +12,9 @@ from typing import cast
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from finetune_api.runtime.run_config import RunConfig
+from finetune_api.runtime.run_config import BaseQuantisation, RunConfig
 
-from . import adapters, architecture, model
+from . import adapters, architecture, model, quantised_base
 from .collectives import on_rank_0
 
 _log = logging.getLogger(__name__)
@@ -25,8 +25,11 @@ def say(folder: Path, config: RunConfig) -> None:
 
     def on_first() -> None:
         base = model.unloaded(folder)
+        stored = "" if config.quantisation is None else _stored(base, config.quantisation)
         adapted = base if config.lora is None else adapters.attach(base, config.lora)
         _log.warning("%s", sentence(adapted))
+        if stored:
+            _log.warning("%s", stored)
 
     on_rank_0(on_first)
 
@@ -53,6 +56,16 @@ def sentence(adapted: PreTrainedModel | PeftModel) -> str:
         asked = "(output_router_logits and router_aux_loss_coef in config.json)"
         parts.append(f"the loss includes {factor:g} x the router's {asked}" if factor else f"no router loss {asked}")
     return "; ".join(parts) + "."
+
+
+def _stored(base: PreTrainedModel, how: BaseQuantisation) -> str:
+    """Which matrices of the base are quantised, and which are not."""
+    chosen = {f"{name}.weight": layer.weight.numel() for name, layer in quantised_base.chosen(base).items()}
+    others = [name for name, p in base.named_parameters() if p.ndim > 1 and name not in chosen]
+    share = sum(chosen.values()) / sum(p.numel() for p in base.parameters())
+    kept = f"; not quantised are {', '.join(architecture.patterns(others))}" if others else ""
+    scales = " with scales of 8 bits" if how.double else ""
+    return f"Stores {share:.0%} of the base in {how.format}{scales}{kept}."
 
 
 def _leaf(name: str) -> str:

@@ -30,6 +30,7 @@ from . import (
     environment,
     export,
     fingerprint,
+    four_bits,
     identity,
     loop,
     mesh,
@@ -153,11 +154,14 @@ class Trainer:
         result.remove_leftovers(self._output, self._files)
 
     def _load(self) -> PreTrainedModel | PeftModel:
+        if self._config.quantisation is not None:
+            on_every_rank(lambda: four_bits.require(self.rank_info.device))
+            on_rank_0(lambda: activations.require_quantised_to_compute(self.handoff.model_folder, self._config))
         scope.say(self.handoff.model_folder, self._config)
         longest = int(Rows.load(self.folder / TRAIN).lengths.max()) - 1
         recomputed = activations.decide(self.handoff.model_folder, self._config, self._mesh, longest)
         environment.seed(self._config.seed)
-        base = model.load(self.handoff.model_folder, self._config, self._keep)
+        base = model.load(self.handoff.model_folder, self._config, self._keep, self.rank_info.device)
         self._of_result = on_rank_0(partial(fingerprint.of_result, self.handoff.model_folder))
         on_every_rank(self._require_unchanged)
         adapted = base if self._config.lora is None else adapters.attach(base, self._config.lora)

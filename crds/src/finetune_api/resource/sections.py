@@ -60,8 +60,8 @@ class Algorithm(Section):
         "are not supported yet. For LoRA or QLoRA set training.mode.",
     )
     variety: Literal["fft", "lora", "qlora"] | None = key(
-        "Full finetuning or adapters. Yields to training.use_qlora, training.mode and "
-        "hyperparameters.train_kind where they differ; the status reports it."
+        "Full finetuning or adapters; qlora quantises the base of adapters. Yields to training.use_qlora, "
+        "training.mode and hyperparameters.train_kind where they differ; the status reports it."
     )
 
 
@@ -200,15 +200,31 @@ class Adapter(Section):
     )
 
 
+class Quantization(Section):
+    """How QLoRA stores the matrices of the base."""
+
+    format: Literal["nf4", "fp4"] | None = key(
+        f"Numbers of four bits, with a scale for every 64. {defaults.QUANTISATION_FORMAT} if absent.",
+        instead="Set nf4 or fp4, or leave it out.",
+    )
+    double_quant: bool | None = key(
+        "Store the scales in eight bits: 0.4 bits less per parameter. "
+        f"{str(defaults.DOUBLE_QUANT).lower()} if absent."
+    )
+
+
 class Training(Section):
     """Method, checkpoints, logging."""
 
     mode: Literal["fft", "full", "full_finetune", "lora", "qlora", "sft_offline"] | None = key(
         "Full finetuning or adapters; sft_offline leaves that to the other keys."
     )
-    use_qlora: bool | None = key("true: adapters on a base quantised to four bits. Wins over every other key.")
+    use_qlora: bool | None = key(
+        "true: adapters on a base quantised to four bits, also where another key says lora. Not with full finetuning."
+    )
     validation: ValidationSection | None = key("Evaluation while training.")
     lora: Adapter | None = key("Low-rank adapters.")
+    quantization: Quantization | None = key("How QLoRA stores the base.")
     seed: Annotated[int, Field(ge=0, le=4294967295)] | None = key(
         f"Seed of row order, dropout and new weights. {defaults.SEED} if absent."
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from .choices import Engine, Method, Precision
 
-METHODS = (Method.FFT, Method.LORA)
+METHODS = (Method.FFT, Method.LORA, Method.QLORA)
 ENGINES = (Engine.SINGLE, Engine.DDP, Engine.FSDP2, Engine.HSDP)
 PRECISIONS = (Precision.FP32, Precision.BF16, Precision.FP16)
 
@@ -39,16 +39,6 @@ class Impossible:
 
 
 IMPOSSIBLE = (
-    Impossible(
-        "ZeRO-3 with QLoRA",
-        "ZeRO-3 does not shard a quantised base",
-        lambda c: c.engine is Engine.ZERO3 and c.method is Method.QLORA,
-    ),
-    Impossible(
-        "tensor parallelism with QLoRA",
-        "blocks of nf4 do not follow the columns that tensor parallelism cuts",
-        lambda c: c.tensor_parallel > 1 and c.method is Method.QLORA,
-    ),
     Impossible(
         "ZeRO with tensor or pipeline parallelism",
         "ZeRO owns the gradients and the optimizer state that these would cut differently",

@@ -56,6 +56,14 @@ class WeightFormat(StrEnum):
     """Only the bf16 weight that the model computes with, rounded stochastically after each update: 4 bytes less."""
 
 
+class BaseFormat(StrEnum):
+    """How the matrices of a frozen base are stored: four bits an element, and a scale for every 64."""
+
+    NF4 = "nf4"
+    """Quantiles of the normal distribution, which weights resemble (Dettmers et al. 2023)."""
+    FP4 = "fp4"
+
+
 class Recompute(StrEnum):
     """Which layers compute their activations again in the backward pass, instead of keeping them."""
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from finetune_api.resource import defaults
 
-from .choices import Device, Engine, Method, OnBadRow, Precision, Recompute, Rounding, WeightFormat
+from .choices import BaseFormat, Device, Engine, Method, OnBadRow, Precision, Recompute, Rounding, WeightFormat
 
 DEFAULT_SEQUENCE_LENGTH = defaults.SEQUENCE_LENGTH
 
@@ -48,6 +48,14 @@ class Lora(Frozen):
     dropout: Annotated[float, Field(ge=0, lt=1)]
     target_modules: tuple[str, ...]
     """Module name suffixes, or the single word all-linear."""
+
+
+class BaseQuantisation(Frozen):
+    """How the matrices of the base are stored in method qlora (QLoRA, Dettmers et al. 2023)."""
+
+    format: BaseFormat
+    double: bool
+    """Whether the scales are quantised too, to eight bits: 0.37 bits less an element."""
 
 
 class Mesh(Frozen):
@@ -136,6 +144,8 @@ class RunConfig(Frozen):
     """Longest row in tokens; longer rows are cut at the end and counted. None: DEFAULT_SEQUENCE_LENGTH, or
     the model's own limit if that is smaller."""
     lora: Lora | None
+    quantisation: BaseQuantisation | None = None
+    """Of the base; None in methods other than qlora."""
     mesh: Mesh
     batch: Batch
     optimizer: Optimizer
@@ -156,7 +166,7 @@ class RunConfig(Frozen):
         return self.model_dump_json(exclude=defaults)
 
 
-LATER = ("rounding", "weights", "tf32", "deterministic", "recompute")
+LATER = ("rounding", "weights", "tf32", "deterministic", "recompute", "quantisation")
 """Keys that version 0.1.0 does not have. A document without them is the one that it wrote, so the results that it
 recorded on claims count (docs/adr/0013), and its image reads the document."""
 
@@ -173,6 +183,7 @@ IDENTITY = (
     "data.shuffle",
     "sequence_length",
     "lora",
+    "quantisation",
     "optimizer",
     "schedule",
     "seed",
@@ -198,6 +209,9 @@ SPEC_KEYS = {
     "lora.alpha": "training.lora.alpha",
     "lora.dropout": "training.lora.dropout",
     "lora.target_modules": "training.lora.target_modules",
+    "quantisation": "training.quantization",
+    "quantisation.format": "training.quantization.format",
+    "quantisation.double": "training.quantization.double_quant",
     "optimizer.name": "hyperparameters.optim",
     "optimizer.learning_rate": "hyperparameters.learning_rate",
     "optimizer.weight_decay": "hyperparameters.weight_decay",

@@ -1,0 +1,79 @@
+"""Adapters on a base in four bits: the same job on every layout, and that of PEFT and bitsandbytes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from finetune_api.runtime.choices import Engine
+from trainer import models, qlora_work
+from trainer.qlora_work import SAME, Job, Run
+from trainer.ranks import run_ranks, values
+
+LOSS = 1e-5
+"""Largest difference of a loss of ours, in nats."""
+PLAIN = 1e-4
+"""Of one with PEFT's and bitsandbytes' layers."""
+LONGEST = 24
+FEW = 8
+FORMATS = [Job(format=name, double=double, steps=FEW) for name in ("nf4", "fp4") for double in (True, False)]
+WHOLE = Job()
+SPREAD = [Job(engine) for engine in (Engine.DDP, Engine.FSDP2)]
+HYBRID = Job(Engine.HSDP)
+UNSYNCED = [replace(job, synced=False, steps=3) for job in SPREAD]
+WORLDS = {
+    1: [WHOLE, *FORMATS, *(replace(job, plain=True) for job in FORMATS)],
+    2: [*SPREAD, *UNSYNCED],
+    4: [HYBRID],
+}
+"""Jobs by number of ranks."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models.model_folder(tmp_path_factory.mktemp("base") / "model")
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path) -> dict[str, Run]:
+    whole: dict[str, Run] = {}
+    for world, jobs in WORLDS.items():
+        first, *others = values(run_ranks(world, qlora_work.runs, folder, jobs))
+        assert all(other[name].losses == first[name].losses for other in others for name in first)
+        whole |= first
+    return whole
+
+
+def far(a: list[float], b: list[float]) -> float:
+    return max(abs(x - y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("job", [*SPREAD, HYBRID], ids=str)
+def test_a_quantised_base_is_the_same_on_every_layout(found: dict[str, Run], job: Job) -> None:
+    run, alone = found[str(job)], found[str(WHOLE)]
+    assert run.evaluations[0] == alone.evaluations[0], "the forward pass has other bits"
+    assert far(run.losses, alone.losses) <= LOSS
+    assert far(run.evaluations, alone.evaluations) <= LOSS * len(SAME) * LONGEST
+
+
+@pytest.mark.parametrize("job", UNSYNCED, ids=str)
+def test_without_sums_of_gradients_it_is_another(found: dict[str, Run], job: Job) -> None:
+    assert far(found[str(job)].losses, found[str(WHOLE)].losses[:3]) > 10 * LOSS
+
+
+@pytest.mark.parametrize("job", FORMATS, ids=str)
+def test_layers_of_peft_and_bitsandbytes_train_alike(found: dict[str, Run], job: Job) -> None:
+    ours, plain = found[str(job)], found[str(replace(job, plain=True))]
+    assert far(ours.losses, plain.losses) <= PLAIN
+    assert far(ours.evaluations, plain.evaluations) <= PLAIN * len(SAME) * LONGEST
+
+
+def test_formats_differ(found: dict[str, Run]) -> None:
+    assert len({found[str(job)].evaluations[0] for job in FORMATS}) == len(FORMATS)
+
+
+def test_plain_peft_loads_the_adapter_onto_a_base_of_bitsandbytes(tmp_path: Path, folder: Path) -> None:
+    [(ours, plain)] = values(run_ranks(1, qlora_work.published, folder, tmp_path))
+    assert float((ours - plain).norm()) <= 1e-6 * float(ours.norm())

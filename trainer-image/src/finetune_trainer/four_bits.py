@@ -1,0 +1,170 @@
+"""Linear layers with a frozen weight of four bits an element, as bitsandbytes quantises it (Dettmers et al. 2023).
+
+64 elements in a row share a scale, their largest absolute value, and each is the nearest of 16 numbers times it. With
+double quantisation the scales are of eight bits, in blocks of 256 with a mean and scales of their own.
+
+The numbers are those of bitsandbytes' functions; the layer is our own. Its codes are an ordinary frozen parameter of
+bytes, which engines shard or copy as any other; its scales, a sixty-fourth of the elements, are buffers that each
+rank has whole. So codes can be cut anywhere, and nothing depends on the storage format. bitsandbytes' layer changes
+its codes in place in `eval()` on some CPUs, which ruins shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from finetune_api.runtime.choices import BaseFormat
+from finetune_api.runtime.run_config import BaseQuantisation
+
+from .errors import Unsupported
+
+BLOCK = 64
+"""Elements that share a scale."""
+_SCALES = 256
+"""Scales that share one."""
+_MOST_OFF = 0.01
+"""Share of scales that double quantisation may lose."""
+_PART = 1 << 18
+"""Elements that a CPU quantises at a time: the intermediate numbers stay in its cache. A multiple of BLOCK."""
+
+
+@dataclass(frozen=True)
+class Scales:
+    """What gives numbers to the codes of a weight."""
+
+    scales: Tensor
+    """fp32 [blocks], or codes of bytes."""
+    mean: Tensor | None = None
+    """fp32 []; of the scales, which are stored without it."""
+    outer: Tensor | None = None
+    """fp32: scales of the scales."""
+    table: Tensor | None = None
+    """fp32 [256]: the numbers of their codes."""
+
+    def whole(self) -> Tensor:
+        """fp32 [blocks]."""
+        if self.table is None:
+            return self.scales
+        found = torch.ops.bitsandbytes.dequantize_blockwise(
+            self.scales, self.outer, self.table, _SCALES, torch.float32
+        )
+        return cast("Tensor", found + self.mean)
+
+
+def quantise(weight: Tensor, how: BaseQuantisation) -> tuple[Tensor, Scales]:
+    """Codes of two elements each, bytes [elements / 2], and scales, on the device of `weight`.
+
+    Raises ValueError, with a sentence, for numbers that the format does not hold.
+    """
+    bnb = library()
+    elements = weight.reshape(-1)
+    parts = torch.split(elements, _PART if weight.device.type == "cpu" else max(1, len(elements)))
+    quantised = [torch.ops.bitsandbytes.quantize_4bit(part, BLOCK, how.format, torch.uint8) for part in parts]
+    codes = torch.cat([codes.view(-1) for codes, _ in quantised])
+    scales = torch.cat([scales for _, scales in quantised])
+    if not (scales.is_meta or scales.isfinite().all()):
+        raise ValueError("it has numbers that are not finite")
+    if not how.double:
+        return codes, Scales(scales)
+    mean, table = scales.mean(), _table().to(scales.device)
+    small, state = bnb.quantize_blockwise(scales - mean, code=table, blocksize=_SCALES)
+    found = Scales(small, mean, state.absmax, table)
+    if not scales.is_meta and float((_off(found.whole(), scales)).mean()) > _MOST_OFF:
+        raise ValueError(
+            "it has outliers beside which most scales would be lost in eight bits; set "
+            "training.quantization.double_quant to false"
+        )
+    return codes, found
+
+
+def _off(found: Tensor, exact: Tensor) -> Tensor:
+    """1.0 where a scale is off by more than half; a block of zeros has none."""
+    return ((found - exact).abs() > exact / 2).logical_and(exact > 0).float()
+
+
+@cache
+def library() -> Any:
+    """bitsandbytes.functional, whose import registers the operations. Raises ImportError."""
+    from bitsandbytes import functional as found  # noqa: PLC0415 - an optional part of the trainer
+
+    return found
+
+
+@cache
+def _table() -> Tensor:
+    """fp32 [256], on the CPU: bitsandbytes makes its own on the device that asks first, and keeps it."""
+    return cast("Tensor", library().create_dynamic_map())
+
+
+def require(device: torch.device) -> None:
+    """Raises Unsupported where bitsandbytes is absent, or does nothing on `device`."""
+    try:
+        codes, scales = quantise(
+            torch.ones(1, BLOCK, device=device), BaseQuantisation(format=BaseFormat.NF4, double=True)
+        )
+        _dequantised(codes, scales, BaseFormat.NF4, BLOCK, torch.float32)
+    except Exception as error:
+        raise Unsupported(
+            f"method qlora needs bitsandbytes, which does not work on {device.type} here: {error}; install the extra "
+            "trainer of this project with a build of bitsandbytes for this device, or set training.mode to lora"
+        ) from error
+
+
+def _dequantised(codes: Tensor, scales: Scales, how: str, elements: int, dtype: torch.dtype) -> Tensor:
+    """[elements]. Not in the shape of a weight: bitsandbytes' kernel for CPUs then takes wrong scales.
+
+    It does so for rows of other than a multiple of 64 elements (0.50.2).
+    """
+    even = 2 * len(codes)
+    shape = (even // BLOCK, BLOCK) if even % BLOCK == 0 else (1, even)
+    found: Tensor = torch.ops.bitsandbytes.dequantize_4bit(codes, scales.whole(), BLOCK, how, shape, dtype)
+    return found.view(-1)[:elements]
+
+
+class Linear4bit(nn.Linear):
+    """A linear layer whose weight is made of its codes where it is needed, forwards and backwards, and not kept."""
+
+    def __init__(self, like: nn.Linear, codes: nn.Parameter, scales: Scales, how: BaseQuantisation) -> None:
+        """In place of `like`, whose bias it takes."""
+        nn.Module.__init__(self)  # that of nn.Linear would make a weight
+        self.in_features, self.out_features = like.in_features, like.out_features
+        self.dtype = like.weight.dtype
+        """Format of the weight that is computed with."""
+        self.format = str(how.format)
+        self.weight, self.bias = codes, like.bias
+        for field in fields(scales):
+            self.register_buffer(field.name, getattr(scales, field.name), persistent=False)
+
+    def whole(self, codes: Tensor) -> Tensor:
+        """The weight [out, in] of the layer's own codes, which may be gathered for the moment."""
+        scales = Scales(**{field.name: getattr(self, field.name) for field in fields(Scales)})
+        elements = self.out_features * self.in_features
+        return _dequantised(codes, scales, self.format, elements, self.dtype).view(self.out_features, -1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """From [..., in] to [..., out]."""
+        return cast("Tensor", _Product.apply(x, self.weight, self.bias, self.whole))
+
+
+class _Product(torch.autograd.Function):
+    """x Wᵀ + b with a frozen b, which keeps the codes of W for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, codes: Tensor, bias: Tensor | None, whole: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.save_for_backward(codes)
+        ctx.whole = whole
+        return functional.linear(x, whole(codes), bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (codes,) = ctx.saved_tensors
+        return gradient @ ctx.whole(codes), None, None, None
