@@ -23,6 +23,7 @@ from trainer.ranks import run_ranks, values
 RUNS: dict[str, dict[str, Any]] = {
     "fft": {},
     "lora": {"method": "lora", "lora": models.lora()},
+    "qlora": {"method": "qlora", "lora": models.lora(), "quantisation": {"format": "nf4", "double": True}},
     "fsdp2": {"engine": "fsdp2"},
     "ddp": {"engine": "ddp"},
     "validation": {
