@@ -143,6 +143,10 @@ CASES = (
          "use_qlora selects adapters, but mode selects full finetuning.",
          {"training.use_qlora": True, "training.mode": "fft"},
          {"training.use_qlora": True, "training.mode": "sft_offline"}),
+    Case("use_qlora false is not QLoRA", "training.use_qlora", "MethodContradiction",
+         "use_qlora is false, but mode selects QLoRA.",
+         {"training.use_qlora": False, "training.mode": "qlora"},
+         {"training.use_qlora": False, "training.mode": "lora"}),
     Case("a greater loss is not better", f"{V}.greater_is_better", "UnknownValue",
          "A loss is better when it is smaller.", {f"{V}.greater_is_better": True}, {f"{V}.greater_is_better": False}),
     # URIs; test_uris.py has the table

@@ -31,17 +31,23 @@ def unknown_keys(resource: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 USUAL: Mapping[str, str] = {
-    "base_model": "job.model", "batch": "hyperparameters.per_device_batch", "dataset": "job.data",
+    "adapter": "training.mode", "base_model": "job.model", "batch": "hyperparameters.per_device_batch",
+    "dataset": "job.data",
+    "bnb_4bit_compute_dtype": "hyperparameters.parallelism.bf16",
+    "bnb_4bit_quant_type": "training.quantization.format",
+    "bnb_4bit_use_double_quant": "training.quantization.double_quant",
     "ddp": "hyperparameters.parallelism.fsdp", "dtype": "hyperparameters.parallelism.bf16",
     "epochs": "hyperparameters.n_epochs", "fsdp2": "hyperparameters.parallelism.fsdp",
     "gpus": "compute.gpu_count", "hsdp": "hyperparameters.parallelism.fsdp_sharding_strategy",
-    "lora_r": "training.lora.r", "lr": "hyperparameters.learning_rate",
+    "load_in_4bit": "training.use_qlora", "lora_r": "training.lora.r", "lr": "hyperparameters.learning_rate",
     "micro_batch_size": "hyperparameters.per_device_batch",
     "model_name_or_path": "job.model", "num_epochs": "hyperparameters.n_epochs",
     "num_train_epochs": "hyperparameters.n_epochs",
     "per_device_train_batch_size": "hyperparameters.per_device_batch",
-    "precision": "hyperparameters.parallelism.bf16", "rank": "training.lora.r",
+    "precision": "hyperparameters.parallelism.bf16", "quant_type": "training.quantization.format",
+    "rank": "training.lora.r",
     "seq_len": "hyperparameters.sequence_length", "strategy": "hyperparameters.parallelism.fsdp",
+    "use_4bit": "training.use_qlora",
 }  # fmt: skip
 """Usual names in other systems -> our keys, relative to spec. They resemble ours too little to be found."""
 
