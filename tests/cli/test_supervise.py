@@ -136,13 +136,16 @@ raise SystemExit(13)
     assert seen.codes == {0: 13}
 
 
-def test_a_replica_ends_when_the_command_line_is_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("hangup", ["SIG_DFL", "SIG_IGN"])
+def test_a_replica_ends_when_the_command_line_is_killed(tmp_path: Path, hangup: str) -> None:
+    """Also under nohup."""
     command = f"""
-import os
+import os, signal
 from pathlib import Path
 from queue import SimpleQueue
 from cli.replicas import launch
 from finetune_cli.local.processes import Replica
+signal.signal(signal.SIGHUP, signal.{hangup})
 events = SimpleQueue()
 replica = Replica(launch(Path({str(tmp_path)!r}), 0, {UNTIL_STOPPED!r}), events)
 events.get()
@@ -168,8 +171,25 @@ os.kill(os.getpid(), 9)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_are_events_only_while_a_run_goes_on(number: signal.Signals) -> None:
     events: Events = SimpleQueue()
-    before = signal.getsignal(number)
-    with signals_as_events(events):
-        os.kill(os.getpid(), number)
-        assert events.get(timeout=5) == SignalReceived(number)
-    assert signal.getsignal(number) is before
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        with signals_as_events(events):
+            os.kill(os.getpid(), number)
+            assert events.get(timeout=5) == SignalReceived(number)
+        assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_hangup_stays_ignored_where_it_is() -> None:
+    """nohup starts us like that, so that a run outlives its terminal."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        events: Events = SimpleQueue()
+        with signals_as_events(events):
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGINT)
+            assert events.get(timeout=5) == SignalReceived(signal.SIGINT)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

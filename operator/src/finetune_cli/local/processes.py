@@ -76,7 +76,7 @@ class Replica:
             launch.command, env=dict(launch.env), stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, pass_fds=inherited,
             start_new_session=True,  # so that Ctrl-C reaches only us; replicas get SIGTERM, as pods do
-            preexec_fn=_end_with_parent if _PRCTL else None,  # noqa: PLW1509 - one C call, resolved beforehand
+            preexec_fn=_end_with_parent if _PRCTL else None,  # noqa: PLW1509 - two C calls, resolved beforehand
         )  # fmt: skip
         self._watcher = Thread(target=self._watch, args=(events,), daemon=True)
         self._watcher.start()
@@ -119,8 +119,9 @@ def _end_with_parent() -> None:
     """If we are killed, the replica saves a checkpoint and exits instead of training on in the background.
 
     The kernel sends the signal once for each of our threads: a second SIGTERM would end the replica without saving.
-    Of SIGHUP the launcher counts the first.
+    Of SIGHUP the launcher counts the first. Under nohup we ignore it, and what we start would too.
     """
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     _PRCTL(_DEATH_SIGNAL, signal.SIGHUP)
 
 

@@ -84,8 +84,12 @@ def started(
 def handled_signals(
     numbers: Iterable[signal.Signals], handle: Callable[[int, FrameType | None], None]
 ) -> Iterator[None]:  # fmt: skip
-    """Handle signals while the context lasts; restore the previous handlers at exit."""
-    before = {number: signal.signal(number, handle) for number in numbers}
+    """Handle signals while the context lasts; restore the previous handlers at exit.
+
+    SIGHUP stays ignored where it is: nohup asks for that.
+    """
+    wanted = [n for n in numbers if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in wanted}
     try:
         yield
     finally:
