@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 
 SHARE = 10
 """The pause after a comparison, in durations of its lists: they take less than a tenth of one core."""
-LONGEST_PAUSE = 40.0
-"""Seconds: with 10 for the watch and two lists of 5, a dropped event is repaired within 60."""
+LONGEST_PAUSE = 36.0
+"""Seconds: with 10 for the watch and two lists of 7, a dropped event is repaired within 60."""
 
 Repair = Callable[[Kind, set[Key], Mapping[Key, int], int], Awaitable[None]]
 """Reads missed objects of a kind, given the list that shows them and the version of that list."""

@@ -145,7 +145,7 @@ class Settings(BaseSettings):
         gt=0,
         description="Seconds between two resyncs, which find and repair what a watch has missed. Default 30: a "
         "missed change is repaired within a minute, at the cost of one list of metadata of jobs, runs and pods. "
-        "Where such a list takes longer than 3 s, resyncs are rarer: every ten times what it took, at most 40 s.",
+        "Where such a list takes longer than 3 s, resyncs are rarer: every ten times what it took, at most 36 s.",
     )
     progress_seconds: float = Field(
         default=10,
