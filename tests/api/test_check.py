@@ -70,6 +70,10 @@ MISSPELT: dict[str, tuple[str, Any, str]] = {
     "deep in the parallelism": (
         "hyperparameters.parallelism.tensor_paralel_size", 2,
         "Did you mean spec.hyperparameters.parallelism.tensor_parallel_size?"),
+    "a key of PEFT in the wrong place": (
+        "training.use_dora", True, "Did you mean spec.training.lora.use_dora?"),
+    "what another system has and this one has not": (
+        "training.load_in_8bit", True, "Bases in eight bits are not supported; training.use_qlora stores four."),
     "nothing like it": ("queue.zzz", 1, "Remove it. Known here: name, priorityClass."),
     "an empty name": ("queue.", 1, "Remove it. Known here: name, priorityClass."),
 }  # fmt: skip

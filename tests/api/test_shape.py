@@ -30,8 +30,8 @@ def refused_by_models(spec: object) -> set[str]:
 
 
 def innermost(paths: set[str]) -> set[str]:
-    """Without lists that have wrong entries: pydantic does not count those when it compares the length."""
-    return {path for path in paths if not any(other.startswith(f"{path}[") for other in paths)}
+    """Without lists and maps that have wrong entries: pydantic does not count those when it compares the length."""
+    return {path for path in paths if not any(other.startswith((f"{path}[", f"{path}.")) for other in paths)}
 
 
 def test_shape_problems_are_what_the_models_refuse() -> None:

@@ -94,6 +94,18 @@ def test_a_key_is_explained_with_its_bounds_and_fate() -> None:
     assert "  Fate:  honoured." in lines
 
 
+@pytest.mark.parametrize(
+    ("path", "explained"),
+    [
+        ("training.lora.rank_pattern", "training.lora.rank_pattern"),
+        ("training.lora.rank_pattern.q_proj", "training.lora.rank_pattern"),
+        ("pods.labels.example.org/team", "pods.labels"),
+    ],
+)
+def test_an_entry_of_a_map_is_explained_as_the_map(path: str, explained: str) -> None:
+    assert finetune("explain", path).stdout.splitlines()[0] == explained
+
+
 def test_a_section_is_explained_with_its_keys() -> None:
     told = finetune("explain", "training.lora").stdout
     assert "    target_modules  " in told

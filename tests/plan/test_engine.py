@@ -10,9 +10,10 @@ import pytest
 
 from builders import Json, resource
 from finetune_api.runtime.choices import Device, Engine, Method, Precision
-from finetune_plan.engine import resolve_engine
+from finetune_plan.engine import Base, resolve_engine
 from finetune_plan.job_settings import read
 from finetune_plan.layout import Layout
+from finetune_plan.model_size import parameters
 from finetune_plan.resolve import resolve, validate
 from finetune_plan.runconfig import digest
 from finetune_plan.settings import PlanSettings
@@ -23,8 +24,22 @@ CASES: dict[str, tuple[Json, Method, Device, tuple[int, int], Engine, str]] = {
     "one replica needs none": ({f"{P}.fsdp": True}, Method.FFT, Device.CUDA, (1, 1), Engine.SINGLE, "one replica"),
     "full finetuning on several GPUs is sharded": ({}, Method.FFT, Device.CUDA, (1, 8), Engine.FSDP2, "shards its"),
     "unless fsdp is false": ({f"{P}.fsdp": False}, Method.FFT, Device.CUDA, (1, 8), Engine.DDP, f"{P}.fsdp is false"),
-    "adapters are not sharded": ({}, Method.LORA, Device.CUDA, (1, 8), Engine.DDP, "small enough"),
+    "a small base of adapters is not sharded": (
+        {"job.model": "Qwen/Qwen3-8B"}, Method.LORA, Device.CUDA, (1, 8), Engine.DDP,
+        "the base has 8 B parameters: 14.9 GiB are at most a third of the 80 GiB of a GPU"),
     "unless fsdp is true": ({f"{P}.fsdp": True}, Method.LORA, Device.CUDA, (1, 8), Engine.FSDP2, f"{P}.fsdp is true"),
+    "a large one is": (
+        {"job.model": "Qwen/Qwen3-32B"}, Method.LORA, Device.CUDA, (1, 8), Engine.FSDP2,
+        "the base has 32 B parameters: 59.6 GiB are more than a third of the 80 GiB of a GPU"),
+    "unless it is stored in four bits": (
+        {"job.model": "Qwen/Qwen3-32B"}, Method.QLORA, Device.CUDA, (1, 8), Engine.DDP, "17.9 GiB are at most"),
+    "a larger one is sharded there too": (
+        {"job.model": "meta-llama/Llama-3.1-70B"}, Method.QLORA, Device.CUDA, (1, 8), Engine.FSDP2, "39.1 GiB are"),
+    "a base of unknown size is": (
+        {"job.model": "pvc://models/ours"}, Method.LORA, Device.CUDA, (1, 8), Engine.FSDP2, "does not say how large"),
+    "fsdp false keeps it whole": (
+        {"job.model": "Qwen/Qwen3-32B", f"{P}.fsdp": False}, Method.LORA, Device.CUDA, (1, 8), Engine.DDP,
+        f"{P}.fsdp is false"),
     "no_shard is plain data parallelism": (
         {f"{P}.fsdp": True, f"{P}.fsdp_sharding_strategy": "NO_SHARD"}, Method.FFT, Device.CUDA, (1, 8), Engine.DDP,
         "is no_shard"),
@@ -44,8 +59,23 @@ CASES: dict[str, tuple[Json, Method, Device, tuple[int, int], Engine, str]] = {
 def test_engine(case: str) -> None:
     changes, method, device, (nodes, each), engine, reason = CASES[case]
     layout = Layout(nodes, each, nodes * each, 1, 1, ())
-    found, why = resolve_engine(read(resource(changes)).engine, method, layout, device)
+    job = read(resource(changes))
+    found, why = resolve_engine(job.engine, method, layout, device, Base(job.model.value, Precision.BF16, 80))
     assert (found, reason in why) == (engine, True), why
+
+
+@pytest.mark.parametrize(
+    ("model", "billions"),
+    [
+        ("Qwen/Qwen3-32B", 32), ("Qwen/Qwen2.5-0.5B-Instruct", 0.5), ("HuggingFaceTB/SmolLM2-135M-Instruct", 0.135),
+        ("google/gemma-3-27b-it", 27), ("mistralai/Mixtral-8x22B-v0.1", 176), ("Qwen/Qwen3-30B-A3B", 30),
+        ("openai/gpt-oss-120b", 120), ("pvc://models/llama-70b/2", 70), ("meta-llama/Llama-3.1-405B@v1", 405),
+        ("microsoft/Phi-3-mini-4k-instruct", None), ("deepseek-ai/DeepSeek-V3", None), ("gpt2", None),
+        ("x/3bit", None),
+    ],
+)  # fmt: skip
+def test_most_names_say_how_large_a_model_is(model: str, billions: float | None) -> None:
+    assert parameters(model) == (None if billions is None else pytest.approx(billions * 1e9))
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from builders import Json, resource
 from finetune_api.runtime.choices import Method
 from finetune_plan.job_settings import read
 from finetune_plan.method import resolve_method
+from finetune_plan.resolve import resolve, validate
 from finetune_plan.runconfig import resolve_lora
+from finetune_plan.settings import PlanSettings
 
 CASES: dict[str, tuple[Json, Method, str]] = {
     "a bare job is full finetuning": ({}, Method.FFT, "No key names a method"),
@@ -71,6 +75,59 @@ def test_adapters_are_read_from_every_spelling(spelling: str) -> None:
     lora = resolve_lora(read(resource(SPELLINGS[spelling])).lora, Method.LORA)
     assert lora is not None
     assert (lora.rank, lora.alpha, lora.dropout, lora.target_modules) == (8, 12.5, 0.1, ("q_proj",))
+
+
+OPEN = "'(q_proj' is not a regular expression: missing ), unterminated subpattern"
+PATTERNS: list[tuple[str, Json, str]] = [
+    ("training.lora.target_modules", {"training.lora.target_modules": ["q_proj", "(q_proj"]}, OPEN),
+    ("hyperparameters.lora_target_modules", {"hyperparameters.lora_target_modules": ["(q_proj"]}, OPEN),
+    ("training.lora.rank_pattern", {"training.lora.rank_pattern": {"(q_proj": 8}}, OPEN),
+    ("training.lora.alpha_pattern", {"training.lora.alpha_pattern": {"(q_proj": 8}}, OPEN),
+    ("training.lora.target_modules", {"training.lora.target_modules": ["q{99999999999}"]}, "is too large"),
+    (
+        "training.lora.rank_pattern",
+        {"training.lora.rank_pattern": {"(?i)q_proj": 8}},
+        "global flags not at the start",
+    ),
+    (
+        "training.lora.rank_pattern",
+        {"training.lora.rank_pattern": {"(" * 3000: 8}},
+        "it has more than 128 characters",
+    ),
+]
+
+
+@pytest.mark.parametrize(("key", "changes", "message"), PATTERNS, ids=[f"{k}: {m}" for k, _, m in PATTERNS])
+def test_what_is_no_regular_expression_is_refused(key: str, changes: Json, message: str) -> None:
+    [problem] = validate(resource(changes), PlanSettings()).problems
+    assert (problem.path, problem.reason) == (f"spec.{key}", "BadExpression")
+    assert message in problem.message
+
+
+def test_a_job_without_the_later_keys_has_the_document_of_before() -> None:
+    lora = json.loads(resolve(resource({"training.mode": "lora"}), PlanSettings()).config_json)["lora"]
+    assert lora == {"rank": 16, "alpha": 32.0, "dropout": 0.0, "target_modules": ["all-linear"]}
+
+
+def test_the_default_scale_of_rslora_is_that_of_lora() -> None:
+    lora = resolve_lora(read(resource({"training.lora": {"r": 64, "use_rslora": True}})).lora, Method.LORA)
+    assert lora is not None
+    assert lora.alpha / lora.rank**0.5 == 2
+
+
+def test_of_several_patterns_the_longest_comes_first() -> None:
+    patterns = {"a_proj": 1, "layers.0.*": 2, "b_proj": 3}
+    found = resolve(resource({"training.lora.rank_pattern": patterns}), PlanSettings()).run_config.lora
+    assert found is not None
+    assert found.rank_pattern == (("layers.0.*", 2), ("a_proj", 1), ("b_proj", 3))
+
+
+@pytest.mark.parametrize("key", ["training.lora.r", "lora.alpha", "training.lora.use_dora"])
+def test_full_finetuning_says_that_it_has_no_adapters(key: str) -> None:
+    notes = resolve(resource({"training.mode": "fft", key: True if "dora" in key else 8}), PlanSettings()).notes
+    assert [note.sentence for note in notes if note.reason == "AdaptersUnused"] == [
+        f"{key} is set, but full finetuning has no adapters."
+    ]
 
 
 def test_alpha_is_twice_the_rank_where_it_is_absent() -> None:

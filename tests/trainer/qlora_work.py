@@ -12,8 +12,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from finetune_api.runtime.choices import Engine, Method
-from finetune_api.runtime.run_config import RunConfig
+from finetune_api.runtime.choices import Engine, Method, Precision
+from finetune_api.runtime.run_config import BaseQuantisation, RunConfig
 from finetune_trainer import adapters, engines, environment, loop, mesh, model, placeholders
 from finetune_trainer.collate import collate
 from finetune_trainer.collectives import rank, world_size
@@ -30,6 +30,29 @@ SAME = range(4)
 CPU = torch.device("cpu")
 
 
+ADAPTERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "": ({}, {}),
+    "dora": ({"dora": True}, {"use_dora": True}),
+    "rslora": ({"rslora": True}, {"use_rslora": True}),
+    "patterns": (
+        {
+            "rank_pattern": (("layers.1.self_attn.q_proj", 8), ("q_proj", 2)),
+            "alpha_pattern": (("layers.1.self_attn.q_proj", 40.0), ("q_proj", 3.0)),
+        },
+        {
+            "rank_pattern": {"layers.1.self_attn.q_proj": 8, "q_proj": 2},
+            "alpha_pattern": {"layers.1.self_attn.q_proj": 40.0, "q_proj": 3.0},
+        },
+    ),
+    "expression": ({"target_modules": (r".*\.[01]\..*_proj",)}, {"target_modules": r".*\.[01]\..*_proj"}),
+    "layers": (
+        {"target_modules": ("q_proj", "up_proj"), "layers": (1, 3)},
+        {"target_modules": ["q_proj", "up_proj"], "layers_to_transform": [1, 3]},
+    ),
+}
+"""Settings of adapters: ours, and PEFT's."""
+
+
 @dataclass(frozen=True)
 class Job:
     engine: Engine = Engine.SINGLE
@@ -39,10 +62,15 @@ class Job:
     synced: bool = True
     plain: bool = False
     """With the layers of transformers, PEFT and bitsandbytes."""
+    adapter: str = ""
+    """One of ADAPTERS."""
+    method: Method = Method.QLORA
+    precision: Precision = Precision.FP32
 
     def __str__(self) -> str:
         marks = (" double" * self.double, " without gradient sync" * (not self.synced), " plain" * self.plain)
-        return f"{self.engine} {self.format} {self.steps} steps{''.join(marks)}"
+        base = self.format if self.method is Method.QLORA else self.method
+        return f"{self.engine} {base} {self.adapter} {self.precision} {self.steps} steps{''.join(marks)}"
 
 
 @dataclass
@@ -85,9 +113,10 @@ def config(folder: Path, job: Job) -> RunConfig:
     nodes = 2 if job.engine is Engine.HSDP else 1
     return models.run_config(
         folder, Path("train.jsonl"), Path("output"),
-        method="qlora",
-        quantisation={"format": job.format, "double": job.double},
-        lora=models.lora(),
+        method=job.method,
+        quantisation={"format": job.format, "double": job.double} if job.method is Method.QLORA else None,
+        lora=models.lora(**ADAPTERS[job.adapter][0]),
+        precision=job.precision,
         engine=job.engine,
         mesh__nodes=nodes,
         mesh__processes_per_node=world // nodes,
@@ -100,14 +129,8 @@ def config(folder: Path, job: Job) -> RunConfig:
 
 def plain(folder: Path, wanted: RunConfig) -> Any:
     """The base as transformers loads it in four bits."""
-    assert wanted.quantisation is not None
     dtype = model.storage_dtype(wanted)
-    how = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=wanted.quantisation.format,
-        bnb_4bit_use_double_quant=wanted.quantisation.double,
-        bnb_4bit_compute_dtype=dtype,
-    )  # type: ignore[no-untyped-call]
+    how = None if wanted.quantisation is None else _bits_and_bytes(wanted.quantisation, dtype)
     found: Any = AutoModelForCausalLM.from_pretrained(
         folder, quantization_config=how, dtype=dtype, device_map={"": "cpu"}
     )
@@ -118,13 +141,23 @@ def plain(folder: Path, wanted: RunConfig) -> Any:
     return found
 
 
+def _bits_and_bytes(how: BaseQuantisation, dtype: torch.dtype) -> BitsAndBytesConfig:
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=how.format,
+        bnb_4bit_use_double_quant=how.double,
+        bnb_4bit_compute_dtype=dtype,
+    )  # type: ignore[no-untyped-call]
+
+
 def _adapted(base: Any, wanted: RunConfig, job: Job) -> nn.Module:
     """With a B that is not zero: else no gradient reaches A."""
     lora = wanted.lora
     assert lora is not None
     environment.seed(11)
     if job.plain:
-        settings = LoraConfig(r=lora.rank, lora_alpha=int(lora.alpha), target_modules="all-linear")
+        theirs: dict[str, Any] = {"target_modules": "all-linear", **ADAPTERS[job.adapter][1]}
+        settings = LoraConfig(r=lora.rank, lora_alpha=int(lora.alpha), **theirs)
         adapted: nn.Module = get_peft_model(base, settings)
     else:
         adapted = adapters.attach(base, lora)
@@ -134,13 +167,16 @@ def _adapted(base: Any, wanted: RunConfig, job: Job) -> nn.Module:
     return adapted
 
 
-def published(folder: Path, output: Path) -> tuple[Tensor, Tensor]:
-    """Logits of an adapter on our base, and of its result, which plain PEFT has loaded onto bitsandbytes' base."""
+def published(folder: Path, output: Path, job: Job) -> tuple[Tensor, Tensor]:
+    """Logits of an adapter on our base, and of its result, which plain PEFT has loaded onto transformers' base."""
     with group():
-        wanted = config(folder, Job())
+        wanted = config(folder, job)
         base = model.load(folder, wanted, lambda weight: weight, CPU)
         placeholders.fill(base)
-        adapted: Any = _adapted(base, wanted, Job())
-        result = result_work.publish(output, adapted, folder, Method.QLORA)
+        adapted: Any = _adapted(base, wanted, job)
+        for name, parameter in adapted.named_parameters():
+            if "magnitude" in name:
+                parameter.data *= 1.25
+        result = result_work.publish(output, adapted, folder, job.method)
         again: Any = PeftModel.from_pretrained(plain(folder, wanted), str(result))
         return result_work.logits(adapted), result_work.logits(again)

@@ -37,6 +37,7 @@ PLANNED_STEPS = 12
 class ResumeCase:
     engine: Engine
     lora: bool = False
+    dora: bool = False
     precision: str = "fp32"
     dropout: float = 0.1
     quantised: bool = False
@@ -104,7 +105,7 @@ def _train_state(case: ResumeCase) -> TrainState:
 def _config(case: ResumeCase) -> RunConfig:
     world = world_size()
     nodes = 2 if case.engine is Engine.HSDP else 1
-    method = {"method": "lora", "lora": models.lora(dropout=case.dropout)} if case.lora else {}
+    method = {"method": "lora", "lora": models.lora(dropout=case.dropout, dora=case.dora)} if case.lora else {}
     if case.quantised:
         method |= {"method": "qlora", "quantisation": {"format": "nf4", "double": True}}
     changes: dict[str, Any] = method | {

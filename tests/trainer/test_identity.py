@@ -287,7 +287,9 @@ def test_files_that_we_never_write_over_and_a_report_of_a_refusal_may_be_there(t
 
 
 def test_every_key_of_the_identity_has_its_name_in_the_job_or_none_on_purpose() -> None:
-    full = config(method="qlora", lora=lora(), quantisation={"format": "nf4", "double": True}, **LATER)
+    adapters = lora(layers=(0,), rank_pattern=(("q", 8),), alpha_pattern=(("q", 8.0),), rslora=True, dora=True,
+                    init="gaussian")  # fmt: skip
+    full = config(method="qlora", lora=adapters, quantisation={"format": "nf4", "double": True}, **LATER)
     flat = identity.document(full, {}, 1).keys() - {identity.ROWS_PER_STEP}
     assert flat - SPEC_KEYS.keys() == {"optimizer.beta1", "optimizer.beta2", "optimizer.epsilon"}
     assert SPEC_KEYS.keys() - flat == {"lora", "quantisation"}

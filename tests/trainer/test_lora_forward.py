@@ -62,7 +62,7 @@ def layers(kind: str, dtype: torch.dtype = torch.float32, **settings: Any) -> tu
     for ours in (True, False):
         given = LoraConfig(r=8, lora_alpha=12, target_modules=["layer"], fan_in_fan_out=kind == "conv1d", **settings)
         if ours:
-            lora_forward.use(given)
+            lora_forward.use(given, LoraLinear)
         model: Any = get_peft_model(copy.deepcopy(base), given)
         both.append(model.base_model.model.layer)
     nn.init.normal_(both[0].lora_B["default"].weight, std=0.1)
@@ -229,7 +229,7 @@ class Doubled(nn.Linear):
 
 def test_a_layer_that_is_more_than_linear_is_peft_s() -> None:
     settings = LoraConfig(target_modules=["layer"])
-    lora_forward.use(settings)
+    lora_forward.use(settings, LoraLinear)
     found: Any = get_peft_model(Around(Doubled(4, 4)), settings)
     assert type(found.base_model.model.layer) is lora.Linear
 

@@ -75,5 +75,5 @@ def test_formats_differ(found: dict[str, Run]) -> None:
 
 
 def test_plain_peft_loads_the_adapter_onto_a_base_of_bitsandbytes(tmp_path: Path, folder: Path) -> None:
-    [(ours, plain)] = values(run_ranks(1, qlora_work.published, folder, tmp_path))
+    [(ours, plain)] = values(run_ranks(1, qlora_work.published, folder, tmp_path, WHOLE))
     assert float((ours - plain).norm()) <= 1e-6 * float(ours.norm())

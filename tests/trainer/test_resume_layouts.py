@@ -30,6 +30,7 @@ SAME_LAYOUT = {
         ResumeCase(Engine.FSDP2, precision="bf16"),
         ResumeCase(Engine.FSDP2, lora=True, precision="bf16"),
         ResumeCase(Engine.FSDP2, lora=True, quantised=True, precision="bf16"),
+        ResumeCase(Engine.FSDP2, lora=True, dora=True, precision="bf16"),
         ResumeCase(Engine.FSDP2),
     ],
 }

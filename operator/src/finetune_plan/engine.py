@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from finetune_api.runtime.choices import Device, Engine, Method, Precision
 
 from .job_settings import EngineSettings
 from .layout import Layout
+from .model_size import parameters
 
 _ZERO = {0: Engine.DDP, 1: Engine.ZERO1, 2: Engine.ZERO2, 3: Engine.ZERO3}
+_BYTES = {Precision.FP32: 4.0, Precision.BF16: 2.0, Precision.FP16: 2.0}
+_FOUR_BITS = 0.6
+"""Bytes of a parameter, with scales and with the layers that are not quantised."""
+_SHARE = 1 / 3
+"""Of a GPU's memory; the rest is for activations, and for the weights of one layer in 16 bits."""
+_GIB = 2**30
 
 
-def resolve_engine(given: EngineSettings, method: Method, layout: Layout, device: Device) -> tuple[Engine, str]:
+@dataclass(frozen=True)
+class Base:
+    """What an adapter job trains adapters on."""
+
+    model: str
+    precision: Precision
+    memory_gib: int | None
+    """Of one accelerator; None if its kind is not known."""
+
+
+def resolve_engine(
+    given: EngineSettings, method: Method, layout: Layout, device: Device, base: Base
+) -> tuple[Engine, str]:
     """The engine, and why."""
     if layout.data_parallel == 1:
         return Engine.SINGLE, "There is one replica of the model: nothing to shard or to average."
@@ -21,11 +42,31 @@ def resolve_engine(given: EngineSettings, method: Method, layout: Layout, device
         if not stage.key:
             return _ZERO[stage.value], f"{given.use_deepspeed.key} is true, and no stage is given: {stage.value}."
         return _ZERO[stage.value], f"{stage.key} is {stage.value}."
-    if given.fsdp.value is False and method is Method.FFT and device is Device.CUDA:
+    if device is Device.CPU:
+        return Engine.DDP, "The trained state is small enough for one copy in every rank."
+    if given.fsdp.value is False:
         return Engine.DDP, f"{given.fsdp.key} is false: every rank holds the whole state."
-    if method is Method.FFT and device is Device.CUDA:
+    if method is Method.FFT:
         return Engine.FSDP2, "Full finetuning on several GPUs shards its state unless a key selects another engine."
-    return Engine.DDP, "The trained state is small enough for one copy in every rank."
+    return _of_adapters(method, base)
+
+
+def _of_adapters(method: Method, base: Base) -> tuple[Engine, str]:
+    """Sharded, unless the name of the model says that a copy in every rank leaves room."""
+    size = parameters(base.model)
+    if size is None or base.memory_gib is None:
+        return (
+            Engine.FSDP2,
+            f"The name {base.model} does not say how large the base is, so each GPU holds a part of it.",
+        )
+    weights = size * (_FOUR_BITS if method is Method.QLORA else _BYTES[base.precision]) / _GIB
+    what = f"By its name the base has {size / 1e9:.3g} B parameters: {weights:.3g} GiB"
+    if weights > _SHARE * base.memory_gib:
+        return (
+            Engine.FSDP2,
+            f"{what} are more than a third of the {base.memory_gib} GiB of a GPU, which holds a part.",
+        )
+    return Engine.DDP, f"{what} are at most a third of the {base.memory_gib} GiB of a GPU, and every rank holds them."
 
 
 def _sharded(given: EngineSettings, layout: Layout) -> tuple[Engine, str]:

@@ -7,7 +7,7 @@ never a path into the spec; each setting knows the key that gave it, so that a r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, Generic, TypeVar
@@ -98,11 +98,17 @@ class LoraSettings:
     alpha: Setting[float | None] = _key(*aliases.LORA_ALPHA)
     dropout: Setting[float] = _key(*aliases.LORA_DROPOUT, default=defaults.LORA_DROPOUT)
     target_modules: Setting[list[str]] = _key(*aliases.LORA_TARGETS, default=[defaults.LORA_TARGETS])
+    layers: Setting[list[int] | None] = _key("training.lora.layers_to_transform")
+    rank_pattern: Setting[dict[str, int] | None] = _key("training.lora.rank_pattern")
+    alpha_pattern: Setting[dict[str, float] | None] = _key("training.lora.alpha_pattern")
+    rslora: Setting[bool] = _key("training.lora.use_rslora", default=False)
+    dora: Setting[bool] = _key("training.lora.use_dora", default=False)
+    init: Setting[str] = _key("training.lora.init_lora_weights", default=defaults.LORA_INIT)
 
     @property
     def given(self) -> str:
         """The first key about adapters that is set; empty if none is."""
-        settings: tuple[Setting[Any], ...] = (self.rank, self.alpha, self.dropout, self.target_modules)
+        settings: Iterator[Setting[Any]] = (getattr(self, field.name) for field in fields(self))
         return next((s.key for s in settings if s.key), "")
 
 

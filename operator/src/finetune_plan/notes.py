@@ -34,9 +34,8 @@ def notes(job: JobSettings, method: Method, precision: Precision, device: Device
     variety = job.method.variety
     if variety.value and variety.value != method:
         yield note(r.VARIETY_YIELDS, key=variety.key, value=variety.value, method=method)
-    targets = job.lora.target_modules
-    if method is Method.FFT and targets.key:
-        yield note(r.ADAPTERS_UNUSED, key=targets.key)
+    if method is Method.FFT and job.lora.given:
+        yield note(r.ADAPTERS_UNUSED, key=job.lora.given)
     tf32 = job.engine.tf32
     if tf32.value and (precision is not Precision.FP32 or device is Device.CPU):
         yield note(r.TF32_UNUSED, key=tf32.key, precision=precision, device=_DEVICES[device])

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from finetune_api.runtime.capabilities import Combination, refuse
 from finetune_api.runtime.choices import Device, Engine, Method, Precision, WeightFormat
+from finetune_api.runtime.patterns import end_of_name, is_pattern, whole_name
 from finetune_api.validation import check
 from finetune_api.validation.problem import Problem
+from finetune_api.validation.shape import quote
 
 from . import job_settings
 from .batch import BatchSize, resolve_batch
-from .engine import resolve_engine, resolve_precision
-from .job_settings import JobSettings, Setting
+from .engine import Base, resolve_engine, resolve_precision
+from .job_settings import JobSettings, LoraSettings, Setting
 from .layout import Layout, resolve_layout
 from .method import resolve_method
 from .notes import Note, notes
@@ -63,10 +65,12 @@ def resolve(resource: Mapping[str, Any], settings: PlanSettings) -> Resolution:
     device = Device.CPU if is_cpu(job) else Device.CUDA
     method, method_reason = resolve_method(job.method, job.lora)
     layout = resolve_layout(job.layout)
-    engine, engine_reason = resolve_engine(job.engine, method, layout, device)
+    precision = resolve_precision(job.engine, device)
+    accelerator = settings.accelerators.get(job.gpu_type.value.upper())
+    base = Base(job.model.value, precision, accelerator.memory_gib if accelerator else None)
+    engine, engine_reason = resolve_engine(job.engine, method, layout, device, base)
     batch, batch_notes = resolve_batch(job.batch, layout.data_parallel)
-    asked = Combination(method, engine, resolve_precision(job.engine, device), layout.tensor_parallel,
-                        layout.pipeline_parallel)  # fmt: skip
+    asked = Combination(method, engine, precision, layout.tensor_parallel, layout.pipeline_parallel)
     found = [*_problems(job, settings), *_unsupported(job, asked), *_contradictions(job, method, method_reason)]
     return Resolution(
         job=job,
@@ -132,7 +136,22 @@ def _contradictions(job: JobSettings, method: Method, method_reason: str) -> lis
             f"spec.{quantization}", "MethodContradiction",
             f"training.quantization is for QLoRA, but the method is {method}. {method_reason}",
             "Remove training.quantization, or set training.use_qlora to true."))  # fmt: skip
-    return found
+    return [*found, *_no_expressions(job.lora)]
+
+
+def _no_expressions(lora: LoraSettings) -> Iterator[Problem]:
+    """Patterns that the trainer would refuse; whether they name layers of the model, only the trainer sees."""
+    targets = [target for target in lora.target_modules.value if is_pattern(target)]
+    ends = [(each.key, pattern) for each in (lora.rank_pattern, lora.alpha_pattern) for pattern in each.value or ()]
+    for key, pattern, read in (*((lora.target_modules.key, target, whole_name) for target in targets),
+                               *((*each, end_of_name) for each in ends)):  # fmt: skip
+        try:
+            read(pattern)
+        except ValueError as error:
+            yield Problem(
+                f"spec.{key}", "BadExpression", f"{quote(pattern)} is not a regular expression: {error}.",
+                r"Write one of Python's, such as .*layers\.[0-7]\..*_proj, or the end of a layer's name.",
+            )  # fmt: skip
 
 
 @dataclass(frozen=True)

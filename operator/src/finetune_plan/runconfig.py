@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from finetune_api.resource import defaults
-from finetune_api.runtime.choices import BaseFormat, Method, Recompute
+from finetune_api.runtime.choices import BaseFormat, LoraInit, Method, Recompute
 from finetune_api.runtime.run_config import (
     BaseQuantisation,
     Batch,
@@ -151,13 +153,26 @@ def resolve_lora(given: LoraSettings, method: Method) -> Lora | None:
     """The adapters, from whichever of the four spellings was used."""
     if method is Method.FFT:
         return None
-    alpha = given.alpha.value
+    rank, alpha = given.rank.value, given.alpha.value
+    if alpha is None:  # the same scale with rsLoRA, which divides by the root
+        alpha = defaults.LORA_ALPHA_PER_RANK * (math.sqrt(rank) if given.rslora.value else rank)
     return Lora(
-        rank=given.rank.value,
-        alpha=defaults.LORA_ALPHA_PER_RANK * given.rank.value if alpha is None else alpha,
+        rank=rank,
+        alpha=alpha,
         dropout=given.dropout.value,
         target_modules=tuple(given.target_modules.value),
+        layers=None if given.layers.value is None else tuple(given.layers.value),
+        rank_pattern=_longest_first(given.rank_pattern.value),
+        alpha_pattern=_longest_first(given.alpha_pattern.value),
+        rslora=given.rslora.value,
+        dora=given.dora.value,
+        init=LoraInit(given.init.value),
     )
+
+
+def _longest_first(patterns: Mapping[str, Any] | None) -> tuple[tuple[str, Any], ...]:
+    """In an order of our own: the API server sorts the keys of a map."""
+    return tuple(sorted((patterns or {}).items(), key=lambda pair: (-len(pair[0]), pair[0])))
 
 
 def _quantisation(given: QuantizationSettings, method: Method) -> BaseQuantisation | None:

@@ -59,7 +59,7 @@ def figures(device: torch.device) -> Iterator[Figure]:
 def _layer(inputs: int, outputs: int, device: torch.device) -> nn.Module:
     torch.manual_seed(shapes.SEED)
     settings = LoraConfig(r=16, lora_alpha=32, target_modules=["0"])
-    lora_forward.use(settings)
+    lora_forward.use(settings, lora_forward.LoraLinear)
     with device:
         base = nn.Sequential(nn.Linear(inputs, outputs, bias=False))
     model = get_peft_model(base, settings)

@@ -7,17 +7,24 @@ target_parameters, but only without dropout, by building all weights of a layer 
 
 from __future__ import annotations
 
-from typing import Any, cast
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners import tuners_utils
 from peft.utils import transformers_weight_conversion as conversion
 from transformers import PreTrainedModel
 
+from finetune_api.runtime.choices import LoraInit
+from finetune_api.runtime.patterns import end_of_name, is_pattern, whole_name
 from finetune_api.runtime.run_config import Lora
 
-from . import architecture, lora_forward
+from . import architecture, dora, lora_forward
 from .errors import ModelRefused
+from .lora_forward import LoraLinear
+
+T = TypeVar("T")
 
 ALL_LINEAR = "all-linear"
 """Every linear layer but the output head."""
@@ -26,23 +33,34 @@ ALL_LINEAR = "all-linear"
 def attach(model: PreTrainedModel, lora: Lora) -> PeftModel:
     """The model with adapters; only they require gradients. They are fp32, whatever the dtype of the base.
 
-    Raises ModelRefused if the model lacks a target module.
+    Raises ModelRefused if the model lacks a target module, or has one that gets none.
     """
+    targets = _targets(model, lora)
+    if lora.dora:
+        dora.require_possible(model, targets)
     settings = LoraConfig(
         r=lora.rank,
         lora_alpha=cast("int", lora.alpha),  # PEFT accepts floats, against its annotation
         lora_dropout=lora.dropout,
-        target_modules=_targets(model, lora.target_modules),
+        target_modules=targets,
+        rank_pattern=_by_layer("rank_pattern", lora.rank_pattern, targets),
+        alpha_pattern=_by_layer("alpha_pattern", lora.alpha_pattern, targets),
+        use_rslora=lora.rslora,
+        use_dora=lora.dora,
+        init_lora_weights="gaussian" if lora.init is LoraInit.GAUSSIAN else True,
         task_type=TaskType.CAUSAL_LM,
     )
-    lora_forward.use(settings)
+    lora_forward.use(settings, dora.DoraLinear if lora.dora else LoraLinear)
     try:
-        return cast("PeftModel", get_peft_model(model, settings))
+        found = cast("PeftModel", get_peft_model(model, settings))
     except ValueError as error:
         raise ModelRefused(
             f"training.lora: PEFT has no such adapters for {model.config.model_type}: {error}; name other "
             "target_modules, or train all weights (training.mode: fft)"
         ) from error
+    adapted = {name for name, module in model.named_modules() if hasattr(module, "lora_A")}
+    assert adapted == set(targets), f"PEFT has put adapters elsewhere: {sorted(adapted ^ set(targets))[:5]}"
+    return found
 
 
 def missed(model: PreTrainedModel) -> dict[str, int]:
@@ -62,22 +80,107 @@ def missed(model: PreTrainedModel) -> dict[str, int]:
     }  # fmt: skip
 
 
-def _targets(model: PreTrainedModel, wanted: tuple[str, ...]) -> list[str]:
+def _targets(model: PreTrainedModel, lora: Lora) -> list[str]:
     """Names of the modules that get adapters. PEFT makes them shorter where they are many."""
     linear = architecture.linear(model)
-    if wanted == (ALL_LINEAR,):
+    if lora.target_modules == (ALL_LINEAR,):
         head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         left_out = _experts(model) | _kernels(model)
-        all_of_them = [n for n, module in linear.items() if module is not head and _leaf(n) not in left_out]
-        if not all_of_them:
+        found = {ALL_LINEAR: [n for n, each in linear.items() if each is not head and _leaf(n) not in left_out]}
+        if not found[ALL_LINEAR]:
             raise ModelRefused(
                 f"training.lora.target_modules: {model.config.model_type} has no linear modules for adapters; train "
                 "all weights instead (training.mode: fft)"
             )
-        return all_of_them
-    found = {target: [name for name in linear if f".{name}".endswith(f".{target}")] for target in wanted}
-    _require_targets(model, found)
-    return [name for names in found.values() for name in names]
+    else:
+        found = {target: [name for name in linear if _is_meant(name, target)] for target in lora.target_modules}
+        _require_targets(model, found)
+    if lora.layers is not None:
+        found = _in_layers(found, set(lora.layers))
+    return list(dict.fromkeys(name for names in found.values() for name in names))
+
+
+def _is_meant(name: str, target: str) -> bool:
+    if is_pattern(target):
+        return _expression("target_modules", target, whole_name).fullmatch(name) is not None
+    return f".{name}".endswith(f".{target}")
+
+
+def _expression(key: str, text: str, read: Callable[[str], re.Pattern[str]]) -> re.Pattern[str]:
+    try:
+        return read(text)
+    except ValueError as error:
+        raise ModelRefused(f"training.lora.{key}: {text} is no regular expression: {error}") from error
+
+
+def _in_layers(found: Mapping[str, list[str]], layers: set[int]) -> dict[str, list[str]]:
+    """Of each target the modules that are in layers of these numbers: the first number before the end of a name."""
+    numbers = {target: {name: _number(name) for name in names} for target, names in found.items()}
+    for target, known in numbers.items():
+        if layers.isdisjoint(known.values()):
+            raise ModelRefused(f"training.lora.layers_to_transform: {target} is in {_layers(known.values())} only")
+    every = {number for known in numbers.values() for number in known.values()}
+    if missing := layers - every:
+        raise ModelRefused(
+            f"training.lora.layers_to_transform: {_layers(missing)} of the model has no target module; there are "
+            f"{_layers(every)}"
+        )
+    return {target: [name for name, number in known.items() if number in layers] for target, known in numbers.items()}
+
+
+def _layers(numbers: Iterable[int | None]) -> str:
+    found = sorted({number for number in numbers if number is not None})
+    return f"layer{'s' * (len(found) > 1)} {', '.join(map(str, found))}" if found else "no numbered layer"
+
+
+def _number(name: str) -> int | None:
+    *parents, _ = name.split(".")
+    return next((int(part) for part in parents if part.isdecimal()), None)
+
+
+def _by_layer(key: str, patterns: Sequence[tuple[str, T]], targets: Sequence[str]) -> dict[str, T]:
+    """Each target that a pattern is of, as a pattern of its own: PEFT's file sorts patterns, and the first one holds.
+
+    A pattern that is of no target is a typo.
+    """
+    read = [(text, _expression(key, text, end_of_name), value) for text, value in patterns]
+    holding = {name: next(((text, value) for text, each, value in read if each.fullmatch(name)), None)
+               for name in targets}  # fmt: skip
+    used = {found[0] for found in holding.values() if found}
+    if unused := [text for text, _ in patterns if text not in used]:
+        leaves = ", ".join(sorted({_leaf(name) for name in targets}))
+        raise ModelRefused(
+            f"training.lora.{key}: {', '.join(unused)} is of no module that gets an adapter, or longer patterns are "
+            f"of all that it names; adapters are on {leaves}"
+        )
+    return {f"^{re.escape(name)}": found[1] for name, found in holding.items() if found}
+
+
+def _require_targets(model: PreTrainedModel, found: dict[str, list[str]]) -> None:
+    """PEFT accepts the list if one name matches; a typo in another would silently train fewer modules."""
+    read, experts = _kernels(model), _experts(model)
+    known = ", ".join(sorted({_leaf(name) for name in architecture.linear(model)} - experts - read))
+    fused = [name for name, p in model.named_parameters() if p.ndim > 2 and not name.endswith(".weight")]
+    leaves = {target: {_leaf(name) for name in names} or {_leaf(target)} for target, names in found.items()}
+    taken = [
+        target
+        for target, names in found.items()
+        if leaves[target] & experts or (not names and any(f".{target}." in f".{name}." for name in fused))
+    ]
+    missing = [target for target, names in found.items() if not names and target not in taken]
+    for targets, what in (
+        (taken, "experts, whose weights transformers keeps in one parameter for all, get no adapters:"),
+        (
+            [target for target in found if leaves[target] & read],
+            f"kernels of {model.config.model_type} read their weights past an adapter:",
+        ),
+        (missing, "the model has no module"),
+    ):
+        if targets:
+            raise ModelRefused(
+                f"training.lora.target_modules: {what} {', '.join(targets)}; its linear modules are {known}; "
+                f"correct the name, or set {ALL_LINEAR}"
+            )
 
 
 def _experts(model: PreTrainedModel) -> frozenset[str]:
@@ -102,32 +205,6 @@ def _kernels(model: PreTrainedModel) -> frozenset[str]:
         return False
 
     return frozenset(leaf for leaf in {_leaf(name) for name in architecture.linear(model)} if refused(leaf))
-
-
-def _require_targets(model: PreTrainedModel, found: dict[str, list[str]]) -> None:
-    """PEFT accepts the list if one name matches; a typo in another would silently train fewer modules."""
-    read = _kernels(model)
-    known = ", ".join(sorted({_leaf(name) for name in architecture.linear(model)} - _experts(model) - read))
-    fused = [name for name, p in model.named_parameters() if p.ndim > 2 and not name.endswith(".weight")]
-    experts = [
-        target
-        for target, names in found.items()
-        if _leaf(target) in _experts(model) or (not names and any(f".{target}." in f".{name}." for name in fused))
-    ]
-    missing = [target for target, names in found.items() if not names and target not in experts]
-    for targets, what in (
-        (experts, "experts, whose weights transformers keeps in one parameter for all, get no adapters:"),
-        (
-            [target for target in found if _leaf(target) in read],
-            f"kernels of {model.config.model_type} read their weights past an adapter:",
-        ),
-        (missing, "the model has no module"),
-    ):
-        if targets:
-            raise ModelRefused(
-                f"training.lora.target_modules: {what} {', '.join(targets)}; its linear modules are {known}; "
-                f"correct the name, or set {ALL_LINEAR}"
-            )
 
 
 def _leaf(name: str) -> str:

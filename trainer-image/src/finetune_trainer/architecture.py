@@ -22,6 +22,8 @@ from transformers.pytorch_utils import Conv1D
 from .errors import ModelRefused
 from .four_bits import Linear4bit
 
+MAGNITUDES = "lora_magnitude_vector"
+"""PEFT's name for what DoRA trains beside A and B."""
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
@@ -100,11 +102,9 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def kept_in_fp32(model: nn.Module, names: Iterable[str], dtype: torch.dtype) -> set[str]:
-    """Those of `names` that the architecture keeps in fp32 where the rest of it is in `dtype`, such as routers."""
+    """Those of `names` that stay in fp32 where the model is in `dtype`: routers of some, the lengths of DoRA."""
     plan = model._get_dtype_plan(dtype) if isinstance(model, PreTrainedModel) else {}  # noqa: SLF001
-    if not plan:
-        return set()
-    kept, *_ = build_glob_alternation(list(plan))
+    kept, *_ = build_glob_alternation([*plan, MAGNITUDES])
     return {name for name in names if kept.search(name)}
 
 

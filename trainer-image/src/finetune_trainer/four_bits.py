@@ -110,7 +110,7 @@ def require(device: torch.device) -> None:
         codes, scales = quantise(
             torch.ones(1, BLOCK, device=device), BaseQuantisation(format=BaseFormat.NF4, double=True)
         )
-        _dequantised(codes, scales, BaseFormat.NF4, BLOCK, torch.float32)
+        dequantised(codes, scales, BaseFormat.NF4, BLOCK, torch.float32)
     except Exception as error:
         raise Unsupported(
             f"method qlora needs bitsandbytes, which does not work on {device.type} here: {error}; install the extra "
@@ -118,7 +118,7 @@ def require(device: torch.device) -> None:
         ) from error
 
 
-def _dequantised(codes: Tensor, scales: Scales, how: str, elements: int, dtype: torch.dtype) -> Tensor:
+def dequantised(codes: Tensor, scales: Scales, how: str, elements: int, dtype: torch.dtype) -> Tensor:
     """[elements]. Not in the shape of a weight: bitsandbytes' kernel for CPUs then takes wrong scales.
 
     It does so for rows of other than a multiple of 64 elements (0.50.2).
@@ -147,7 +147,7 @@ class Linear4bit(nn.Linear):
         """The weight [out, in] of the layer's own codes, which may be gathered for the moment."""
         scales = Scales(**{field.name: getattr(self, field.name) for field in fields(Scales)})
         elements = self.out_features * self.in_features
-        return _dequantised(codes, scales, self.format, elements, self.dtype).view(self.out_features, -1)
+        return dequantised(codes, scales, self.format, elements, self.dtype).view(self.out_features, -1)
 
     def forward(self, x: Tensor) -> Tensor:
         """From [..., in] to [..., out]."""

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable
-from functools import cache
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from peft import LoraConfig
@@ -28,22 +28,29 @@ from .four_bits import Linear4bit
 _log = logging.getLogger(__name__)
 
 
-def use(settings: LoraConfig) -> None:
-    """Let PEFT make a `LoraLinear` of every layer that is nn.Linear, Conv1D or Linear4bit and no more."""
-    made: Any = dict.fromkeys((nn.Linear, Conv1D), _adapted)  # PEFT calls what its annotation says are classes
+def use(settings: LoraConfig, layer: type[LoraLinear]) -> None:
+    """Let PEFT make a `layer` of every layer that is nn.Linear, Conv1D or Linear4bit and no more."""
+    made: Any = dict.fromkeys((nn.Linear, Conv1D), partial(_adapted, layer))  # its annotation says they are classes
     settings._register_custom_module(made)  # noqa: SLF001 - PEFT documents it
 
 
-def _adapted(target: nn.Module, name: str, config: LoraConfig, **options: Any) -> LoraLinear | None:
+def _adapted(
+    layer: type[LoraLinear], target: nn.Module, name: str, config: LoraConfig, **options: Any
+) -> LoraLinear | None:
     """None where PEFT should choose the layer: what is stored or computed in another way is of a subclass."""
     if type(target).forward not in (nn.Linear.forward, Conv1D.forward, Linear4bit.forward):
+        if config.use_dora:
+            raise ValueError(f"a layer of {type(target).__name__} gets none with use_dora")
         return None
     config.fan_in_fan_out = isinstance(target, Conv1D)
-    return LoraLinear(target, name, config, is_target_conv_1d_layer=config.fan_in_fan_out, **options)
+    return layer(target, name, config, is_target_conv_1d_layer=config.fan_in_fan_out, **options)
 
 
 class LoraLinear(lora.Linear):
     """PEFT's layer, with one rounding where one adapter is in the format of its base and its input."""
+
+    variant: ClassVar[type[Any]] = type(None)
+    """Of PEFT's variants of LoRA, the one that `product` computes."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """From [..., in] to [..., out]."""
@@ -51,16 +58,25 @@ class LoraLinear(lora.Linear):
         if args or kwargs or not self._is_supported(x, base):
             return super().forward(x, *args, **kwargs)
         (name,) = self.active_adapters
-        a, b, dropout = self.lora_A[name], self.lora_B[name], self.lora_dropout[name]
-        share = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
-        factors = _Factors(self.scaling[name], share, self._whole)
-        result: Tensor = _AdaptedProduct.apply(x.reshape(-1, x.shape[-1]), base.weight, a.weight, b.weight, factors)
-        if base.bias is not None:
-            result += base.bias  # inside the update, it would round that to its own grid
+        result = self.product(x.reshape(-1, x.shape[-1]), name)
         return result.view(*x.shape[:-1], result.shape[-1])
 
+    def product(self, x: Tensor, name: str) -> Tensor:
+        """From [rows, in] to [rows, out], with the adapter `name`."""
+        base: Any = self.get_base_layer()
+        a, b = self.lora_A[name].weight, self.lora_B[name].weight
+        result: Tensor = _AdaptedProduct.apply(x, base.weight, a, b, self.factors(name))
+        if base.bias is not None:
+            result += base.bias  # inside the update, it would round that to its own grid
+        return result
+
+    def factors(self, name: str) -> Factors:
+        dropout = self.lora_dropout[name]
+        share = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
+        return Factors(self.scaling[name], share, self.whole)
+
     @property
-    def _whole(self) -> Callable[[Tensor], Tensor]:
+    def whole(self) -> Callable[[Tensor], Tensor]:
         """From the parameter of the base to its weight [out, in]."""
         base: Any = self.get_base_layer()
         if isinstance(base, Linear4bit):
@@ -73,7 +89,9 @@ class LoraLinear(lora.Linear):
         if self.disable_adapters or self.merged or _autocast(x.device.type) or len(names) != 1:
             return False
         name = names[0]
-        if name not in self.lora_A or name in self.lora_variant or self.lora_bias[name] or base.weight.requires_grad:
+        if not isinstance(self.lora_variant.get(name), self.variant):
+            return False
+        if name not in self.lora_A or self.lora_bias[name] or base.weight.requires_grad:
             return False
         dtype = base.dtype if isinstance(base, Linear4bit) else base.weight.dtype
         return x.dtype == dtype == self.lora_A[name].weight.dtype == self.lora_B[name].weight.dtype
@@ -87,7 +105,7 @@ def _autocast(device: str) -> bool:
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # the meta device has none
 
 
-class _Factors(NamedTuple):
+class Factors(NamedTuple):
     scaling: float
     dropped: float
     """Share of the input that A does not see."""
@@ -103,8 +121,8 @@ class _AdaptedProduct(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, stored: Tensor, a: Tensor, b: Tensor, factors: _Factors) -> Tensor:
-        dropped, mask = torch.native_dropout(x, factors.dropped, True) if factors.dropped else (x, None)
+    def forward(ctx: Any, x: Tensor, stored: Tensor, a: Tensor, b: Tensor, factors: Factors) -> Tensor:
+        dropped, mask = dropped_input(x, factors)
         low = (dropped @ a.t()).mul_(factors.scaling)
         ctx.save_for_backward(x, mask, stored, a, b, low)
         ctx.factors = factors
@@ -113,16 +131,29 @@ class _AdaptedProduct(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, mask, stored, a, b, low = ctx.saved_tensors
-        of_low = (gradient @ b).mul_(ctx.factors.scaling)
-        of_x = of_a = of_b = None
-        if ctx.needs_input_grad[0]:
-            of_x = _masked(of_low @ a, mask, ctx.factors).addmm_(gradient, ctx.factors.whole(stored))
-        if ctx.needs_input_grad[2]:
-            of_a = _product(of_low, _masked(x, mask, ctx.factors))
-        if ctx.needs_input_grad[3]:
-            of_b = _product(low, gradient).t()
+        of_x, of_a, of_b = gradients(gradient, ctx.saved_tensors, ctx.factors, ctx.needs_input_grad)
         return of_x, None, of_a, of_b, None
+
+
+def dropped_input(x: Tensor, factors: Factors) -> tuple[Tensor, Tensor | None]:
+    """dropout(x), and its mask if there is dropout."""
+    return torch.native_dropout(x, factors.dropped, True) if factors.dropped else (x, None)
+
+
+def gradients(
+    gradient: Tensor, saved: Sequence[Any], factors: Factors, needed: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Of x, A and B, of the sum W x + s · B A dropout(x), where they are `needed` (by the forward's arguments)."""
+    x, mask, stored, a, b, low = saved
+    of_low = (gradient @ b).mul_(factors.scaling)
+    of_x = of_a = of_b = None
+    if needed[0]:
+        of_x = _masked(of_low @ a, mask, factors).addmm_(gradient, factors.whole(stored))
+    if needed[2]:
+        of_a = _product(of_low, _masked(x, mask, factors))
+    if needed[3]:
+        of_b = _product(low, gradient).t()
+    return of_x, of_a, of_b
 
 
 def _sum(x: Tensor, weight: Tensor, low: Tensor, b: Tensor) -> Tensor:
@@ -147,7 +178,7 @@ def _kernel(device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Tensor] 
     return cast("Callable[[Tensor, Tensor, Tensor], Tensor]", kernel)
 
 
-def _masked(x: Tensor, mask: Tensor | None, factors: _Factors) -> Tensor:
+def _masked(x: Tensor, mask: Tensor | None, factors: Factors) -> Tensor:
     """`x` as dropout gave or would give it."""
     if mask is None:
         return x

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import torch
 import transformers
+from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from finetune_api.runtime.choices import Method
@@ -23,10 +24,11 @@ from finetune_api.runtime.run_config import RunConfig
 
 from . import architecture, attention, model_export, placeholders, sources, weights
 from .collectives import new_channel, on_channel, on_every_rank, on_rank_0
+from .dora import LengthsOfRows
 from .errors import ModelRefused
 from .failures import exit_code_of
 from .master import COMPUTE
-from .placeholders import Keep
+from .placeholders import Keep, See
 from .quantisation import KEY
 from .quantised_base import Quantising
 
@@ -53,8 +55,10 @@ def load(folder: Path, config: RunConfig, keep: Keep, device: torch.device) -> P
 
 def _loaded(folder: Path, config: RunConfig, keep: Keep, device: torch.device) -> PreTrainedModel:
     outline, how = unloaded(folder), config.quantisation
-    quantising = None if how is None else Quantising(outline, how, keep, device)
-    named = (lambda _, weight: keep(weight)) if quantising is None else quantising.keep
+    lengths = LengthsOfRows(outline, device) if config.lora is not None and config.lora.dora else None
+    see = None if lengths is None else lengths.see
+    quantising = None if how is None else Quantising(outline, how, keep, see, device)
+    named = partial(_kept, keep, see) if quantising is None else quantising.keep
     with _refused(folder), placeholders.replacing(named, _tied_shapes(outline)):
         model, report = _read(folder, storage_dtype(config))
     _require_complete(folder, report)
@@ -62,7 +66,15 @@ def _loaded(folder: Path, config: RunConfig, keep: Keep, device: torch.device) -
     _freeze_as_built(model, outline)
     if quantising is not None:
         quantising.install(model)
+    if lengths is not None:
+        lengths.give(model)
     return model
+
+
+def _kept(keep: Keep, see: See | None, name: str, weight: Tensor) -> Tensor:
+    if see is not None:
+        see(name, weight)
+    return keep(weight)
 
 
 def prepare(model: PreTrainedModel, config: RunConfig) -> None:

@@ -25,6 +25,8 @@ Keep = Callable[[Tensor], Tensor]
 """From a whole weight to what this rank keeps of it, on its device."""
 NamedKeep = Callable[[str, Tensor], Tensor]
 """The same, with the name of the weight in its model."""
+See = Callable[[str, Tensor], None]
+"""Is given a whole weight by its name, in the values that a model computes with."""
 _PART = "_part_of_this_rank"
 _LOADED = "_is_hf_initialized"
 """Attribute that transformers gives to a parameter from the files; without it the parameter is initialised."""
@@ -71,7 +73,7 @@ def replace(model: nn.Module, keep: NamedKeep) -> None:
 
 
 def _replaced(parameter: nn.Parameter, keep: Keep) -> nn.Parameter:
-    if hasattr(parameter, _PART):
+    if has_part(parameter):
         return parameter
     whole = parameter.detach()
     return of(keep(whole), whole.shape, whole.dtype, requires_grad=parameter.requires_grad)
@@ -91,6 +93,11 @@ def _path(module: nn.Module, parents: Mapping[nn.Module, tuple[nn.Module, str]])
         return []
     parent, name = parents[module]
     return [*_path(parent, parents), name]
+
+
+def has_part(parameter: Tensor) -> bool:
+    """Whether it is a placeholder."""
+    return hasattr(parameter, _PART)
 
 
 def take(parameter: nn.Parameter) -> Tensor | None:

@@ -19,7 +19,7 @@ from finetune_api.runtime.run_config import BaseQuantisation
 from . import architecture, four_bits, placeholders
 from .errors import ModelRefused
 from .four_bits import Linear4bit, Scales
-from .placeholders import Keep
+from .placeholders import Keep, See
 
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 """Keys of config.json: a router has as many outputs."""
@@ -84,20 +84,27 @@ def _require_worthwhile(model: PreTrainedModel, found: Mapping[str, nn.Linear]) 
 class Quantising:
     """Keeps the weights of chosen layers as codes while a model is loaded, and then puts layers in place of them."""
 
-    def __init__(self, outline: PreTrainedModel, how: BaseQuantisation, keep: Keep, device: torch.device) -> None:
+    def __init__(
+        self, outline: PreTrainedModel, how: BaseQuantisation, keep: Keep, see: See | None, device: torch.device
+    ) -> None:
         """`outline`: the model without memory. Whole weights are quantised on `device`, alike on every rank."""
-        self._how, self._keep, self._device = how, keep, device
+        self._how, self._keep, self._see, self._device = how, keep, see, device
         self._weights = {f"{name}.weight" for name in chosen(outline)}
         self._found: dict[str, tuple[int, Scales]] = {}
 
     def keep(self, name: str, weight: Tensor) -> Tensor:
         """What this rank keeps of a weight, or of its codes."""
         if name not in self._weights:
+            if self._see is not None:
+                self._see(name, weight)
             return self._keep(weight)
         try:
             codes, scales = four_bits.quantise(weight.to(self._device), self._how)
         except ValueError as error:
             raise ModelRefused(f"job.model: {name} cannot be stored in {self._how.format}: {error}") from error
+        if self._see is not None:
+            whole = four_bits.dequantised(codes, scales, self._how.format, weight.numel(), weight.dtype)
+            self._see(name, whole.view(weight.shape))
         self._found[name] = len(codes), scales
         return self._keep(codes)
 

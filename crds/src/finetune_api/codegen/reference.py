@@ -9,13 +9,14 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 from typing import Any
 
 from finetune_api.resource.key_table import FREE_LENGTH
 from finetune_api.resource.keys import SpecKey, keys
 from finetune_api.resource.v1alpha1 import Spec
 from finetune_api.validation.rules import Rule, all_rules
-from finetune_api.validation.unknown import USUAL, nearest
+from finetune_api.validation.unknown import NOT_YET, USUAL, nearest
 
 from .schema import structural
 
@@ -133,15 +134,20 @@ def _listed(prefix: str) -> Iterator[str]:
 
 
 def _without_indices(path: str) -> str:
-    """pods.env[0].name and pods.env.name both mean pods.env[].name."""
+    """pods.env[0].name and pods.env.name both mean pods.env[].name, and an entry of a map means the map."""
     known = {each.replace("[]", ""): each for each in entries()}
     without_indices = ".".join(name.partition("[")[0] for name in path.split("."))
+    for map_path in accumulate(without_indices.split("."), "{}.{}".format):
+        if map_path in known and entries()[known[map_path]].bounds.startswith("map of"):
+            return known[map_path]
     return known.get(without_indices, path)
 
 
 def _no_such(path: str) -> str:
     """The last name counts first: people remember a key sooner than its section."""
     name = path.rpartition(".")[2]
+    if name in NOT_YET:
+        return f"A job has no key {path!r}. {NOT_YET[name]}"
     if name in USUAL:
         return f"A job has no key {path!r}. Did you mean {USUAL[name]}?"
     nearest_name = nearest(name, tuple(dict.fromkeys(known.rpartition(".")[2] for known in entries())))

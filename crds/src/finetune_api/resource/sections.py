@@ -24,6 +24,7 @@ Width = Annotated[int, Field(ge=1, le=1024)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 Rank = Annotated[int, Field(ge=1, le=256)]
+LayerNumber = Annotated[int, Field(ge=0, le=1023)]
 Alpha = Annotated[float, Field(gt=0, le=4096)]
 Free = Annotated[dict[str, object], Field(max_length=64)]
 
@@ -187,16 +188,42 @@ class ValidationSection(Section):
     greater_is_better: bool | None = key("Must be false or absent: a loss is better when smaller.")
 
 
-class Adapter(Section):
-    """Low-rank adapters."""
+class AdapterSizes(Section):
+    """What every published spelling of adapters has."""
 
     r: Rank | None = key(f"Rank of the adapters. {defaults.LORA_RANK} if absent.")
     alpha: Alpha | None = key(
-        f"Scale: the adapter's output is multiplied by alpha / r. {defaults.LORA_ALPHA_PER_RANK} r if absent."
+        f"Scale: the adapter's output is multiplied by alpha / r. {defaults.LORA_ALPHA_PER_RANK} r if absent, or "
+        f"{defaults.LORA_ALPHA_PER_RANK} sqrt(r) with use_rslora: {defaults.LORA_ALPHA_PER_RANK} times."
     )
     dropout: Dropout | None = key(f"Dropout on the adapter's input. {defaults.LORA_DROPOUT:g} if absent.")
     target_modules: ShortTexts | None = key(
-        f"Names of the layers that get adapters, or {defaults.LORA_TARGETS} (if absent)."
+        "Layers that get adapters: ends of their names, or regular expressions of whole names, such as "
+        rf".*layers\.[0-7]\..*_proj; or {defaults.LORA_TARGETS} (if absent)."
+    )
+
+
+class Adapter(AdapterSizes):
+    """Low-rank adapters."""
+
+    layers_to_transform: Annotated[tuple[LayerNumber, ...], Field(min_length=1, max_length=1024)] | None = key(
+        "Numbers of the layers that get adapters, from 0. All if absent."
+    )
+    rank_pattern: Annotated[dict[str, Rank], Field(max_length=64)] | None = key(
+        "Other ranks: regular expression of the end of a layer's name -> rank; of several, the longest holds."
+    )
+    alpha_pattern: Annotated[dict[str, Alpha], Field(max_length=64)] | None = key("Other alphas, as rank_pattern.")
+    use_rslora: bool | None = key(
+        "true: the adapter's output is multiplied by alpha / sqrt(r), which suits large ranks. false if absent."
+    )
+    use_dora: bool | None = key(
+        "true: train the lengths of the rows of each weight apart from their directions (DoRA), which is slower. "
+        "false if absent."
+    )
+    init_lora_weights: Literal["default", "gaussian"] | None = key(
+        f"How adapters begin. {defaults.LORA_INIT} if absent.",
+        instead="Set default or gaussian, or leave it out. What changes the base (pissa, olora, loftq, corda) is not "
+        "supported.",
     )
 
 
@@ -336,7 +363,7 @@ class Hyperparameters(Section):
     lora_alpha: Alpha | None = key("As training.lora.alpha.")
     lora_dropout: Dropout | None = key("As training.lora.dropout.")
     lora_target_modules: ShortTexts | None = key("As training.lora.target_modules.")
-    lora: Adapter | None = key("As training.lora.")
+    lora: AdapterSizes | None = key("As training.lora.")
     parallelism: Parallelism | None = key("How the model is spread over accelerators.")
 
 

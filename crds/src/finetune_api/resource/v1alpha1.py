@@ -16,7 +16,7 @@ class Spec(Section):
     data: sections.Data | None = key("How the rows are read: format, validation, order.")
     training: sections.Training | None = key("Method, validation, checkpoints and logging.")
     hyperparameters: sections.Hyperparameters | None = key("Numbers of the optimization.")
-    lora: sections.Adapter | None = key("Low-rank adapters, as training.lora.")
+    lora: sections.AdapterSizes | None = key("Low-rank adapters, as training.lora.")
     policy: sections.Policy | None = key("How other systems name and sample the model.")
     tags: sections.Free | None = informational("Text for people.", "they change nothing")
     metadata: sections.Free | None = informational("Text for people and programs.", "they change nothing")

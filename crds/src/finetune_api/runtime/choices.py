@@ -78,3 +78,12 @@ class Recompute(StrEnum):
 class OnBadRow(StrEnum):
     REFUSE = "refuse"
     SKIP = "skip"
+
+
+class LoraInit(StrEnum):
+    """Initial A of an adapter; B is zero."""
+
+    DEFAULT = "default"
+    """Uniform, as Kaiming et al. (2015) initialise a linear layer."""
+    GAUSSIAN = "gaussian"
+    """Normal, with a deviation of 1 / rank."""

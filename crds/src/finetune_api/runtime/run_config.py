@@ -5,13 +5,24 @@ Every choice is already made here: a field without a default was decided by the 
 the job's status.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from finetune_api.resource import defaults
 
-from .choices import BaseFormat, Device, Engine, Method, OnBadRow, Precision, Recompute, Rounding, WeightFormat
+from .choices import (
+    BaseFormat,
+    Device,
+    Engine,
+    LoraInit,
+    Method,
+    OnBadRow,
+    Precision,
+    Recompute,
+    Rounding,
+    WeightFormat,
+)
 
 DEFAULT_SEQUENCE_LENGTH = defaults.SEQUENCE_LENGTH
 
@@ -47,7 +58,26 @@ class Lora(Frozen):
     alpha: Annotated[float, Field(gt=0)]
     dropout: Annotated[float, Field(ge=0, lt=1)]
     target_modules: tuple[str, ...]
-    """Module name suffixes, or the single word all-linear."""
+    """Suffixes of module names, regular expressions of whole names (`is_pattern`), or the single word all-linear."""
+    layers: tuple[Count, ...] | None = None
+    """Numbers of the layers that get adapters; None: all."""
+    rank_pattern: tuple[tuple[str, Positive], ...] = ()
+    """Regular expressions of ends of names, and ranks in place of `rank`. The first that matches holds."""
+    alpha_pattern: tuple[tuple[str, Annotated[float, Field(gt=0)]], ...] = ()
+    rslora: bool = False
+    """alpha / sqrt(rank) in place of alpha / rank (Kalajdzievski 2023)."""
+    dora: bool = False
+    """m (W + (alpha / rank) B A) / |W + (alpha / rank) B A|, by row, with m trained too (Liu et al. 2024)."""
+    init: LoraInit = LoraInit.DEFAULT
+
+    @model_serializer(mode="wrap")
+    def _document(self, make: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the keys that version 0.1.0 does not have, where they have their defaults (see LATER)."""
+        fields = type(self).model_fields
+        later = {key for key, field in fields.items() if not field.is_required()}
+        found: dict[str, Any] = make(self)
+        return {key: value for key, value in found.items()
+                if key not in later or getattr(self, key) != fields[key].default}  # fmt: skip
 
 
 class BaseQuantisation(Frozen):
@@ -209,6 +239,12 @@ SPEC_KEYS = {
     "lora.alpha": "training.lora.alpha",
     "lora.dropout": "training.lora.dropout",
     "lora.target_modules": "training.lora.target_modules",
+    "lora.layers": "training.lora.layers_to_transform",
+    "lora.rank_pattern": "training.lora.rank_pattern",
+    "lora.alpha_pattern": "training.lora.alpha_pattern",
+    "lora.rslora": "training.lora.use_rslora",
+    "lora.dora": "training.lora.use_dora",
+    "lora.init": "training.lora.init_lora_weights",
     "quantisation": "training.quantization",
     "quantisation.format": "training.quantization.format",
     "quantisation.double": "training.quantization.double_quant",

@@ -39,17 +39,40 @@ USUAL: Mapping[str, str] = {
     "ddp": "hyperparameters.parallelism.fsdp", "dtype": "hyperparameters.parallelism.bf16",
     "epochs": "hyperparameters.n_epochs", "fsdp2": "hyperparameters.parallelism.fsdp",
     "gpus": "compute.gpu_count", "hsdp": "hyperparameters.parallelism.fsdp_sharding_strategy",
-    "load_in_4bit": "training.use_qlora", "lora_r": "training.lora.r", "lr": "hyperparameters.learning_rate",
+    "init_lora_weights": "training.lora.init_lora_weights",
+    "layers_to_transform": "training.lora.layers_to_transform",
+    "load_in_4bit": "training.use_qlora", "lora_alpha_pattern": "training.lora.alpha_pattern",
+    "lora_r": "training.lora.r", "lora_rank_pattern": "training.lora.rank_pattern",
+    "lora_target_linear": "training.lora.target_modules", "lr": "hyperparameters.learning_rate",
     "micro_batch_size": "hyperparameters.per_device_batch",
     "model_name_or_path": "job.model", "num_epochs": "hyperparameters.n_epochs",
     "num_train_epochs": "hyperparameters.n_epochs",
+    "peft_init_lora_weights": "training.lora.init_lora_weights",
+    "peft_layers_to_transform": "training.lora.layers_to_transform",
+    "peft_use_dora": "training.lora.use_dora", "peft_use_rslora": "training.lora.use_rslora",
     "per_device_train_batch_size": "hyperparameters.per_device_batch",
     "precision": "hyperparameters.parallelism.bf16", "quant_type": "training.quantization.format",
     "rank": "training.lora.r",
     "seq_len": "hyperparameters.sequence_length", "strategy": "hyperparameters.parallelism.fsdp",
-    "use_4bit": "training.use_qlora",
+    "use_4bit": "training.use_qlora", "use_dora": "training.lora.use_dora", "use_rslora": "training.lora.use_rslora",
 }  # fmt: skip
 """Usual names in other systems -> our keys, relative to spec. They resemble ours too little to be found."""
+
+
+NOT_YET: Mapping[str, str] = {
+    **dict.fromkeys(("load_in_8bit", "use_8bit"),
+                    "Bases in eight bits are not supported; training.use_qlora stores four."),
+    **dict.fromkeys(("bnb_4bit_quant_storage",), "Remove it: codes are stored as bytes, however they are sharded."),
+    **dict.fromkeys(("modules_to_save", "lora_modules_to_save"),
+                    "Whole modules are not trained beside adapters; training.mode: fft trains all."),
+    **dict.fromkeys(("target_parameters", "lora_target_parameters"),
+                    "Experts in one parameter get no adapters; training.mode: fft trains all."),
+    **dict.fromkeys(("trainable_token_indices", "peft_trainable_token_indices"),
+                    "Embeddings are not trained beside adapters; training.mode: fft trains all."),
+    "lora_model_dir": "Training does not go on from another adapter; a job in the same output.uri resumes its own.",
+    "loftq_config": "Adapters do not change the base; training.lora.init_lora_weights has default and gaussian.",
+}  # fmt: skip
+"""Keys of other systems for what this version does not do, and what it does."""
 
 
 def nearest(name: str, among: tuple[str, ...]) -> str | None:
@@ -78,7 +101,9 @@ def _problem(parent: str, name: str, siblings: tuple[str, ...]) -> Problem:
     path = f"{parent}.{name}".lstrip(".")
     near = nearest(name, siblings)
     elsewhere = [key.path for key in key_table.declared() if key.path.rpartition(".")[2] == name]
-    if name in USUAL:
+    if name in NOT_YET:
+        remedy = NOT_YET[name]
+    elif name in USUAL:
         remedy = f"Did you mean spec.{USUAL[name]}?"
     elif near:
         remedy = f"Did you mean {parent}.{near}?".replace(" .", " ")
