@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,6 +70,7 @@ def test_the_pod_passes_the_strictest_pod_security(bare: Cluster, prod: str) -> 
     assert "projected" in volume, "the token, and nothing else"
 
 
+PATIENCE_S = 30
 READ, CHANGE = ("get", "list", "watch"), ("create", "patch", "update", "delete", "deletecollection")
 
 
@@ -85,6 +87,7 @@ def test_people_with_kubernetes_own_roles_can_work_with_jobs(
     })  # fmt: skip
     role = f"/apis/rbac.authorization.k8s.io/v1/clusterroles/{kind}"
     wait_for(bare.api, role, lambda found: found and set(may) <= _verbs(found, "finetunejobs"))
+    _until_may(bare, "ada", may[-1], team)
     assert [verb for verb in READ + CHANGE if _may(bare, "ada", verb, team)] == list(may)
     assert _may(bare, "ada", "get", team, "--subresource=status")
     assert not _may(bare, "ada", "patch", team, "--subresource=status"), "only the operator says how a job stands"
@@ -136,12 +139,21 @@ def test_the_rights_of_one_namespace_end_there(bare: Cluster) -> None:
     with helm(bare, home) as client:
         client.install(CHART, "one", _NO_SHARED | {"settings": {"watchNamespace": served}})
         who = f"system:serviceaccount:{home}:one-finetune-operator"
+        _until_may(bare, who, "watch", served)
         answers = {where for where in (home, served, other) if _may(bare, who, "watch", where)}
         client.uninstall("one", wait="watcher")
     assert answers == {served}
 
 
 _NO_SHARED: Json = {"crds": {"install": False}, "admissionPolicy": {"install": False}, "rbac": {"userRoles": False}}
+
+
+def _until_may(cluster: Cluster, who: str, verb: str, namespace: str) -> None:
+    """The API server watches roles and bindings: a busy one refuses for seconds what it has stored."""
+    give_up = time.monotonic() + PATIENCE_S
+    while not _may(cluster, who, verb, namespace):
+        assert time.monotonic() < give_up, f"{who} may not {verb} in {namespace} within {PATIENCE_S} s"
+        time.sleep(0.05)
 
 
 def _may(cluster: Cluster, who: str, verb: str, namespace: str, *flags: str) -> bool:
