@@ -111,11 +111,30 @@ def test_adapters_keep_fp32_weights_whatever_key_selects_them(case: str) -> None
     assert validate(resource({**changes, f"{P}.weights": "fp32"}), PlanSettings()).problems == ()
 
 
+FFT: dict[str, tuple[Json, str]] = {
+    "mode": ({"training.mode": "full"}, ""),
+    "train_kind": ({"hyperparameters.train_kind": "fft"}, ""),
+    "variety": ({"algorithm.variety": "fft"}, "algorithm.variety is fft."),
+    "nothing": ({}, "no key names a method"),
+}
+
+
+@pytest.mark.parametrize("case", FFT)
+def test_full_finetuning_has_nothing_to_merge_whatever_key_selects_it(case: str) -> None:
+    changes, why = FFT[case]
+    first, *_ = validate(resource({**changes, "output.merge": True}), PlanSettings()).problems
+    assert (first.path, first.reason) == ("spec.output.merge", "MethodContradiction")
+    assert why in first.message.lower() or why in first.message
+    assert "training.mode: lora" in first.remedy
+    assert validate(resource({**changes, "output.merge": False}), PlanSettings()).problems == ()
+
+
 LATER: dict[str, tuple[Any, Any]] = {
     f"{P}.rounding": ("stochastic", "nearest"),
     f"{P}.weights": ("fp32", "bf16"),
     f"{P}.tf32": (False, True),
     "training.deterministic": (False, True),
+    "output.merge": (False, True),
 }
 """Keys that version 0.1.0 does not have: the default, and another value."""
 

@@ -129,6 +129,7 @@ TWO: dict[str, Two] = {
     "suspend": Two(NOTHING, False, True),
     "cancel": Two(NOTHING, False, True),
     "output.uri": Two(NOTHING, "pvc://models/here", "pvc://models/there"),
+    "output.merge": Two(LORA, False, True),
     "pods.image": Two(NOTHING, "registry.example/trainer:1", "registry.example/trainer:2"),
     "pods.imagePullPolicy": Two(NOTHING, "Always", "Never"),
     "pods.imagePullSecrets": Two(NOTHING, ["a"], ["b"]),

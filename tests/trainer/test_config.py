@@ -30,6 +30,7 @@ def fine(**changes: Any) -> RunConfig:
         pytest.param({}, id="full finetuning in one process"),
         pytest.param({"method": "lora", **LORA, "precision": "bf16"}, id="LoRA in bf16"),
         pytest.param({"method": "qlora", **LORA, **QUANTISED, "precision": "bf16"}, id="QLoRA in bf16"),
+        pytest.param({"method": "lora", **LORA, "merge": True}, id="a merged adapter"),
         pytest.param({"precision": "fp16"}, id="fp16"),
         pytest.param({"engine": "ddp", **TWO}, id="DDP"),
         pytest.param({"engine": "fsdp2", **TWO}, id="FSDP2"),
@@ -90,6 +91,7 @@ def test_unsupported_says_what_is_supported(changes: dict[str, Any], reason: str
         ),
         pytest.param(QUANTISED, "method fft and quantisation format=", id="full finetuning of a quantised base"),
         pytest.param(LORA, "method fft and lora", id="LoRA settings without LoRA"),
+        pytest.param({"merge": True}, "merge is true, but method fft trains no adapter", id="nothing to merge"),
         pytest.param(
             {"validation": {"every_steps": 0, "keep_best": False, "metric": "val.loss", "greater_is_better": False}},
             "validation is set but data.validation is not; set",

@@ -211,6 +211,11 @@ def test_another_value_of_such_a_key_is_another_run(tmp_path: Path, key: str) ->
         claim(tmp_path, config(**{key: LATER[key]}))
 
 
+def test_a_run_that_is_to_merge_is_the_same_run(tmp_path: Path) -> None:
+    adapters = {"method": "lora", "lora": lora()}
+    assert claim(tmp_path, config(**adapters)) == claim(tmp_path, config(**adapters, merge=True))
+
+
 def put_checkpoints(output: Path) -> None:
     (output / "checkpoints").mkdir()
 

@@ -42,6 +42,7 @@ VERBS = {
     "cancel": Verb("End a job permanently.", "lifecycle", "cancel"),
     "delete": Verb("Delete a job and its pods.", "lifecycle", "delete"),
     "fetch": Verb("Download the result of a job.", "jobs", "fetch"),
+    "merge": Verb("Merge an adapter into its base.", "merge"),
     "completion": Verb("Print a completion script for a shell.", "completion"),
     "version": Verb("Print the version.", "version"),
 }

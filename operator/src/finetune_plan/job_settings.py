@@ -217,6 +217,7 @@ class JobSettings:
     model: Setting[str] = _key(*aliases.MODEL, default="")
     gpu_type: Setting[str] = _key("compute.gpu_type", default="")
     output: Setting[str | None] = _key("output.uri")
+    merge: Setting[bool] = _key("output.merge", default=False)
     suspend: Setting[bool] = _key("suspend", default=False)
     cancel: Setting[bool] = _key("cancel", default=False)
     queue: Setting[str | None] = _key("queue.name")

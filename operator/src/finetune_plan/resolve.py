@@ -136,6 +136,11 @@ def _contradictions(job: JobSettings, method: Method, method_reason: str) -> lis
             f"spec.{quantization}", "MethodContradiction",
             f"training.quantization is for QLoRA, but the method is {method}. {method_reason}",
             "Remove training.quantization, or set training.use_qlora to true."))  # fmt: skip
+    if method is Method.FFT and job.merge.value:
+        found.append(Problem(
+            f"spec.{job.merge.key}", "MethodContradiction",
+            f"merge adds adapters to their base, but the job trains all weights. {method_reason}",
+            "Remove merge, or select adapters (training.mode: lora)."))  # fmt: skip
     return [*found, *_no_expressions(job.lora)]
 
 

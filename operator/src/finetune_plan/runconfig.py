@@ -70,6 +70,7 @@ def run_config(resolved: Resolution) -> RunConfig:
         log_every_steps=job.training.logging_steps.value,
         seed=job.training.seed.value,
         output=mount(output_uri(job), uris.OUTPUT).path,
+        merge=job.merge.value,
     )
 
 

@@ -4,6 +4,7 @@ node -> config -> preparation -> launch -> outcome -> publish          a node, w
                          handoff |  ^ exit code and report of each rank
 worker -> environment -> trainer -> model, adapters -> engines -> loop    a rank
                          checkpoint, result, identity <- hooks
+merging -> lora_files, merge <- result                                    `finetune merge`
 """
 
 import logging

@@ -108,6 +108,8 @@ def _contradictions_of_method(config: RunConfig) -> Iterator[str]:
     for name, part, wanted in parts:
         if (part is not None) != wanted:
             yield f"method {config.method} and {name} {part} contradict each other"
+    if config.merge and config.method is Method.FFT:
+        yield "merge is true, but method fft trains no adapter that could be merged; set merge false"
 
 
 def _can_keep_bf16(config: RunConfig) -> bool:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,18 +18,19 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from finetune_api.runtime.choices import Method
+from finetune_api.runtime.protocol import MERGED
+from finetune_api.runtime.run_config import RunConfig
 from finetune_api.validation.uris import MODEL, Scheme
 
-from . import model_export, sources, tensor_files
+from . import model_export, tensor_files, texts
 from .collectives import on_rank_0
 from .files import DISK, Files, storage_errors
 from .model_export import Casting, gathered
-from .quantisation import KEY
 
 ADAPTER = "default"
 """PEFT's name for the adapter."""
-_DTYPE = ["dtype", "torch_dtype"]
-"""Names of the key, the second of which transformers 4 wrote."""
+MERGED_SENTENCE = f"\nThe folder `{MERGED}` is the base with this adapter merged into its weights.\n"
+"""In the README of an adapter."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,10 @@ class ModelCard:
     step: int
     """Optimizer steps behind the weights."""
     metrics: Mapping[str, float | None] = field(default_factory=dict)
+    settings: Mapping[str, object] = field(default_factory=dict)
+    """By the keys of a job."""
+    merged: bool = False
+    """Whether a merged model is going to be added to the result."""
 
 
 @dataclass(frozen=True)
@@ -87,31 +91,9 @@ def _write_adapter(folder: Path, model: Any, whole: Mapping[str, Tensor], card: 
 
 
 def _write_texts(folder: Path, publication: Publication) -> None:
-    """The configs of a model are those of its base: training has changed them in memory (dtype, no cache).
-
-    Of a quantised base the result is in bf16, which its config.json says.
-    """
-    base = publication.base
-    configs = () if isinstance(publication.model, PeftModel) else sources.CONFIGS
+    texts.copy(publication.base, folder, configs=not isinstance(publication.model, PeftModel))
     with storage_errors(folder):
-        for path in sorted({path for pattern in (*configs, *sources.TOKENIZER) for path in base.glob(pattern)}):
-            if path.is_dir():
-                shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
-            else:
-                shutil.copyfile(path, folder / path.name)
-        if configs and sources.quantisation(base) is not None:
-            (folder / "config.json").write_text(_unquantised_config(base), encoding="utf-8")
         (folder / "README.md").write_text(_readme(publication.card), encoding="utf-8")
-
-
-def _unquantised_config(base: Path) -> str:
-    config = sources.model_config(base)
-    del config[KEY]
-    language = config.get("text_config")
-    for part in (config, language if isinstance(language, dict) else {}):
-        named = [key for key in _DTYPE if key in part] or (_DTYPE[:1] if part is config else [])
-        part.update(dict.fromkeys(named, "bfloat16"))
-    return json.dumps(config, indent=2) + "\n"
 
 
 def _base_name(model: str) -> tuple[str, str | None]:
@@ -122,17 +104,40 @@ def _base_name(model: str) -> tuple[str, str | None]:
 
 def _readme(card: ModelCard) -> str:
     library = "transformers" if card.method is Method.FFT else "peft"
-    metrics = "".join(
-        f"| {name} | {value:.4f} |\n" for name, value in sorted(card.metrics.items()) if value is not None
-    )
-    table = f"\n| metric | value |\n|---|---|\n{metrics}" if metrics else ""
+    metrics = {name: f"{value:.4f}" for name, value in sorted(card.metrics.items()) if value is not None}
+    merged = MERGED_SENTENCE if card.merged else ""
+    tables = f"{_table('metric', metrics)}{_table('setting', card.settings)}"
     return (
         f"---\nbase_model: {json.dumps(_base_name(card.base_model)[0])}\nlibrary_name: {library}\n"
         "pipeline_tag: text-generation\n---\n\n"
         f"# {_METHODS[card.method]} of {card.base_model}\n\n"
         f"Trained on {Path(card.data).name} for {card.step:,} optimizer step{'s' * (card.step != 1)}.\n"
-        f"Identity of the run: `{card.digest}`.\n{table}"
+        f"Identity of the run: `{card.digest}`.\n{merged}{tables}"
     )
+
+
+def _table(head: str, values: Mapping[str, object]) -> str:
+    rows = "".join(f"| {name} | {value} |\n" for name, value in values.items())
+    return f"\n| {head} | value |\n|---|---|\n{rows}" if rows else ""
+
+
+def settings(config: RunConfig) -> dict[str, object]:
+    """What a model card says of a run, by the keys of a job."""
+    lora, how = config.lora, config.quantisation
+    found: dict[str, object] = {
+        "hyperparameters.learning_rate": config.optimizer.learning_rate,
+        "hyperparameters.lr_scheduler_type": config.schedule.name,
+        "precision": config.precision,
+    }
+    if lora is not None:
+        found |= {
+            "training.lora.r": lora.rank,
+            "training.lora.alpha": lora.alpha,
+            "training.lora.target_modules": ", ".join(lora.target_modules),
+        }
+        chosen = {"training.lora.use_rslora": lora.rslora, "training.lora.use_dora": lora.dora}
+        found |= {key: "true" for key, value in chosen.items() if value}
+    return found if how is None else found | {"training.quantization.format": how.format}
 
 
 _METHODS = {

@@ -131,13 +131,15 @@ def remove_tree(folder: Path, files: Files = DISK) -> None:
     files.remove(folder)
 
 
-def require_space(folder: Path, size: int) -> None:
+def require_space(folder: Path, size: int, remedy: str = "") -> None:
     """Raises StorageFailed if the volume of `folder` has fewer than `size` bytes left, as far as it says so."""
     with storage_errors(folder):
         volume = os.statvfs(folder)
     left = volume.f_bavail * volume.f_frsize
     if volume.f_blocks and left < size:
-        raise StorageFailed(f"{folder} needs {_spelled(size)}, and its volume has {_spelled(left)} left; {_FULL}")
+        raise StorageFailed(
+            f"{folder} needs {_spelled(size)}, and its volume has {_spelled(left)} left; {remedy or _FULL}"
+        )
 
 
 def _spelled(size: int) -> str:

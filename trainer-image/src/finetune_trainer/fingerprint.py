@@ -35,14 +35,18 @@ def of(model_folder: Path, data_path: Path) -> dict[str, str]:
         return {MODEL: _model_fingerprint(model_folder), DATA: data}
 
 
+def model_has(model_folder: Path, digest: str) -> bool:
+    """Whether it is the model that had this digest. Raises StorageFailed if it can no longer be read."""
+    with _still_readable(model_folder):
+        return _model_fingerprint(model_folder) == digest
+
+
 def require_unchanged(model_folder: Path, before: str) -> None:
     """Raises ModelRefused if the model no longer has the digest `before`: ranks may have read different files.
 
     Raises StorageFailed if it can no longer be read.
     """
-    with _still_readable(model_folder):
-        after = _model_fingerprint(model_folder)
-    if after != before:
+    if not model_has(model_folder, before):
         raise ModelRefused(
             f"model {model_folder}: its files changed while they were loaded; leave them as they are while jobs "
             "start, then start the job again"

@@ -88,6 +88,14 @@ def digest(identity: Mapping[str, Any]) -> str:
     return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
 
 
+def model_digest(output: Path) -> str | None:
+    """Fingerprint of the base of the run that owns `output`; None if no run does."""
+    if not (output / RUN_FILE).is_file():
+        return None
+    found = _read(output / RUN_FILE).get(f"{CONTENT}{MODEL}")
+    return found if isinstance(found, str) else None
+
+
 def _claim(output: Path, identity: Mapping[str, Any]) -> None:
     path = output / RUN_FILE
     with storage_errors(path):

@@ -7,7 +7,7 @@ a file that is missing or of another size, is ignored.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -61,7 +61,7 @@ def publish_folder(temporary: Path, final: Path, marker: Marker, files: Files) -
         remove_tree(final, files)
     files.rename(temporary, final)
     files.fsync(final.parent)
-    write_durable(final / MARKER, marker.model_dump_json(indent=1).encode() + b"\n", files)
+    write_marker(final, marker, files)
 
 
 def read_marker(folder: Path) -> Marker | None:
@@ -99,6 +99,17 @@ def digest_of(path: Path) -> FileDigest:
     """Size and sha256 of a file on the disk."""
     with path.open("rb") as stream:
         return FileDigest(size=path.stat().st_size, sha256=hashlib.file_digest(stream, "sha256").hexdigest())
+
+
+def digests_in(folder: Path, known: Mapping[Path, FileDigest]) -> dict[str, FileDigest]:
+    """Of all files in a folder, by path inside it. `known`: of what was written by us; the rest is read."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): known.get(path) or digest_of(path) for path in found}
+
+
+def write_marker(folder: Path, marker: Marker, files: Files) -> None:
+    """Write or replace the marker of a folder atomically. Raises OSError."""
+    write_durable(folder / MARKER, marker.model_dump_json(indent=1).encode() + b"\n", files)
 
 
 class DigestingFiles:

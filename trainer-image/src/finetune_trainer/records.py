@@ -45,7 +45,12 @@ def _missing_end(stream: IO[bytes]) -> bytes:
 
 def print_record(record: JsonRecord) -> None:
     """Print a record. A closed pipe does not end the run: the file has every record."""
-    _print(record.line() + "\n", sys.stdout)
+    print_line(record.line())
+
+
+def print_line(text: str) -> None:
+    """Print a line, or nothing once its reader is gone."""
+    _print(f"{text}\n", sys.stdout)
 
 
 def print_error(sentence: str) -> None:

@@ -1,7 +1,8 @@
 """The result folder: complete or absent.
 
 <output>/result/ is written as .tmp-result/, flushed, renamed, and marked last, like a checkpoint. A complete result
-is never changed: the folder belongs to one run, and a run has one result.
+is never changed: the folder belongs to one run, and a run has one result. A merged model is added to it in the same
+way: .tmp-merged/ becomes result/merged/, and then a new marker lists its files too.
 """
 
 from __future__ import annotations
@@ -11,13 +12,23 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from finetune_api.runtime.protocol import MARKER, RESULT
+from finetune_api.runtime.protocol import MARKER, MERGED, RESULT
 
+from . import lora_files, merge
 from .collectives import on_rank_0, world_size
 from .errors import OutputRefused
 from .export import ModelCard, Publication, write_result
 from .files import DISK, TEMPORARY, Files, fsync_tree, remove_tree, storage_errors
-from .marker import DigestingFiles, FileDigest, Marker, defect, digest_of, publish_folder, read_marker
+from .marker import (
+    DigestingFiles,
+    FileDigest,
+    Marker,
+    defect,
+    digests_in,
+    publish_folder,
+    read_marker,
+    write_marker,
+)
 
 
 def publish(output: Path, publication: Publication, files: Files = DISK) -> Path:
@@ -36,6 +47,14 @@ def publish(output: Path, publication: Publication, files: Files = DISK) -> Path
     return final
 
 
+def add_merged(output: Path, base: Path, files: Files = DISK) -> None:
+    """Add the adapter's base, with the adapter merged, to the complete result in `output`, unless it is there.
+
+    Collective: rank 0 reads and writes. Raises StorageFailed, ModelRefused and OutputRefused on every rank.
+    """
+    on_rank_0(partial(_add_merged, output, base, files))
+
+
 def finished(output: Path, digest: str) -> Marker | None:
     """The marker of a complete result of the run with this digest, or None. Collective: rank 0 reads the folder."""
     return on_rank_0(partial(_finished, output / RESULT, digest))
@@ -47,7 +66,7 @@ def remove_leftovers(output: Path, files: Files = DISK) -> None:
     final, temporary = output / RESULT, _temporary(output)
     unmarked = [final] if read_marker(final) is None else []
     with storage_errors(output):
-        for folder in (temporary, *unmarked):
+        for folder in (temporary, _temporary_merged(output), *unmarked):
             if os.path.lexists(folder):
                 remove_tree(folder, files)
 
@@ -67,6 +86,36 @@ def _temporary(output: Path) -> Path:
     return output / f"{TEMPORARY}{RESULT}"
 
 
+def _temporary_merged(output: Path) -> Path:
+    return output / f"{TEMPORARY}{MERGED}"
+
+
+def _add_merged(output: Path, base: Path, files: Files) -> None:
+    final, temporary = output / RESULT, _temporary_merged(output)
+    marker = read_marker(final)
+    assert marker is not None, "a merged model for no result"
+    if any(name.startswith(f"{MERGED}/") for name in marker.files):
+        return
+    if os.path.lexists(final / MERGED / MARKER):
+        raise OutputRefused(
+            f"output.merge: {final / MERGED} is there already, by `finetune merge`; move it away, or remove "
+            "output.merge"
+        )
+    with storage_errors(output):
+        for folder in (temporary, final / MERGED):
+            if os.path.lexists(folder):
+                remove_tree(folder, files)
+        files.folder(temporary)
+    digesting = DigestingFiles(files)
+    merge.write(temporary, merge.plan(base, lora_files.read(final)), digesting)
+    with storage_errors(final):
+        added = {f"{MERGED}/{name}": each for name, each in digests_in(temporary, digesting.digests).items()}
+        fsync_tree(temporary, files)
+        files.rename(temporary, final / MERGED)
+        files.fsync(final)
+        write_marker(final, marker.model_copy(update={"files": marker.files | added}), files)
+
+
 def _begin(output: Path, files: Files) -> None:
     remove_leftovers(output, files)
     with storage_errors(output):
@@ -74,10 +123,8 @@ def _begin(output: Path, files: Files) -> None:
 
 
 def _complete(temporary: Path, final: Path, card: ModelCard, known: Mapping[Path, FileDigest], files: Files) -> None:
-    """`known`: digests of what was written by us; the rest is read."""
     with storage_errors(final):
-        found = sorted(path for path in temporary.rglob("*") if path.is_file())
-        digests = {str(path.relative_to(temporary)): known.get(path) or digest_of(path) for path in found}
+        digests = digests_in(temporary, known)
         fsync_tree(temporary, files)
         marker = Marker(step=card.step, world_size=world_size(), digest=card.digest, files=digests)
         publish_folder(temporary, final, marker, files)

@@ -113,7 +113,7 @@ def _require_model(folder: Path) -> None:
             "loaded, so convert the model first: model.save_pretrained(folder)"
         )
     _require_own_files(folder)
-    _require_own_texts(folder)
+    require_own_texts(folder)
     quantisation(folder)
 
 
@@ -143,8 +143,11 @@ def _require_own_files(folder: Path) -> None:
             )
 
 
-def _require_own_texts(folder: Path) -> None:
-    """What the result takes over is the model's. Only in the cache of the Hub do files lead out of the folder."""
+def require_own_texts(folder: Path) -> None:
+    """What a result takes over is the folder's own. Only in the cache of the Hub do files lead out of it.
+
+    Raises ModelRefused.
+    """
     home = folder.resolve()
     homes = (home, (home.parent.parent / "blobs").resolve())
     for path in sorted(found for pattern in (*CONFIGS, *TOKENIZER) for found in folder.glob(pattern)):

@@ -7,7 +7,7 @@ header in 8 bytes, little endian, the header in JSON, and the bytes of the tenso
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from math import prod
@@ -56,8 +56,13 @@ def weight_files(folder: Path) -> list[Path]:
 
 def outlines(folder: Path) -> dict[str, Outline]:
     """Of all tensors in the weight files of a folder, by name. Raises ModelRefused for a file that is cut off."""
+    return outlines_of(weight_files(folder))
+
+
+def outlines_of(paths: Iterable[Path]) -> dict[str, Outline]:
+    """Of all tensors in files, by name. Raises ModelRefused for a file that is cut off."""
     found: dict[str, Outline] = {}
-    for path in weight_files(folder):
+    for path in paths:
         with opened(path) as tensors:
             slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118 - no mapping
             dtypes = {name: _DTYPES.get(each.get_dtype()) for name, each in slices.items()}
@@ -106,6 +111,7 @@ def written(
                 content = _bytes(tensor)
                 for start in range(0, len(content), _PIECE):
                     sink.write(content[start : start + _PIECE])
+                del tensor, content  # or it would be held until there is the next one
         files.fsync(folder / file)
     if len(parts) > 1:
         with files.create(folder / f"{stem}.safetensors.index.json") as sink:

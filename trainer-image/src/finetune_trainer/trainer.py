@@ -33,6 +33,7 @@ from . import (
     four_bits,
     identity,
     loop,
+    merge,
     mesh,
     model,
     publish,
@@ -84,6 +85,7 @@ class Trainer:
         digest = self._claim()
         marker = result.finished(self._output, digest)
         if marker is not None:
+            self._add_merged()
             return on_rank_0(lambda: _repeat_report(self._output, digest, marker.step))
         on_rank_0(self._remove_leftovers)
         for dataset in self.handoff.datasets:
@@ -165,6 +167,8 @@ class Trainer:
         self._of_result = on_rank_0(partial(fingerprint.of_result, self.handoff.model_folder))
         on_every_rank(self._require_unchanged)
         adapted = base if self._config.lora is None else adapters.attach(base, self._config.lora)
+        if self._config.merge and isinstance(adapted, PeftModel):
+            on_rank_0(partial(merge.require_possible, self.handoff.model_folder, adapted))
         activations.recompute(adapted, recomputed)
         environment.seed(self._config.seed, self._mesh.data_rank)
         return adapted
@@ -254,7 +258,8 @@ class Trainer:
     def _result_size(self, state: Mapping[str, Any]) -> int:
         if self._config.lora is None:
             return weights.size(self.handoff.model_folder)
-        return snapshot.size({"adapter": state["parameters"]})
+        merged = weights.size(self.handoff.model_folder) if self._config.merge else 0
+        return snapshot.size({"adapter": state["parameters"]}) + merged
 
     def _hooks(self, train_state: TrainState, history: History, checkpoints: Checkpoints) -> Sequence[Hook]:
         """Also evaluates the current step, if that is due."""
@@ -290,12 +295,20 @@ class Trainer:
             digest=digest,
             step=self.step if best is None else best,
             metrics=_metrics(history, self._config.validation, best),
+            settings=export.settings(self._config),
+            merged=self._config.merge,
         )
         publication = export.Publication(
             base, state["parameters"], self.handoff.model_folder, card, Casting(self._config, card.step)
         )
         result.publish(self._output, publication, self._files)
+        self._add_merged()
         return self._report(Exit.OK, digest, history, best)
+
+    def _add_merged(self) -> None:
+        """Also to the result of an earlier run, which has trained the same and was not to merge it."""
+        if self._config.merge:
+            result.add_merged(self._output, self.handoff.model_folder, self._files)
 
     def _report(self, code: Exit, digest: str, history: History, best: int | None = None) -> FinalReport:
         meaning = MEANINGS[code]

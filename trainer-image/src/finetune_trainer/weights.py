@@ -56,19 +56,19 @@ def size(folder: Path) -> int:
 
 
 @contextmanager
-def opened(folder: Path, quantisation: Quantisation) -> Iterator[dict[str, Any]]:
-    """All weights of a quantised model by name; `weight[...]` reads one from the files, mapped into memory."""
-    pairs = _pairs(folder, tensor_files.outlines(folder), quantisation)
+def opened(folder: Path, quantisation: Quantisation | None) -> Iterator[dict[str, Any]]:
+    """All weights by name; `weight[...]` reads one from the files, mapped into memory."""
     with ExitStack() as files:
         slices: dict[str, Any] = {}
         for path in tensor_files.weight_files(folder):
             tensors = files.enter_context(tensor_files.opened(path))
             slices |= {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118 - no mapping
-        found = {
-            name: _Dequantised(folder, pair, slices.pop(pair.values), slices.pop(pair.scales), quantisation)
-            for name, pair in pairs.items()
-        }
-        yield slices | found
+        if quantisation is not None:
+            slices |= {
+                name: _Dequantised(folder, pair, slices.pop(pair.values), slices.pop(pair.scales), quantisation)
+                for name, pair in _pairs(folder, tensor_files.outlines(folder), quantisation).items()
+            }
+        yield slices
 
 
 class _Dequantised:

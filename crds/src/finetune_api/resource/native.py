@@ -30,6 +30,10 @@ class Output(Native):
     ephemeral: bool | None = declare(
         "true: without output.uri, checkpoints and result may be lost with the pods. For one node."
     )
+    merge: bool | None = declare(
+        "true: beside an adapter, the result has a folder merged, a Hugging Face model of base and adapter. Not with "
+        "full finetuning, whose result is a model already. false if absent."
+    )
 
 
 class Toleration(Native):

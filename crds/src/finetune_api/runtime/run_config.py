@@ -189,6 +189,8 @@ class RunConfig(Frozen):
     log_every_steps: Positive
     seed: Count
     output: str
+    merge: bool = False
+    """Whether the result of an adapter also holds its base with the adapter merged. Not with method fft."""
 
     def document(self) -> str:
         """The JSON document, without those LATER keys that have their defaults."""
@@ -196,7 +198,7 @@ class RunConfig(Frozen):
         return self.model_dump_json(exclude=defaults)
 
 
-LATER = ("rounding", "weights", "tf32", "deterministic", "recompute", "quantisation")
+LATER = ("rounding", "weights", "tf32", "deterministic", "recompute", "quantisation", "merge")
 """Keys that version 0.1.0 does not have. A document without them is the one that it wrote, so the results that it
 recorded on claims count (docs/adr/0013), and its image reads the document."""
 

@@ -44,7 +44,7 @@ USUAL: Mapping[str, str] = {
     "load_in_4bit": "training.use_qlora", "lora_alpha_pattern": "training.lora.alpha_pattern",
     "lora_r": "training.lora.r", "lora_rank_pattern": "training.lora.rank_pattern",
     "lora_target_linear": "training.lora.target_modules", "lr": "hyperparameters.learning_rate",
-    "micro_batch_size": "hyperparameters.per_device_batch",
+    "merge_lora": "output.merge", "micro_batch_size": "hyperparameters.per_device_batch",
     "model_name_or_path": "job.model", "num_epochs": "hyperparameters.n_epochs",
     "num_train_epochs": "hyperparameters.n_epochs",
     "peft_init_lora_weights": "training.lora.init_lora_weights",

@@ -1,0 +1,193 @@
+"""The program of `finetune merge`: `python -m finetune_trainer.merging ADAPTER OUTPUT [BASE]`.
+
+Prints lines of finetune_api.runtime.merging. The folder OUTPUT is complete or absent: it is written beside its place,
+flushed, and renamed.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from finetune_api.runtime.exits import MEANINGS, Exit
+from finetune_api.runtime.merging import MergeOutcome, MergeProgress
+from finetune_api.runtime.protocol import MARKER, MERGED, RESULT, RUN_FILE
+
+from . import failures, fingerprint, identity, lora_files, merge, records, sources
+from .errors import ModelRefused, OutputRefused, SourceUnavailable
+from .files import DISK, TEMPORARY, Files, fsync_tree, remove_tree, storage_errors
+from .lora_files import SavedAdapter
+from .marker import DigestingFiles, Marker, defect, digest_of, digests_in, read_marker, write_marker
+from .merge import MergePlan, OnProgress
+
+_WITHOUT_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit code."""
+    signal.signal(signal.SIGTERM, _stop)
+    adapter, output, *base = arguments
+    try:
+        outcome = run(Path(adapter), Path(output), base[0] if base else "")
+    except Exception as error:  # noqa: BLE001 - top level: every failure becomes an outcome
+        if trace := failures.trace(error):
+            records.print_error(trace)
+        report = failures.report(error, rank=0, node=0, step=0)
+        outcome = MergeOutcome(exit_code=report.exit_code, reason=report.reason, message=report.message)
+    records.print_line(outcome.model_dump_json())
+    return outcome.exit_code
+
+
+def run(adapter: Path, output: Path, base: str = "", files: Files = DISK) -> MergeOutcome:
+    """Merge the adapter in a folder into its base, or into another copy of that. Raises a RunError."""
+    _require_absent(output)
+    folder = located(adapter)
+    found = lora_files.read(folder)
+    planned = merge.plan(_base(found, base), found)
+    _compare_base(planned, given=bool(base))
+    total, done = planned.size, 0
+
+    def on_progress(written: int) -> None:
+        nonlocal done
+        done += written
+        records.print_line(MergeProgress(done=done, total=total).model_dump_json())
+
+    publish(output, planned, files, on_progress)
+    return MergeOutcome(
+        exit_code=Exit.OK, reason=MEANINGS[Exit.OK].reason, message=MEANINGS[Exit.OK].sentence,
+        adapter=str(folder), base=str(planned.base), layers=len(found.layers), bytes=total,
+    )  # fmt: skip
+
+
+def located(path: Path) -> Path:
+    """The folder of the adapter in the output of a run, or `path` itself. Raises ModelRefused for half of one."""
+    folder = path / RESULT if (path / RUN_FILE).is_file() or (path / RESULT).is_dir() else path
+    if not folder.is_dir():
+        raise ModelRefused(
+            f"adapter {folder}: folder not found; wait until the run has finished, or correct the path"
+        )
+    of_run = folder.name == RESULT and (folder.parent / RUN_FILE).is_file()
+    if folder.name.startswith(TEMPORARY):
+        changed: str | None = "it is being written, or its writer was killed"
+    elif of_run or os.path.lexists(folder / MARKER):
+        changed = defect(folder) or _edited(folder)
+    else:
+        changed = None
+    if changed:
+        raise ModelRefused(
+            f"adapter {folder} is not complete as it was published: {changed}; start its run again, or restore the "
+            "file"
+        )
+    return folder
+
+
+def _edited(folder: Path) -> str | None:
+    """The first file that is not the one which was published. The merged model, if there is one, is not read."""
+    marker = read_marker(folder)
+    assert marker is not None
+    for name, stamp in marker.files.items():
+        if not name.startswith(f"{MERGED}/") and digest_of(folder / name) != stamp:
+            return f"{name} has changed (sha256)"
+    return None
+
+
+def _base(adapter: SavedAdapter, given: str) -> Path:
+    """The folder of the base, downloaded if it is a model of the Hub."""
+    if not given and not adapter.base:
+        raise ModelRefused(
+            f"adapter {adapter.folder} does not name its base; give --base with the folder of that model"
+        )
+    try:
+        return sources.model_folder(given or adapter.base)
+    except (ModelRefused, SourceUnavailable) as error:
+        if given:
+            raise
+        raise type(error)(
+            f"adapter {adapter.folder} was trained on {adapter.base}, which cannot be read here: {error}. Give "
+            "--base with a folder of that model"
+        ) from error
+
+
+def _compare_base(planned: MergePlan, *, given: bool) -> None:
+    """With that of the run whose output the adapter is in; of a copy of its result nothing is known.
+
+    Raises ModelRefused for another one. One that was given is reported: it may be another copy of the same weights.
+    """
+    folder = planned.adapter.folder
+    trained = identity.model_digest(folder.parent) if folder.name == RESULT else None
+    if trained is None or fingerprint.model_has(planned.base, trained):
+        return
+    sentence = f"{planned.base} is not, file by file, the base that {folder} was trained on"
+    if not given:
+        raise ModelRefused(
+            f"{sentence}: its content has changed since; restore it, or give --base with the right one"
+        )
+    records.print_error(f"note: {sentence}; the merged model is right only if its weights are the same")
+
+
+def publish(output: Path, planned: MergePlan, files: Files, on_progress: OnProgress) -> None:
+    """Write the merged model into the folder `output`, which appears when it is complete. Raises a RunError."""
+    with storage_errors(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+    with _own_folder(output, files) as temporary:
+        digesting = DigestingFiles(files)
+        merge.write(temporary, planned, digesting, on_progress)
+        known = read_marker(planned.adapter.folder)
+        with storage_errors(output):
+            digests = digests_in(temporary, digesting.digests)
+            step, digest = (known.step, known.digest) if known else (0, "")
+            fsync_tree(temporary, files)
+            write_marker(temporary, Marker(step=step, world_size=1, digest=digest, files=digests), files)
+            _require_absent(output)
+            files.rename(temporary, output)
+            files.fsync(output.parent)
+
+
+@contextmanager
+def _own_folder(output: Path, files: Files) -> Iterator[Path]:
+    """An empty folder beside `output`, which no other process writes to; removed if the context ends early."""
+    temporary = output.with_name(f"{TEMPORARY}{output.name}")
+    with storage_errors(temporary):
+        if not temporary.is_dir() or temporary.is_symlink():
+            files.folder(temporary)
+        lock = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            what = f"another process is writing {output}; wait for it, or choose another folder"
+            raise OutputRefused(what) from error
+        except OSError as error:
+            if error.errno not in _WITHOUT_LOCKS:
+                raise
+        with storage_errors(temporary):
+            for left in sorted(temporary.iterdir()):
+                remove_tree(left, files)
+        try:
+            yield temporary
+        finally:
+            if temporary.is_dir():
+                remove_tree(temporary, files)
+    finally:
+        os.close(lock)
+
+
+def _require_absent(output: Path) -> None:
+    if os.path.lexists(output):
+        raise OutputRefused(f"{output} already exists; give --output with a new folder")
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
