@@ -117,7 +117,7 @@ def test_a_merge_that_is_stopped_leaves_nothing(place: Path, tmp_path: Path, num
         stderr=subprocess.PIPE, text=True, env=dict(os.environ) | {"OMP_NUM_THREADS": "1"},
     ) as process:  # fmt: skip
         try:
-            while process.poll() is None and not list(tmp_path.glob("out/.tmp-merged/*.safetensors")):
+            while process.poll() is None and not list(tmp_path.glob("out/.tmp-merge-merged/*.safetensors")):
                 time.sleep(0.01)
             process.send_signal(number)
             code = process.wait()

@@ -108,15 +108,14 @@ def run_on_ranks(config: RunConfig, folder: Path) -> FinalReport:
 
 
 def die_adding_everywhere(ready: Path, folder: Path) -> list[bool]:
-    """Add the merged model to a result, killed before each operation in turn; whether the marker lists it then."""
+    """Add the merged model to a result, killed before each operation in turn; whether it is complete then."""
 
     def add(output: Path, files: Files) -> None:
         result.add_merged(output, ready / "base", files)
 
     def listed(output: Path) -> bool:
-        marker = result.finished(output, "sha256:aa")
-        assert marker is not None, "the adapter is always there"
-        return any(name.startswith("merged/") for name in marker.files)
+        assert result.finished(output, "sha256:aa") is not None, "the adapter is always there"
+        return read_marker(output / "result" / "merged") is not None
 
     def fresh(name: str) -> Path:
         shutil.copytree(ready / "output", folder / name)
@@ -135,7 +134,7 @@ def die_adding_everywhere(ready: Path, folder: Path) -> list[bool]:
         assert listed(output)
         assert digests_in(output / "result" / "merged", {}).keys() == {
             path.name for path in (ready / "base").iterdir()
-        } | {"README.md"}
+        } | {"README.md", "COMPLETE"}
     return found
 
 

@@ -413,8 +413,8 @@ def test_a_second_merge_into_the_same_folder_is_refused_while_the_first_is_writi
 
 
 def test_what_a_killed_merge_has_left_is_removed_by_the_next(tmp_path: Path, ready: Path) -> None:
-    (tmp_path / ".tmp-merged").mkdir()
-    (tmp_path / ".tmp-merged" / "stray").touch()
+    (tmp_path / ".tmp-merge-merged").mkdir()
+    (tmp_path / ".tmp-merge-merged" / "stray").touch()
     merging.run(ready / "adapter", tmp_path / "merged")
     assert [path.name for path in tmp_path.iterdir()] == ["merged"]
     assert not (tmp_path / "merged" / "stray").exists()
@@ -436,7 +436,7 @@ def test_a_volume_that_is_too_small_is_refused_before_anything_is_written(
     small = os.statvfs_result((*volume[:2], volume.f_blocks, blocks, blocks, *volume[5:]))
     monkeypatch.setattr(os, "statvfs", lambda _: small)
     counting = Failing()
-    with pytest.raises(StorageFailed, match=r"\.tmp-merged needs .* MB, and its volume has .* left"):
+    with pytest.raises(StorageFailed, match=r"\.tmp-merge-merged needs .* MB, and its volume has .* left"):
         merging.run(ready / "adapter", tmp_path / "merged", files=counting)
     assert [kind for kind, _ in counting.log if kind == "create"] == []
     assert list(tmp_path.iterdir()) == []
@@ -542,8 +542,12 @@ def test_a_run_adds_the_merged_model_to_its_result(tmp_path: Path, inputs: Path,
     assert far(loaded(folder / "merged"), loaded(inputs / "model")) > 10 * NEAR
     marker = result.finished(tmp_path / "out", report.digest)
     assert marker is not None
-    assert marker.files == {name: each for name, each in digests_in(folder, {}).items() if name != "COMPLETE"}
-    assert "merged/model.safetensors" in marker.files
+    files = digests_in(folder, {})
+    assert marker.files == {n: each for n, each in files.items() if n != "COMPLETE" and not n.startswith("merged/")}
+    merged = read_marker(folder / "merged")
+    assert merged is not None
+    assert (merged.digest, merged.step) == (marker.digest, marker.step)
+    assert merged.files["model.safetensors"] == files["merged/model.safetensors"]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "checkpoints",
         "records.jsonl",
@@ -578,9 +582,7 @@ def test_a_finished_run_that_is_to_merge_now_trains_nothing_and_adds_the_merged_
     assert (report.exit_code, report.step) == (0, 2)
     assert "nothing was trained" in report.message
     assert (folder / "adapter_model.safetensors").stat().st_ino == before
-    marker = result.finished(tmp_path / "out", report.digest)
-    assert marker is not None
-    assert "merged/model.safetensors" in marker.files
+    assert read_marker(folder / "merged") is not None
     number = (folder / "merged").stat().st_ino
     run(config(inputs, tmp_path / "out"), tmp_path / "third")
     assert (folder / "merged").stat().st_ino == number, "merged once"
@@ -595,12 +597,66 @@ def test_an_addition_killed_at_any_operation_leaves_the_adapter_and_is_made_agai
     assert found == sorted(found)
 
 
-def test_a_folder_that_somebody_has_merged_into_the_result_is_left_alone(tmp_path: Path, ready: Path) -> None:
+def test_what_the_command_has_merged_into_the_result_is_what_the_run_would_have(tmp_path: Path, ready: Path) -> None:
     copied(ready, tmp_path)
-    merging.run(tmp_path / "output", tmp_path / "output" / "result" / "merged")
-    with pytest.raises(OutputRefused, match=r"output.merge: .*merged is there already, by `finetune merge`; move it"):
+    merged = tmp_path / "output" / "result" / "merged"
+    merging.run(tmp_path / "output", merged)
+    number = merged.stat().st_ino
+    result.add_merged(tmp_path / "output", ready / "base")
+    assert merged.stat().st_ino == number
+
+
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path, ready: Path) -> None:
+    copied(ready, tmp_path)
+    merged = tmp_path / "output" / "result" / "merged"
+    merged.mkdir()
+    (merged / "model.safetensors").write_bytes(b"mine")
+    with pytest.raises(OutputRefused, match=r"output.merge: .*merged is there already, and is not what this run has"):
         result.add_merged(tmp_path / "output", ready / "base")
-    assert read_marker(tmp_path / "output" / "result" / "merged") is not None
+    assert (merged / "model.safetensors").read_bytes() == b"mine"
+
+
+def test_an_adapter_is_complete_without_its_merged_model(tmp_path: Path, ready: Path) -> None:
+    copied(ready, tmp_path)
+    result.add_merged(tmp_path / "output", ready / "base")
+    (tmp_path / "output" / "result" / "merged").rename(tmp_path / "elsewhere")
+    merging.run(tmp_path / "output", tmp_path / "again")
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
+        tmp_path / "elsewhere" / "model.safetensors"
+    ).read_bytes()
+
+
+def test_a_readme_that_is_a_link_is_not_copied(tmp_path: Path, ready: Path) -> None:
+    copied(ready, tmp_path)
+    (tmp_path / "secret").write_text("first\nhunter2\n")
+    readme = tmp_path / "output" / "result" / "README.md"
+    size = readme.stat().st_size
+    readme.unlink()
+    readme.symlink_to(tmp_path / "secret")
+    (tmp_path / "secret").write_text("first\nhunter2\n".ljust(size))
+    with pytest.raises(ModelRefused, match=r"README.md has changed \(sha256\)"):
+        merging.run(tmp_path / "output", tmp_path / "merged")
+    forged = json.loads((tmp_path / "output" / "result" / "COMPLETE").read_bytes())
+    del forged["files"]["README.md"]
+    (tmp_path / "output" / "result" / "COMPLETE").write_text(json.dumps(forged))
+    merging.run(tmp_path / "output", tmp_path / "merged")
+    assert "hunter2" not in (tmp_path / "merged" / "README.md").read_text()
+
+
+def test_a_tensor_of_a_format_that_is_not_read_is_named(tmp_path: Path, ready: Path) -> None:
+    shutil.copytree(ready / "base", tmp_path / "base")
+    path = tmp_path / "base" / "model.safetensors"
+    save_file(load_file(path) | {"model.extra": torch.zeros(2, dtype=torch.uint32)}, path, {"format": "pt"})
+    with pytest.raises(ModelRefused, match=r"model.extra has the format U32, which is not read here"):
+        merging.run(ready / "adapter", tmp_path / "merged", str(tmp_path / "base"))
+
+
+def test_a_pipe_is_not_read(tmp_path: Path, ready: Path) -> None:
+    shutil.copytree(ready / "adapter", tmp_path / "adapter")
+    (tmp_path / "adapter" / "adapter_config.json").unlink()
+    os.mkfifo(tmp_path / "adapter" / "adapter_config.json")
+    with pytest.raises(ModelRefused, match=r"adapter_config.json cannot be read"):
+        merging.run(tmp_path / "adapter", tmp_path / "merged")
 
 
 def test_a_run_asks_its_volume_for_the_room_of_the_merged_model(tmp_path: Path, inputs: Path) -> None:

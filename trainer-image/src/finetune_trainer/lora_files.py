@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from typing import Any
 
 from peft.utils.other import get_pattern_key
 from torch import Tensor
+
+from finetune_data import regular
 
 from . import tensor_files
 from .errors import ModelRefused
@@ -110,7 +113,7 @@ def require_factors(folder: Path, names: Iterable[str]) -> None:
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(regular.content(path))
     except FileNotFoundError:
         raise ModelRefused(
             f"{folder} is no adapter: {CONFIG} is missing; name the output of a run, its result, or a folder that "
@@ -139,6 +142,7 @@ def _require_supported(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def _outlines(folder: Path) -> dict[str, Outline]:
+    tensor_files.require_known_formats([folder / WEIGHTS])
     return tensor_files.outlines_of([folder / WEIGHTS])
 
 
@@ -163,7 +167,7 @@ def _layer(folder: Path, config: Mapping[str, Any], stored: Mapping[str, Outline
                                "matrices of numbers; load it with PEFT instead")  # fmt: skip
     if (a.shape[0], b.shape[1]) != (rank, rank):
         raise ModelRefused(
-            f"adapter {folder}: {name} has the rank {rank} in {CONFIG}, but factors {list(b.shape)} and "
+            f"adapter {folder}: {name} has the rank {str(rank)[:20]} in {CONFIG}, but factors {list(b.shape)} and "
             f"{list(a.shape)}; take both files from where the adapter is from"
         )
     m, dora = stored.get(f"{_PREFIX}{name}{_MAGNITUDE}"), bool(config.get("use_dora"))
@@ -183,7 +187,7 @@ def _scaling(folder: Path, config: Mapping[str, Any], name: str) -> tuple[int, f
             _setting(config, "lora_alpha", "alpha_pattern", name),
         )
         scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    except (TypeError, AttributeError, ValueError, ZeroDivisionError, RecursionError) as error:
+    except (TypeError, AttributeError, ValueError, ArithmeticError, RecursionError, re.error) as error:
         raise ModelRefused(
             f"adapter {folder}: r, lora_alpha or a pattern of {CONFIG} is no number: {error}"
         ) from error

@@ -73,6 +73,7 @@ class MergePlan:
 
 def plan(base: Path, adapter: SavedAdapter) -> MergePlan:
     """`base`: the folder of the model. Raises ModelRefused, with names, if the adapter does not fit it."""
+    tensor_files.require_known_formats(tensor_files.weight_files(base))
     model, outlines = base_model.unloaded(base), weights.outlines(base)
     _remember_conversions(model, outlines)
     changed = _weights(model, adapter, base)
@@ -128,7 +129,7 @@ def _card(planned: MergePlan) -> str:
     name, readme = adapter.base_name or str(planned.base), adapter.folder / "README.md"
     scaled = ", its rows scaled to their magnitudes (DoRA)" * any(each.dora for each in adapter.layers.values())
     own = ""
-    if (adapter.folder / MARKER).is_file() and readme.is_file():
+    if (adapter.folder / MARKER).is_file() and readme.is_file() and not readme.is_symlink():
         text = readme.read_text(encoding="utf-8", errors="replace").replace(MERGED_SENTENCE, "")
         own = text.rpartition("\n# ")[2].partition("\n")[2]
     return (

@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from finetune_api.runtime.exits import MEANINGS, Exit
 from finetune_api.runtime.merging import MergeOutcome, MergeProgress
-from finetune_api.runtime.protocol import MARKER, MERGED, RESULT, RUN_FILE
+from finetune_api.runtime.protocol import MARKER, RESULT, RUN_FILE
 
 from . import failures, fingerprint, identity, lora_files, merge, records, sources
 from .errors import ModelRefused, OutputRefused, SourceUnavailable
@@ -28,6 +28,8 @@ from .lora_files import SavedAdapter
 from .marker import DigestingFiles, Marker, defect, digest_of, digests_in, read_marker, write_marker
 from .merge import MergePlan, OnProgress
 
+_TEMPORARY = f"{TEMPORARY}merge-"
+"""Not the prefix of a run's folders, which that removes."""
 _WITHOUT_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
@@ -90,11 +92,13 @@ def located(path: Path) -> Path:
 
 
 def _edited(folder: Path) -> str | None:
-    """The first file that is not the one which was published. The merged model, if there is one, is not read."""
+    """The first file that is not the one which was published."""
     marker = read_marker(folder)
     assert marker is not None
     for name, stamp in marker.files.items():
-        if not name.startswith(f"{MERGED}/") and digest_of(folder / name) != stamp:
+        if not (folder / name).is_file():
+            return f"{name} is no file"
+        if digest_of(folder / name) != stamp:
             return f"{name} has changed (sha256)"
     return None
 
@@ -154,7 +158,7 @@ def publish(output: Path, planned: MergePlan, files: Files, on_progress: OnProgr
 @contextmanager
 def _own_folder(output: Path, files: Files) -> Iterator[Path]:
     """An empty folder beside `output`, which no other process writes to; removed if the context ends early."""
-    temporary = output.with_name(f"{TEMPORARY}{output.name}")
+    temporary = output.with_name(f"{_TEMPORARY}{output.name}")
     with storage_errors(temporary):
         if not temporary.is_dir() or temporary.is_symlink():
             files.folder(temporary)

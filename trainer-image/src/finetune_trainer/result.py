@@ -1,8 +1,8 @@
 """The result folder: complete or absent.
 
 <output>/result/ is written as .tmp-result/, flushed, renamed, and marked last, like a checkpoint. A complete result
-is never changed: the folder belongs to one run, and a run has one result. A merged model is added to it in the same
-way: .tmp-merged/ becomes result/merged/, and then a new marker lists its files too.
+is never changed: the folder belongs to one run, and a run has one result. A merged model is added in the same way,
+under a marker of its own: .tmp-merged/ becomes result/merged/. The result is complete with it and without it.
 """
 
 from __future__ import annotations
@@ -92,28 +92,32 @@ def _temporary_merged(output: Path) -> Path:
 
 def _add_merged(output: Path, base: Path, files: Files) -> None:
     final, temporary = output / RESULT, _temporary_merged(output)
-    marker = read_marker(final)
+    marker, merged = read_marker(final), final / MERGED
     assert marker is not None, "a merged model for no result"
-    if any(name.startswith(f"{MERGED}/") for name in marker.files):
+    if os.path.lexists(merged):
+        _require_ours(merged, marker)
         return
-    if os.path.lexists(final / MERGED / MARKER):
-        raise OutputRefused(
-            f"output.merge: {final / MERGED} is there already, by `finetune merge`; move it away, or remove "
-            "output.merge"
-        )
     with storage_errors(output):
-        for folder in (temporary, final / MERGED):
-            if os.path.lexists(folder):
-                remove_tree(folder, files)
+        if os.path.lexists(temporary):
+            remove_tree(temporary, files)
         files.folder(temporary)
     digesting = DigestingFiles(files)
     merge.write(temporary, merge.plan(base, lora_files.read(final)), digesting)
     with storage_errors(final):
-        added = {f"{MERGED}/{name}": each for name, each in digests_in(temporary, digesting.digests).items()}
+        own = marker.model_copy(update={"files": digests_in(temporary, digesting.digests)})
         fsync_tree(temporary, files)
-        files.rename(temporary, final / MERGED)
+        write_marker(temporary, own, files)
+        files.rename(temporary, merged)
         files.fsync(final)
-        write_marker(final, marker.model_copy(update={"files": marker.files | added}), files)
+
+
+def _require_ours(merged: Path, of_result: Marker) -> None:
+    found = None if merged.is_symlink() else read_marker(merged)
+    if found is None or (found.digest, found.step) != (of_result.digest, of_result.step):
+        raise OutputRefused(
+            f"output.merge: {merged} is there already, and is not what this run has merged; move it away, or remove "
+            "output.merge"
+        )
 
 
 def _begin(output: Path, files: Files) -> None:

@@ -70,6 +70,17 @@ def outlines_of(paths: Iterable[Path]) -> dict[str, Outline]:
     return found
 
 
+def require_known_formats(paths: Iterable[Path]) -> None:
+    """Raises ModelRefused for tensors that `outlines_of` leaves out."""
+    for path in paths:
+        with opened(path) as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - no mapping
+                if (dtype := tensors.get_slice(name).get_dtype()) not in _DTYPES:
+                    raise ModelRefused(
+                        f"{path}: {name} has the format {dtype}, which is not read here; save it again in another"
+                    )
+
+
 def opened(path: Path) -> Any:
     """A file to read tensors from, as a context. Raises ModelRefused if it is cut off."""
     try:
