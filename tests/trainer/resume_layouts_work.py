@@ -47,7 +47,7 @@ class ResumeCase:
 
     def __str__(self) -> str:
         method = "qlora" if self.quantised else "lora" if self.lora else "fft"
-        return f"{self.engine} {method} {self.precision}{' by torch' if self.torch_ddp else ''}"
+        return f"{self.engine} {method}{' dora' * self.dora} {self.precision}{' by torch' if self.torch_ddp else ''}"
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,8 @@ def _train_state(case: ResumeCase) -> TrainState:
     config = _config(case)
     layout = mesh.build(config, RankInfo(rank(), world_size(), rank(), torch.device("cpu")))
     base = models.llama(dropout=case.dropout)
+    for parameter in base.parameters():  # as it is loaded
+        parameter.data = parameter.data.to(model.storage_dtype(config))
     model.prepare(base, config)
     if config.quantisation is not None:
         quantised_base.quantise(base, config.quantisation)
