@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from finetune_trainer.sampler import BatchSharding
 from finetune_trainer.trainer import sampler
 from trainer import models, result_work, unsynced
 from trainer.parity_cases import group, rows
+from trainer.ranks import run_ranks, values
 
 ROWS, STEPS, EVALUATED = 29, 20, 7
 SAME = range(4)
@@ -84,6 +85,20 @@ def runs(folder: Path, jobs: Sequence[Job]) -> dict[str, Run]:
     torch.set_num_threads(1)
     with group():
         return {str(job): _run(folder, job) for job in jobs}
+
+
+def on_ranks(folder: Path, worlds: Mapping[int, Sequence[Job]]) -> dict[str, Run]:
+    """The runs of all jobs, which are given by number of ranks; every rank has to tell the same losses."""
+    whole: dict[str, Run] = {}
+    for world, jobs in worlds.items():
+        first, *others = values(run_ranks(world, runs, folder, jobs))
+        assert all(other[name].losses == first[name].losses for other in others for name in first)
+        whole |= first
+    return whole
+
+
+def far(a: Sequence[float], b: Sequence[float]) -> float:
+    return max(abs(x - y) for x, y in zip(a, b, strict=True))
 
 
 def _run(folder: Path, job: Job) -> Run:

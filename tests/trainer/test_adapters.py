@@ -16,7 +16,7 @@ from finetune_api.runtime.run_config import Lora
 from finetune_trainer import adapters
 from finetune_trainer.errors import ModelRefused
 from trainer import models, qlora_work
-from trainer.qlora_work import ADAPTERS, SAME, Job, Run
+from trainer.qlora_work import ADAPTERS, SAME, Job, Run, far
 from trainer.ranks import run_ranks, values
 
 LOSS = 1e-5
@@ -44,14 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def found(folder: Path) -> dict[str, Run]:
-    whole: dict[str, Run] = {}
-    for world, jobs in WORLDS.items():
-        whole |= values(run_ranks(world, qlora_work.runs, folder, jobs))[0]
-    return whole
-
-
-def far(a: list[float], b: list[float]) -> float:
-    return max(abs(x - y) for x, y in zip(a, b, strict=True))
+    return qlora_work.on_ranks(folder, WORLDS)
 
 
 @pytest.mark.parametrize("job", [*LORA, *DORA], ids=str)

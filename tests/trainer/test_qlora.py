@@ -9,7 +9,7 @@ import pytest
 
 from finetune_api.runtime.choices import Engine
 from trainer import models, qlora_work
-from trainer.qlora_work import SAME, Job, Run
+from trainer.qlora_work import SAME, Job, Run, far
 from trainer.ranks import run_ranks, values
 
 LOSS = 1e-5
@@ -38,16 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def found(folder: Path) -> dict[str, Run]:
-    whole: dict[str, Run] = {}
-    for world, jobs in WORLDS.items():
-        first, *others = values(run_ranks(world, qlora_work.runs, folder, jobs))
-        assert all(other[name].losses == first[name].losses for other in others for name in first)
-        whole |= first
-    return whole
-
-
-def far(a: list[float], b: list[float]) -> float:
-    return max(abs(x - y) for x, y in zip(a, b, strict=True))
+    return qlora_work.on_ranks(folder, WORLDS)
 
 
 @pytest.mark.parametrize("job", [*SPREAD, HYBRID], ids=str)
