@@ -92,6 +92,18 @@ def test_pods_may_be_deleted_only_where_that_is_switched_on(
     assert [v for v in found if v not in ("get", "list", "watch")] == verbs
 
 
+@pytest.mark.parametrize("one_namespace", [False, True], ids=["the whole cluster", "one namespace"])
+@pytest.mark.parametrize(("read", "verbs"), [({}, []), ({"readNodes": True}, ["list"])], ids=["off", "on"])
+def test_nodes_may_be_listed_only_where_that_is_switched_on(
+    read: Json, verbs: list[str], *, one_namespace: bool
+) -> None:
+    manifests = render({"settings": (ONE_NAMESPACE["settings"] if one_namespace else {}) | read})
+    found = [(m["kind"], r["verbs"]) for m in manifests for r in m.get("rules", []) if "nodes" in r["resources"]]
+    assert found == [("ClusterRole", each) for each in [verbs] if each]
+    bound = [m["roleRef"]["name"] for m in manifests if m["kind"] == "ClusterRoleBinding"]
+    assert (f"{NAME}-nodes" in bound) == bool(verbs)
+
+
 @pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX)
 def test_the_rights_in_one_namespace_lie_there(values: Json) -> None:
     where = values.get("settings", {}).get("watchNamespace", "prod")
@@ -180,6 +192,14 @@ REFUSED: dict[str, tuple[Json, str]] = {
     "a word that is no choice": ({"settings": {"logLevel": "loud"}}, "at '/settings/logLevel': value must be"),
     "a word for a switch": ({"crds": {"install": "no"}}, "at '/crds/install': got string, want boolean"),
     "a tag for a digest": ({"image": {"digest": "1.0"}}, "at '/image/digest': '1.0' does not match pattern"),
+    "an unknown field of a network": (
+        {"settings": {"networks": {"ours": {"hostIPC": True}}}},
+        "at '/settings/networks/ours': additional properties 'hostIPC' not allowed",
+    ),
+    "a word for the volumes of a network": (
+        {"settings": {"networks": {"ours": {"volumes": "/dev"}}}},
+        "at '/settings/networks/ours/volumes': got string, want array",
+    ),
     "an unknown key of an accelerator": (
         {"settings": {"accelerators": {"X1": {"products": [], "memory_gib": 8, "memory": 8}}}},
         "at '/settings/accelerators/X1': additional properties 'memory' not allowed",
@@ -204,6 +224,18 @@ OTHER: dict[str, Any] = {
     "trainer_image": "cache.example/trainer:1",
     "service_accounts": ("s3", "gcs"),
     "accelerators": {"X1": Accelerator(("X1-80GB",), 80), "Y": Accelerator(("<&>",), 8, "example.com/y")},
+    "networks": {
+        "aws-efa": {"values": {"devices": 16}},
+        "ours": {
+            "description": "<&>",
+            "env": {"A": "${a}"},
+            "parameters": {"a": {"description": "A."}},
+            "hostNetwork": True,
+        },
+    },
+    "default_networks": {"H100": "aws-efa", "*": "none"},
+    "privileged_networks": ("ours", "oke-host"),
+    "read_nodes": True,
     "shared_memory": "16Gi",
     "grace_period_seconds": 3000000,
     "workers": 3,

@@ -71,8 +71,8 @@ def installed(folder: Path, *, one_namespace: bool) -> Iterator[Installed]:
     with ControlPlane(folder, audit=True, flags=[ENFORCEMENT]) as plane:
         cluster = plane.cluster
         home, team = cluster.namespace("home"), Team(cluster.api, cluster.namespace("served"))
-        # In one of the two cases with the right that a setting adds.
-        values: Json = {}
+        # In each of the two cases with a right that a setting adds.
+        values: Json = {"settings": {"readNodes": True}}
         if one_namespace:
             values = {"settings": {"watchNamespace": team.namespace, "deadNodeSeconds": 1}}
         with helm(cluster, home) as client:
@@ -93,6 +93,8 @@ def test_the_operator_is_denied_nothing_and_needs_every_right(tmp_path: Path, *,
                 life(found.team)
             if one_namespace:
                 is_on_a_node_that_dies(found.team)
+            else:
+                takes_the_network_that_nodes_show(found.team)
         except WaitError as error:
             pytest.fail(f"denied: {found.denied()}\n{error}")
         assert found.process.answer("healthz") == (200, "ok")
@@ -169,6 +171,16 @@ def is_on_a_node_that_dies(team: Team) -> None:
     team.until_phase("Stopping", "lost")
     team.api.delete(f"{team.pods}/lost-1-worker-0", gracePeriodSeconds="1")
     team.until_phase("Suspended", "lost")
+
+
+def takes_the_network_that_nodes_show(team: Team) -> None:
+    add_node(team, "fast", resources={"vpc.amazonaws.com/efa": "32"})
+    team.submit({"network.profile": None}, "undecided")
+    status = team.until(lambda s: condition(s, "Accepted")[0] == "False", "undecided")
+    assert condition(status, "Accepted")[1] == "NetworkIncomplete"
+    assert status["network"] == {
+        "profile": "aws-efa", "reason": "The nodes with H100 have what it asks for: vpc.amazonaws.com/efa.",
+    }  # fmt: skip
 
 
 def needs_the_right_that_no_request_shows(found: Installed) -> None:

@@ -39,6 +39,7 @@ SUPPORTED: tuple[dict[str, Any], ...] = (
         "data": {"validation_path": "configmap://rows/b.jsonl"},
         "hyperparameters": {"n_epochs": 2, "learning_rate": 8e-6, "parallelism": {"fsdp": True, "bf16": True}},
         "training": {"validation": {"enabled": True, "eval_steps": 20}},
+        "network": {"profile": "tcp"},
         "output": {"uri": "pvc://models/out"}, "pods": {"memory": "64Gi", "env": [{"name": "A", "value": "1"}]},
         "storage": {"cacheClaim": "cache"}, "credentials": {"huggingFace": {"secretName": "hf"}},
     },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import sys
 from pathlib import Path
@@ -10,7 +11,10 @@ from typing import Any
 import pytest
 
 import builders
+from finetune_cli import job_file, planning
 from finetune_cli.local.launches import Launch, free_port, launches
+from finetune_cli.overrides import Overrides
+from finetune_plan import statuses
 from finetune_plan.resolve import resolve
 from finetune_plan.settings import PlanSettings
 from finetune_plan.workload import Workload, workload
@@ -40,6 +44,19 @@ def test_each_node_is_a_replica_that_is_named_like_its_pod() -> None:
     found = _launches({"compute": {"gpu_type": "CPU", "nodes": 3}})
     assert [each.name for each in found] == ["sample-3-worker-0", "sample-3-worker-1", "sample-3-worker-2"]
     assert [each.node for each in found] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("profile", ["tcp", "coreweave-ib", "aws-efa", "auto"])
+def test_replicas_use_no_network_of_a_cluster(profile: str, tmp_path: Path) -> None:
+    file = tmp_path / "job.json"
+    changes = {"compute": {"gpu_type": "H100", "nodes": 2}, "network.profile": profile}
+    file.write_text(json.dumps(builders.job(changes)))
+    found = planning.on_one_machine(planning.accept(job_file.read(str(file)), Overrides(), cluster=False))
+    work = workload(found.resolution, planning.SETTINGS)
+    assert [name for name in work.env if name.startswith(("NCCL", "UCX", "FI_"))] == []
+    network = statuses.admission(found.verdict, now=planning.timestamp()).network
+    assert network is not None
+    assert (network.profile, network.reason) == ("none", "All nodes are processes of one machine.")
 
 
 def test_replicas_meet_on_the_loopback_interface() -> None:

@@ -59,10 +59,20 @@ def test_colours_are_for_terminals_only(tmp_path: Path) -> None:
 def test_json_holds_verdict_method_and_layout(tmp_path: Path) -> None:
     job(tmp_path)
     answer = json.loads(finetune("validate", "job.yaml", "-o", "json").stdout)
-    assert list(answer) == ["file", "valid", "errors", "informational", "notes", "method", "engine", "layout"]
+    assert list(answer) == [
+        "file",
+        "valid",
+        "errors",
+        "informational",
+        "notes",
+        "method",
+        "engine",
+        "layout",
+        "network",
+    ]
     assert (answer["valid"], answer["errors"], answer["method"]) == (True, [], "lora")
     status = json.loads(finetune("render", "job.yaml", "--what", "status", "-o", "json").stdout)
-    assert answer["layout"] == status["layout"]
+    assert (answer["layout"], answer["network"]) == (status["layout"], status["network"])
 
 
 def test_json_of_a_refused_job_holds_path_message_remedy_and_reason(tmp_path: Path) -> None:

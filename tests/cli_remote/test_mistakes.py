@@ -259,6 +259,14 @@ def test_a_verdict_that_depends_on_the_operators_settings_is_left_to_the_operato
     assert team.status()["phase"] == "Failed"
 
 
+def test_a_network_that_only_the_operator_knows_is_left_to_the_operator(team: Team, console: Console) -> None:
+    job = console.job(("gpu_type: CPU", "gpu_type: H100"))
+    done = console("submit", job, "--set", "compute.nodes=2", "--set", "network.profile=ours")
+    assert done.code == 2
+    assert "note: 'ours' is no network profile known here. The settings of this cluster may differ." in done.err
+    assert "[UnknownNetwork]\n  remedy: Correct the job: delete it and submit it again" in done.err
+
+
 def test_a_job_that_has_ended_cannot_be_suspended_resumed_or_cancelled(team: Team, console: Console) -> None:
     team.submit({"cancel": True})
     team.until_phase("Cancelled")

@@ -62,6 +62,13 @@ def test_a_row_of_the_list_says(case: str) -> None:
     assert heading.index("PHASE") == line.index(row.split()[1]), "columns stand under their headings"
 
 
+@pytest.mark.parametrize(("nodes", "shown"), [(1, False), (2, True)])
+def test_the_network_of_several_nodes_is_shown_with_its_reason(nodes: int, shown: bool) -> None:
+    layout = {"nodes": nodes, "gpusPerNode": 8, "worldSize": nodes * 8}
+    told = describe(job({"layout": layout, "network": {"profile": "tcp", "reason": "Because."}}), NOW)
+    assert ("  network:  tcp (Because.)" in told) == shown
+
+
 @pytest.mark.parametrize(
     ("time", "text"),
     [("2026-11-21T11:59:53Z", "7s"), ("2026-11-21T11:55:50Z", "4m10s"), ("2026-11-21T10:58:00Z", "1h02m"),

@@ -16,7 +16,10 @@ from finetune_api.runtime import exits
 
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 TROUBLESHOOTING = (ROOT / "docs/troubleshooting.md").read_text()
-OF_THE_PLAN = ("UnknownGpuType", "ServiceAccountNotAllowed", "Unsupported", "BadExpression")
+OF_THE_PLAN = (
+    "UnknownGpuType", "ServiceAccountNotAllowed", "Unsupported", "BadExpression", "NetworkUndecided",
+    "UnknownNetwork", "NetworkIncomplete", "NetworkNotAllowed", "NetworkContradiction",
+)  # fmt: skip
 """Reasons of refusals that depend on settings and version, so no rule has them."""
 
 

@@ -81,10 +81,12 @@ VALUES: Mapping[str, Sequence[Any]] = {
     "metadata": ({"owner": "b"}, {}),
 }  # fmt: skip
 """Values of keys whose bounds alone are not enough to choose a valid one."""
+NETWORKS = ("tcp", "tcp", "none", "auto", "coreweave-ib", "aws-efa")
 APART = {f"{P}.use_deepspeed", f"{P}.deepspeed_stage", f"{P}.fsdp", f"{P}.fsdp_sharding_strategy",
          f"{P}.fsdp_auto_wrap_policy", f"{P}.fp16", f"{P}.bf16", f"{P}.rounding", f"{P}.weights", f"{T}.mode",
          f"{T}.use_qlora", f"{H}.train_kind", "algorithm.variety", "policy.trainer_mode", "suspend", "cancel",
-         "compute.gpu_type", "credentials.huggingFace.secretName", "credentials.huggingFace.key", *MODEL, *DATA,
+         "compute.gpu_type", "network.profile", "credentials.huggingFace.secretName", "credentials.huggingFace.key",
+         *MODEL, *DATA,
          *NODES, *PER_NODE, *TOTAL, *TENSOR, *PIPELINE, *REPLICAS,
          *(path for group in ALIASES for path in group)}  # fmt: skip
 """Keys that are drawn together with others."""
@@ -155,6 +157,8 @@ def _layout(draw: Random, body: Json) -> None:
 
 
 def _mesh(draw: Random, body: Json, nodes: int, width: int) -> None:
+    if draw.random() < (0.8 if nodes > 1 else 0.2):
+        put(body, "network.profile", draw.choice(NETWORKS))
     tensor = draw.choice((1, width)) if draw.random() < 0.08 else 1
     if draw.random() < 0.25 or tensor > 1:
         _say(draw, body, TENSOR, tensor)

@@ -23,7 +23,7 @@ from . import jobs, simulate
 from .simulate import Sample
 
 RECORDED = Path(__file__).with_name("plans.json")
-VERSION = 3
+VERSION = 4
 """Of the sampler: raise it where the same number is another sample than before."""
 COUNT = 2000
 SENTENCES = ("message", "remedy", "sentence", "methodReason", "reasons")

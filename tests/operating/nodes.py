@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from builders import Json
 from operating.team import Team
-from testbed.kwok import Node
+from testbed.kwok import GPU_NODE, Node
 from testbed.watch import wait_for, wait_for_all
 
 LABELS = {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}
 
 
-def add_node(team: Team, name: str, *taints: Json) -> None:
-    """A node with eight GPUs that says that it is ready."""
-    team.api.create(Node(name, labels=LABELS).manifest() | {"spec": {"taints": list(taints)}})
+def add_node(team: Team, name: str, *taints: Json, resources: Mapping[str, str] = GPU_NODE) -> None:
+    """A node with GPUs that says that it is ready."""
+    team.api.create(Node(name, resources, LABELS).manifest() | {"spec": {"taints": list(taints)}})
     say_ready(team, name, ready=True)
     wait_for(team.api, f"/api/v1/nodes/{name}", lambda node: node and _taints(node) == {t["key"] for t in taints})
 

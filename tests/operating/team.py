@@ -44,7 +44,7 @@ class Team:
         return f"/api/v1/namespaces/{self.namespace}/pods"
 
     def submit(self, changes: Json | None = None, name: str = "sample") -> Json:
-        body = resource({"compute.nodes": 2, **(changes or {})}, name=name)
+        body = resource({"compute.nodes": 2, "network.profile": "tcp", **(changes or {})}, name=name)
         body["metadata"]["namespace"] = self.namespace
         return self.api.create(body)
 

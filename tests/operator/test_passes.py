@@ -24,7 +24,8 @@ from finetune_operator.settings import Settings
 from finetune_operator.status_change import StatusChange, merge_patch
 from finetune_plan.backends import DEFAULT as BACKEND
 from finetune_plan.backends.pytorchjob import PyTorchJobs
-from finetune_plan.model import ObservedQueue
+from finetune_plan.model import Observed, ObservedQueue
+from finetune_plan.network_evidence import NodeClass
 
 KEY = Key("team", "sample")
 
@@ -45,6 +46,8 @@ class Cluster:
         self.queued: Json | None = None
         self.reads: list[str] = []
         """UIDs of runs whose Workload was asked for."""
+        self.all_nodes: list[Json] = []
+        self.node_reads = 0
         self.lists = 0
         self.found: list[Key] = []
         """Objects that were asked for by name."""
@@ -87,6 +90,11 @@ class Cluster:
 
     async def claim(self, key: Key) -> Json | None:
         return None
+
+    async def nodes(self) -> AsyncIterator[Json]:
+        self.node_reads += 1
+        for raw in self.all_nodes:
+            yield raw
 
     async def annotate_claim(self, key: Key, annotation: str, text: str) -> None:
         return
@@ -474,6 +482,46 @@ def test_a_run_whose_label_was_edited_and_that_takes_long_to_go_is_deleted_witho
     cluster.job = cluster._write(cluster.job | {"spec": cluster.job["spec"] | {"suspend": True}})
     operator.on_event(Kind.JOBS, "MODIFIED", cluster.job)
     assert passes(operator) <= 4
+
+
+def observed_nodes(settings: Settings, *specs: Json) -> tuple[Cluster, list[Observed], Callable[[], list[Observed]]]:
+    """A cluster of two nodes, what is observed of jobs without runs, and a way to observe them 50 s later."""
+    cluster, cache, clock = Cluster(), Cache(BACKEND), [0.0]
+    named = {"kubernetes.io/hostname": "a", "nvidia.com/gpu.product": "NVIDIA-H200", "node.coreweave.cloud/type": "x"}
+    for name, amount in (("a", "32"), ("b", "0")):
+        allocatable = {"cpu": "64", "vpc.amazonaws.com/efa": amount}
+        labels = named | {"kubernetes.io/hostname": name}
+        cluster.all_nodes.append(
+            {"metadata": {"name": name, "labels": labels}, "status": {"allocatable": allocatable}}
+        )
+    observer = Observer(cluster, cache, Operator(cluster, settings, BACKEND).progress, settings, lambda: clock[0])
+    for number, spec in enumerate(specs):
+        cache.jobs.put(job(1, f"job-{number}") | {"spec": spec})
+
+    def observe() -> list[Observed]:
+        found = [asyncio.run(observer.observe(Key("team", f"job-{number}"))) for number in range(len(specs))]
+        clock[0] += 50
+        return [each for each in found if each]
+
+    return cluster, observe(), observe
+
+
+def test_nodes_are_read_for_jobs_that_name_no_network_once_for_all_of_them() -> None:
+    spec = resource()["spec"]
+    specs = ({**spec, "network": {"profile": "tcp"}}, spec, {**spec, "network": {"profile": "auto"}})
+    cluster, found, again = observed_nodes(Settings(read_nodes=True), *specs)
+    labels = {"nvidia.com/gpu.product": "NVIDIA-H200", "node.coreweave.cloud/type": "x"}
+    classes = (NodeClass(labels, frozenset({"vpc.amazonaws.com/efa"})), NodeClass(labels))
+    assert [each.nodes for each in found] == [(), classes, classes]
+    assert cluster.node_reads == 1
+    cluster.all_nodes = []
+    assert [each.nodes for each in again()] == [(), (), ()]
+    assert cluster.node_reads == 2
+
+
+def test_nodes_are_not_read_unless_a_setting_says_so() -> None:
+    cluster, [found], _ = observed_nodes(Settings(), resource()["spec"])
+    assert (found.nodes, cluster.node_reads) == ((), 0)
 
 
 class Hooked(Cluster):

@@ -13,6 +13,23 @@ from finetune_operator.settings import Settings
 WRONG = {
     "a heartbeat that nobody watches": ({"WATCH_NAMESPACE": "team"}, "Set both to the same namespace."),
     "no workers": ({"WORKERS": "0"}, "greater than or equal to 1"),
+    "a network with an unknown field": (
+        {"NETWORKS": '{"ours": {"description": "x", "hostIPC": true}}'},
+        "networks.ours: hostIPC: Extra inputs are not",
+    ),
+    "a network without its base": ({"NETWORKS": '{"efa2": {"base": "efa"}}'}, "base: 'efa' is no built-in profile"),
+    "a network whose name means something else": (
+        {"NETWORKS": '{"auto": {"base": "tcp"}}'},
+        "networks.auto: no name",
+    ),
+    "a default that is no network": (
+        {"DEFAULT_NETWORKS": '{"H100": "efa"}'},
+        "default_networks.H100: 'efa' is no network profile; known are aks-nd",
+    ),
+    "rights for a network that is none": (
+        {"PRIVILEGED_NETWORKS": '["efa"]'},
+        "privileged_networks: 'efa' is no network profile",
+    ),
     "an unknown level": ({"LOG_LEVEL": "loud"}, "'debug', 'info', 'warning' or 'error'"),
 }
 
@@ -24,6 +41,15 @@ def test_wrong_settings_end_the_process_with_code_2(given: dict[str, str], said:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert said in done.stderr
+
+
+def test_networks_arrive_in_the_plan_and_a_gpu_type_is_one_in_any_case() -> None:
+    networks = {"efa2": {"base": "aws-efa", "values": {"devices": 16}}}
+    plan = Settings(
+        networks=networks, default_networks={"h100": "efa2", "*": "none"}, privileged_networks=("oke-vf",)
+    ).plan()
+    assert (plan.networks, plan.privileged_networks) == (networks, ("oke-vf",))
+    assert plan.default_networks == {"H100": "efa2", "*": "none"}
 
 
 def test_null_is_no_value(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,7 +75,7 @@ class Life:
 
     def __post_init__(self) -> None:
         self.draw = Random(self.seed)
-        self.spec |= {"compute.nodes": self.nodes, "lifecycle.maxRestarts": self.allowed}
+        self.spec |= {"compute.nodes": self.nodes, "network.profile": "tcp", "lifecycle.maxRestarts": self.allowed}
         self.spec |= {"queue.name": "team"} if self.queue else {}
 
     def note(self, what: str) -> None:

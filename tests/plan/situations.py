@@ -18,7 +18,7 @@ RUN1 = (ObservedRun("sample-1", 1),)
 
 
 def seen(changes: Json | None = None, status: Json | None = None, **parts: Any) -> Observed:
-    body = resource({"compute.nodes": 2, **(changes or {})})
+    body = resource({"compute.nodes": 2, "network.profile": "tcp", **(changes or {})})
     body["metadata"] |= {"uid": "u-1", "namespace": "team", "generation": 3}
     return Observed(body | ({"status": status} if status else {}), **parts)
 

@@ -30,6 +30,7 @@ SETTINGS = PlanSettings(service_accounts=("reader", "writer"))
 P, H, V = "hyperparameters.parallelism", "hyperparameters", "training.validation"
 NOTHING: Json = {}
 NO_COUNT: Json = {"compute.gpu_count": None}
+TCP: Json = {"network.profile": "tcp"}
 EVAL: Json = {"data.validation_path": "pvc://rows/eval.jsonl"}
 LORA: Json = {"training.mode": "lora"}
 QLORA: Json = {"training.use_qlora": True}
@@ -74,8 +75,8 @@ TWO: dict[str, Two] = {
     "policy.trainer_mode": Two(NOTHING, "full", "lora"),
     "compute.gpu_type": Two(NOTHING, "H100", "A100"),
     "compute.gpu_count": Two(NO_COUNT, 4, 8),
-    "compute.nodes": Two(NOTHING, 1, 2),
-    "compute.gpus_per_node": Two(NOTHING, 4, 8),
+    "compute.nodes": Two(TCP, 1, 2),
+    "compute.gpus_per_node": Two(TCP, 4, 8),
     "data.validation_path": Two(NOTHING, URI("a"), URI("b")),
     "data.on_bad_row": Two(NOTHING, "refuse", "skip"),
     "data.max_bad_share": Two(NOTHING, 0.1, 0.5),
@@ -148,7 +149,7 @@ TWO: dict[str, Two] = {
     "pods.env[].value": Two({"pods.env": [{"name": "A"}]}, "b", "c"),
     "pods.priorityClassName": Two(NOTHING, "batch", "urgent"),
     "pods.serviceAccountName": Two(NOTHING, "reader", "writer"),
-    "network.profile": Two(NOTHING, "auto", "tcp"),
+    "network.profile": Two({"compute.nodes": 2}, "coreweave-ib", "tcp"),
     "storage.cacheClaim": Two(NOTHING, "cache", "models"),
     "queue.name": Two(NOTHING, "research", "production"),
     "queue.priorityClass": Two({"queue.name": "research"}, "low", "high"),

@@ -10,14 +10,17 @@ from typing import Any
 import pytest
 import yaml
 
+from finetune_api.resource.names import RUN_CONFIG_ANNOTATION
 from finetune_cli.kubernetes_yaml import value
+from finetune_plan import network_files
 from finetune_plan.backends import DEFAULT as BACKEND
 from finetune_plan.resolve import validate
 from finetune_plan.settings import PlanSettings
 from finetune_plan.statuses import admission
 from finetune_plan.workload import workload
+from plan import networks
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN, NETWORKS = (Path(__file__).parents[1] / name for name in ("golden", "golden-networks"))
 NOW = "2026-01-01T00:00:00Z"
 
 
@@ -50,6 +53,16 @@ def test_the_plan_is_the_golden_one(case: str) -> None:
         for name, text in found.items():
             (folder / name).write_text(text)
     assert found == {name: (folder / name).read_text() for name in found}
+
+
+@pytest.mark.parametrize("name", network_files.names())
+def test_the_manifest_of_a_network_profile_is_the_golden_one(name: str) -> None:
+    manifest = networks.manifest(name)
+    networks.pod(manifest)["metadata"]["annotations"].pop(RUN_CONFIG_ANNOTATION)
+    path, found = NETWORKS / f"{name}.yaml", _yaml(manifest)
+    if os.environ.get("GOLDEN") == "rewrite":
+        path.write_text(found)
+    assert found == path.read_text()
 
 
 def test_every_golden_pod_asks_for_nothing_that_the_restricted_level_forbids() -> None:

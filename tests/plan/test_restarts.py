@@ -250,7 +250,7 @@ def test_an_end_that_nobody_saw_counts_as_far_as_it_is_known(ended: int | None, 
 
 
 def test_a_pod_that_saves_after_the_others_have_ended_counts_until_it_is_gone() -> None:
-    life = Life({"compute.nodes": 2}, PlanSettings(backoff_seconds=0))
+    life = Life({"compute.nodes": 2, "network.profile": "tcp"}, PlanSettings(backoff_seconds=0))
     life.start()
     first, second = life.pods[0], replace(life.pods[0], uid="p-other", node_rank=1)
     life.wait(10)

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from finetune_plan import resolve
+from finetune_plan.network import LOCAL
 from finetune_plan.resolve import Resolution, Verdict
 from finetune_plan.settings import PlanSettings
 
@@ -48,6 +49,11 @@ def accept(file: JobFile, given: Overrides, *, cluster: bool = True) -> Validate
     if found.verdict.resolution is None or not found.verdict.valid:
         raise found.file.invalid(found.verdict.problems)
     return found
+
+
+def on_one_machine(job: ValidatedJob) -> ValidatedJob:
+    """The job with all its nodes here: no network of a cluster, and none of its variables."""
+    return replace(job, verdict=replace(job.verdict, resolution=replace(job.resolution, network=LOCAL)))
 
 
 def print_notes(resolution: Resolution) -> None:

@@ -81,6 +81,9 @@ class Cluster(Protocol):
     async def claim(self, key: Key) -> Json | None:
         """A PersistentVolumeClaim; None if there is no such claim."""
 
+    def nodes(self) -> AsyncIterator[Json]:
+        """All nodes of the cluster."""
+
     async def annotate_claim(self, key: Key, annotation: str, text: str) -> None:
         """Set one annotation of a PersistentVolumeClaim. Raises NotFound."""
 
@@ -198,6 +201,16 @@ class KubernetesCluster:
 
     async def claim(self, key: Key) -> Json | None:
         return await self._find(CLAIMS_PLURAL, _path("v1", CLAIMS_PLURAL, key))
+
+    async def nodes(self) -> AsyncIterator[Json]:
+        query: dict[str, str] | None = first_page({}, PAGE)
+        while query is not None:
+            answer = json.loads(
+                await self._http.request("list", "nodes", _path("v1", "nodes", Key("", "")), query=query)
+            )
+            for raw in answer["items"]:
+                yield raw
+            query = next_page(query, answer)
 
     async def annotate_claim(self, key: Key, annotation: str, text: str) -> None:
         body, path = {"metadata": {"annotations": {annotation: text}}}, _path("v1", CLAIMS_PLURAL, key)

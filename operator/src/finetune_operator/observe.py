@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Container, Iterable
 
 from finetune_api.runtime.report import Record
-from finetune_plan import gang, job_settings, results
+from finetune_plan import gang, job_settings, network, results
 from finetune_plan.model import Observed, ObservedClaim, ObservedPod, ObservedQueue, ObservedRun
+from finetune_plan.network_evidence import NodeClass
 
 from . import metrics, transform
 from .cache import Cache
@@ -20,6 +22,8 @@ BACKEND_SECONDS = 5.0
 """Seconds for which the answer about the backend's resource is cached."""
 CLAIM_SECONDS = 1.0
 """Seconds for which a claim is cached, so that a burst of jobs on one claim reads it once."""
+NODES_SECONDS = 50.0
+"""Seconds for which classes of nodes are cached: less than NODES_POLL_SECONDS in finetune_plan/decide.py."""
 TERMINATION_POLL_SECONDS = 4.0
 """Seconds between lists of a terminating run's children: less than POLL_SECONDS in finetune_plan/decide.py."""
 
@@ -34,6 +38,8 @@ class Observer:
         self._cluster, self._cache, self.progress, self._settings = cluster, cache, progress, settings
         self._clock = clock
         self._backend: tuple[float, bool] | None = None
+        self._node_classes: tuple[float, tuple[NodeClass, ...]] | None = None
+        self._reading_nodes = asyncio.Lock()
         self._queues: dict[str, tuple[float, ObservedQueue]] = {}
         """When and what was read last of each run, by UID, that a queue holds back."""
         self._terminating: dict[Key, float] = {}
@@ -49,6 +55,7 @@ class Observer:
         if not over and self._children_may_be_stale(key, job):
             await self._relist_children(job)
         runs, pods = self._cache.children(job)
+        first = not (over or runs or job["status"].get("run"))
         return Observed(
             resource=job,
             runs=runs,
@@ -62,7 +69,8 @@ class Observer:
             ),
             previous=() if over or runs else self._left_by_predecessors(job),
             queue=ObservedQueue() if over else await self._queue(key, runs),
-            claim=ObservedClaim() if over or runs or job["status"].get("run") else await self._claim(key, job),
+            claim=await self._claim(key, job) if first else ObservedClaim(),
+            nodes=await self._nodes(job) if first and self._settings.read_nodes else (),
         )
 
     def queue_seconds(self) -> float:
@@ -127,6 +135,17 @@ class Observer:
             current = {k: found for k, found in self._cache.claims.items() if now - found[0] < CLAIM_SECONDS}
             self._cache.claims = current | {claim: (now, known)}  # up to 256 KiB each
         return known
+
+    async def _nodes(self, job: Json) -> tuple[NodeClass, ...]:
+        """Classes of nodes, for a job that names no network. One read serves all jobs that ask at once."""
+        if job_settings.read(job).pods.network_profile.value not in (None, network.AUTO):
+            return ()
+        async with self._reading_nodes:
+            now = self._clock()
+            if self._node_classes is None or now - self._node_classes[0] >= NODES_SECONDS:
+                found = [transform.node(raw) async for raw in self._cluster.nodes()]
+                self._node_classes = (now, network.node_classes(found, self._settings.plan()))
+            return self._node_classes[1]
 
     async def _queue(self, key: Key, runs: Iterable[ObservedRun]) -> ObservedQueue:
         """Why a queue holds the job's run back. Kueue may not have seen the run yet when it is first asked for."""

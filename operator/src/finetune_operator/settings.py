@@ -6,12 +6,15 @@ Each field states its unit, its default and the reason for it. `make generate` w
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from finetune_plan.network import AUTO, NONE, known_names
+from finetune_plan.network_profile import NAME, entry_schema, profile_of
 from finetune_plan.settings import ACCELERATORS, Accelerator, PlanSettings
 
 _PLAN = PlanSettings()
@@ -51,6 +54,28 @@ class Settings(BaseSettings):
         default_factory=dict,
         description="JSON object of further or other accelerators by gpu_type: products (values of the node label "
         "nvidia.com/gpu.product), memory_gib, resource. Default: none besides the built-in ones.",
+    )
+    networks: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="JSON object of network profiles by name: values (parameters of a built-in profile that only you "
+        "know), and any field of a profile, which changes the built-in one of that name or of the name in base, or "
+        "makes a new one. Default: the built-in ones as they are; docs/networks.md lists them.",
+        json_schema_extra={"additionalProperties": entry_schema()},
+    )
+    default_networks: dict[str, str] = Field(
+        default_factory=dict,
+        description="JSON object of the network profile by gpu_type, or * for every one, of jobs on several nodes "
+        "that name none. Default: none, so that such a job is refused instead of training over TCP unnoticed.",
+    )
+    privileged_networks: tuple[str, ...] = Field(
+        default=(),
+        description="JSON list of network profiles whose pods may have rights beyond Pod Security's level restricted "
+        "(files, network or capabilities of the node). Default: none, because every author of jobs would have them.",
+    )
+    read_nodes: bool = Field(
+        default=False,
+        description="Whether labels and allocatable resources of nodes decide the network of a job for which nothing "
+        "else does. Default: no, because the chart adds a cluster role that lists nodes.",
     )
     shared_memory: str = Field(
         default=_PLAN.shared_memory,
@@ -204,11 +229,38 @@ class Settings(BaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _networks_are_whole(self) -> Self:
+        for name in self.networks:
+            if not re.fullmatch(NAME, name) or name in (AUTO, NONE):
+                raise ValueError(
+                    f"networks.{name}: no name for a profile; use lower-case letters, digits and dashes."
+                )
+            try:
+                profile_of(name, self.networks)
+            except ValueError as error:
+                raise ValueError(f"networks.{name}: {error}") from error
+        known = known_names(self.plan())
+        for key, name in self.default_networks.items():
+            if name not in (*known, NONE):
+                raise ValueError(
+                    f"default_networks.{key}: {name!r} is no network profile; known are {', '.join(known)}."
+                )
+        for name in self.privileged_networks:
+            if name not in known:
+                raise ValueError(
+                    f"privileged_networks: {name!r} is no network profile; known are {', '.join(known)}."
+                )
+        return self
+
     def plan(self) -> PlanSettings:
         """The part that decides what a job becomes."""
         return PlanSettings(
             trainer_image=self.trainer_image,
             accelerators={**ACCELERATORS, **{k.upper(): v for k, v in self.accelerators.items()}},
+            networks=self.networks,
+            default_networks={k.upper(): v for k, v in self.default_networks.items()},
+            privileged_networks=self.privileged_networks,
             service_accounts=self.service_accounts,
             shared_memory=self.shared_memory,
             grace_period_seconds=self.grace_period_seconds,

@@ -19,6 +19,7 @@ from finetune_api.runtime import report
 from finetune_api.runtime.report import FinalReport
 from finetune_plan.backends.protocol import Backend
 from finetune_plan.model import ObservedPod, ObservedQueue, ObservedRun
+from finetune_plan.network_evidence import NodeClass
 
 from .identity import Json, Key, controller_of, key_of
 
@@ -168,6 +169,12 @@ def pod(raw: Json, backend: Backend) -> ObservedPod:
         unschedulable_since=_unschedulable_since(status),
         abandoned=_is_abandoned(raw),
     )
+
+
+def node(raw: Json) -> NodeClass:
+    """What may say which network a node is on."""
+    labels, allocatable = raw["metadata"].get("labels") or {}, raw.get("status", {}).get("allocatable") or {}
+    return NodeClass(labels, frozenset(name for name, amount in allocatable.items() if str(amount) != "0"))
 
 
 def queue(workload: Json | None, *, managed: bool) -> ObservedQueue:

@@ -53,6 +53,9 @@ ONE_NODE = {"ReadWriteOnce", "ReadWriteOncePod"}
 CLAIM_POLL_SECONDS = 60.0
 """Seconds until a claim that not all nodes can mount is read again: it may have been recreated."""
 
+NODES_POLL_SECONDS = 60.0
+"""Seconds until nodes that show no network are read again: others may have joined."""
+
 FIXED_AT_ACCEPTANCE = {"Unsupported", "OutputNotKept", "OutputNotShared", *ABOUT_PODS}
 """Reasons that count only at acceptance: later runs keep the trainer, the output and the pods that were accepted."""
 
@@ -81,7 +84,8 @@ class ReconcileContext:
 
     @cached_property
     def verdict(self) -> Verdict:
-        return validate(self.observed.resource, self.settings)
+        pinned = self.written.resolved.network if self.run and self.written.resolved else None
+        return validate(self.observed.resource, self.settings, pinned_network=pinned or "", nodes=self.observed.nodes)
 
     @cached_property
     def written(self) -> Status:
@@ -182,7 +186,8 @@ def refused(ctx: ReconcileContext) -> Plan | None:
     """Refused before the first run. Later runs use what was resolved at acceptance."""
     if ctx.run or ctx.verdict.valid:
         return None
-    return Plan((), ctx.admission)
+    undecided = any(p.reason == "NetworkUndecided" for p in ctx.verdict.problems)
+    return Plan((), ctx.admission, requeue_after=NODES_POLL_SECONDS if undecided and ctx.observed.nodes else None)
 
 
 def suspended(ctx: ReconcileContext) -> Plan | None:

@@ -9,6 +9,7 @@ from typing import Any
 from finetune_api.resource import defaults, names
 from finetune_api.runtime.protocol import REPORT_ENV
 
+from . import network_pod
 from .security import container_security, pod_security
 from .workload import RENDEZVOUS_PORT, Workload
 
@@ -29,7 +30,8 @@ class TrainerContainer:
 
 def pod_template(work: Workload, trainer: TrainerContainer) -> dict[str, Any]:
     """A PodTemplateSpec."""
-    annotations = dict(work.job.pods.annotations.value) | {names.RUN_CONFIG_ANNOTATION: work.config_json}
+    network = work.network.annotations if work.network else {}
+    annotations = {**work.job.pods.annotations.value, **network} | {names.RUN_CONFIG_ANNOTATION: work.config_json}
     return {"metadata": {"labels": dict(work.labels), "annotations": annotations}, "spec": _pod(work, trainer)}
 
 
@@ -45,7 +47,8 @@ def _pod(work: Workload, trainer: TrainerContainer) -> dict[str, Any]:
         "imagePullSecrets": [{"name": n} for n in pods.image_pull_secrets.value],
         "affinity": _affinity(work),
     }
-    return {k: v for k, v in optional.items() if v} | {
+    network = network_pod.spec(work.network) if work.network else {}
+    return {k: v for k, v in optional.items() if v} | network | {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": grace,
@@ -65,7 +68,7 @@ def _container(work: Workload, trainer: TrainerContainer, mounts: list[dict[str,
         "env": [*({"name": name, "value": value} for name, value in sorted(work.env.items())), *trainer.env],
         "ports": [{"name": trainer.port, "containerPort": RENDEZVOUS_PORT}],
         "resources": _resources(work),
-        "securityContext": container_security(),
+        "securityContext": container_security(work.network),
         "terminationMessagePath": work.contract.env[REPORT_ENV],
         "terminationMessagePolicy": "File",
         "volumeMounts": mounts,
@@ -78,8 +81,11 @@ def _resources(work: Workload) -> dict[str, Any]:
     requests = {"cpu": cpu or str(work.processes_per_node), "memory": memory or _shared_memory(work)}
     limits = {"memory": memory} if memory else {}
     if work.accelerator:
-        gpus = {work.accelerator.resource: work.processes_per_node}
-        return {"requests": requests | gpus, "limits": limits | gpus}
+        devices = {work.accelerator.resource: work.processes_per_node}
+        devices |= network_pod.resources(work.network) if work.network else {}
+        claims = network_pod.claims(work.network) if work.network else []
+        found = {"requests": requests | devices, "limits": limits | devices}
+        return found | ({"claims": claims} if claims else {})
     return {"requests": requests, **({"limits": limits} if limits else {})}
 
 
@@ -141,7 +147,11 @@ def _volumes(work: Workload) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
     token = work.job.pods.hugging_face.value
     if token:
         pairs.append(("hugging-face", _secret(token), f"{paths['credentials']}/hugging-face"))
-    return ([{"name": n, **v} for n, v, _ in pairs], [_mount(n, v, path) for n, v, path in pairs])
+    network = work.network
+    return (
+        [{"name": n, **v} for n, v, _ in pairs] + (network_pod.volumes(network) if network else []),
+        [_mount(n, v, path) for n, v, path in pairs] + (network_pod.mounts(network) if network else []),
+    )
 
 
 def _config_item() -> dict[str, Any]:

@@ -20,6 +20,8 @@ from .engine import Base, resolve_engine, resolve_precision
 from .job_settings import JobSettings, LoraSettings, Setting
 from .layout import Layout, resolve_layout
 from .method import resolve_method
+from .network import ResolvedNetwork, network_notes, resolve_network
+from .network_evidence import NodeClass
 from .notes import Note, notes
 from .settings import CPU, PlanSettings
 
@@ -41,6 +43,7 @@ class Resolution:
     precision: Precision
     layout: Layout
     batch: BatchSize
+    network: ResolvedNetwork
     method_reason: str
     engine_reason: str
     notes: tuple[Note, ...]
@@ -59,8 +62,15 @@ class Resolution:
         return self.run_config.document()
 
 
-def resolve(resource: Mapping[str, Any], settings: PlanSettings) -> Resolution:
-    """Decide. The job must have passed finetune_api.validation.check."""
+def resolve(
+    resource: Mapping[str, Any],
+    settings: PlanSettings,
+    *,
+    cluster: bool = True,
+    pinned_network: str = "",
+    nodes: tuple[NodeClass, ...] = (),
+) -> Resolution:
+    """Decide. The job must have passed finetune_api.validation.check. For the keywords see validate."""
     job = job_settings.read(resource)
     device = Device.CPU if is_cpu(job) else Device.CUDA
     method, method_reason = resolve_method(job.method, job.lora)
@@ -71,7 +81,13 @@ def resolve(resource: Mapping[str, Any], settings: PlanSettings) -> Resolution:
     engine, engine_reason = resolve_engine(job.engine, method, layout, device, base)
     batch, batch_notes = resolve_batch(job.batch, layout.data_parallel)
     asked = Combination(method, engine, precision, layout.tensor_parallel, layout.pipeline_parallel)
-    found = [*_problems(job, settings), *_unsupported(job, asked), *_contradictions(job, method, method_reason)]
+    network, obstacles = resolve_network(job, layout, device, settings, pinned=pinned_network, nodes=nodes)
+    found = [
+        *_problems(job, settings),
+        *(obstacles if cluster else ()),
+        *_unsupported(job, asked),
+        *_contradictions(job, method, method_reason),
+    ]
     return Resolution(
         job=job,
         method=method,
@@ -80,9 +96,14 @@ def resolve(resource: Mapping[str, Any], settings: PlanSettings) -> Resolution:
         precision=asked.precision,
         layout=layout,
         batch=batch,
+        network=network,
         method_reason=method_reason,
         engine_reason=engine_reason,
-        notes=(*batch_notes, *notes(job, method, asked.precision, device)),
+        notes=(
+            *batch_notes,
+            *network_notes(job.pods.network_profile, network),
+            *notes(job, method, asked.precision, device),
+        ),
         problems=tuple(sorted(found)),
     )
 
@@ -171,12 +192,22 @@ class Verdict:
         return not self.problems
 
 
-def validate(resource: Mapping[str, Any], settings: PlanSettings, *, cluster: bool = True) -> Verdict:
-    """Check a FinetuneJob given as plain data; `cluster` is whether it will run on one."""
+def validate(
+    resource: Mapping[str, Any],
+    settings: PlanSettings,
+    *,
+    cluster: bool = True,
+    pinned_network: str = "",
+    nodes: tuple[NodeClass, ...] = (),
+) -> Verdict:
+    """Check a FinetuneJob given as plain data.
+
+    cluster: whether it will run on one; pinned_network: the profile that it was accepted with, if it was; nodes: all
+    classes of nodes, where they are known.
+    """
     found = check.problems(resource, cluster=cluster)
     if found and any(p.reason not in ABOUT_PODS for p in check.problems(resource, cluster=False)):
         return Verdict(tuple(found), None)
-    resolution = resolve(
-        resource, settings
-    )  # the rules about pods do not affect decisions, so both are reported at once
+    # The rules about pods do not affect decisions, so both are reported at once.
+    resolution = resolve(resource, settings, cluster=cluster, pinned_network=pinned_network, nodes=nodes)
     return Verdict(tuple(sorted([*found, *resolution.problems])), resolution)

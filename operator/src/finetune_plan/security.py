@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .network_profile import NetworkProfile
 
 USER = 1000
 """The image's own user; files on volumes belong to its group."""
@@ -16,6 +19,14 @@ def pod_security() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def container_security() -> dict[str, Any]:
-    """The security context of each of its containers."""
-    return {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+def container_security(network: NetworkProfile | None = None) -> dict[str, Any]:
+    """The security context of the trainer's container: an administrator has allowed what the network needs."""
+    strict = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+    if network is None:
+        return strict
+    added = {"add": list(network.capabilities)} if network.capabilities else {}
+    context = strict | {"capabilities": {"drop": ["ALL"]} | added}
+    if network.privileged:  # which Kubernetes refuses beside allowPrivilegeEscalation: false, and drops nothing
+        context = {"privileged": True, "readOnlyRootFilesystem": True, "capabilities": added}
+    user = network.run_as_user
+    return context if user is None else context | {"runAsUser": user, "runAsNonRoot": user != 0}

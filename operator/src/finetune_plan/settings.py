@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from finetune_api.resource import defaults
 from finetune_api.runtime.protocol import STALL_SECONDS
@@ -41,6 +42,12 @@ CPU = "CPU"
 class PlanSettings:
     trainer_image: str = "ghcr.io/finetune-operator/trainer:0.1.0"
     accelerators: Mapping[str, Accelerator] = field(default_factory=lambda: ACCELERATORS)
+    networks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Network profiles by name, besides the built-in ones or changing them (network_profile.profile_of)."""
+    default_networks: Mapping[str, str] = field(default_factory=dict)
+    """gpu_type, or * for every one -> network profile of jobs on several nodes that name none."""
+    privileged_networks: tuple[str, ...] = ()
+    """Network profiles whose pods may have more rights than Pod Security's level restricted leaves them."""
     service_accounts: tuple[str, ...] = ()
     """Service accounts that a job may name in pods.serviceAccountName."""
     shared_memory: str = "8Gi"

@@ -42,6 +42,7 @@ from . import avoidance, contract, gang
 from .backends.protocol import Backend
 from .model import ObservedPod, ObservedRun
 from .mounts import uri_of
+from .network import ResolvedNetwork
 from .pod_reasons import REFUSED, WAITING, match_reason
 from .resolve import Resolution, Verdict
 from .runconfig import digest
@@ -386,15 +387,19 @@ def _resolution_status(job: Resolution) -> Status:
     rows = job.batch.per_device * job.batch.accumulation * layout.data_parallel
     return Status(
         resolved=Resolved(method=job.method, methodReason=job.method_reason, engine=job.engine,
-                          precision=job.precision, rowsPerStep=rows, network="tcp",
+                          precision=job.precision, rowsPerStep=rows, network=job.network.name or None,
                           digest=digest(job.run_config)),
         layout=LayoutStatus(nodes=layout.nodes, gpusPerNode=layout.gpus_per_node, worldSize=layout.world_size,
                       dataParallel=layout.data_parallel, tensorParallel=layout.tensor_parallel,
                       pipelineParallel=layout.pipeline_parallel,
                       reasons=(*layout.reasons, job.engine_reason)),
-        network=NetworkStatus(profile="tcp", reason="No faster network is configured for this gpu_type."),
+        network=_network_status(job.network),
         informational=job.job.informational or None,
     )  # fmt: skip
+
+
+def _network_status(network: ResolvedNetwork) -> NetworkStatus | None:
+    return NetworkStatus(profile=network.name, reason=network.reason) if network.name else None
 
 
 def _clear_suspended(status: Status, now: str) -> Status:

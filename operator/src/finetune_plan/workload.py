@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from finetune_api.resource import names
 from finetune_api.runtime import protocol
@@ -18,6 +19,9 @@ from .mounts import Mount, mount
 from .resolve import Resolution, is_cpu
 from .runconfig import output_uri
 from .settings import Accelerator, PlanSettings
+
+if TYPE_CHECKING:
+    from .network_profile import NetworkProfile
 
 TERMINATION_LOG = "/dev/termination-log"
 RENDEZVOUS_PORT = 23456
@@ -41,13 +45,16 @@ class Workload:
     job: JobSettings
     """For the parts that only pods have."""
     settings: PlanSettings
+    network: NetworkProfile | None = None
+    """What pods need for the network between them; None: nothing."""
     avoided_nodes: tuple[str, ...] = ()
     """Names of nodes that the pods keep off."""
 
     @property
     def env(self) -> dict[str, str]:
-        """Of the trainer, the job's own variables included."""
-        return dict(self.contract.env) | {e["name"]: e["value"] for e in self.job.pods.env.value}
+        """Of the trainer: the operator's variables, over them those of the network, over these the job's own."""
+        network = self.network.env if self.network else {}
+        return {**self.contract.env, **network} | {e["name"]: e["value"] for e in self.job.pods.env.value}
 
 
 def workload(resolved: Resolution, settings: PlanSettings, run_number: int = 1, uid: str = "") -> Workload:
@@ -66,6 +73,7 @@ def workload(resolved: Resolution, settings: PlanSettings, run_number: int = 1, 
         mounts=_mounts(job),
         job=job,
         settings=settings,
+        network=resolved.network.profile,
     )
 
 
@@ -88,8 +96,6 @@ def _environment(job: JobSettings, settings: PlanSettings) -> dict[str, str]:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    if job.pods.network_profile.value == "tcp":
-        env["NCCL_IB_DISABLE"] = "1"
     if job.pods.hugging_face.value:
         env["HF_TOKEN_PATH"] = f"{PATHS['credentials']}/hugging-face/token"
     return env

@@ -91,8 +91,9 @@ class Pods(Native):
 class Network(Native):
     """How ranks reach each other."""
 
-    profile: Literal["auto", "tcp"] | None = declare(
-        "auto (if absent): what the operator's settings know of the gpu_type; tcp: plain sockets."
+    profile: DnsLabel | None = declare(
+        "Network profile of jobs on several nodes: one that the cluster knows, such as aws-efa; tcp or none: plain "
+        "TCP; auto (if absent): the administrator's default for the gpu_type, without which such a job is refused."
     )
 
 

@@ -55,6 +55,7 @@ TF32_UNUSED = Reason(
     "Tf32Unused", (c.ACCEPTED,),
     "{key} is true, but the job computes in {precision} on {device}, so it changes nothing.",
 )  # fmt: skip
+NETWORK_UNUSED = Reason("NetworkUnused", (c.ACCEPTED,), "{key} is {value}, which only several nodes with GPUs use.")
 GLOBAL_BATCH_DIFFERS = Reason(
     "GlobalBatchDiffers", (c.ACCEPTED,),
     "{key} is {target}, but {per_device} rows x {accumulation} passes x {replicas} replicas make {rows} rows per "

@@ -23,7 +23,10 @@ from .cluster import ClusterClient
 from .dataset_upload import DatasetUpload, dataset_upload
 from .errors import invalid
 
-CLUSTER_SETTINGS = {"UnknownGpuType", "ServiceAccountNotAllowed"}
+CLUSTER_SETTINGS = {
+    "UnknownGpuType", "ServiceAccountNotAllowed",
+    "UnknownNetwork", "NetworkUndecided", "NetworkIncomplete", "NetworkNotAllowed",
+}  # fmt: skip
 """Reasons that depend on the settings of the operator, which are not known here."""
 
 

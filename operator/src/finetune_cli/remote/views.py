@@ -98,6 +98,9 @@ def _layout(status: Json) -> Iterator[tuple[str, str]]:
         nodes = f"{layout['nodes']} node{'s' * (layout['nodes'] > 1)} x {layout['gpusPerNode']}"
         ranks = f"{layout['worldSize']} rank{'s' * (layout['worldSize'] > 1)}"
         yield "layout", f"{nodes} = {ranks}{f' ({parallel} parallel)' if parallel else ''}"
+        network = status.get("network")
+        if network and layout["nodes"] > 1:
+            yield "network", f"{network.get('profile')} ({network.get('reason')})"
 
 
 def _dataset(status: Json) -> Iterator[tuple[str, str]]:

@@ -76,9 +76,10 @@ def _run(job: ValidatedJob, *, quiet: bool) -> FinishedRun:
     output = Path(job.resolution.run_config.output)
     try:
         with output_folder.locked(output) as lock:
-            work = workload(job.resolution, planning.SETTINGS, previous_run(output) + 1)
+            local = planning.on_one_machine(job)
+            work = workload(local.resolution, planning.SETTINGS, previous_run(output) + 1)
             now = planning.timestamp()
-            first = statuses.started(statuses.admission(job.verdict, now=now), work, now=now)
+            first = statuses.started(statuses.admission(local.verdict, now=now), work, now=now)
             return execute(work, output, first, display.choose(quiet=quiet), lock)
     except OSError as error:  # logs and status could not be written: most likely the disk is full
         meaning = MEANINGS[Exit.STORAGE_FAILED]

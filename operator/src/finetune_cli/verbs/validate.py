@@ -21,7 +21,9 @@ from finetune_plan.resolve import Verdict
 @click.argument("file", nargs=-1, required=True)
 @overrides.options
 @click.option("--check-data", is_flag=True, help="Also read the rows that the job names by a local path.")
-@printing.option(help="Print {valid, errors, informational, notes, method, engine, layout}, or a list of them.")
+@printing.option(
+    help="Print {valid, errors, informational, notes, method, engine, layout, network}, or a list of them."
+)
 def command(file: tuple[str, ...], check_data: bool, form: str | None, **options: Any) -> None:
     """Check the jobs in FILE ("-" is standard input), and report every problem.
 
@@ -86,8 +88,8 @@ def _verdict(
 def _decided(verdict: Verdict | None) -> dict[str, Any]:
     resolution = verdict.resolution if verdict else None
     if verdict is None or resolution is None:
-        return {"informational": [], "notes": [], "method": None, "engine": None, "layout": None}
-    layout = resolution.layout
+        return {"informational": [], "notes": [], "method": None, "engine": None, "layout": None, "network": None}
+    layout, network = resolution.layout, resolution.network
     return {
         "informational": list(resolution.job.informational),
         "notes": [asdict(note) for note in resolution.notes],
@@ -102,6 +104,7 @@ def _decided(verdict: Verdict | None) -> dict[str, Any]:
             "pipelineParallel": layout.pipeline_parallel,
             "reasons": [*layout.reasons, resolution.engine_reason],
         },
+        "network": {"profile": network.name, "reason": network.reason} if network.name else None,
     }
 
 
@@ -120,12 +123,13 @@ def _format(answer: dict[str, Any]) -> str:
 
 
 def _details(answer: dict[str, Any]) -> list[str]:
-    layout = answer["layout"]
+    layout, network = answer["layout"], answer["network"]
     nodes = f"{layout['nodes']} node{'s' * (layout['nodes'] > 1)} x {layout['gpusPerNode']}"
     ranks = f"{layout['worldSize']} rank{'s' * (layout['worldSize'] > 1)}"
     return [
         f"  method: {answer['method']} on {answer['engine']}",
         f"  layout: {nodes} = {ranks}",
+        *([f"  network: {network['profile']}. {network['reason']}"] if network and layout["nodes"] > 1 else ()),
         *(f"  note: {note['sentence']} [{note['reason']}]" for note in answer["notes"]),
         *(f"  accepted but without effect: {path.removeprefix('spec.')}" for path in answer["informational"]),
     ]

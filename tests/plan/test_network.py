@@ -1,0 +1,262 @@
+"""Which network joins the nodes of a job, why, and what keeps a job from using one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from builders import Json, resource
+from finetune_plan.backends import DEFAULT as BACKEND
+from finetune_plan.decide import plan
+from finetune_plan.network import node_classes
+from finetune_plan.network_evidence import NodeClass
+from finetune_plan.resolve import validate
+from finetune_plan.settings import PlanSettings
+from finetune_plan.statuses import admission
+from finetune_plan.workload import workload
+from plan import networks
+from plan.networks import SETTINGS
+from plan.situations import NOW, accepted, condition, created, decided, seen
+
+TWO: Json = {"compute": {"gpu_type": "H100", "nodes": 2, "gpus_per_node": 8}}
+ONE: Json = {"compute": {"gpu_type": "H100", "gpu_count": 8}}
+CPUS: Json = {"compute": {"gpu_type": "CPU", "gpu_count": 4, "nodes": 2}}
+H100 = {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}
+EFA, IB = "vpc.amazonaws.com/efa", "rdma/ib"
+COREWEAVE = NodeClass({**H100, "node.coreweave.cloud/type": "h100-8x"}, frozenset({IB, "nvidia.com/gpu"}))
+AWS = NodeClass(H100, frozenset({EFA}))
+SHAPE = {**H100, "node.kubernetes.io/instance-type": "BM.GPU.H100.8"}
+
+
+def named(profile: str, job: Json = TWO) -> Json:
+    return {**job, "network.profile": profile}
+
+
+def by_default(**defaults: str) -> PlanSettings:
+    return replace(SETTINGS, default_networks={kind.replace("every", "*"): name for kind, name in defaults.items()})
+
+
+CASES: dict[str, tuple[Json, PlanSettings, tuple[NodeClass, ...], str, str]] = {
+    "one node needs no network": (ONE, SETTINGS, (), "none", "One node needs no network."),
+    "even if the job names one": (named("aws-efa", ONE), SETTINGS, (), "none", "One node needs no network."),
+    "ranks on CPUs talk over TCP": (CPUS, SETTINGS, (), "tcp", "Ranks on CPUs talk over TCP."),
+    "even if the job names another": (named("aws-efa", CPUS), SETTINGS, (), "tcp", "Ranks on CPUs talk over TCP."),
+    "tcp is what the user chose": (named("tcp"), SETTINGS, (), "tcp", "network.profile is tcp: GPUs talk over TCP."),
+    "none is another word for it": (named("none"), SETTINGS, (), "tcp", "profile is none: GPUs talk over TCP."),
+    "a profile is known by its name": (named("aws-efa"), SETTINGS, (), "aws-efa", "network.profile is aws-efa."),
+    "the administrator says it for a gpu_type": (
+        TWO, by_default(H100="coreweave-ib"), (), "coreweave-ib", "the administrator's default for gpu_type H100."),
+    "auto asks for that, too": (
+        named("auto"), by_default(H100="coreweave-ib"), (), "coreweave-ib", "default for gpu_type H100."),
+    "or for every gpu_type": (TWO, by_default(every="tcp"), (), "tcp", "default for every gpu_type."),
+    "none as a default is TCP": (TWO, by_default(every="none"), (), "tcp", "default for every gpu_type."),
+    "the gpu_type counts before every": (
+        TWO, by_default(every="tcp", H100="aws-efa"), (), "aws-efa", "default for gpu_type H100."),
+    "another gpu_type does not count": (
+        TWO, by_default(every="tcp", A100="aws-efa"), (), "tcp", "default for every gpu_type."),
+    "the job counts before the administrator": (
+        named("tcp"), by_default(H100="aws-efa"), (), "tcp", "network.profile is tcp"),
+    "the administrator counts before the nodes": (
+        TWO, by_default(H100="tcp"), (COREWEAVE,), "tcp", "default for gpu_type H100."),
+    "nodes show their network": (
+        TWO, SETTINGS, (COREWEAVE,), "coreweave-ib",
+        "The nodes with H100 have what it asks for: node.coreweave.cloud/type, rdma/ib."),
+    "by their resources alone": (TWO, SETTINGS, (AWS,), "aws-efa", "have what it asks for: vpc.amazonaws.com/efa."),
+    "nodes with other GPUs do not count": (
+        TWO, SETTINGS, (AWS, NodeClass({"nvidia.com/gpu.product": "NVIDIA-L4"}), NodeClass()), "aws-efa", "H100"),
+    "of two that fit, the one that asks for more counts": (
+        TWO, SETTINGS, (NodeClass(SHAPE, frozenset({"nvidia.com/rdma-vf"})),), "oke-vf", "nvidia.com/rdma-vf"),
+    "which the other nodes have not": (TWO, SETTINGS, (NodeClass(SHAPE),), "oke-host", "instance-type"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_network(case: str) -> None:
+    changes, settings, nodes, name, reason = CASES[case]
+    verdict = validate(resource(changes), settings, nodes=nodes)
+    assert verdict.problems == ()
+    assert verdict.resolution is not None
+    assert verdict.resolution.network.name == name
+    assert verdict.resolution.network.reason.endswith(reason) or reason in verdict.resolution.network.reason
+
+
+BARE = PlanSettings()
+REFUSED: dict[str, tuple[Json, PlanSettings, tuple[NodeClass, ...], str, str, str]] = {
+    "nothing says it": (
+        TWO, BARE, (), "NetworkUndecided",
+        "The job has 2 nodes with H100, and nothing says which network joins them.",
+        "Set network.profile to one of aks-nd, aws-efa"),
+    "auto says nothing": (named("auto"), BARE, (), "NetworkUndecided", "nothing says", "settings.defaultNetworks"),
+    "nodes show nothing": (TWO, BARE, (NodeClass(H100),), "NetworkUndecided", "nothing says", "tcp is slow"),
+    "no node has the GPUs": (TWO, BARE, (NodeClass({}, frozenset({EFA})),), "NetworkUndecided", "nothing", "tcp"),
+    "not all nodes have it": (TWO, BARE, (AWS, NodeClass(H100)), "NetworkUndecided", "nothing says", "tcp"),
+    "nodes show two": (
+        TWO, BARE, (NodeClass(H100, frozenset({EFA, "nvidia.com/hostdev"})),), "NetworkUndecided",
+        "fit aws-efa, nvidia-hostdev alike", "Set network.profile"),
+    "a name is unknown": (
+        named("corewave-ib"), BARE, (), "UnknownNetwork", "'corewave-ib' is no network profile known here.",
+        "Did you mean coreweave-ib? Choose auto, none, or one of aks-nd,"),
+    "also on one node": (named("x", ONE), BARE, (), "UnknownNetwork", "'x'", "Choose auto"),
+    "what only an administrator knows was not said": (
+        named("aws-efa"), BARE, (), "NetworkIncomplete", "lacks what an administrator knows: devices (number of EFA",
+        "Have it said in settings.networks.aws-efa.values"),
+    "its privileges were not allowed": (
+        named("gke-gib"), BARE, (), "NetworkNotAllowed", "needs files of the node (/home/kubernetes/bin/nvidia, ",
+        "Have settings.privilegedNetworks name it, and the namespace admit the Pod Security level privileged"),
+    "nor were those of a default": (
+        TWO, PlanSettings(default_networks={"*": "oke-host"}), (), "NetworkNotAllowed",
+        "needs a privileged container, root in the container, the network of the node, the capabilities IPC_LOCK",
+        "Have settings.privilegedNetworks name it"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_job_without_a_network_is_refused_by_the_key_that_would_decide_it(case: str) -> None:
+    changes, settings, nodes, reason, message, remedy = REFUSED[case]
+    [problem] = validate(resource(changes), settings, nodes=nodes).problems
+    assert (problem.path, problem.reason) == ("spec.network.profile", reason)
+    assert message in problem.message
+    assert remedy in problem.remedy
+
+
+ELSEWHERE: dict[str, tuple[Json, str, str]] = {
+    "pods of a part of a node": (
+        {"compute.gpus_per_node": 4, "network.profile": "gke-gib"}, "spec.compute.gpus_per_node",
+        "is for pods with all 8 GPUs of a node, but pods of the job have 4."),
+    "an annotation of the profile": (
+        {"network.profile": "gke-gib", "pods.annotations": {"networking.gke.io/interfaces": "[]", "mine": ""}},
+        "spec.pods.annotations", "gke.io/interfaces is an annotation of the network profile gke-gib, too."),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ELSEWHERE)
+def test_a_job_that_contradicts_its_network_is_refused_at_its_own_key(case: str) -> None:
+    changes, path, message = ELSEWHERE[case]
+    [problem] = validate(resource({**TWO, **changes}), SETTINGS).problems
+    assert (problem.path, problem.reason) == (path, "NetworkContradiction")
+    assert message in problem.message
+
+
+def test_a_run_on_one_machine_needs_no_decision() -> None:
+    verdict = validate(resource(TWO), BARE, cluster=False)
+    assert verdict.problems == ()
+    assert verdict.resolution is not None
+    assert verdict.resolution.network.profile is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "notes"),
+    [
+        (named("aws-efa", ONE), ["network.profile is aws-efa, which only several nodes with GPUs use."]),
+        (named("aws-efa", CPUS), ["network.profile is aws-efa, which only several nodes with GPUs use."]),
+        (named("aws-efa"), []),
+        (named("tcp", ONE), []),
+        (named("auto", ONE), []),
+    ],
+)
+def test_a_name_that_is_not_used_is_a_note(changes: Json, notes: list[str]) -> None:
+    resolution = validate(resource(changes), SETTINGS).resolution
+    assert resolution is not None
+    assert [n.sentence for n in resolution.notes if n.reason == "NetworkUnused"] == notes
+
+
+def test_the_status_says_the_profile_and_the_reason() -> None:
+    status = admission(validate(resource(named("aws-efa")), SETTINGS), now="2026-01-01T00:00:00Z")
+    assert status.network is not None
+    assert status.resolved is not None
+    assert (status.network.profile, status.network.reason) == ("aws-efa", "network.profile is aws-efa.")
+    assert status.resolved.network == "aws-efa"
+
+
+def test_the_status_of_a_job_without_a_network_names_none() -> None:
+    status = admission(validate(resource(TWO), BARE), now="2026-01-01T00:00:00Z")
+    assert (status.network, status.resolved and status.resolved.network) == (None, None)
+
+
+# The pod
+
+
+def environment(changes: Json, settings: PlanSettings = SETTINGS) -> dict[str, str]:
+    verdict = validate(resource(changes), settings)
+    assert verdict.resolution is not None, verdict.problems
+    [container] = networks.pod(BACKEND.render(workload(verdict.resolution, settings)))["spec"]["containers"]
+    return {each["name"]: each.get("value", "") for each in container["env"]}
+
+
+def test_the_jobs_own_variables_win_over_those_of_the_network() -> None:
+    own = [{"name": "NCCL_IB_HCA", "value": "mlx5_7"}, {"name": "MINE", "value": "1"}]
+    found = environment({**named("coreweave-ib"), "pods.env": own})
+    assert (found["NCCL_IB_HCA"], found["MINE"], found["NCCL_SOCKET_IFNAME"]) == ("mlx5_7", "1", "eth0")
+
+
+def test_the_network_wins_over_the_operators_variables() -> None:
+    slow = {"tcp": {"env": {"TOKENIZERS_PARALLELISM": "true"}}}
+    found = environment(named("tcp"), replace(SETTINGS, networks=slow))
+    assert (found["TOKENIZERS_PARALLELISM"], found["NCCL_IB_DISABLE"]) == ("true", "1")
+
+
+@pytest.mark.parametrize("changes", [ONE, CPUS, named("tcp", ONE), named("tcp", CPUS)], ids=str)
+def test_pods_without_a_network_have_none_of_its_variables(changes: Json) -> None:
+    assert [name for name in environment(changes) if name.startswith("NCCL")] == []
+
+
+# Later runs
+
+
+def pinned(name: str, **more: Any) -> Json:
+    status = accepted(**more)
+    status["resolved"]["network"] = name
+    return status
+
+
+def next_run(status: Json, changes: Json, settings: PlanSettings) -> Any:
+    gone = seen(changes, status={**status, "retry": None})
+    return plan(gone, replace(settings, backoff_seconds=0), NOW, BACKEND)
+
+
+def test_later_runs_keep_the_network_that_the_job_was_accepted_with() -> None:
+    """The administrator's default is another one by now."""
+    answer = next_run(pinned("coreweave-ib"), {"network.profile": "auto"}, by_default(every="tcp"))
+    assert created(answer) == ["sample-1"]
+    manifest = answer.actions[0].manifest
+    assert networks.pod(manifest)["spec"]["containers"][0]["resources"]["limits"]["rdma/ib"] == "1"
+
+
+def test_a_job_of_an_earlier_version_that_was_undecided_goes_on_over_tcp() -> None:
+    """Version 0.1.0 knew no other network and called it tcp."""
+    answer = next_run(pinned("tcp"), {"network.profile": None}, BARE)
+    assert created(answer) == ["sample-1"]
+
+
+def test_a_network_that_is_gone_keeps_the_next_run_waiting() -> None:
+    answer = next_run(pinned("ours"), {"network.profile": "ours"}, BARE)
+    assert created(answer) == []
+    assert condition(answer, "PodsReady") == ("False", "UnknownNetwork")
+    [said] = [c.message for c in answer.status.conditions or () if c.type == "PodsReady"]
+    assert "The job was accepted with the network profile ours, which is gone. Have settings.networks name" in said
+
+
+def test_a_job_that_nodes_leave_undecided_is_asked_about_again_when_others_may_have_joined() -> None:
+    undecided = seen({"network.profile": None})
+    assert decided(undecided).requeue_after is None
+    assert decided(replace(undecided, nodes=(NodeClass(H100),))).requeue_after == 60
+    answer = decided(replace(undecided, nodes=(COREWEAVE,)))
+    assert (created(answer), answer.status.network and answer.status.network.profile) == (
+        ["sample-1"],
+        "coreweave-ib",
+    )
+
+
+def test_nodes_are_alike_that_differ_in_what_no_profile_asks_for() -> None:
+    nodes = [
+        NodeClass({**H100, "kubernetes.io/hostname": name}, frozenset({"cpu", *more}))
+        for name, more in (("a", {EFA}), ("b", {EFA, "memory"}), ("c", set()))
+    ]
+    assert node_classes(nodes, BARE) == (AWS, NodeClass(H100))
+
+
+def test_a_job_that_waits_for_its_first_run_is_refused_when_nothing_decides() -> None:
+    answer = decided(seen({"network.profile": None}))
+    assert (created(answer), condition(answer, "Accepted")) == ([], ("False", "NetworkUndecided"))
