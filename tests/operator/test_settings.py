@@ -26,6 +26,30 @@ WRONG = {
         {"DEFAULT_NETWORKS": '{"H100": "efa"}'},
         "default_networks.H100: 'efa' is no network profile; known are aks-nd",
     ),
+    "a default of no gpu_type": (
+        {"DEFAULT_NETWORKS": '{"H10O": "tcp"}'},
+        "default_networks.H10O: no gpu_type; choose one of A100, A10G,",
+    ),
+    "a default of CPUs": ({"DEFAULT_NETWORKS": '{"CPU": "tcp"}'}, "default_networks.CPU: no gpu_type"),
+    "a default that is not complete": (
+        {"DEFAULT_NETWORKS": '{"H100": "aws-efa"}'},
+        "default_networks.H100: aws-efa lacks devices; say it in networks.aws-efa.values.",
+    ),
+    "a default that is not allowed": (
+        {"DEFAULT_NETWORKS": '{"*": "gke-gib"}'},
+        "/home/kubernetes/bin/gib); name it in privileged_networks, too.",
+    ),
+    "a network that takes GPUs": (
+        {"NETWORKS": '{"ours": {"description": "x", "resources": {"nvidia.com/gpu": 8}}}'},
+        "networks.ours: resources: nvidia.com/gpu is what a job has its GPUs by; remove it.",
+    ),
+    "a network that takes GPUs by another name": (
+        {
+            "NETWORKS": '{"x": {"base": "nebius", "values": {"resource": "example.com/gpu"}}}',
+            "ACCELERATORS": '{"X1": {"products": ["X1"], "memory_gib": 8, "resource": "example.com/gpu"}}',
+        },
+        "networks.x: resources: example.com/gpu is what a job has its GPUs by",
+    ),
     "rights for a network that is none": (
         {"PRIVILEGED_NETWORKS": '["efa"]'},
         "privileged_networks: 'efa' is no network profile",

@@ -19,6 +19,7 @@ VALUES: dict[str, Json] = {
     "nvidia-hostdev": {"devices": 2, "networks": "hostdev,hostdev"},
     "nvidia-shared": {"networks": "rdma-net"},
     "nvidia-sriov": {"resource": "nvidia.com/mlnxnics", "devices": 2, "networks": "ib,ib"},
+    "oke-host": {"hcas": "mlx5_0,mlx5_1"},
     "oke-vf": {"devices": 2, "networks": "rdma-vf,rdma-vf"},
     "together": {"resource": "rdma/ib"},
 }

@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from finetune_plan.network import AUTO, NONE, known_names
+from finetune_plan.network import AUTO, EVERY_TYPE, NONE, TCP, known_names
 from finetune_plan.network_profile import NAME, entry_schema, profile_of
 from finetune_plan.settings import ACCELERATORS, Accelerator, PlanSettings
 
@@ -240,18 +240,44 @@ class Settings(BaseSettings):
                 profile_of(name, self.networks)
             except ValueError as error:
                 raise ValueError(f"networks.{name}: {error}") from error
+        self._profiles_leave_gpus_alone()
         known = known_names(self.plan())
         for key, name in self.default_networks.items():
             if name not in (*known, NONE):
                 raise ValueError(
                     f"default_networks.{key}: {name!r} is no network profile; known are {', '.join(known)}."
                 )
+            self._default_can_be_used(key, name)
         for name in self.privileged_networks:
             if name not in known:
                 raise ValueError(
                     f"privileged_networks: {name!r} is no network profile; known are {', '.join(known)}."
                 )
         return self
+
+    def _profiles_leave_gpus_alone(self) -> None:
+        gpus = {accelerator.resource for accelerator in self.plan().accelerators.values()}
+        for name in self.networks:
+            if taken := gpus & profile_of(name, self.networks).resources.keys():
+                what = ", ".join(sorted(taken))
+                raise ValueError(f"networks.{name}: resources: {what} is what a job has its GPUs by; remove it.")
+
+    def _default_can_be_used(self, key: str, name: str) -> None:
+        """Jobs that say nothing would all be refused, by a reason that their authors cannot change."""
+        kinds = (*sorted(self.plan().accelerators), EVERY_TYPE)
+        if key.upper() not in kinds:
+            raise ValueError(f"default_networks.{key}: no gpu_type; choose one of {', '.join(kinds)}.")
+        profile = profile_of(TCP if name == NONE else name, self.networks)
+        if profile.parameters:
+            raise ValueError(
+                f"default_networks.{key}: {name} lacks {', '.join(profile.parameters)}; "
+                f"say it in networks.{name}.values."
+            )
+        if profile.privileges and name not in self.privileged_networks:
+            raise ValueError(
+                f"default_networks.{key}: {name} needs {', '.join(profile.privileges)}; "
+                "name it in privileged_networks, too."
+            )
 
     def plan(self) -> PlanSettings:
         """The part that decides what a job becomes."""

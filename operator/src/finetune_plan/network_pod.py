@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from .network_profile import NetworkProfile, Sidecar, Volume
@@ -17,7 +18,7 @@ def spec(network: NetworkProfile) -> Json:
     if network.claims:
         found["resourceClaims"] = [{"name": n, "resourceClaimTemplateName": t} for n, t in network.claims.items()]
     if network.sidecars:
-        found["initContainers"] = [_sidecar(each) for each in network.sidecars]
+        found["initContainers"] = [_sidecar(each, network.volumes) for each in network.sidecars]
     return found
 
 
@@ -38,10 +39,14 @@ def volumes(network: NetworkProfile) -> list[Json]:
 def mounts(network: NetworkProfile) -> list[Json]:
     """Those of the trainer."""
     return [
-        {"name": v.name, "mountPath": v.mount_path, **({"readOnly": True} if v.read_only else {})}
-        for v in network.volumes
-        if v.mount_path
+        _mount(volume.name, volume.mount_path, read_only=volume.read_only)
+        for volume in network.volumes
+        if volume.mount_path
     ]
+
+
+def _mount(name: str, path: str, *, read_only: bool) -> Json:
+    return {"name": name, "mountPath": path, **({"readOnly": True} if read_only else {})}
 
 
 def _source(volume: Volume) -> Json:
@@ -50,13 +55,14 @@ def _source(volume: Volume) -> Json:
     return {"configMap": {"name": volume.config_map}} if volume.config_map else {"emptyDir": {}}
 
 
-def _sidecar(sidecar: Sidecar) -> Json:
+def _sidecar(sidecar: Sidecar, volumes: Iterable[Volume]) -> Json:
     """An init container that stays: it is up before the trainer starts, and ends after it (KEP-753)."""
+    fixed = {each.name for each in volumes if each.read_only}
     optional = {
         "command": list(sidecar.command),
         "args": list(sidecar.args),
         "env": [{"name": name, "value": value} for name, value in sidecar.env.items()],
-        "volumeMounts": [{"name": name, "mountPath": path} for name, path in sidecar.mounts.items()],
+        "volumeMounts": [_mount(name, path, read_only=name in fixed) for name, path in sidecar.mounts.items()],
     }
     security: Json = {"runAsUser": 0, "runAsNonRoot": False}  # daemons of the node
     if sidecar.capabilities:

@@ -6,11 +6,12 @@ name of a network. Imported only where a job has several nodes: the models take 
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StringConstraints, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
 from . import network_files
@@ -20,11 +21,15 @@ _OWN_VOLUMES = re.compile(r"run-config|shared-memory|scratch|tmp|output|(claim|c
 OWN_CONTAINERS = ("pytorch",)
 """What backends call the trainer's container."""
 _OWN_VARIABLES = re.compile(
-    r"(FINETUNE|PET|HF)_.*|MASTER_(ADDR|PORT)|(.*_)?RANK|(.*_)?WORLD_SIZE|PYTHON.*|LD_PRELOAD"
+    r"(FINETUNE|PET|HF)_.*|MASTER_(ADDR|PORT)|(.*_)?RANK|(.*_)?WORLD_SIZE|PYTHON.*|LD_PRELOAD|PATH|HOME|TMPDIR"
 )
+_OWN_ANNOTATIONS = re.compile(r"(.*\.)?(finetune\.dev|kubeflow\.org|kueue\.x-k8s\.io)/.*")
+_OWN_PATHS = (*PATHS.values(), "/opt/finetune")
+"""What the trainer has at these paths comes from other volumes and from its image."""
 _QUALIFIED = re.compile(r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?", re.ASCII)
 _OBJECT = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
-_QUANTITY = re.compile(r"[0-9]+(k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?")
+_QUANTITY = re.compile(r"0*[1-9][0-9]*(k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?")
+_WHOLE_NUMBER = re.compile(r"0*[1-9][0-9]*")
 _PARAMETER = re.compile(r"\$\{(\w+)\}")
 _BASELINE = {"AUDIT_WRITE", "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "MKNOD", "NET_BIND_SERVICE",
              "SETFCAP", "SETGID", "SETPCAP", "SETUID", "SYS_CHROOT"}  # fmt: skip
@@ -111,7 +116,7 @@ class NetworkProfile(_Data):
     gpus_per_node: int | None = Field(default=None, ge=1)
     """GPUs that a pod has to have, where the values below are those of a whole node."""
     parameters: dict[str, Parameter] = Field(default_factory=dict)
-    resources: dict[str, int | str] = Field(default_factory=dict)
+    resources: dict[str, StrictInt | str] = Field(default_factory=dict)
     """Extended resources and hugepages of a pod; requests and limits alike, as Kubernetes wants both."""
     annotations: dict[str, str] = Field(default_factory=dict)
     env: Variables = Field(default_factory=dict)
@@ -174,6 +179,10 @@ def _misfits(profile: NetworkProfile) -> Iterator[str]:
     for key in profile.annotations:
         if not _fits(_QUALIFIED, key):
             yield f"annotations: {key!r} is no legal name of an annotation; correct it"
+        if _OWN_ANNOTATIONS.fullmatch(key):
+            yield f"annotations: {key} belongs to a controller of the job; remove it"
+    if profile.capabilities and profile.run_as_user != 0:
+        yield "capabilities: only root has them; set runAsUser to 0, or leave them out"
     for claim, template in profile.claims.items():
         if not _fits(_OBJECT, template):
             yield f"claims: {template!r} of {claim} is no legal name of a ResourceClaimTemplate; correct it"
@@ -181,7 +190,7 @@ def _misfits(profile: NetworkProfile) -> Iterator[str]:
 
 def _volume_misfits(profile: NetworkProfile) -> Iterator[str]:
     names = [each.name for each in profile.volumes]
-    paths = [each.mount_path for each in profile.volumes if each.mount_path]
+    paths = [_whole(each.mount_path) for each in profile.volumes if each.mount_path]
     for each in profile.volumes:
         if _OWN_VOLUMES.fullmatch(each.name) or names.count(each.name) > 1:
             yield f"volumes: the name {each.name} is taken; choose another"
@@ -190,7 +199,7 @@ def _volume_misfits(profile: NetworkProfile) -> Iterator[str]:
         if each.config_map is not None and not _fits(_OBJECT, each.config_map):
             yield f"volumes: {each.config_map!r} is no legal name of a ConfigMap; correct it"
     for path in paths:
-        if any(_overlap(path, own) for own in PATHS.values()) or paths.count(path) > 1:
+        if any(_overlap(path, own) for own in _OWN_PATHS) or paths.count(path) > 1:
             yield f"volumes: something else is mounted at {path}; choose another mountPath"
 
 
@@ -209,8 +218,10 @@ def _resource_misfits(profile: NetworkProfile) -> Iterator[str]:
     for name, amount in profile.resources.items():
         if not _fits(_QUALIFIED, name) or not ("/" in name or name.startswith(("hugepages-", "${"))):
             yield f"resources: {name!r} is neither an extended resource nor hugepages; correct it"
-        if not _fits(_QUANTITY, str(amount)):
-            yield f"resources: {amount!r} of {name} is no quantity, such as 8 or 5Gi; correct it"
+        counted = not name.startswith("hugepages-")
+        if not _fits(_WHOLE_NUMBER if counted else _QUANTITY, str(amount)):
+            legal = "number of devices, such as 8" if counted else "quantity, such as 5Gi"
+            yield f"resources: {amount!r} of {name} is no {legal}; correct it"
 
 
 def _fits(pattern: re.Pattern[str], text: str) -> bool:
@@ -224,6 +235,11 @@ def _parameter_misfits(profile: NetworkProfile) -> Iterator[str]:
         yield f"parameters: ${{{name}}} is used and not declared; add it"
     for name in sorted(known - used):
         yield f"parameters: {name} is declared and not used; remove it"
+
+
+def _whole(path: str) -> str:
+    """An absolute path as its parts say it."""
+    return f"/{posixpath.normpath(path).lstrip('/')}"
 
 
 def _overlap(path: str, other: str) -> bool:
