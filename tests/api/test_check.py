@@ -101,6 +101,17 @@ def test_a_variable_that_the_launcher_sets_is_refused(name: str) -> None:
     assert check.problems(resource({"pods.env": [{"name": f"MY_{name}S", "value": "1"}]})) == []
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["devices.gke.io/container.pytorch", "networking.gke.io/interfaces", "k8s.v1.cni.cncf.io/networks",
+     "v1.multus-cni.io/default-network", "io.kubernetes.cri-o.Devices", "io.kubernetes.cri-o.userns-mode"],
+)  # fmt: skip
+def test_an_annotation_that_gives_a_pod_things_of_the_node_is_left_to_network_profiles(name: str) -> None:
+    [problem] = check.problems(resource({"pods.annotations": {name: "x", f"my-{name}": "x"}}))
+    assert (problem.path, problem.reason) == ("spec.pods.annotations", "ReservedAnnotation")
+    assert problem.remedy == "Remove it, and name a network profile that has it: network.profile."
+
+
 def test_of_a_misspelt_choice_the_nearest_is_named() -> None:
     remedies = [check.problems(resource({"training.mode": mode}))[0].remedy for mode in ("lroa", "nothing")]
     assert remedies == ["Did you mean lora?", "Correct it; `finetune explain training.mode` describes the key."]

@@ -224,6 +224,12 @@ RULES: tuple[Rule, ...] = (
     *(Rule(p, "ReservedName", names_lack(p, r"^(.*\.)?(finetune\.dev|kubeflow\.org|kubernetes\.io|k8s\.io)/"),
            "Names under finetune.dev, kubeflow.org, kubernetes.io and k8s.io belong to controllers.",
            "Use a prefix of your own.") for p in ("pods.labels", "pods.annotations")),
+    Rule("pods.annotations", "ReservedAnnotation",
+         names_lack("pods.annotations", r"^(((devices|networking)\.gke|k8s\.v1\.cni\.cncf|v1\.multus-cni)\.io/|"
+                                        r"io\.kubernetes\.cri-o)"),
+         "Names of devices.gke.io, networking.gke.io, k8s.v1.cni.cncf.io, v1.multus-cni.io and io.kubernetes.cri-o "
+         "give pods devices and networks of the node, which an administrator allows.",
+         "Remove it, and name a network profile that has it: network.profile."),
     *(Rule(p, "BadLabelKey", names_fit(p, _LABEL_KEY), "A key is not a legal name of a label or annotation.",
            "Use at most 63 letters, digits, '-', '_' and '.', with a DNS name and '/' before them if you like.")
       for p in ("pods.labels", "pods.annotations", "pods.nodeSelector")),
