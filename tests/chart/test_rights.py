@@ -94,7 +94,7 @@ def test_the_operator_is_denied_nothing_and_needs_every_right(tmp_path: Path, *,
             if one_namespace:
                 is_on_a_node_that_dies(found.team)
             else:
-                takes_the_network_that_nodes_show(found.team)
+                waits_for_the_network_that_nodes_show(found.team)
         except WaitError as error:
             pytest.fail(f"denied: {found.denied()}\n{error}")
         assert found.process.answer("healthz") == (200, "ok")
@@ -173,14 +173,12 @@ def is_on_a_node_that_dies(team: Team) -> None:
     team.until_phase("Suspended", "lost")
 
 
-def takes_the_network_that_nodes_show(team: Team) -> None:
+def waits_for_the_network_that_nodes_show(team: Team) -> None:
     add_node(team, "fast", resources={"vpc.amazonaws.com/efa": "32"})
     team.submit({"network.profile": None}, "undecided")
-    status = team.until(lambda s: condition(s, "Accepted")[0] == "False", "undecided")
-    assert condition(status, "Accepted")[1] == "NetworkIncomplete"
-    assert status["network"] == {
-        "profile": "aws-efa", "reason": "The nodes with H100 have what it asks for: vpc.amazonaws.com/efa.",
-    }  # fmt: skip
+    status = team.until(lambda s: condition(s, "Accepted")[1] == "NetworkUndecided", "undecided")
+    assert (condition(status, "Accepted")[0], status["phase"]) == ("Unknown", "Queued")
+    assert "They fit aws-efa, which the administrator has to complete or allow." in message(status, "Accepted")
 
 
 def needs_the_right_that_no_request_shows(found: Installed) -> None:

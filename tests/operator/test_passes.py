@@ -16,7 +16,7 @@ from finetune_operator.errors import Refused, Unavailable, WebhookFailed
 from finetune_operator.event_queue import EventQueue
 from finetune_operator.identity import Key, key_of, version_of
 from finetune_operator.metrics import REGISTRY
-from finetune_operator.observe import CLAIM_SECONDS, TERMINATION_POLL_SECONDS, Observer
+from finetune_operator.observe import CLAIM_SECONDS, NODES_FAILED_SECONDS, TERMINATION_POLL_SECONDS, Observer
 from finetune_operator.progress import PodLog
 from finetune_operator.reconcile import process
 from finetune_operator.runtime import Operator
@@ -25,7 +25,7 @@ from finetune_operator.status_change import StatusChange, merge_patch
 from finetune_plan.backends import DEFAULT as BACKEND
 from finetune_plan.backends.pytorchjob import PyTorchJobs
 from finetune_plan.model import Observed, ObservedQueue
-from finetune_plan.network_evidence import NodeClass
+from finetune_plan.network_evidence import NodeClass, Nodes
 
 KEY = Key("team", "sample")
 
@@ -484,16 +484,27 @@ def test_a_run_whose_label_was_edited_and_that_takes_long_to_go_is_deleted_witho
     assert passes(operator) <= 4
 
 
-def observed_nodes(settings: Settings, *specs: Json) -> tuple[Cluster, list[Observed], Callable[[], list[Observed]]]:
-    """A cluster of two nodes, what is observed of jobs without runs, and a way to observe them 50 s later."""
-    cluster, cache, clock = Cluster(), Cache(BACKEND), [0.0]
-    named = {"kubernetes.io/hostname": "a", "nvidia.com/gpu.product": "NVIDIA-H200", "node.coreweave.cloud/type": "x"}
-    for name, amount in (("a", "32"), ("b", "0")):
-        allocatable = {"cpu": "64", "vpc.amazonaws.com/efa": amount}
-        labels = named | {"kubernetes.io/hostname": name}
-        cluster.all_nodes.append(
-            {"metadata": {"name": name, "labels": labels}, "status": {"allocatable": allocatable}}
-        )
+H200 = {"nvidia.com/gpu.product": "NVIDIA-H200", "node.coreweave.cloud/type": "x"}
+TWO_NODES = {"compute.gpu_type": "H200", "compute.nodes": 2}
+
+
+def node(name: str, efa: str, *, ready: str = "True", **spec: bool) -> Json:
+    return {
+        "metadata": {"name": name, "labels": {**H200, "kubernetes.io/hostname": name}}, "spec": spec,
+        "status": {"allocatable": {"cpu": "64", "vpc.amazonaws.com/efa": efa},
+                   "conditions": [{"type": "Ready", "status": ready}]},
+    }  # fmt: skip
+
+
+def observed_nodes(
+    settings: Settings, *specs: Json, cluster: Cluster | None = None
+) -> tuple[Cluster, list[Observed], Callable[[], list[Observed]]]:
+    """A cluster, what is observed of jobs without runs, and a way to observe them 50 s later."""
+    cluster, cache, clock = cluster or Cluster(), Cache(BACKEND), [0.0]
+    cluster.all_nodes = [
+        node("a", "32"), node("b", "32"), node("c", "0"), node("d", "0", ready="False"),
+        node("e", "0", ready="Unknown"), node("f", "0", unschedulable=True),
+    ]  # fmt: skip
     observer = Observer(cluster, cache, Operator(cluster, settings, BACKEND).progress, settings, lambda: clock[0])
     for number, spec in enumerate(specs):
         cache.jobs.put(job(1, f"job-{number}") | {"spec": spec})
@@ -506,22 +517,82 @@ def observed_nodes(settings: Settings, *specs: Json) -> tuple[Cluster, list[Obse
     return cluster, observe(), observe
 
 
-def test_nodes_are_read_for_jobs_that_name_no_network_once_for_all_of_them() -> None:
-    spec = resource()["spec"]
+def test_nodes_are_read_for_jobs_that_need_them_once_for_all_of_them() -> None:
+    spec = resource(TWO_NODES)["spec"]
     specs = ({**spec, "network": {"profile": "tcp"}}, spec, {**spec, "network": {"profile": "auto"}})
     cluster, found, again = observed_nodes(Settings(read_nodes=True), *specs)
-    labels = {"nvidia.com/gpu.product": "NVIDIA-H200", "node.coreweave.cloud/type": "x"}
-    classes = (NodeClass(labels, frozenset({"vpc.amazonaws.com/efa"})), NodeClass(labels))
-    assert [each.nodes for each in found] == [(), classes, classes]
+    classes = (NodeClass(H200, frozenset({"vpc.amazonaws.com/efa"}), 2), NodeClass(H200))
+    assert [each.nodes for each in found] == [None, Nodes(classes), Nodes(classes)], "none that takes no pods"
     assert cluster.node_reads == 1
     cluster.all_nodes = []
-    assert [each.nodes for each in again()] == [(), (), ()]
+    assert [each.nodes for each in again()] == [None, Nodes(), Nodes()]
     assert cluster.node_reads == 2
 
 
 def test_nodes_are_not_read_unless_a_setting_says_so() -> None:
-    cluster, [found], _ = observed_nodes(Settings(), resource()["spec"])
-    assert (found.nodes, cluster.node_reads) == ((), 0)
+    cluster, [found], _ = observed_nodes(Settings(), resource(TWO_NODES)["spec"])
+    assert (found.nodes, cluster.node_reads) == (None, 0)
+
+
+class Unlistable(Cluster):
+    """Nodes cannot be listed."""
+
+    async def nodes(self) -> AsyncIterator[Json]:
+        self.node_reads += 1
+        for refusal in (Refused('cannot list resource "nodes"'),):
+            raise refusal
+        yield {}
+
+
+class EndlessNodes(Cluster):
+    """Lists of nodes do not end."""
+
+    async def nodes(self) -> AsyncIterator[Json]:
+        self.node_reads += 1
+        yield node("a", "32")
+        await asyncio.sleep(1000)
+
+
+UNREADABLE = {Unlistable: 'cannot list resource "nodes"', EndlessNodes: "no answer within 0.05 s"}
+UNCONCERNED: dict[str, tuple[Json, Json]] = {
+    "on CPUs": ({"compute.gpu_type": "CPU", "compute.gpu_count": None, "compute.nodes": 2}, {}),
+    "on one node": ({}, {}),
+    "with a profile": ({**TWO_NODES, "network.profile": "tcp"}, {}),
+    "with a default": (TWO_NODES, {"default_networks": {"*": "tcp"}}),
+}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+@pytest.mark.parametrize("case", UNCONCERNED)
+def test_nodes_that_cannot_be_read_stop_no_other_job(kind: type[Cluster], case: str) -> None:
+    changes, more = UNCONCERNED[case]
+    cluster = kind()
+    cluster.job |= {"spec": resource(changes)["spec"]}
+    operator = Operator(cluster, Settings(read_nodes=True, **more), BACKEND)
+    operator.on_event(Kind.JOBS, "ADDED", cluster.job)
+    passes(operator)
+    assert (cluster.job["status"]["run"], cluster.node_reads) == (1, 0)
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_jobs_that_need_nodes_which_cannot_be_read_wait_and_ask_again(
+    kind: type[Cluster], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finetune_operator.observe.NODES_TIMEOUT", 0.05)
+    spec = resource(TWO_NODES)["spec"]
+    cluster, found, again = observed_nodes(Settings(read_nodes=True), spec, spec, cluster=kind())
+    assert [each.nodes for each in found] == [Nodes(error=UNREADABLE[kind])] * 2
+    assert cluster.node_reads == 1, "the failure is cached"
+    assert NODES_FAILED_SECONDS < 50
+    again()
+    assert cluster.node_reads == 2
+    cluster.job |= {"spec": spec}
+    operator = Operator(cluster, Settings(read_nodes=True), BACKEND)
+    operator.on_event(Kind.JOBS, "ADDED", cluster.job)
+    passes(operator)
+    [accepted] = [c for c in cluster.job["status"]["conditions"] if c["type"] == "Accepted"]
+    assert (accepted["status"], accepted["reason"]) == ("Unknown", "NetworkUndecided")
+    assert f"The nodes cannot be read: {UNREADABLE[kind]}." in accepted["message"]
 
 
 class Hooked(Cluster):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -11,8 +12,8 @@ from builders import Json, resource
 from finetune_plan.backends import DEFAULT as BACKEND
 from finetune_plan.decide import plan
 from finetune_plan.network import node_classes
-from finetune_plan.network_evidence import NodeClass
-from finetune_plan.resolve import validate
+from finetune_plan.network_evidence import NodeClass, Nodes
+from finetune_plan.resolve import needs_nodes, validate
 from finetune_plan.settings import PlanSettings
 from finetune_plan.statuses import admission
 from finetune_plan.workload import workload
@@ -36,6 +37,23 @@ def named(profile: str, job: Json = TWO) -> Json:
 
 def by_default(**defaults: str) -> PlanSettings:
     return replace(SETTINGS, default_networks={kind.replace("every", "*"): name for kind, name in defaults.items()})
+
+
+def entries(networks: dict[str, Json], *allowed: str) -> PlanSettings:
+    """An administrator with these profiles."""
+    return PlanSettings(networks=networks, privileged_networks=allowed)
+
+
+ALSO_BY_SHAPE = replace(
+    SETTINGS,
+    networks={
+        **SETTINGS.networks,
+        "by-shape": {
+            "description": "Every machine of the shape.",
+            "evidence": {"labels": {"node.kubernetes.io/instance-type": ["BM.GPU.H100.8"]}},
+        },
+    },
+)
 
 
 CASES: dict[str, tuple[Json, PlanSettings, tuple[NodeClass, ...], str, str]] = {
@@ -67,15 +85,23 @@ CASES: dict[str, tuple[Json, PlanSettings, tuple[NodeClass, ...], str, str]] = {
     "nodes with other GPUs do not count": (
         TWO, SETTINGS, (AWS, NodeClass({"nvidia.com/gpu.product": "NVIDIA-L4"}), NodeClass()), "aws-efa", "H100"),
     "of two that fit, the one that asks for more counts": (
-        TWO, SETTINGS, (NodeClass(SHAPE, frozenset({"nvidia.com/rdma-vf"})),), "oke-vf", "nvidia.com/rdma-vf"),
-    "which the other nodes have not": (TWO, SETTINGS, (NodeClass(SHAPE),), "oke-host", "instance-type"),
+        TWO, ALSO_BY_SHAPE, (NodeClass(SHAPE, frozenset({"nvidia.com/rdma-vf"})),), "oke-vf", "nvidia.com/rdma-vf"),
+    "which the other nodes have not": (TWO, ALSO_BY_SHAPE, (NodeClass(SHAPE),), "by-shape", "instance-type"),
+    "a variant counts before what it is a variant of": (
+        TWO, entries({"our-ib": {"base": "coreweave-ib"}}), (COREWEAVE,), "our-ib", "rdma/ib"),
+    "what the administrator has not completed does not count": (
+        TWO, entries({"efa-p5en": {"base": "aws-efa", "values": {"devices": 16}}}), (AWS,), "efa-p5en", EFA),
+    "nor what is not allowed": (
+        TWO, entries({"gib-a4": {"base": "gke-gib"}, "gke-gib": {"values": {"machine": "a3u"}}}, "gib-a4"),
+        (NodeClass({**H100, "cloud.google.com/gke-accelerator": "nvidia-b200"},
+                   frozenset({"networking.gke.io.networks/rdma-0"})),), "gib-a4", "rdma-0"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_network(case: str) -> None:
     changes, settings, nodes, name, reason = CASES[case]
-    verdict = validate(resource(changes), settings, nodes=nodes)
+    verdict = validate(resource(changes), settings, nodes=Nodes(nodes))
     assert verdict.problems == ()
     assert verdict.resolution is not None
     assert verdict.resolution.network.name == name
@@ -83,30 +109,27 @@ def test_network(case: str) -> None:
 
 
 BARE = PlanSettings()
-REFUSED: dict[str, tuple[Json, PlanSettings, tuple[NodeClass, ...], str, str, str]] = {
+HCAS: Json = {"values": {"hcas": "mlx5_0"}}
+REFUSED: dict[str, tuple[Json, PlanSettings, str, str, str]] = {
     "nothing says it": (
-        TWO, BARE, (), "NetworkUndecided",
+        TWO, BARE, "NetworkUndecided",
         "The job has 2 nodes with H100, and nothing says which network joins them.",
-        "Set network.profile to one of aks-nd, aws-efa"),
-    "auto says nothing": (named("auto"), BARE, (), "NetworkUndecided", "nothing says", "settings.defaultNetworks"),
-    "nodes show nothing": (TWO, BARE, (NodeClass(H100),), "NetworkUndecided", "nothing says", "tcp is slow"),
-    "no node has the GPUs": (TWO, BARE, (NodeClass({}, frozenset({EFA})),), "NetworkUndecided", "nothing", "tcp"),
-    "not all nodes have it": (TWO, BARE, (AWS, NodeClass(H100)), "NetworkUndecided", "nothing says", "tcp"),
-    "nodes show two": (
-        TWO, BARE, (NodeClass(H100, frozenset({EFA, "nvidia.com/hostdev"})),), "NetworkUndecided",
-        "fit aws-efa, nvidia-hostdev alike", "Set network.profile"),
+        "Have the administrator set settings.defaultNetworks; or set network.profile to one of aks-nd, aws-efa"),
+    "auto says nothing": (
+        named("auto"), BARE, "NetworkUndecided", "nothing says",
+        "together, or to tcp, which needs nothing and is slow."),
     "a name is unknown": (
-        named("corewave-ib"), BARE, (), "UnknownNetwork", "'corewave-ib' is no network profile known here.",
+        named("corewave-ib"), BARE, "UnknownNetwork", "'corewave-ib' is no network profile known here.",
         "Did you mean coreweave-ib? Choose auto, none, or one of aks-nd,"),
-    "also on one node": (named("x", ONE), BARE, (), "UnknownNetwork", "'x'", "Choose auto"),
+    "also on one node": (named("x", ONE), BARE, "UnknownNetwork", "'x'", "Choose auto"),
     "what only an administrator knows was not said": (
-        named("aws-efa"), BARE, (), "NetworkIncomplete", "lacks what an administrator knows: devices (number of EFA",
+        named("aws-efa"), BARE, "NetworkIncomplete", "lacks what an administrator knows: devices (number of EFA",
         "Have it said in settings.networks.aws-efa.values"),
     "its privileges were not allowed": (
-        named("gke-gib"), BARE, (), "NetworkNotAllowed", "needs files of the node (/home/kubernetes/bin/nvidia, ",
+        named("gke-gib"), BARE, "NetworkNotAllowed", "needs files of the node (/home/kubernetes/bin/nvidia, ",
         "Have settings.privilegedNetworks name it, and the namespace admit the Pod Security level privileged"),
     "nor were those of a default": (
-        TWO, PlanSettings(default_networks={"*": "oke-host"}), (), "NetworkNotAllowed",
+        TWO, PlanSettings(networks={"oke-host": HCAS}, default_networks={"*": "oke-host"}), "NetworkNotAllowed",
         "needs a privileged container, root in the container, the network of the node, the capabilities IPC_LOCK",
         "Have settings.privilegedNetworks name it"),
 }  # fmt: skip
@@ -114,11 +137,89 @@ REFUSED: dict[str, tuple[Json, PlanSettings, tuple[NodeClass, ...], str, str, st
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_job_without_a_network_is_refused_by_the_key_that_would_decide_it(case: str) -> None:
-    changes, settings, nodes, reason, message, remedy = REFUSED[case]
-    [problem] = validate(resource(changes), settings, nodes=nodes).problems
+    changes, settings, reason, message, remedy = REFUSED[case]
+    [problem] = validate(resource(changes), settings).problems
     assert (problem.path, problem.reason) == ("spec.network.profile", reason)
     assert message in problem.message
     assert remedy in problem.remedy
+
+
+BOTH = NodeClass(H100, frozenset({EFA, "nvidia.com/hostdev"}))
+WAITING: dict[str, tuple[PlanSettings, Nodes, str]] = {
+    "they show nothing": (
+        BARE, Nodes((NodeClass(H100, count=3),)),
+        "Of 3 nodes with H100, 3 lack what coreweave-ib asks for: node.coreweave.cloud/type, rdma/ib."),
+    "none has the GPUs": (
+        SETTINGS, Nodes((NodeClass({}, frozenset({EFA})),)), "No node with H100 is ready and schedulable."),
+    "there is none": (SETTINGS, Nodes(), "No node with H100 is ready and schedulable."),
+    "not all have it": (
+        SETTINGS, Nodes((replace(AWS, count=3), NodeClass(H100))),
+        "Of 4 nodes with H100, 1 lacks what aws-efa asks for: vpc.amazonaws.com/efa."),
+    "the shape alone is no evidence, because the network is not up yet": (
+        replace(SETTINGS, privileged_networks=("oke-vf", "oke-host")),
+        Nodes((NodeClass(SHAPE, frozenset({"nvidia.com/rdma-vf"})), NodeClass(SHAPE))),
+        "Of 2 nodes with H100, 1 lacks what oke-vf asks for: node.kubernetes.io/instance-type, nvidia.com/rdma-vf."),
+    "they show two": (
+        SETTINGS, Nodes((BOTH,)), "Labels and resources of the nodes fit aws-efa, nvidia-hostdev alike."),
+    "what they show is not complete": (
+        BARE, Nodes((AWS,)), "They fit aws-efa, which the administrator has to complete or allow."),
+    "what they show is not allowed": (
+        replace(SETTINGS, privileged_networks=()), Nodes((NodeClass(H100, frozenset({"nvidia.com/hostdev"})),)),
+        "They fit nvidia-hostdev, which the administrator has to complete or allow."),
+    "no profile has evidence here": (
+        entries({"coreweave-ib": {"evidence": None}}), Nodes((NodeClass(H100),)),
+        "No network that may be used here is evident from 1 node with H100."),
+    "they cannot be read": (
+        SETTINGS, Nodes(error="nodes is forbidden."), "The nodes cannot be read: nodes is forbidden."),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WAITING)
+def test_a_job_whose_network_nodes_may_still_show_waits_and_says_for_what(case: str) -> None:
+    settings, nodes, message = WAITING[case]
+    answer = plan(replace(seen({"network.profile": None}), nodes=nodes), settings, NOW, BACKEND)
+    assert (created(answer), answer.status.phase, answer.requeue_after) == ([], "Queued", 60)
+    assert (condition(answer, "Accepted"), condition(answer, "Ready")) == (
+        ("Unknown", "NetworkUndecided"),
+        ("False", "NotAccepted"),
+    )
+    [said] = [c.message for c in answer.status.conditions or () if c.type == "Accepted"]
+    assert f"nothing says which network joins them. {message} Have the administrator set" in said
+
+
+def test_a_job_that_is_wrong_elsewhere_does_not_wait_for_nodes() -> None:
+    changes = {"network.profile": None, "compute.gpu_type": "X9000"}
+    answer = plan(replace(seen(changes), nodes=Nodes()), SETTINGS, NOW, BACKEND)
+    assert (condition(answer, "Accepted"), answer.status.phase) == (("False", "UnknownGpuType"), "Failed")
+
+
+def test_a_network_of_the_nodes_that_the_job_contradicts_is_looked_at_again() -> None:
+    """The nodes may show another one later."""
+    nodes = Nodes((NodeClass(SHAPE, frozenset({"nvidia.com/rdma-vf"})),))
+    answer = plan(replace(seen({"network.profile": None}), nodes=nodes), SETTINGS, NOW, BACKEND)
+    assert (condition(answer, "Accepted"), answer.requeue_after) == (("False", "NetworkContradiction"), 60)
+
+
+NEEDS: dict[str, tuple[Json, PlanSettings, bool]] = {
+    "several nodes that nothing is said of": (TWO, BARE, True),
+    "auto": (named("auto"), BARE, True),
+    "another gpu_type has a default": (TWO, by_default(A100="tcp"), True),
+    "the pods are wrong": ({**TWO, "pods.cpu": "0"}, BARE, True),
+    "one node": (ONE, BARE, False),
+    "CPUs": (CPUS, BARE, False),
+    "a profile": (named("aws-efa"), BARE, False),
+    "tcp": (named("tcp"), BARE, False),
+    "a default of its gpu_type": (TWO, by_default(H100="aws-efa"), False),
+    "a default of every gpu_type": (TWO, by_default(every="tcp"), False),
+    "a job that is none": ({"compute": {"gpu_type": 5, "nodes": "two"}}, BARE, False),
+    "a job that contradicts itself": ({**TWO, "compute.gpu_count": 3}, BARE, False),
+}
+
+
+@pytest.mark.parametrize("case", NEEDS)
+def test_nodes_have_a_say_in_jobs_that_nothing_else_decides(case: str) -> None:
+    changes, settings, needed = NEEDS[case]
+    assert needs_nodes(resource(changes), settings) is needed
 
 
 ELSEWHERE: dict[str, tuple[Json, str, str]] = {
@@ -126,15 +227,16 @@ ELSEWHERE: dict[str, tuple[Json, str, str]] = {
         {"compute.gpus_per_node": 4, "network.profile": "gke-gib"}, "spec.compute.gpus_per_node",
         "is for pods with all 8 GPUs of a node, but pods of the job have 4."),
     "an annotation of the profile": (
-        {"network.profile": "gke-gib", "pods.annotations": {"networking.gke.io/interfaces": "[]", "mine": ""}},
-        "spec.pods.annotations", "gke.io/interfaces is an annotation of the network profile gke-gib, too."),
+        {"network.profile": "ours", "pods.annotations": {"example.com/rdma": "1", "mine": ""}},
+        "spec.pods.annotations", "example.com/rdma is an annotation of the network profile ours, too."),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", ELSEWHERE)
 def test_a_job_that_contradicts_its_network_is_refused_at_its_own_key(case: str) -> None:
     changes, path, message = ELSEWHERE[case]
-    [problem] = validate(resource({**TWO, **changes}), SETTINGS).problems
+    ours = {"ours": {"description": "Ours.", "annotations": {"example.com/rdma": "8"}}}
+    [problem] = validate(resource({**TWO, **changes}), replace(SETTINGS, networks=ours)).problems
     assert (problem.path, problem.reason) == (path, "NetworkContradiction")
     assert message in problem.message
 
@@ -224,10 +326,57 @@ def test_later_runs_keep_the_network_that_the_job_was_accepted_with() -> None:
     assert networks.pod(manifest)["spec"]["containers"][0]["resources"]["limits"]["rdma/ib"] == "1"
 
 
-def test_a_job_of_an_earlier_version_that_was_undecided_goes_on_over_tcp() -> None:
-    """Version 0.1.0 knew no other network and called it tcp."""
-    answer = next_run(pinned("tcp"), {"network.profile": None}, BARE)
-    assert created(answer) == ["sample-1"]
+REASON_OF_0_1 = "No faster network is configured for this gpu_type."
+EARLIER: dict[str, Json] = {
+    "version 0.1.0 called everything tcp": {
+        "resolved": {"network": "tcp"}, "network": {"profile": "tcp", "reason": REASON_OF_0_1}},
+    "the reason is gone": {"resolved": {"network": "tcp"}, "network": None},
+    "nothing is pinned": {"resolved": {"network": None}, "network": None},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", EARLIER)
+@pytest.mark.parametrize("settings", [BARE, by_default(every="aws-efa")], ids=["bare", "a default"])
+@pytest.mark.parametrize("profile", [None, "tcp"])
+def test_a_job_of_an_earlier_version_gets_the_pods_that_it_had(
+    case: str, settings: PlanSettings, profile: str | None
+) -> None:
+    """Version 0.1.0 knew no networks; what it added for tcp stands in the contract that it pinned."""
+    status = accepted()
+    status["resolved"] |= EARLIER[case]["resolved"]
+    status["network"] = EARLIER[case]["network"]
+    for variables in ({}, {"NCCL_IB_DISABLE": "1"}):
+        contract = json.loads(status["resolved"]["contract"])
+        contract["env"] |= variables
+        status["resolved"]["contract"] = json.dumps(contract)
+        answer = next_run(status, {"network.profile": profile}, settings)
+        assert created(answer) == ["sample-1"]
+        [container] = networks.pod(answer.actions[0].manifest)["spec"]["containers"]
+        assert {e["name"]: e["value"] for e in container["env"] if e["name"].startswith("NCCL")} == variables
+        assert set(container["resources"]["limits"]) <= {"nvidia.com/gpu", "memory"}
+
+
+def test_a_job_that_names_a_profile_has_it_although_its_status_was_lost() -> None:
+    status = {**accepted(), "network": None}
+    status["resolved"].pop("network")
+    for nodes, limits in ((2, {"nvidia.com/gpu", "rdma/ib"}), (1, {"nvidia.com/gpu"})):
+        [action] = next_run(status, {"network.profile": "coreweave-ib", "compute.nodes": nodes}, BARE).actions
+        assert set(networks.pod(action.manifest)["spec"]["containers"][0]["resources"]["limits"]) == limits
+
+
+def test_a_job_that_said_tcp_keeps_it() -> None:
+    [action] = next_run(pinned("tcp"), {"network.profile": None}, BARE).actions
+    [container] = networks.pod(action.manifest)["spec"]["containers"]
+    assert {"name": "NCCL_IB_DISABLE", "value": "1"} in container["env"]
+
+
+def test_an_edited_layout_takes_no_network_away_from_the_pods_that_were_pinned() -> None:
+    """Later runs keep both."""
+    for edit in ({"compute.nodes": 1}, {"compute.gpu_count": None, "compute.gpus_per_node": 2}):
+        answer = next_run(pinned("gke-gib"), {"network.profile": "gke-gib", **edit}, SETTINGS)
+        assert created(answer) == ["sample-1"]
+        [container] = networks.pod(answer.actions[0].manifest)["spec"]["containers"]
+        assert {"name": "NCCL_NET", "value": "gIB"} in container["env"]
 
 
 def test_a_network_that_is_gone_keeps_the_next_run_waiting() -> None:
@@ -238,15 +387,14 @@ def test_a_network_that_is_gone_keeps_the_next_run_waiting() -> None:
     assert "The job was accepted with the network profile ours, which is gone. Have settings.networks name" in said
 
 
-def test_a_job_that_nodes_leave_undecided_is_asked_about_again_when_others_may_have_joined() -> None:
-    undecided = seen({"network.profile": None})
-    assert decided(undecided).requeue_after is None
-    assert decided(replace(undecided, nodes=(NodeClass(H100),))).requeue_after == 60
-    answer = decided(replace(undecided, nodes=(COREWEAVE,)))
-    assert (created(answer), answer.status.network and answer.status.network.profile) == (
-        ["sample-1"],
-        "coreweave-ib",
-    )
+def test_a_job_that_waits_starts_when_nodes_show_their_network() -> None:
+    waiting = seen({"network.profile": None})
+    before = decided(replace(waiting, nodes=Nodes((NodeClass(H100),)))).status.model_dump(mode="json")
+    shown = seen({"network.profile": None}, status=before)
+    answer = decided(replace(shown, nodes=Nodes((COREWEAVE,))))
+    assert (created(answer), condition(answer, "Accepted")[0]) == (["sample-1"], "True")
+    assert answer.status.network is not None
+    assert answer.status.network.profile == "coreweave-ib"
 
 
 def test_nodes_are_alike_that_differ_in_what_no_profile_asks_for() -> None:
@@ -254,9 +402,10 @@ def test_nodes_are_alike_that_differ_in_what_no_profile_asks_for() -> None:
         NodeClass({**H100, "kubernetes.io/hostname": name}, frozenset({"cpu", *more}))
         for name, more in (("a", {EFA}), ("b", {EFA, "memory"}), ("c", set()))
     ]
-    assert node_classes(nodes, BARE) == (AWS, NodeClass(H100))
+    assert node_classes(nodes, BARE) == (replace(AWS, count=2), NodeClass(H100))
 
 
-def test_a_job_that_waits_for_its_first_run_is_refused_when_nothing_decides() -> None:
+def test_a_job_is_refused_when_nothing_decides_and_nodes_have_no_say() -> None:
     answer = decided(seen({"network.profile": None}))
     assert (created(answer), condition(answer, "Accepted")) == ([], ("False", "NetworkUndecided"))
+    assert (answer.status.phase, answer.requeue_after) == ("Failed", None)

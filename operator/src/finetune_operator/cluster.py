@@ -17,6 +17,7 @@ from finetune_api.resource.names import API_VERSION, PLURAL
 from finetune_kube import paths
 from finetune_kube.pages import first_page, next_page
 from finetune_plan.backends.protocol import Backend, api_version
+from finetune_plan.network_evidence import PRODUCT_LABEL
 
 from .errors import AlreadyExists, BackendMissing, NotFound
 from .identity import Json, Key, key_of, version_of
@@ -82,7 +83,7 @@ class Cluster(Protocol):
         """A PersistentVolumeClaim; None if there is no such claim."""
 
     def nodes(self) -> AsyncIterator[Json]:
-        """All nodes of the cluster."""
+        """All nodes whose GPUs are known."""
 
     async def annotate_claim(self, key: Key, annotation: str, text: str) -> None:
         """Set one annotation of a PersistentVolumeClaim. Raises NotFound."""
@@ -203,7 +204,7 @@ class KubernetesCluster:
         return await self._find(CLAIMS_PLURAL, _path("v1", CLAIMS_PLURAL, key))
 
     async def nodes(self) -> AsyncIterator[Json]:
-        query: dict[str, str] | None = first_page({}, PAGE)
+        query: dict[str, str] | None = first_page({"labelSelector": PRODUCT_LABEL}, PAGE)
         while query is not None:
             answer = json.loads(
                 await self._http.request("list", "nodes", _path("v1", "nodes", Key("", "")), query=query)

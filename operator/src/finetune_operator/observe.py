@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Callable, Container, Iterable
 
 from finetune_api.runtime.report import Record
-from finetune_plan import gang, job_settings, network, results
+from finetune_plan import gang, job_settings, network, resolve, results
 from finetune_plan.model import Observed, ObservedClaim, ObservedPod, ObservedQueue, ObservedRun
-from finetune_plan.network_evidence import NodeClass
+from finetune_plan.network_evidence import Nodes
 
 from . import metrics, transform
 from .cache import Cache
@@ -23,7 +23,11 @@ BACKEND_SECONDS = 5.0
 CLAIM_SECONDS = 1.0
 """Seconds for which a claim is cached, so that a burst of jobs on one claim reads it once."""
 NODES_SECONDS = 50.0
-"""Seconds for which classes of nodes are cached: less than NODES_POLL_SECONDS in finetune_plan/decide.py."""
+"""Seconds for which nodes are cached: less than NODES_POLL_SECONDS in finetune_plan/decide.py."""
+NODES_FAILED_SECONDS = 20.0
+"""Seconds for which it is cached that they could not be read."""
+NODES_TIMEOUT = 5.0
+"""Seconds for which a pass waits for nodes."""
 TERMINATION_POLL_SECONDS = 4.0
 """Seconds between lists of a terminating run's children: less than POLL_SECONDS in finetune_plan/decide.py."""
 
@@ -36,9 +40,10 @@ class Observer:
         clock: Callable[[], float],
     ) -> None:  # fmt: skip
         self._cluster, self._cache, self.progress, self._settings = cluster, cache, progress, settings
-        self._clock = clock
+        self._clock, self._plan = clock, settings.plan()
         self._backend: tuple[float, bool] | None = None
-        self._node_classes: tuple[float, tuple[NodeClass, ...]] | None = None
+        self._nodes_known: tuple[float, Nodes] | None = None
+        """Until when, and what."""
         self._reading_nodes = asyncio.Lock()
         self._queues: dict[str, tuple[float, ObservedQueue]] = {}
         """When and what was read last of each run, by UID, that a queue holds back."""
@@ -70,7 +75,7 @@ class Observer:
             previous=() if over or runs else self._left_by_predecessors(job),
             queue=ObservedQueue() if over else await self._queue(key, runs),
             claim=await self._claim(key, job) if first else ObservedClaim(),
-            nodes=await self._nodes(job) if first and self._settings.read_nodes else (),
+            nodes=await self._nodes(job) if first and self._settings.read_nodes else None,
         )
 
     def queue_seconds(self) -> float:
@@ -136,16 +141,27 @@ class Observer:
             self._cache.claims = current | {claim: (now, known)}  # up to 256 KiB each
         return known
 
-    async def _nodes(self, job: Json) -> tuple[NodeClass, ...]:
-        """Classes of nodes, for a job that names no network. One read serves all jobs that ask at once."""
-        if job_settings.read(job).pods.network_profile.value not in (None, network.AUTO):
-            return ()
+    async def _nodes(self, job: Json) -> Nodes | None:
+        """Nodes, for a job whose network nothing else decides. One read serves all jobs that ask at once."""
+        if not resolve.needs_nodes(job, self._plan):
+            return None
         async with self._reading_nodes:
-            now = self._clock()
-            if self._node_classes is None or now - self._node_classes[0] >= NODES_SECONDS:
-                found = [transform.node(raw) async for raw in self._cluster.nodes()]
-                self._node_classes = (now, network.node_classes(found, self._settings.plan()))
-            return self._node_classes[1]
+            if self._nodes_known is None or self._clock() >= self._nodes_known[0]:
+                found = await self._read_nodes()
+                seconds = NODES_FAILED_SECONDS if found.error else NODES_SECONDS
+                self._nodes_known = (self._clock() + seconds, found)
+            return self._nodes_known[1]
+
+    async def _read_nodes(self) -> Nodes:
+        """Jobs wait for nodes that cannot be read, and say so; passes do not."""
+        try:
+            async with asyncio.timeout(NODES_TIMEOUT):
+                found = [transform.node(raw) async for raw in self._cluster.nodes() if transform.takes_pods(raw)]
+        except ClusterError as error:
+            return Nodes(error=str(error))
+        except TimeoutError:
+            return Nodes(error=f"no answer within {NODES_TIMEOUT:g} s")
+        return Nodes(network.node_classes(found, self._plan))
 
     async def _queue(self, key: Key, runs: Iterable[ObservedRun]) -> ObservedQueue:
         """Why a queue holds the job's run back. Kueue may not have seen the run yet when it is first asked for."""

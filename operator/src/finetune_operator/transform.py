@@ -177,6 +177,15 @@ def node(raw: Json) -> NodeClass:
     return NodeClass(labels, frozenset(name for name, amount in allocatable.items() if str(amount) != "0"))
 
 
+def takes_pods(raw: Json) -> bool:
+    """Whether a node is ready and schedulable. One that is not may not show yet, or any more, what it has."""
+    ready = any(
+        each.get("type") == "Ready" and each.get("status") == "True"
+        for each in raw.get("status", {}).get("conditions") or ()
+    )
+    return ready and not raw.get("spec", {}).get("unschedulable")
+
+
 def queue(workload: Json | None, *, managed: bool) -> ObservedQueue:
     """Why Kueue's Workload is not admitted: no quota (yet), or quota without the checks that admission waits for."""
     conditions = {c["type"]: c for c in ((workload or {}).get("status") or {}).get("conditions") or ()}

@@ -29,6 +29,7 @@ from . import (
     gang,
     job_settings,
     lifetimes,
+    network,
     results,
     retry,
     statuses,
@@ -54,7 +55,7 @@ CLAIM_POLL_SECONDS = 60.0
 """Seconds until a claim that not all nodes can mount is read again: it may have been recreated."""
 
 NODES_POLL_SECONDS = 60.0
-"""Seconds until nodes that show no network are read again: others may have joined."""
+"""Seconds until nodes are read again that show no network, or one that the job cannot use: they may change."""
 
 FIXED_AT_ACCEPTANCE = {"Unsupported", "OutputNotKept", "OutputNotShared", *ABOUT_PODS}
 """Reasons that count only at acceptance: later runs keep the trainer, the output and the pods that were accepted."""
@@ -84,8 +85,8 @@ class ReconcileContext:
 
     @cached_property
     def verdict(self) -> Verdict:
-        pinned = self.written.resolved.network if self.run and self.written.resolved else None
-        return validate(self.observed.resource, self.settings, pinned_network=pinned or "", nodes=self.observed.nodes)
+        pinned = network.pinned_name(self.job, self.written) if self.run else ""
+        return validate(self.observed.resource, self.settings, pinned_network=pinned, nodes=self.observed.nodes)
 
     @cached_property
     def written(self) -> Status:
@@ -183,11 +184,10 @@ def cancelled(ctx: ReconcileContext) -> Plan | None:
 
 
 def refused(ctx: ReconcileContext) -> Plan | None:
-    """Refused before the first run. Later runs use what was resolved at acceptance."""
+    """Refused before the first run, or not accepted yet. Later runs use what was resolved at acceptance."""
     if ctx.run or ctx.verdict.valid:
         return None
-    undecided = any(p.reason == "NetworkUndecided" for p in ctx.verdict.problems)
-    return Plan((), ctx.admission, requeue_after=NODES_POLL_SECONDS if undecided and ctx.observed.nodes else None)
+    return Plan((), ctx.admission, requeue_after=NODES_POLL_SECONDS if ctx.observed.nodes else None)
 
 
 def suspended(ctx: ReconcileContext) -> Plan | None:

@@ -9,7 +9,7 @@ from typing import Any
 from finetune_api.resource.status import Status
 from finetune_api.runtime.report import FinalReport, Record
 
-from .network_evidence import NodeClass
+from .network_evidence import Nodes
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,8 @@ class Observed:
     """Of the run that is held back; without meaning if none is."""
     claim: ObservedClaim = field(default_factory=ObservedClaim)
     """The claim that the output lies on, of a job without a run; empty if there is no such claim."""
-    nodes: tuple[NodeClass, ...] = ()
-    """All classes of nodes, of a job without a run that needs them to decide its network, where they may be read."""
+    nodes: Nodes | None = None
+    """Of a job without a run that needs them to decide its network (resolve.needs_nodes), where they may be read."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,17 +14,26 @@ from finetune_api.validation.unknown import nearest
 from . import network_evidence, network_files
 from .job_settings import JobSettings, Setting
 from .layout import Layout
-from .network_evidence import PRODUCT_LABEL, NodeClass
+from .network_evidence import PRODUCT_LABEL, NodeClass, Nodes
 from .notes import Note, note
 from .settings import PlanSettings
 
 if TYPE_CHECKING:
+    from finetune_api.resource.status import Status
+
     from .network_profile import NetworkProfile
 
 AUTO, NONE, TCP = "auto", "none", "tcp"
 EVERY_TYPE = "*"
 """Stands for every gpu_type in the administrator's defaults."""
 KEY = "spec.network.profile"
+UNDECIDED = "NetworkUndecided"
+OF_SETTINGS = frozenset(
+    {UNDECIDED, "UnknownNetwork", "NetworkIncomplete", "NetworkNotAllowed", "NetworkContradiction"}
+)
+"""Reasons that depend on the administrator's settings, so that without a cluster nothing is known of them."""
+REASON_OF_0_1 = "No faster network is configured for this gpu_type."
+"""What version 0.1.0 wrote of every job, beside the profile tcp; no later one writes it."""
 
 
 @dataclass(frozen=True)
@@ -49,23 +58,42 @@ def resolve_network(
     settings: PlanSettings,
     *,
     pinned: str = "",
-    nodes: tuple[NodeClass, ...] = (),
+    nodes: Nodes | None = None,
 ) -> tuple[ResolvedNetwork, tuple[Problem, ...]]:
     """The network and what keeps the job from using it.
 
-    pinned: the name that was decided when the job was accepted; nodes: all classes of nodes, where they are known.
+    pinned: what was decided when the job was accepted (pinned_name); nodes: None if they have no say.
     """
     chosen = _pinned(pinned, settings) if pinned else _choose(job, layout, device, settings, nodes)
     if isinstance(chosen, Problem):
         return ResolvedNetwork("", chosen.message), (chosen,)
-    if chosen.name == NONE or layout.nodes == 1 or device is Device.CPU:
+    if chosen.name == NONE or device is Device.CPU or (layout.nodes == 1 and not pinned):
         return chosen, ()
     from .network_profile import profile_of  # noqa: PLC0415 - needs pydantic, which `validate` mostly does without
 
     profile = profile_of(chosen.name, settings.networks)
     return ResolvedNetwork(chosen.name, chosen.reason, profile), tuple(
-        _obstacles(chosen.name, profile, job, layout, settings)
+        _obstacles(chosen.name, profile, job, None if pinned else layout, settings)
     )
+
+
+def pinned_name(job: JobSettings, status: Status) -> str:
+    """What the status of a job with runs pins: none, if an earlier version, which knew no networks, wrote it.
+
+    Such a job keeps the pods that it had; variables of NCCL that the user asked for stand in its contract. A job that
+    names a profile is none of these: without a status nothing is pinned (an empty name), and it decides again.
+    """
+    asked, name = job.pods.network_profile.value, status.resolved and status.resolved.network
+    if name and status.network and status.network.reason not in (None, REASON_OF_0_1):
+        return name
+    return NONE if asked in (None, AUTO, NONE, TCP) else ""
+
+
+def needs_evidence(job: JobSettings, layout: Layout, device: Device, settings: PlanSettings) -> bool:
+    """Whether nothing but the nodes themselves can say which network joins the nodes of a new job."""
+    asked = job.pods.network_profile.value or AUTO
+    several = layout.nodes > 1 and device is not Device.CPU
+    return several and asked == AUTO and _by_default(job, settings) is None
 
 
 def network_notes(asked: Setting[str | None], network: ResolvedNetwork) -> Iterator[Note]:
@@ -83,7 +111,7 @@ def _pinned(name: str, settings: PlanSettings) -> ResolvedNetwork | Problem:
 
 
 def _choose(
-    job: JobSettings, layout: Layout, device: Device, settings: PlanSettings, nodes: tuple[NodeClass, ...]
+    job: JobSettings, layout: Layout, device: Device, settings: PlanSettings, nodes: Nodes | None
 ) -> ResolvedNetwork | Problem:
     given, asked = job.pods.network_profile, job.pods.network_profile.value or AUTO
     if asked not in (AUTO, NONE, TCP) and asked not in known_names(settings):
@@ -109,29 +137,69 @@ def _by_default(job: JobSettings, settings: PlanSettings) -> ResolvedNetwork | N
 
 
 def _by_evidence(
-    job: JobSettings, layout: Layout, settings: PlanSettings, nodes: tuple[NodeClass, ...]
+    job: JobSettings, layout: Layout, settings: PlanSettings, nodes: Nodes | None
 ) -> ResolvedNetwork | Problem:
-    """The profile whose evidence all nodes with the job's GPUs have; of several the one that asks for most."""
+    """The profile whose evidence all nodes with the job's GPUs have, of those that may be used here."""
     kind = job.gpu_type.value.upper()
     products = settings.accelerators[kind].products if kind in settings.accelerators else ()
-    mine = [node for node in nodes if node.labels.get(PRODUCT_LABEL) in products]
-    best = network_evidence.best(_profiles(settings), mine) if mine else {}
+    mine = [node for node in nodes.classes if node.labels.get(PRODUCT_LABEL) in products] if nodes else []
+    profiles = _profiles(settings) if mine else {}
+    usable = {name: profile for name, profile in profiles.items() if _is_usable(name, profile, settings)}
+    found = network_evidence.fitting(usable, mine) if mine else {}
+    own = {name: evidence for name, evidence in found.items() if name in settings.networks}
+    best = own if len(own) == 1 else found
     if len(best) == 1:
         [(name, evidence)] = best.items()
         return ResolvedNetwork(name, f"The nodes with {kind} have what it asks for: {evidence.sentence}.")
-    tied = f" Their labels and resources fit {', '.join(best)} alike." if best else ""
+    unusable = {name: profile for name, profile in profiles.items() if name not in usable}
+    return _undecided(
+        job, layout, settings, _evidence_message(kind, nodes, mine, (usable, unusable), tuple(best)) if nodes else ""
+    )
+
+
+def _undecided(job: JobSettings, layout: Layout, settings: PlanSettings, missing: str) -> Problem:
+    """missing: what the nodes do not show, as a part of the message."""
+    others = [name for name in known_names(settings) if name != TCP]
     return Problem(
-        KEY, "NetworkUndecided",
+        KEY, UNDECIDED,
         f"The job has {layout.nodes} nodes with {job.gpu_type.value}, and nothing says which network joins them."
-        + tied,
-        f"Set network.profile to one of {', '.join(known_names(settings))}, where tcp is slow and needs "
-        "nothing; or have the administrator set settings.defaultNetworks.")  # fmt: skip
+        f"{missing}",
+        "Have the administrator set settings.defaultNetworks; or set network.profile to one of "
+        f"{', '.join(others)}, or to {TCP}, which needs nothing and is slow.")  # fmt: skip
+
+
+def _is_usable(name: str, profile: NetworkProfile, settings: PlanSettings) -> bool:
+    """Whether the administrator has said and allowed what it needs."""
+    return not profile.parameters and not (profile.privileges and name not in settings.privileged_networks)
+
+
+def _evidence_message(
+    kind: str, nodes: Nodes, mine: Sequence[NodeClass],
+    profiles: tuple[Mapping[str, NetworkProfile], Mapping[str, NetworkProfile]], tied: Sequence[str],
+) -> str:  # fmt: skip
+    """What the nodes show instead of one network, as a part of a message. profiles: usable ones, and the others."""
+    usable, unusable = profiles
+    if nodes.error:
+        return f" The nodes cannot be read: {nodes.error.rstrip('.')}."
+    if not mine:
+        return f" No node with {kind} is ready and schedulable."
+    if tied:
+        return f" Labels and resources of the nodes fit {', '.join(tied)} alike."
+    if fit := network_evidence.fitting(unusable, mine):
+        return f" They fit {', '.join(fit)}, which the administrator has to complete or allow."
+    total = network_evidence.count(mine)
+    everyone = f"{total} node{'s' * (total > 1)} with {kind}"
+    found = [
+        f" Of {everyone}, {missing} lack{'s' * (missing == 1)} what {name} asks for: {evidence.sentence}."
+        for name, (evidence, missing) in network_evidence.lacking(usable, mine).items()
+    ]
+    return "".join(found) or f" No network that may be used here is evident from {everyone}."
 
 
 def _obstacles(
-    name: str, profile: NetworkProfile, job: JobSettings, layout: Layout, settings: PlanSettings
+    name: str, profile: NetworkProfile, job: JobSettings, layout: Layout | None, settings: PlanSettings
 ) -> Iterator[Problem]:
-    """Why this job cannot use the profile here."""
+    """Why this job cannot use the profile here. layout: None if it was pinned, so that the spec's has no effect."""
     if profile.parameters:
         missing = "; ".join(f"{key} ({each.description})" for key, each in profile.parameters.items())
         yield Problem(KEY, "NetworkIncomplete",
@@ -142,7 +210,7 @@ def _obstacles(
                       f"The network profile {name} needs {', '.join(profile.privileges)}, which is not allowed here.",
                       f"Have settings.privilegedNetworks name it, and the namespace admit the Pod Security level "
                       f"{profile.pod_security}; or choose another profile.")  # fmt: skip
-    if profile.gpus_per_node and profile.gpus_per_node != layout.gpus_per_node:
+    if layout and profile.gpus_per_node and profile.gpus_per_node != layout.gpus_per_node:
         yield Problem("spec.compute.gpus_per_node", "NetworkContradiction",
                       f"The network profile {name} is for pods with all {profile.gpus_per_node} GPUs of a node, but "
                       f"pods of the job have {layout.gpus_per_node}.",

@@ -20,15 +20,15 @@ from .engine import Base, resolve_engine, resolve_precision
 from .job_settings import JobSettings, LoraSettings, Setting
 from .layout import Layout, resolve_layout
 from .method import resolve_method
-from .network import ResolvedNetwork, network_notes, resolve_network
-from .network_evidence import NodeClass
+from .network import UNDECIDED, ResolvedNetwork, needs_evidence, network_notes, resolve_network
+from .network_evidence import Nodes
 from .notes import Note, notes
 from .settings import CPU, PlanSettings
 
 if TYPE_CHECKING:
     from finetune_api.runtime.run_config import RunConfig
 
-ABOUT_PODS = {"BadQuantity", "ForbiddenVariable"}
+ABOUT_PODS = {"BadQuantity", "ForbiddenVariable", "ReservedAnnotation"}
 """Reasons of problems that affect no decision."""
 
 
@@ -68,11 +68,11 @@ def resolve(
     *,
     cluster: bool = True,
     pinned_network: str = "",
-    nodes: tuple[NodeClass, ...] = (),
+    nodes: Nodes | None = None,
 ) -> Resolution:
     """Decide. The job must have passed finetune_api.validation.check. For the keywords see validate."""
     job = job_settings.read(resource)
-    device = Device.CPU if is_cpu(job) else Device.CUDA
+    device = _device(job)
     method, method_reason = resolve_method(job.method, job.lora)
     layout = resolve_layout(job.layout)
     precision = resolve_precision(job.engine, device)
@@ -106,6 +106,10 @@ def resolve(
         ),
         problems=tuple(sorted(found)),
     )
+
+
+def _device(job: JobSettings) -> Device:
+    return Device.CPU if is_cpu(job) else Device.CUDA
 
 
 def is_cpu(job: JobSettings) -> bool:
@@ -186,6 +190,13 @@ class Verdict:
 
     problems: tuple[Problem, ...]
     resolution: Resolution | None
+    nodes: Nodes | None = None
+    """Those that had a say."""
+
+    @property
+    def waits_for_nodes(self) -> bool:
+        """Whether nothing but the network is undecided, and nodes may still show it."""
+        return self.nodes is not None and {problem.reason for problem in self.problems} == {UNDECIDED}
 
     @property
     def valid(self) -> bool:
@@ -198,16 +209,24 @@ def validate(
     *,
     cluster: bool = True,
     pinned_network: str = "",
-    nodes: tuple[NodeClass, ...] = (),
+    nodes: Nodes | None = None,
 ) -> Verdict:
     """Check a FinetuneJob given as plain data.
 
-    cluster: whether it will run on one; pinned_network: the profile that it was accepted with, if it was; nodes: all
-    classes of nodes, where they are known.
+    cluster: whether it will run on one; pinned_network: the profile that it was accepted with, if it was
+    (network.pinned_name); nodes: None if they have no say.
     """
     found = check.problems(resource, cluster=cluster)
     if found and any(p.reason not in ABOUT_PODS for p in check.problems(resource, cluster=False)):
         return Verdict(tuple(found), None)
     # The rules about pods do not affect decisions, so both are reported at once.
     resolution = resolve(resource, settings, cluster=cluster, pinned_network=pinned_network, nodes=nodes)
-    return Verdict(tuple(sorted([*found, *resolution.problems])), resolution)
+    return Verdict(tuple(sorted([*found, *resolution.problems])), resolution, nodes)
+
+
+def needs_nodes(resource: Mapping[str, Any], settings: PlanSettings) -> bool:
+    """Whether the nodes of the cluster have a say in a new job, which may be invalid."""
+    if any(p.reason not in ABOUT_PODS for p in check.problems(resource, cluster=False)):
+        return False
+    job = job_settings.read(resource)
+    return needs_evidence(job, resolve_layout(job.layout), _device(job), settings)

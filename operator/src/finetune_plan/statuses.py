@@ -57,9 +57,10 @@ def admission(verdict: Verdict, *, now: str, generation: int | None = None, befo
     status = _with(status, observedGeneration=generation, conditions=before.conditions if before else None)
     if verdict.problems:
         message = "\n".join(str(p) for p in verdict.problems)[:MESSAGE_LENGTH]
-        status = _set(status, c.ACCEPTED, False, verdict.problems[0].reason, message, now)
+        accepted = None if verdict.waits_for_nodes else False
+        status = _set(status, c.ACCEPTED, accepted, verdict.problems[0].reason, message, now)
         status = _set(status, c.READY, False, *_of(r.NOT_ACCEPTED), now)
-        return _with(status, phase=Phase.FAILED)
+        return _with(status, phase=Phase.QUEUED if verdict.waits_for_nodes else Phase.FAILED)
     notes = verdict.resolution.notes if verdict.resolution else ()
     message = "\n".join(n.sentence for n in notes)[:MESSAGE_LENGTH] or r.ACCEPTED.text()
     status = _set(status, c.ACCEPTED, True, notes[0].reason if notes else r.ACCEPTED.name, message, now)
@@ -434,7 +435,7 @@ def _with(status: Status, **changes: Any) -> Status:
     return status.model_copy(update=changes)
 
 
-def _set(status: Status, kind: str, value: bool, reason: str, message: str, now: str) -> Status:
+def _set(status: Status, kind: str, value: bool | None, reason: str, message: str, now: str) -> Status:
     new = condition(kind, value, reason, message, now)
     new = new.model_copy(update={"observedGeneration": status.observedGeneration})
     return _with(status, conditions=set_condition(status.conditions or (), new))
