@@ -83,6 +83,38 @@ def test_json_of_a_refused_job_holds_path_message_remedy_and_reason(tmp_path: Pa
     assert (answer["method"], answer["layout"]) == (None, None)
 
 
+TWO_NODES = ("compute.nodes=2", "compute.gpu_count=8", "compute.gpu_type=H100")
+LEFT: dict[str, tuple[str, str]] = {
+    "": ("NetworkUndecided", "The job has 2 nodes with H100, and nothing says which network joins them. Have the"),
+    "ours": ("UnknownNetwork", "'ours' is no network profile known here."),
+    "aws-efa": ("NetworkIncomplete", "The network profile aws-efa lacks what an administrator knows: devices"),
+    "nvidia-hostdev": ("NetworkNotAllowed", "The network profile nvidia-hostdev needs root in the container"),
+    "gke-tcpx": ("NetworkContradiction", "The network profile gke-tcpx is for pods with all 8 GPUs of a node"),
+}
+
+
+@pytest.mark.parametrize("profile", LEFT)
+def test_what_the_settings_of_a_cluster_decide_about_networks_is_a_note(profile: str, tmp_path: Path) -> None:
+    """Nobody but the cluster can say that the job is wrong."""
+    reason, sentence = LEFT[profile]
+    keys = (*TWO_NODES, *([f"network.profile={profile}"] if profile else ()))
+    options = [part for key in keys for part in ("--set", key)]
+    file = job(tmp_path, ("ephemeral: true", "uri: pvc://models/out"))
+    answer = json.loads(finetune("validate", file, "-o", "json", *options).stdout)
+    assert (answer["valid"], answer["errors"]) == (True, [])
+    [note] = [n["sentence"] for n in answer["notes"] if n["reason"] == reason]
+    assert note.startswith(f"The cluster's settings decide: {sentence}")
+    for verb in ("validate", "render"):
+        result = finetune(verb, file, *options)
+        assert result.exit_code == 0
+        assert f"note: {note} [{reason}]" in result.output
+
+
+def test_an_illegal_name_of_a_network_is_refused_everywhere(tmp_path: Path) -> None:
+    result = finetune("validate", job(tmp_path), "--set", "network.profile=Ours_1")
+    assert (result.exit_code, "spec.network.profile" in result.stdout) == (2, True)
+
+
 def test_several_files_are_judged_each_and_the_exit_code_is_that_of_the_worst(tmp_path: Path) -> None:
     job(tmp_path)
     job(tmp_path, ("gpu_type", "gpu_typ"), name="bad.yaml")

@@ -18,7 +18,9 @@ __all__ = ["cluster", "control_plane", "kubelet", "namespace"]
 
 @pytest.fixture(scope="session")
 def operator(control_plane: ControlPlane) -> Iterator[OperatorProcess]:
-    with OperatorProcess(control_plane.cluster.kubeconfig, control_plane.folder) as process:
+    """It may read nodes."""
+    settings = {"READ_NODES": "true"}
+    with OperatorProcess(control_plane.cluster.kubeconfig, control_plane.folder, settings) as process:
         yield process
 
 

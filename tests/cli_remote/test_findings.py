@@ -83,6 +83,10 @@ CASES: dict[str, tuple[Snapshot, str, str, str, str]] = {
         "You may not read its leases", "Install the operator"),
     "the job is refused": (snapshot(job(None, ("Accepted", "False", "UnknownGpuType", "'X' is not known."))),
         "finetunejob sample", "UnknownGpuType", "The job is refused: 'X' is not known.", "`kubectl apply`"),
+    "the job waits for nodes": (
+        snapshot(job(None, ("Accepted", "Unknown", "NetworkUndecided", "No node is ready."))),
+        "finetunejob sample", "NetworkUndecided", "The job is not accepted yet: No node is ready.",
+        "looks again every minute"),
     "the job has failed": (
         snapshot(job(None, ("Failed", "True", "OutOfMemory", "A device ran out."), status__completionTime=LONG_AGO)),
         "finetunejob sample", "OutOfMemory", "A device ran out.", "`finetune logs sample`"),

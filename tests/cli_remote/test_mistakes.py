@@ -267,6 +267,28 @@ def test_a_network_that_only_the_operator_knows_is_left_to_the_operator(team: Te
     assert "[UnknownNetwork]\n  remedy: Correct the job: delete it and submit it again" in done.err
 
 
+def test_a_network_that_nodes_may_still_show_is_waited_for(team: Team, console: Console) -> None:
+    job = console.job(("gpu_type: CPU", "gpu_type: H100"))
+    done = console("submit", job, "--set", "compute.nodes=2")
+    assert done.code == 0
+    message = "No node with H100 is ready and schedulable. Have the administrator set settings.defaultNetworks"
+    assert "The job is not accepted yet: " in done.err
+    assert message in done.err
+    assert "finetune watch" in done.err
+    assert team.status()["phase"] == "Queued"
+    found = console("diagnose", "sample")
+    assert "[NetworkUndecided]" in found.err + found.out
+    assert "refused" not in found.err + found.out
+
+
+def test_a_network_that_a_job_contradicts_is_left_to_the_operator(team: Team, console: Console) -> None:
+    """Its settings may have a profile of that name for pods with fewer GPUs."""
+    job = console.job(("gpu_type: CPU", "gpu_type: H100"))
+    done = console("submit", job, "--set", "compute.nodes=2", "--set", "network.profile=gke-gib")
+    assert "note: The network profile gke-gib is for pods with all 8 GPUs of a node" in done.err
+    assert team.status()["phase"] == "Failed", "the operator's settings have none"
+
+
 def test_a_job_that_has_ended_cannot_be_suspended_resumed_or_cancelled(team: Team, console: Console) -> None:
     team.submit({"cancel": True})
     team.until_phase("Cancelled")

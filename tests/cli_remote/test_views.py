@@ -135,6 +135,8 @@ NEWS: dict[str, tuple[Json, Json, list[str]]] = {
         ["PodsReady: 1 of 2"]),
     "what is awaited at first": (Json(), job(PodsReady=("False", "0 of 2"), Suspended=("False", "No.")),
         ["PodsReady: 0 of 2"]),
+    "what cannot be said yet": (Json(), job(Accepted=("Unknown", "No node is ready.")),
+        ["Accepted: No node is ready."]),
     "the end, which is told by itself": (job(), job({"completionTime": "x"}, Training=("True", "Now.")), []),
 }  # fmt: skip
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
+from finetune_api.validation.problem import Problem
 from finetune_plan import resolve
-from finetune_plan.network import LOCAL
+from finetune_plan.network import LOCAL, OF_SETTINGS
 from finetune_plan.resolve import Resolution, Verdict
 from finetune_plan.settings import PlanSettings
 
@@ -28,6 +29,8 @@ class ValidatedJob:
     file: JobFile
     resource: dict[str, Any]
     verdict: Verdict
+    left_to_cluster: tuple[Problem, ...] = ()
+    """What the verdict leaves out: problems of the network, which only the settings of a cluster decide."""
 
     @property
     def resolution(self) -> Resolution:
@@ -40,7 +43,10 @@ def validate(file: JobFile, given: Overrides, *, cluster: bool = True) -> Valida
     """Raises InvalidInput only if an override cannot be applied. A local run skips the rules about pods."""
     resource = overrides.apply(file.resource, given)
     located = replace(file, location=lambda path: overrides.option_at(given, path) or file.location(path))
-    return ValidatedJob(located, resource, resolve.validate(resource, SETTINGS, cluster=cluster))
+    verdict = resolve.validate(resource, SETTINGS, cluster=cluster)
+    left = tuple(p for p in verdict.problems if p.reason in OF_SETTINGS)
+    decided = replace(verdict, problems=tuple(p for p in verdict.problems if p not in left))
+    return ValidatedJob(located, resource, decided, left)
 
 
 def accept(file: JobFile, given: Overrides, *, cluster: bool = True) -> ValidatedJob:
@@ -56,6 +62,11 @@ def on_one_machine(job: ValidatedJob) -> ValidatedJob:
     return replace(job, verdict=replace(job.verdict, resolution=replace(job.resolution, network=LOCAL)))
 
 
+def cluster_decides(problem: Problem) -> str:
+    """A note of what is left to the cluster."""
+    return f"The cluster's settings decide: {problem.message} {problem.remedy}"
+
+
 def print_notes(resolution: Resolution) -> None:
     """Assumptions and ignored keys, on standard error."""
     for note in resolution.notes:
@@ -63,6 +74,12 @@ def print_notes(resolution: Resolution) -> None:
     if resolution.job.informational:
         names = ", ".join(path.removeprefix("spec.") for path in resolution.job.informational)
         click.echo(f"{click.style('note:', fg='yellow')} accepted but without effect: {names}", err=True)
+
+
+def print_left_to_cluster(job: ValidatedJob) -> None:
+    """Likewise what the cluster decides."""
+    for problem in job.left_to_cluster:
+        click.echo(f"{click.style('note:', fg='yellow')} {cluster_decides(problem)} [{problem.reason}]", err=True)
 
 
 def timestamp() -> str:

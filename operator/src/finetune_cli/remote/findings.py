@@ -58,6 +58,14 @@ def refused(snapshot: Snapshot) -> Iterator[Problem]:
         yield Problem(_name(snapshot), accepted["reason"], f"The job is refused: {accepted['message']}", remedy)
 
 
+def undecided(snapshot: Snapshot) -> Iterator[Problem]:
+    """The operator waits for the cluster to show whether the job can be accepted."""
+    accepted = condition(snapshot.job, c.ACCEPTED)
+    if accepted and accepted["status"] == "Unknown" and not has_ended(snapshot.job):
+        message = f"The job is not accepted yet: {accepted['message']}"
+        yield Problem(_name(snapshot), accepted["reason"], message, "The operator looks again every minute.")
+
+
 def failed(snapshot: Snapshot) -> Iterator[Problem]:
     """The job has failed, or is going to when its pods have ended."""
     found = condition(snapshot.job, c.FAILED) or condition(snapshot.job, c.FAILURE_TARGET)
@@ -152,7 +160,7 @@ def no_step(snapshot: Snapshot) -> Iterator[Problem]:
 
 
 CHECKS: tuple[Callable[[Snapshot], Iterator[Problem]], ...] = (
-    no_operator, refused, failed, suspended, no_backend, not_created, idle_backend,
+    no_operator, refused, undecided, failed, suspended, no_backend, not_created, idle_backend,
     claims, config_maps, missing, waiting, no_step,
 )  # fmt: skip
 _CREATE = {

@@ -76,11 +76,11 @@ def status_diff(before: Json, after: Json) -> Iterator[Record | str]:
 
 
 def _condition_changes(before: Json, after: Json) -> Iterator[str]:
-    """Conditions with a new status or message. New conditions only if they are True, or PodsReady."""
+    """Conditions with a new status or message. New conditions only if they are not False, or PodsReady."""
     for each in () if has_ended(after) else find(after, "status.conditions") or ():
         old = condition(before, each["type"])
         known = (
-            (old["status"], old["message"]) == (each["status"], each["message"]) if old else each["status"] != "True"
+            (old["status"], old["message"]) == (each["status"], each["message"]) if old else each["status"] == "False"
         )
         if each["type"] not in FINAL_CONDITIONS and (not known or (old is None and each["type"] == c.PODS_READY)):
             yield printable(f"{each['type']}: {each['message']}")

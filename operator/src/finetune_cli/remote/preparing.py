@@ -23,11 +23,8 @@ from .cluster import ClusterClient
 from .dataset_upload import DatasetUpload, dataset_upload
 from .errors import invalid
 
-CLUSTER_SETTINGS = {
-    "UnknownGpuType", "ServiceAccountNotAllowed",
-    "UnknownNetwork", "NetworkUndecided", "NetworkIncomplete", "NetworkNotAllowed",
-}  # fmt: skip
-"""Reasons that depend on the settings of the operator, which are not known here."""
+CLUSTER_SETTINGS = {"UnknownGpuType", "ServiceAccountNotAllowed"}
+"""Reasons that depend on the settings of the operator, which are not known here, besides those of the network."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ def _validate(file: JobFile, given: Overrides) -> ValidatedJob:
     if problems:
         raise file.invalid(problems)
     planning.print_notes(found.verdict.resolution)
-    for problem in found.verdict.problems:
+    for problem in (*found.verdict.problems, *found.left_to_cluster):
         note = f"{problem.message} The settings of this cluster may differ."
         click.echo(f"{click.style('note:', fg='yellow')} {note}", err=True)
     return found

@@ -39,12 +39,14 @@ def submit(cluster: ClusterClient, job: PreparedJob, *, image: str | None, dry_r
 
 
 def verdict(cluster: ClusterClient, name: str) -> Json | None:
-    """The job once the operator has accepted it; None if no operator reacts. Raises InvalidInput if it is refused."""
+    """The job once the operator has accepted it, or waits for the cluster to show whether it can; None if no operator
+    reacts. Raises InvalidInput if it is refused.
+    """
     for job in cluster.watch_job(name, seconds=VERDICT_SECONDS):
         if job and (error := failure(job)):
             raise error
         accepted = condition(job, c.ACCEPTED) if job else None
-        if accepted and accepted["status"] == "True":
+        if accepted and accepted["status"] != "False":
             return job
     return None
 

@@ -34,6 +34,7 @@ def command(file: str, what: str, form: str, **options: Any) -> None:
     source = job_file.read(file)
     job = planning.accept(source, Overrides(**options), cluster=source.is_resource)
     planning.print_notes(job.resolution)
+    planning.print_left_to_cluster(job)
     printing.document(render(job, what), form)
 
 

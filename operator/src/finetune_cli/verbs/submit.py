@@ -48,7 +48,8 @@ def command(cluster: ClusterClient, file: str, wait: bool, dry_run: bool, form: 
 
 def _wait(cluster: ClusterClient, job: Json, *, until_end: bool, quiet: bool) -> Json:
     """The job after the operator's verdict, or after its end."""
-    from finetune_cli.remote import following, submitting  # noqa: PLC0415
+    from finetune_api.resource import conditions  # noqa: PLC0415
+    from finetune_cli.remote import following, submitting, views  # noqa: PLC0415
 
     name = job["metadata"]["name"]
     if until_end:
@@ -58,5 +59,8 @@ def _wait(cluster: ClusterClient, job: Json, *, until_end: bool, quiet: bool) ->
         message = f"No operator has reconciled the job yet. `finetune diagnose {name}` shows the cause."
         click.echo(message, err=True)
     elif not quiet:
+        found = views.condition(accepted, conditions.ACCEPTED)
+        if found and found["status"] == "Unknown":
+            click.echo(f"The job is not accepted yet: {found['message']}", err=True)
         click.echo(f"To watch its progress: finetune watch {name} -n {cluster.namespace}", err=True)
     return accepted or job

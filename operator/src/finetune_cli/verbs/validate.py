@@ -27,9 +27,9 @@ from finetune_plan.resolve import Verdict
 def command(file: tuple[str, ...], check_data: bool, form: str | None, **options: Any) -> None:
     """Check the jobs in FILE ("-" is standard input), and report every problem.
 
-    The verdict is that of a cluster with default settings; a TOML file, which a cluster cannot take as it is, gets
-    notes about what else `finetune submit` needs. --dataset also checks the rows, --model also checks the
-    folder. Exit code 2 if there are problems.
+    The verdict is that of a cluster with default settings. What yours decides about the network between nodes is a
+    note. A TOML file, which a cluster cannot take as it is, gets notes about what else `finetune submit` needs.
+    --dataset also checks the rows, --model also checks the folder. Exit code 2 if there are problems.
     """
     answers = [answer(each, Overrides(**options), check_data=check_data) for each in file]
     if form:
@@ -50,16 +50,28 @@ def answer(file: str, given: Overrides, *, check_data: bool) -> dict[str, Any]:
     problems = [*found.verdict.problems, *_files(found, given, check_data=check_data)]
     invalid = found.file.invalid(problems)
     verdict = _verdict(found.file.file, invalid.problems, invalid.locations, found.verdict)
-    return verdict if job.is_resource else verdict | {"notes": [*verdict["notes"], *_cluster_notes(found, given)]}
+    notes = _left_to_cluster(found) if job.is_resource else _cluster_notes(found, given)
+    return verdict | {"notes": [*verdict["notes"], *notes]}
+
+
+def _left_to_cluster(found: ValidatedJob) -> list[dict[str, str]]:
+    """What only the settings of a cluster decide."""
+    return [
+        {"reason": problem.reason, "sentence": found.file.rephrase(planning.cluster_decides(problem))}
+        for problem in found.left_to_cluster
+    ]
 
 
 def _cluster_notes(found: ValidatedJob, given: Overrides) -> list[dict[str, str]]:
     """What only a cluster refuses. A file in a dialect uses options of `finetune submit` instead."""
-    strict = planning.validate(found.file, given).verdict.problems
+    strict = planning.validate(found.file, given)
     return [
-        {"reason": problem.reason, "sentence": found.file.rephrase(f"{problem.message} {problem.remedy}")}
-        for problem in strict
-        if problem not in found.verdict.problems
+        *(
+            {"reason": problem.reason, "sentence": found.file.rephrase(f"{problem.message} {problem.remedy}")}
+            for problem in strict.verdict.problems
+            if problem not in found.verdict.problems
+        ),
+        *_left_to_cluster(strict),
     ]
 
 
