@@ -157,6 +157,18 @@ def test_it_can_be_suspended_and_resumed() -> None:
     keeps_what_was_pinned(action, seen["job"]["status"])
 
 
+@pytest.mark.parametrize("network", ["auto", "tcp"])
+@pytest.mark.parametrize("settings", [{}, {"default_networks": {"*": "coreweave-ib"}}], ids=["bare", "a default"])
+def test_the_next_run_of_a_job_on_gpus_has_the_pods_of_the_first(network: str, settings: Json) -> None:
+    """Also where GPUs have found a fast network of the nodes by themselves."""
+    job, first = load(f"gpus-{network}-job"), load(f"gpus-{network}-pytorchjob")
+    job["status"] |= {"retry": {"run": 1}, "conditions": job["status"]["conditions"][:2]}
+    [action] = product.plan({"job": job}, settings, LATE)["actions"]
+    assert json.dumps(action["create"]).replace("recorded-2", "recorded-1") == json.dumps(first).replace(
+        '"finetune.dev/run": "1"', '"finetune.dev/run": "2"'
+    )
+
+
 def test_a_finished_job_only_loses_its_children_in_time() -> None:
     early = product.plan(observed("finished"), {}, SOON)
     late = product.plan(observed("finished"), {}, LATE)

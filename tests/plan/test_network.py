@@ -337,23 +337,25 @@ EARLIER: dict[str, Json] = {
 
 @pytest.mark.parametrize("case", EARLIER)
 @pytest.mark.parametrize("settings", [BARE, by_default(every="aws-efa")], ids=["bare", "a default"])
-@pytest.mark.parametrize("profile", [None, "tcp"])
+@pytest.mark.parametrize(("profile", "variables"), [(None, {}), ("auto", {}), ("tcp", {"NCCL_IB_DISABLE": "1"})])
+@pytest.mark.parametrize("contract", [True, False], ids=["with a contract", "without"])
 def test_a_job_of_an_earlier_version_gets_the_pods_that_it_had(
-    case: str, settings: PlanSettings, profile: str | None
+    case: str, settings: PlanSettings, profile: str | None, variables: dict[str, str], contract: bool
 ) -> None:
-    """Version 0.1.0 knew no networks; what it added for tcp stands in the contract that it pinned."""
+    """Version 0.1.0 knew no networks. Jobs that it accepted in tests/guards/previous-version."""
     status = accepted()
     status["resolved"] |= EARLIER[case]["resolved"]
     status["network"] = EARLIER[case]["network"]
-    for variables in ({}, {"NCCL_IB_DISABLE": "1"}):
-        contract = json.loads(status["resolved"]["contract"])
-        contract["env"] |= variables
-        status["resolved"]["contract"] = json.dumps(contract)
-        answer = next_run(status, {"network.profile": profile}, settings)
-        assert created(answer) == ["sample-1"]
-        [container] = networks.pod(answer.actions[0].manifest)["spec"]["containers"]
-        assert {e["name"]: e["value"] for e in container["env"] if e["name"].startswith("NCCL")} == variables
-        assert set(container["resources"]["limits"]) <= {"nvidia.com/gpu", "memory"}
+    if contract:
+        pinned_ = json.loads(status["resolved"]["contract"])
+        status["resolved"]["contract"] = json.dumps({**pinned_, "env": pinned_["env"] | variables})
+    else:
+        status["resolved"].pop("contract")
+    answer = next_run(status, {"network.profile": profile}, settings)
+    assert created(answer) == ["sample-1"]
+    [container] = networks.pod(answer.actions[0].manifest)["spec"]["containers"]
+    assert {e["name"]: e["value"] for e in container["env"] if e["name"].startswith("NCCL")} == variables
+    assert set(container["resources"]["limits"]) <= {"nvidia.com/gpu", "memory"}
 
 
 def test_a_job_that_names_a_profile_has_it_although_its_status_was_lost() -> None:
@@ -377,6 +379,14 @@ def test_an_edited_layout_takes_no_network_away_from_the_pods_that_were_pinned()
         assert created(answer) == ["sample-1"]
         [container] = networks.pod(answer.actions[0].manifest)["spec"]["containers"]
         assert {"name": "NCCL_NET", "value": "gIB"} in container["env"]
+
+
+def test_later_runs_keep_annotations_that_have_become_reserved() -> None:
+    """Jobs of earlier versions got fast networks by them."""
+    annotations = {"k8s.v1.cni.cncf.io/networks": "rdma"}
+    answer = next_run(pinned("tcp"), {"pods.annotations": annotations}, BARE)
+    assert created(answer) == ["sample-1"]
+    assert annotations.items() <= networks.pod(answer.actions[0].manifest)["metadata"]["annotations"].items()
 
 
 def test_a_network_that_is_gone_keeps_the_next_run_waiting() -> None:

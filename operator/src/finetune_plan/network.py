@@ -80,13 +80,13 @@ def resolve_network(
 def pinned_name(job: JobSettings, status: Status) -> str:
     """What the status of a job with runs pins: none, if an earlier version, which knew no networks, wrote it.
 
-    Such a job keeps the pods that it had; variables of NCCL that the user asked for stand in its contract. A job that
-    names a profile is none of these: without a status nothing is pinned (an empty name), and it decides again.
+    Such a job keeps the pods that it had. A job that names its network keeps that one by its name, which is then
+    nothing that has to be pinned: the answer is empty.
     """
     asked, name = job.pods.network_profile.value, status.resolved and status.resolved.network
     if name and status.network and status.network.reason not in (None, REASON_OF_0_1):
         return name
-    return NONE if asked in (None, AUTO, NONE, TCP) else ""
+    return NONE if asked in (None, AUTO) else ""
 
 
 def needs_evidence(job: JobSettings, layout: Layout, device: Device, settings: PlanSettings) -> bool:
