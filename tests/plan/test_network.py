@@ -181,7 +181,7 @@ def test_a_job_whose_network_nodes_may_still_show_waits_and_says_for_what(case: 
     assert (created(answer), answer.status.phase, answer.requeue_after) == ([], "Queued", 60)
     assert (condition(answer, "Accepted"), condition(answer, "Ready")) == (
         ("Unknown", "NetworkUndecided"),
-        ("False", "NotAccepted"),
+        ("False", "NotFinished"),
     )
     [said] = [c.message for c in answer.status.conditions or () if c.type == "Accepted"]
     assert f"nothing says which network joins them. {message} Have the administrator set" in said

@@ -57,10 +57,10 @@ def admission(verdict: Verdict, *, now: str, generation: int | None = None, befo
     status = _with(status, observedGeneration=generation, conditions=before.conditions if before else None)
     if verdict.problems:
         message = "\n".join(str(p) for p in verdict.problems)[:MESSAGE_LENGTH]
-        accepted = None if verdict.waits_for_nodes else False
-        status = _set(status, c.ACCEPTED, accepted, verdict.problems[0].reason, message, now)
-        status = _set(status, c.READY, False, *_of(r.NOT_ACCEPTED), now)
-        return _with(status, phase=Phase.QUEUED if verdict.waits_for_nodes else Phase.FAILED)
+        waits = verdict.waits_for_nodes
+        status = _set(status, c.ACCEPTED, None if waits else False, verdict.problems[0].reason, message, now)
+        status = _set(status, c.READY, False, *_of(r.NOT_FINISHED if waits else r.NOT_ACCEPTED), now)
+        return _with(status, phase=Phase.QUEUED if waits else Phase.FAILED)
     notes = verdict.resolution.notes if verdict.resolution else ()
     message = "\n".join(n.sentence for n in notes)[:MESSAGE_LENGTH] or r.ACCEPTED.text()
     status = _set(status, c.ACCEPTED, True, notes[0].reason if notes else r.ACCEPTED.name, message, now)

@@ -5,7 +5,7 @@ from __future__ import annotations
 READY = "Ready"
 """True when the job has succeeded (kstatus reads this one)."""
 ACCEPTED = "Accepted"
-"""The job is valid, and this version and this cluster can run it."""
+"""The job is valid, and this version and this cluster can run it; Unknown while nodes do not show yet that it can."""
 DATA_READY = "DataReady"
 """The rows were read and can be used for training."""
 PODS_READY = "PodsReady"
