@@ -553,7 +553,7 @@ class EndlessNodes(Cluster):
         await asyncio.sleep(1000)
 
 
-UNREADABLE = {Unlistable: 'cannot list resource "nodes"', EndlessNodes: "no answer within 0.05 s"}
+UNREADABLE = {Unlistable: 'cannot list resource "nodes"', EndlessNodes: "no answer within 0.5 s"}
 UNCONCERNED: dict[str, tuple[Json, Json]] = {
     "on CPUs": ({"compute.gpu_type": "CPU", "compute.gpu_count": None, "compute.nodes": 2}, {}),
     "on one node": ({}, {}),
@@ -576,18 +576,18 @@ def test_nodes_that_cannot_be_read_stop_no_other_job(kind: type[Cluster], case: 
 
 @pytest.mark.parametrize("kind", UNREADABLE)
 def test_jobs_that_need_nodes_which_cannot_be_read_wait_and_ask_again(
-    kind: type[Cluster], monkeypatch: pytest.MonkeyPatch
+    kind: type[Cluster],
 ) -> None:
-    monkeypatch.setattr("finetune_operator.observe.NODES_TIMEOUT", 0.05)
+    settings = Settings(read_nodes=True, pass_seconds=1)
     spec = resource(TWO_NODES)["spec"]
-    cluster, found, again = observed_nodes(Settings(read_nodes=True), spec, spec, cluster=kind())
+    cluster, found, again = observed_nodes(settings, spec, spec, cluster=kind())
     assert [each.nodes for each in found] == [Nodes(error=UNREADABLE[kind])] * 2
     assert cluster.node_reads == 1, "the failure is cached"
     assert NODES_FAILED_SECONDS < 50
     again()
     assert cluster.node_reads == 2
     cluster.job |= {"spec": spec}
-    operator = Operator(cluster, Settings(read_nodes=True), BACKEND)
+    operator = Operator(cluster, settings, BACKEND)
     operator.on_event(Kind.JOBS, "ADDED", cluster.job)
     passes(operator)
     [accepted] = [c for c in cluster.job["status"]["conditions"] if c["type"] == "Accepted"]

@@ -26,8 +26,8 @@ NODES_SECONDS = 50.0
 """Seconds for which nodes are cached: less than NODES_POLL_SECONDS in finetune_plan/decide.py."""
 NODES_FAILED_SECONDS = 20.0
 """Seconds for which it is cached that they could not be read."""
-NODES_TIMEOUT = 5.0
-"""Seconds for which a pass waits for nodes."""
+NODES_TIMEOUT = 8.0
+"""Longest time in seconds for which passes wait for nodes: 10,000 of them take about three."""
 TERMINATION_POLL_SECONDS = 4.0
 """Seconds between lists of a terminating run's children: less than POLL_SECONDS in finetune_plan/decide.py."""
 
@@ -154,13 +154,14 @@ class Observer:
 
     async def _read_nodes(self) -> Nodes:
         """Jobs wait for nodes that cannot be read, and say so; passes do not."""
+        seconds = min(NODES_TIMEOUT, self._settings.pass_seconds / 2)
         try:
-            async with asyncio.timeout(NODES_TIMEOUT):
+            async with asyncio.timeout(seconds):
                 found = [transform.node(raw) async for raw in self._cluster.nodes() if transform.takes_pods(raw)]
         except ClusterError as error:
             return Nodes(error=str(error))
         except TimeoutError:
-            return Nodes(error=f"no answer within {NODES_TIMEOUT:g} s")
+            return Nodes(error=f"no answer within {seconds:g} s")
         return Nodes(network.node_classes(found, self._plan))
 
     async def _queue(self, key: Key, runs: Iterable[ObservedRun]) -> ObservedQueue:
