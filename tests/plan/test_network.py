@@ -148,17 +148,17 @@ BOTH = NodeClass(H100, frozenset({EFA, "nvidia.com/hostdev"}))
 WAITING: dict[str, tuple[PlanSettings, Nodes, str]] = {
     "they show nothing": (
         BARE, Nodes((NodeClass(H100, count=3),)),
-        "Of 3 nodes with H100, 3 lack what coreweave-ib asks for: node.coreweave.cloud/type, rdma/ib."),
+        "Of 3 nodes with H100, 3 lack node.coreweave.cloud/type, rdma/ib, which coreweave-ib asks for."),
     "none has the GPUs": (
         SETTINGS, Nodes((NodeClass({}, frozenset({EFA})),)), "No node with H100 is ready and schedulable."),
     "there is none": (SETTINGS, Nodes(), "No node with H100 is ready and schedulable."),
     "not all have it": (
         SETTINGS, Nodes((replace(AWS, count=3), NodeClass(H100))),
-        "Of 4 nodes with H100, 1 lacks what aws-efa asks for: vpc.amazonaws.com/efa."),
+        "Of 4 nodes with H100, 1 lacks vpc.amazonaws.com/efa, which aws-efa asks for."),
     "the shape alone is no evidence, because the network is not up yet": (
         replace(SETTINGS, privileged_networks=("oke-vf", "oke-host")),
         Nodes((NodeClass(SHAPE, frozenset({"nvidia.com/rdma-vf"})), NodeClass(SHAPE))),
-        "Of 2 nodes with H100, 1 lacks what oke-vf asks for: node.kubernetes.io/instance-type, nvidia.com/rdma-vf."),
+        "Of 2 nodes with H100, 1 lacks nvidia.com/rdma-vf, which oke-vf asks for."),
     "they show two": (
         SETTINGS, Nodes((BOTH,)), "Labels and resources of the nodes fit aws-efa, nvidia-hostdev alike."),
     "what they show is not complete": (

@@ -190,8 +190,8 @@ def _evidence_message(
     total = network_evidence.count(mine)
     everyone = f"{total} node{'s' * (total > 1)} with {kind}"
     found = [
-        f" Of {everyone}, {missing} lack{'s' * (missing == 1)} what {name} asks for: {evidence.sentence}."
-        for name, (evidence, missing) in network_evidence.lacking(usable, mine).items()
+        f" Of {everyone}, {number} lack{'s' * (number == 1)} {', '.join(missing)}, which {name} asks for."
+        for name, (missing, number) in network_evidence.lacking(usable, mine).items()
     ]
     return "".join(found) or f" No network that may be used here is evident from {everyone}."
 

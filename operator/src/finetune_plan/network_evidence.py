@@ -35,20 +35,26 @@ class Nodes:
 def fitting(profiles: Mapping[str, NetworkProfile], nodes: Sequence[NodeClass]) -> dict[str, Evidence]:
     """Name -> evidence, of the profiles whose evidence all these nodes have; of several, those that ask for most."""
     given = {name: profile.evidence for name, profile in profiles.items() if profile.evidence}
-    found = {name: evidence for name, evidence in given.items() if all(_shows(node, evidence) for node in nodes)}
+    found = {name: evidence for name, evidence in given.items() if not any(_unmet(node, evidence) for node in nodes)}
     most = max(map(_weight, found.values()), default=0)
     return {name: evidence for name, evidence in found.items() if _weight(evidence) == most}
 
 
-def lacking(profiles: Mapping[str, NetworkProfile], nodes: Sequence[NodeClass]) -> dict[str, tuple[Evidence, int]]:
-    """Name -> evidence, how many of these nodes lack some of it; of the profiles that some show, or else of all."""
-    given = {name: profile.evidence for name, profile in profiles.items() if profile.evidence}
-    found = {
-        name: (evidence, count(node for node in nodes if not _shows(node, evidence)))
-        for name, evidence in given.items()
-    }
+def lacking(
+    profiles: Mapping[str, NetworkProfile], nodes: Sequence[NodeClass]
+) -> dict[str, tuple[tuple[str, ...], int]]:
+    """Name -> labels and resources that some nodes lack, and how many do; of the profiles that some nodes show, or
+    else of all.
+    """
+    found = {name: _missing(profile.evidence, nodes) for name, profile in profiles.items() if profile.evidence}
     total = count(nodes)
     return {name: each for name, each in found.items() if each[1] < total} or found
+
+
+def _missing(evidence: Evidence, nodes: Sequence[NodeClass]) -> tuple[tuple[str, ...], int]:
+    lack = [(node, _unmet(node, evidence)) for node in nodes]
+    keys = dict.fromkeys(key for _, unmet in lack for key in unmet)
+    return tuple(keys), count(node for node, unmet in lack if unmet)
 
 
 def count(nodes: Iterable[NodeClass]) -> int:
@@ -67,11 +73,14 @@ def classes(profiles: Mapping[str, NetworkProfile], nodes: Iterable[NodeClass]) 
     return tuple(NodeClass(dict(labels), resources, n) for (labels, resources), n in found.items())
 
 
-def _shows(node: NodeClass, evidence: Evidence) -> bool:
-    labelled = all(
-        key in node.labels and (not values or node.labels[key] in values) for key, values in evidence.labels.items()
+def _unmet(node: NodeClass, evidence: Evidence) -> tuple[str, ...]:
+    """Labels and resources that a node has not, or not with one of the values."""
+    labels = (
+        key
+        for key, values in evidence.labels.items()
+        if key not in node.labels or (values and node.labels[key] not in values)
     )
-    return labelled and set(evidence.resources) <= node.resources
+    return (*labels, *(name for name in evidence.resources if name not in node.resources))
 
 
 def _weight(evidence: Evidence) -> int:
