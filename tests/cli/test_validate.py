@@ -110,6 +110,12 @@ def test_what_the_settings_of_a_cluster_decide_about_networks_is_a_note(profile:
         assert f"note: {note} [{reason}]" in result.output
 
 
+def test_what_an_administrator_has_not_said_stands_as_a_parameter_in_rendered_pods(tmp_path: Path) -> None:
+    options = [part for key in (*TWO_NODES, "network.profile=aws-efa") for part in ("--set", key)]
+    result = finetune("render", job(tmp_path, ("ephemeral: true", "uri: pvc://models/out")), *options)
+    assert "vpc.amazonaws.com/efa: ${devices}" in result.stdout
+
+
 def test_an_illegal_name_of_a_network_is_refused_everywhere(tmp_path: Path) -> None:
     result = finetune("validate", job(tmp_path), "--set", "network.profile=Ours_1")
     assert (result.exit_code, "spec.network.profile" in result.stdout) == (2, True)

@@ -161,6 +161,9 @@ WAITING: dict[str, tuple[PlanSettings, Nodes, str]] = {
         "Of 2 nodes with H100, 1 lacks nvidia.com/rdma-vf, which oke-vf asks for."),
     "they show two": (
         SETTINGS, Nodes((BOTH,)), "Labels and resources of the nodes fit aws-efa, nvidia-hostdev alike."),
+    "two entries of the administrator fit alike": (
+        entries({"aws-efa": {"values": {"devices": 32}}, "efa-p5en": {"base": "aws-efa", "values": {"devices": 16}}}),
+        Nodes((AWS,)), "Labels and resources of the nodes fit aws-efa, efa-p5en alike."),
     "what they show is not complete": (
         BARE, Nodes((AWS,)), "They fit aws-efa, which the administrator has to complete or allow."),
     "what they show is not allowed": (
