@@ -14,7 +14,7 @@ NOT_VALID = "This URI is not valid here: "
 URIS = {
     "job.model": "hf://a/b@main", "policy.model_name": "a/b", "policy.source": "../models/here",
     "job.data": "pvc://claim/..rows", "job.data_path": "configmap://rows/train.jsonl",
-    "data.validation_path": "../rows.jsonl", "output.uri": "pvc://claim",
+    "data.validation_path": "../rows.jsonl", "output.uri": "pvc://claim", "training.lora.from": "pvc://claim/adapter",
 }  # fmt: skip
 WITHOUT_NAMES: dict[str, Json] = {path: {} for path in URIS} | {
     "policy.model_name": {"job.model": None},
@@ -142,6 +142,14 @@ CASES = (
     Case("full finetuning has nothing to merge", "output.merge", "MethodContradiction",
          "merge adds adapters to their base, but the job trains all weights",
          {"output.merge": True, "training.mode": "full"}, {"output.merge": True, "training.mode": "lora"}),
+    Case("full finetuning continues from no adapter", "training.lora.from", "MethodContradiction",
+         "from names an adapter to continue from, but the job trains all weights.",
+         {"training.lora.from": "pvc://models/one", "training.mode": "full"},
+         {"training.lora.from": "pvc://models/one", "training.mode": "lora"}),
+    Case("an adapter to continue from has its rank", "training.lora.from", "AdapterContradiction",
+         "Training continues from an adapter, which has its rank, alpha and layers already.",
+         {"training.lora.from": "pvc://models/one", "lora.r": 8},
+         {"training.lora.from": "pvc://models/one", "lora.dropout": 0.1}),
     Case("use_qlora is not full finetuning", "training.use_qlora", "MethodContradiction",
          "use_qlora selects adapters, but mode selects full finetuning.",
          {"training.use_qlora": True, "training.mode": "fft"},

@@ -105,7 +105,7 @@ TABLE: dict[str, tuple[str, str, str | tuple[str, ...]]] = {
     "/a\tb": (BAD, BAD, (BAD, NOT_KEPT)),
     "/rows/\u2066x": (BAD, BAD, (BAD, NOT_KEPT)),
 }  # fmt: skip
-COLUMN = {uris.MODEL: 0, uris.ROWS: 1, uris.OUTPUT: 2}
+COLUMN = {uris.MODEL: 0, uris.ADAPTER: 0, uris.ROWS: 1, uris.OUTPUT: 2}
 CELLS = [(key, text) for key in uris.KEYS for text in TABLE]
 
 

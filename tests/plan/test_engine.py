@@ -129,6 +129,15 @@ def test_full_finetuning_has_nothing_to_merge_whatever_key_selects_it(case: str)
     assert validate(resource({**changes, "output.merge": False}), PlanSettings()).problems == ()
 
 
+@pytest.mark.parametrize("case", ["mode", "train_kind", "variety"])
+def test_full_finetuning_continues_from_no_adapter_whatever_key_selects_it(case: str) -> None:
+    changes, why = FFT[case]
+    [problem] = validate(resource({**changes, "training.lora.from": "org/adapter"}), PlanSettings()).problems
+    assert (problem.path, problem.reason) == ("spec.training.lora.from", "MethodContradiction")
+    assert why in problem.message
+    assert "training.mode: lora" in problem.remedy
+
+
 LATER: dict[str, tuple[Any, Any]] = {
     f"{P}.rounding": ("stochastic", "nearest"),
     f"{P}.weights": ("fp32", "bf16"),
@@ -201,3 +210,20 @@ def test_tf32_that_changes_nothing_is_a_note(changes: Json, computes: str) -> No
     }
     assert ("Tf32Unused" in found) == bool(computes)
     assert computes in found.get("Tf32Unused", "")
+
+
+OWN: dict[str, tuple[str, str, bool]] = {
+    "the output": ("pvc://models/here/", "pvc://models/here", False),
+    "its result": ("pvc://models/here/result", "pvc://models/here", False),
+    "the output of another job": ("pvc://models/there", "pvc://models/here", True),
+    "a name on the Hub": ("models/here", "pvc://models/here", True),
+}
+
+
+@pytest.mark.parametrize("case", OWN)
+def test_a_job_continues_from_no_adapter_that_it_writes_itself(case: str) -> None:
+    source, output, legal = OWN[case]
+    found = validate(resource({"training.lora.from": source, "output.uri": output}), PlanSettings()).problems
+    assert [(p.path, p.reason) for p in found] == (
+        [] if legal else [("spec.training.lora.from", "AdapterContradiction")]
+    )

@@ -13,6 +13,7 @@ from finetune_plan.method import resolve_method
 from finetune_plan.resolve import resolve, validate
 from finetune_plan.runconfig import resolve_lora
 from finetune_plan.settings import PlanSettings
+from finetune_plan.workload import workload
 
 CASES: dict[str, tuple[Json, Method, str]] = {
     "a bare job is full finetuning": ({}, Method.FFT, "No key names a method"),
@@ -107,6 +108,14 @@ def test_what_is_no_regular_expression_is_refused(key: str, changes: Json, messa
 def test_a_job_without_the_later_keys_has_the_document_of_before() -> None:
     lora = json.loads(resolve(resource({"training.mode": "lora"}), PlanSettings()).config_json)["lora"]
     assert lora == {"rank": 16, "alpha": 32.0, "dropout": 0.0, "target_modules": ["all-linear"]}
+
+
+def test_an_adapter_to_continue_from_is_mounted_and_named_in_the_document() -> None:
+    found = resolve(resource({"training.lora.from": "pvc://adapters/one/result"}), PlanSettings())
+    assert found.method is Method.LORA
+    assert found.run_config.lora is not None
+    assert found.run_config.lora.source == "/mnt/claims/adapters/one/result"
+    assert "adapters" in {mount.claim for mount in workload(found, PlanSettings()).mounts}
 
 
 def test_the_default_scale_of_rslora_is_that_of_lora() -> None:

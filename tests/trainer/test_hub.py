@@ -30,8 +30,10 @@ from finetune_trainer import failures, sources
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
 limits = sources.Limits(*json.loads(sys.argv[1]))
 for name in sys.argv[2:]:
+    kind, _, name = name.rpartition(":")
+    find = sources.adapter_folder if kind else sources.model_folder
     try:
-        print(json.dumps([0, str(sources.model_folder(f"org/{name}", limits))]), flush=True)
+        print(json.dumps([0, str(find(f"org/{name}", limits))]), flush=True)
     except Exception as error:
         report = failures.report(error, 0, 0, 0)
         print(json.dumps([report.exit_code, report.message]), flush=True)
@@ -163,6 +165,27 @@ def test_weights_in_another_layout_are_not_downloaded(tmp_path: Path) -> None:
     with serving(FILES | {"original/model.safetensors": bytes(1000)}) as hub, node(hub, tmp_path) as only:
         assert has_all_files(only.folder())
     assert hub.sent.keys() == WANTED.keys()
+
+
+ADAPTER = {"adapter_config.json": b'{"peft_type": "LORA"}', "adapter_model.safetensors": bytes(1000)}
+OF_ADAPTERS: dict[str, tuple[dict[str, bytes], str, str]] = {
+    "an adapter": (ADAPTER, "adapter:name", ""),
+    "an adapter beside a whole model": (FILES | ADAPTER, "adapter:name", ""),
+    "a whole model in place of an adapter": (FILES, "adapter:name", "it has no adapter_config.json on the Hub"),
+    "an adapter in place of a whole model": (ADAPTER, "name", "it has no config.json on the Hub; if it is"),
+    "an adapter of another method": (
+        ADAPTER | {"adapter_config.json": b'{"peft_type": "IA3"}'}, "adapter:name", "has peft_type 'IA3'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OF_ADAPTERS)
+def test_of_an_adapter_nothing_is_downloaded_but_itself(tmp_path: Path, case: str) -> None:
+    files, name, refusal = OF_ADAPTERS[case]
+    with serving(files) as hub, node(hub, tmp_path, name) as only:
+        [(code, said)] = only.outcomes()
+    assert (code, refusal in said) == (Exit.MODEL_REFUSED if refusal else Exit.OK, True)
+    weights = {name for name in hub.sent if name.endswith(".safetensors")}
+    assert weights == (set() if refusal else {"adapter_model.safetensors"})
 
 
 def test_an_endpoint_that_is_no_url_is_refused_at_once(tmp_path: Path, hub: Hub) -> None:

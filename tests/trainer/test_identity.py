@@ -295,7 +295,10 @@ def test_every_key_of_the_identity_has_its_name_in_the_job_or_none_on_purpose() 
     adapters = lora(layers=(0,), rank_pattern=(("q", 8),), alpha_pattern=(("q", 8.0),), rslora=True, dora=True,
                     init="gaussian")  # fmt: skip
     full = config(method="qlora", lora=adapters, quantisation={"format": "nf4", "double": True}, **LATER)
-    flat = identity.document(full, {}, 1).keys() - {identity.ROWS_PER_STEP}
+    begun = config(method="lora", lora=lora(source="org/adapter", folder="/cache/adapter"))
+    of_adapters = {key for key in identity.document(begun, {}, 1) if key.startswith("lora.")}
+    assert of_adapters == {"lora.source", "lora.dropout"}, "its content decides the rest"
+    flat = identity.document(full, {}, 1).keys() - {identity.ROWS_PER_STEP} | of_adapters
     assert flat - SPEC_KEYS.keys() == {"optimizer.beta1", "optimizer.beta2", "optimizer.epsilon"}
     assert SPEC_KEYS.keys() - flat == {"lora", "quantisation"}
     assert {key.split(".")[0] for key in SPEC_KEYS} == {key.split(".")[0] for key in IDENTITY}

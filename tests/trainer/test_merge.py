@@ -230,7 +230,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         "adapter_model.safetensors is missing; .* writes safetensors",
     ),
     "cut off": (lambda at: os.truncate(at / "adapter/adapter_model.safetensors", 999), "is cut off"),
-    "QALoRA": (set_config(use_qalora=True), "has use_qalora True, and only LoRA and DoRA are merged; load it with"),
+    "QALoRA": (set_config(use_qalora=True), "has use_qalora True, and only LoRA and DoRA are read; load it with"),
     "DoRA without magnitudes": (set_config(use_dora=True), "has no magnitudes, and use_dora in .* is true"),
     "another method": (set_config(peft_type="LOHA"), "has peft_type 'LOHA'"),
     "trained biases": (set_config(bias="all"), "has bias 'all'"),
@@ -363,7 +363,7 @@ def flipped(path: Path) -> None:
 
 
 EDITED: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no result yet": (lambda at: shutil.rmtree(at / "result"), "folder not found; wait until the run has finished"),
+    "no result yet": (lambda at: shutil.rmtree(at / "result"), "no such folder; wait until its run has finished"),
     "half a result": (lambda at: (at / "result" / "COMPLETE").unlink(), "COMPLETE is missing"),
     "a part is missing": (lambda at: (at / "result/adapter_config.json").unlink(), "adapter_config.json is missing"),
     "cut off": (
@@ -655,7 +655,7 @@ def test_a_pipe_is_not_read(tmp_path: Path, ready: Path) -> None:
     shutil.copytree(ready / "adapter", tmp_path / "adapter")
     (tmp_path / "adapter" / "adapter_config.json").unlink()
     os.mkfifo(tmp_path / "adapter" / "adapter_config.json")
-    with pytest.raises(ModelRefused, match=r"adapter_config.json cannot be read"):
+    with pytest.raises(ModelRefused, match=r"adapter_config\.json: Is not a regular file"):
         merging.run(tmp_path / "adapter", tmp_path / "merged")
 
 

@@ -304,7 +304,7 @@ ASK = """
 import json, sys
 from finetune_trainer import hub, sources
 for name in sys.argv[1:]:
-    error = hub.outcome(f"org/{name}", None, sources.Limits(patience=0.2, pause=0.05))
+    error = hub.outcome(f"org/{name}", None, sources.MODEL_CONFIG, sources.Limits(patience=0.2, pause=0.05))
     print(json.dumps([error.exit, str(error)]))
 """
 

@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
@@ -76,6 +77,16 @@ def run_while_the_model_changes(config: RunConfig, handoff: Path, change: str) -
 
     with environment.process_group(ALONE, Device.CPU) as rank_info, Stop() as stop:
         return Changing(Handoff.read(handoff), handoff, rank_info, stop).run()
+
+
+def run_after_a_change(config: RunConfig, handoff: Path, changed: Path) -> FinalReport:
+    """The adapter in `changed` is another one when ranks read it."""
+    handoff.mkdir()
+    preparation.prepare(config, 0, handoff, lambda _: None)
+    weights = changed / "adapter_model.safetensors"
+    save_file({name: 2 * tensor for name, tensor in load_file(weights).items()}, weights)
+    with environment.process_group(ALONE, Device.CPU) as rank_info, Stop() as stop:
+        return Trainer(Handoff.read(handoff), handoff, rank_info, stop).run()
 
 
 class Measured(Failing):

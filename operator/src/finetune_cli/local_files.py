@@ -6,6 +6,7 @@ Hub) are skipped.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import finetune_data
 from finetune_api.runtime.exits import MEANINGS, Exit
+from finetune_api.runtime.protocol import RESULT
 from finetune_api.runtime.run_config import DataConfig
 from finetune_api.validation import uris
 from finetune_api.validation.problem import Problem
@@ -47,6 +49,19 @@ def model_problems(job: JobSettings) -> Iterator[Problem]:
                       "Name the folder that contains config.json and the weights.")  # fmt: skip
 
 
+def adapter_problems(job: JobSettings) -> Iterator[Problem]:
+    """Problems of an adapter that is named by its folder, or by the output of its run."""
+    source = job.lora.source
+    if not source.value or uris.ADAPTER.parse(source.value).scheme is not Scheme.PATH:
+        return
+    folder = source.value
+    if not any(os.path.isfile(f"{each}/adapter_config.json") for each in (folder, f"{folder}/{RESULT}")):  # noqa: PTH113 - it raises nothing
+        yield Problem(f"spec.{source.key}", MEANINGS[Exit.MODEL_REFUSED].reason,
+                      f"There is no adapter in {source.value}: adapter_config.json is missing.",
+                      "Name the output of a run that has finished, or a folder that PEFT has written, from the "
+                      "current folder on. An adapter of the Hugging Face Hub is named org/name.")  # fmt: skip
+
+
 def device_problems(job: JobSettings, devices: Path = Path("/dev")) -> Iterator[Problem]:
     """A GPU that this machine does not have: the trainer would only notice after minutes of imports and loading."""
     kind = job.gpu_type.value
@@ -59,6 +74,7 @@ def cluster_only_problems(job: JobSettings) -> Iterator[Problem]:
     """Sources that exist only in a cluster, each with the option that names a local one instead."""
     settings: tuple[tuple[Setting[Any], str], ...] = (
         (job.model, "Give --model with a folder or an org/name of the Hugging Face Hub."),
+        (job.lora.source, "Give --set training.lora.from=FOLDER with a folder of this machine."),
         (job.data.train, "Give --dataset with a file of this machine."),
         (job.data.validation, "Give --set data.validation_path=FILE with a file of this machine."),
         (job.output, "Give --output with a folder of this machine."),

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from finetune_api.runtime.capabilities import Combination, refuse
 from finetune_api.runtime.choices import Device, Engine, Method, Precision, WeightFormat
 from finetune_api.runtime.patterns import end_of_name, is_pattern, whole_name
-from finetune_api.validation import check
+from finetune_api.runtime.protocol import RESULT
+from finetune_api.validation import check, uris
 from finetune_api.validation.problem import Problem
 from finetune_api.validation.shape import quote
 
@@ -20,6 +21,7 @@ from .engine import Base, resolve_engine, resolve_precision
 from .job_settings import JobSettings, LoraSettings, Setting
 from .layout import Layout, resolve_layout
 from .method import resolve_method
+from .mounts import mount
 from .network import UNDECIDED, ResolvedNetwork, needs_evidence, network_notes, resolve_network
 from .network_evidence import Nodes
 from .notes import Note, notes
@@ -166,7 +168,27 @@ def _contradictions(job: JobSettings, method: Method, method_reason: str) -> lis
             f"spec.{job.merge.key}", "MethodContradiction",
             f"merge adds adapters to their base, but the job trains all weights. {method_reason}",
             "Remove merge, or select adapters (training.mode: lora)."))  # fmt: skip
-    return [*found, *_no_expressions(job.lora)]
+    if method is Method.FFT and job.lora.source.value:
+        found.append(Problem(
+            f"spec.{job.lora.source.key}", "MethodContradiction",
+            f"from names an adapter to continue from, but the job trains all weights. {method_reason}",
+            "Remove from, or select adapters (training.mode: lora)."))  # fmt: skip
+    return [*found, *_own_output(job), *_no_expressions(job.lora)]
+
+
+def _own_output(job: JobSettings) -> Iterator[Problem]:
+    source, output = job.lora.source, job.output
+    if not source.value or not output.value:
+        return
+    used, written = (
+        mount(source.value, uris.ADAPTER).path.rstrip("/"),
+        mount(output.value, uris.OUTPUT).path.rstrip("/"),
+    )
+    if used in (written, f"{written}/{RESULT}"):
+        yield Problem(
+            f"spec.{source.key}", "AdapterContradiction", "from names what the job itself writes to output.uri.",
+            "To continue an interrupted run of this job, leave from out; to train its result further, choose another "
+            "output.uri.")  # fmt: skip
 
 
 def _no_expressions(lora: LoraSettings) -> Iterator[Problem]:

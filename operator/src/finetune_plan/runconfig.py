@@ -168,6 +168,7 @@ def resolve_lora(given: LoraSettings, method: Method) -> Lora | None:
         rslora=given.rslora.value,
         dora=given.dora.value,
         init=LoraInit(given.init.value),
+        source=mount(given.source.value, uris.ADAPTER).path if given.source.value else "",
     )
 
 

@@ -109,6 +109,7 @@ def _labels(job: JobSettings, run_number: int, uid: str) -> dict[str, str]:
 def _mounts(job: JobSettings) -> tuple[Mount, ...]:
     named = (
         (job.model.value, uris.MODEL),
+        (job.lora.source.value, uris.ADAPTER),
         (job.data.train.value, uris.ROWS),
         (job.data.validation.value, uris.ROWS),
         (output_uri(job), uris.OUTPUT),

@@ -9,19 +9,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners import tuners_utils
 from peft.utils import transformers_weight_conversion as conversion
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from finetune_api.runtime.choices import LoraInit
 from finetune_api.runtime.patterns import end_of_name, is_pattern, whole_name
 from finetune_api.runtime.run_config import Lora
 
-from . import architecture, dora, lora_forward
+from . import architecture, dora, lora_files, lora_forward
+from .adapter_folder import printable
 from .errors import ModelRefused
+from .export import ADAPTER
+from .lora_files import SavedAdapter
 from .lora_forward import LoraLinear
 
 T = TypeVar("T")
@@ -30,12 +37,21 @@ ALL_LINEAR = "all-linear"
 """Every linear layer but the output head."""
 
 
+@dataclass(frozen=True)
+class _Sizes:
+    """Rank and alpha by the name of each module that gets an adapter."""
+
+    ranks: Mapping[str, int]
+    alphas: Mapping[str, float]
+
+
 def attach(model: PreTrainedModel, lora: Lora) -> PeftModel:
-    """The model with adapters; only they require gradients. They are fp32, whatever the dtype of the base.
+    """The model with new adapters; only they require gradients. They are fp32, whatever the dtype of the base.
 
     Raises ModelRefused if the model lacks a target module, or has one that gets none.
     """
-    targets = _targets(model, lora)
+    sizes = _like(model, lora_files.read(Path(lora.folder))) if lora.folder else _chosen(model, lora)
+    targets = list(sizes.ranks)
     if lora.dora:
         dora.require_possible(model, targets)
     settings = LoraConfig(
@@ -43,8 +59,8 @@ def attach(model: PreTrainedModel, lora: Lora) -> PeftModel:
         lora_alpha=cast("int", lora.alpha),  # PEFT accepts floats, against its annotation
         lora_dropout=lora.dropout,
         target_modules=targets,
-        rank_pattern=_by_layer("rank_pattern", lora.rank_pattern, targets),
-        alpha_pattern=_by_layer("alpha_pattern", lora.alpha_pattern, targets),
+        rank_pattern=_differing(sizes.ranks, lora.rank),
+        alpha_pattern=_differing(sizes.alphas, lora.alpha),
         use_rslora=lora.rslora,
         use_dora=lora.dora,
         init_lora_weights="gaussian" if lora.init is LoraInit.GAUSSIAN else True,
@@ -63,6 +79,24 @@ def attach(model: PreTrainedModel, lora: Lora) -> PeftModel:
     return found
 
 
+def take_values(model: PeftModel, folder: Path) -> None:
+    """Give the adapters of `model` the values of the one that they are like. Raises ModelRefused for NaN in these."""
+    begun, modules = lora_files.read(folder), cast("Any", dict(model.get_base_model().named_modules()))
+    with begun.opened() as opened, torch.no_grad():
+        for name, layer in begun.layers.items():
+            values = dict(zip(("lora_A", "lora_B"), lora_files.factors(opened, name), strict=True))
+            if layer.dora:
+                values[architecture.MAGNITUDES] = lora_files.magnitudes(opened, name)
+            for kind, value in values.items():
+                weight = getattr(modules[name], kind)[ADAPTER].weight
+                weight.copy_(value)
+                if not weight.isfinite().all():
+                    raise ModelRefused(
+                        f"adapter {begun.folder}: {name} has numbers in {kind} that are not finite; name another one "
+                        "in training.lora.from, or leave it out to begin a new one"
+                    )
+
+
 def missed(model: PreTrainedModel) -> dict[str, int]:
     """Matrices of the language model without an adapter, by name, and their sizes; of a model that has adapters.
 
@@ -78,6 +112,59 @@ def missed(model: PreTrainedModel) -> dict[str, int]:
         if parameter.ndim > 1 and parameter not in outside and not name.startswith(others) and "lora_" not in name
         and name.removesuffix(".base_layer.weight") not in without
     }  # fmt: skip
+
+
+def _chosen(model: PreTrainedModel, lora: Lora) -> _Sizes:
+    """Those that the job asks for."""
+    targets = _targets(model, lora)
+    ranks = _by_layer("rank_pattern", lora.rank_pattern, targets)
+    alphas = _by_layer("alpha_pattern", lora.alpha_pattern, targets)
+    return _Sizes(
+        {name: ranks.get(name, lora.rank) for name in targets},
+        {name: alphas.get(name, lora.alpha) for name in targets},
+    )
+
+
+def _like(model: PreTrainedModel, begun: SavedAdapter) -> _Sizes:
+    """Those of an earlier adapter, which has to be one of this model."""
+    linear, modules = architecture.linear(model), dict(model.named_modules())
+    for name, layer in begun.layers.items():
+        if name in linear and _features(linear[name]) == (layer.inputs, layer.outputs):
+            continue
+        which = f", of {begun.base}" if begun.base else ""
+        if name in linear:
+            why = (
+                f"has {_spelled(*_features(linear[name]))} in job.model, and {_spelled(layer.inputs, layer.outputs)}"
+            )
+            remedy = "set job.model to the base that it was trained on"
+        elif name in modules:
+            why = "is no linear layer of the language model, which alone gets adapters here, and it has one"
+            remedy = "train it further with PEFT"
+        else:
+            why = "is no layer of job.model, and it has an adapter"
+            remedy = "set job.model to its base, or, if it is, load it with PEFT and save it with today's names"
+        raise ModelRefused(
+            f"training.lora.from: {begun.folder} is the adapter of another model{which}: {printable(name)} {why} "
+            f"there; {remedy}; or name another adapter"
+        )
+    return _Sizes(
+        {name: layer.rank for name, layer in begun.layers.items()},
+        {name: layer.alpha for name, layer in begun.layers.items()},
+    )
+
+
+def _features(module: Any) -> tuple[int, int]:
+    """Of inputs and of outputs."""
+    return (module.nx, module.nf) if isinstance(module, Conv1D) else (module.in_features, module.out_features)
+
+
+def _spelled(inputs: int, outputs: int) -> str:
+    return f"{inputs} inputs and {outputs} outputs"
+
+
+def _differing(values: Mapping[str, T], usual: T) -> dict[str, T]:
+    """As a pattern for each layer of its own: PEFT's file sorts patterns, and the first one holds."""
+    return {f"^{re.escape(name)}": value for name, value in values.items() if value != usual}
 
 
 def _targets(model: PreTrainedModel, lora: Lora) -> list[str]:
@@ -139,10 +226,7 @@ def _number(name: str) -> int | None:
 
 
 def _by_layer(key: str, patterns: Sequence[tuple[str, T]], targets: Sequence[str]) -> dict[str, T]:
-    """Each target that a pattern is of, as a pattern of its own: PEFT's file sorts patterns, and the first one holds.
-
-    A pattern that is of no target is a typo.
-    """
+    """The value of each target that a pattern is of. A pattern that is of no target is a typo."""
     read = [(text, _expression(key, text, end_of_name), value) for text, value in patterns]
     holding = {name: next(((text, value) for text, each, value in read if each.fullmatch(name)), None)
                for name in targets}  # fmt: skip
@@ -153,7 +237,7 @@ def _by_layer(key: str, patterns: Sequence[tuple[str, T]], targets: Sequence[str
             f"training.lora.{key}: {', '.join(unused)} is of no module that gets an adapter, or longer patterns are "
             f"of all that it names; adapters are on {leaves}"
         )
-    return {f"^{re.escape(name)}": found[1] for name, found in holding.items() if found}
+    return {name: found[1] for name, found in holding.items() if found}
 
 
 def _require_targets(model: PreTrainedModel, found: dict[str, list[str]]) -> None:

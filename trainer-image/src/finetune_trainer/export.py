@@ -137,6 +137,7 @@ def settings(config: RunConfig) -> dict[str, object]:
         }
         chosen = {"training.lora.use_rslora": lora.rslora, "training.lora.use_dora": lora.dora}
         found |= {key: "true" for key, value in chosen.items() if value}
+        found |= {"training.lora.from": lora.source} if lora.source else {}
     return found if how is None else found | {"training.quantization.format": how.format}
 
 

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from .adapter_folder import CONFIG, WEIGHTS
 from .errors import DataRefused, ModelRefused, RunError, StorageFailed
-from .handoff import DATA, MODEL
+from .handoff import ADAPTER, DATA, MODEL
 from .sources import CONFIGS, TOKENIZER
 
 # Besides the weights, these files define a model: sizes, vocabulary, template.
@@ -33,6 +34,24 @@ def of(model_folder: Path, data_path: Path) -> dict[str, str]:
         data = _file_fingerprint(data_path)
     with _readable(ModelRefused, "model", model_folder):
         return {MODEL: _model_fingerprint(model_folder), DATA: data}
+
+
+def of_adapter(folder: Path) -> dict[str, str]:
+    """Digest of an adapter that training continues from, under the name ADAPTER. Raises ModelRefused."""
+    total = hashlib.sha256()
+    with _readable(ModelRefused, "adapter", folder):
+        for name in (CONFIG, WEIGHTS):
+            _add(total, name, [_file_fingerprint(folder / name).encode()])
+    return {ADAPTER: _prefixed(total)}
+
+
+def require_same_adapter(folder: Path, before: str) -> None:
+    """Raises ModelRefused if it no longer has the digest `before`."""
+    if of_adapter(folder)[ADAPTER] != before:
+        raise ModelRefused(
+            f"adapter {folder}: its files changed while it was read; leave them as they are while jobs start, then "
+            "start the job again"
+        )
 
 
 def model_has(model_folder: Path, digest: str) -> bool:

@@ -21,8 +21,10 @@ Split = Literal["train", "validation"]
 TRAIN: Split = "train"
 VALIDATION: Split = "validation"
 """Folders with the prepared rows."""
-MODEL, DATA = "model", "data"
-"""Names of the digests of the content of job.model and job.data."""
+MODEL, DATA, ADAPTER = "model", "data", "adapter"
+"""Names of the digests of the content of job.model, job.data and training.lora.from."""
+CONTENT = "content."
+"""Prefix of these names in the identity of a run (identity.py)."""
 
 
 class Handoff(BaseModel):
@@ -35,7 +37,8 @@ class Handoff(BaseModel):
     data_file: Path
     datasets: tuple[DatasetRecord, ...]
     digests: dict[str, str]
-    """Of what this node has read: the content of job.model and job.data, and the rows of each split."""
+    """Of what this node has read: the content of job.model, job.data and training.lora.from, and of the prepared rows
+    of each split."""
 
     def write(self, folder: Path) -> None:
         (folder / "handoff.json").write_text(self.model_dump_json())

@@ -1,4 +1,4 @@
-"""A model from the Hub into the cache: `python -m finetune_trainer.hub NAME REVISION LIMITS...`.
+"""A model or an adapter from the Hub into the cache: `python -m finetune_trainer.hub NAME REVISION CONFIG LIMITS...`.
 
 sources.py starts this process and reads its outcome. It is a process of its own because nothing else ends a download
 at once, with all its threads: when the launcher is stopped, and when its lease on the cache is lost. Of nodes that
@@ -27,57 +27,61 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.file_download import repo_folder_name
 
+from . import adapter_folder
 from .errors import ModelRefused, RunError, SourceUnavailable
 from .files import storage_failure
 from .lease import Lease
 from .patience import PatientClient
 from .rank_processes import end_with_launcher
 from .records import print_error
-from .sources import IGNORED, LOST, SMALL, WANTED, Limits, quantisation
+from .sources import FILES, IGNORED, LOST, MISTAKEN, MODEL_CONFIG, SMALL, Limits, quantisation
 
 _ABANDONED_S = 24 * 3600.0
 """After which a part of a file that does not grow is removed: longer than clocks differ."""
 
 
-def outcome(name: str, revision: str | None, limits: Limits) -> Path | RunError:
-    """The folder in the cache with the files of the model, or why there is none."""
+def outcome(name: str, revision: str | None, config: str, limits: Limits) -> Path | RunError:
+    """The folder in the cache with the files of the model, or why there is none.
+
+    `config`: the file that a repository of this kind has; without it, no weights are downloaded.
+    """
     label = name + (f"@{revision}" if revision else "")
     try:
-        return _fetch(name, revision, label, limits)
+        return _fetch(name, revision, label, config, limits)
     except RunError as error:
         return error
     except (httpx2.HTTPError, HFValidationError, OSError, RevisionResolutionError, RuntimeError) as error:
         return _refusal(label, error)
 
 
-def _fetch(name: str, revision: str | None, label: str, limits: Limits) -> Path:
+def _fetch(name: str, revision: str | None, label: str, config: str, limits: Limits) -> Path:
     """A Hub that is gone does not matter if the cache has all files."""
     client = partial(PatientClient, label, huggingface_hub.get_session().event_hooks)
-    patience = 0.0 if _complete(name, revision) else limits.patience
+    patience = 0.0 if _complete(name, revision, config) else limits.patience
     huggingface_hub.set_client_factory(partial(client, limits._replace(patience=patience)))
     try:
         commit = huggingface_hub.resolve_revision(name, revision=revision).resolved
     except (RunError, httpx2.HTTPError, RevisionResolutionError) as error:
-        if known := _cached(name, revision):
+        if known := _cached(name, revision, config):
             print_error(f"model {label}: the cache is used as it is: {error}")
             return known
         raise
     huggingface_hub.set_client_factory(partial(client, limits))
-    return _fill(name, commit, label, limits)
+    return _fill(name, commit, label, config, limits)
 
 
-def _fill(name: str, commit: str, label: str, limits: Limits) -> Path:
+def _fill(name: str, commit: str, label: str, config: str, limits: Limits) -> Path:
     lease, noticed = Lease(_repository(name, ".locks"), limits.stale), time.monotonic()
-    while (folder := _complete(name, commit)) is None:
+    while (folder := _complete(name, commit, config)) is None:
         try:
             mine = lease.acquire()
         except OSError as error:  # a cache that has everything may be read-only
             print_error(f"model {label}: no lease on the cache: {error}")
-            return _transfer(name, commit)
+            return _transfer(name, commit, config)
         if mine:
             _clear(name)
             with lease.held(_Progress(name, label, limits).require, _stop):
-                return _transfer(name, commit)
+                return _transfer(name, commit, config)
         if time.monotonic() - noticed > limits.notice:
             noticed, size = time.monotonic(), sum(blob.st_size for blob in _blobs(name))
             print_error(f"model {label}: waiting for the download by {lease.holder}, {size / 1e9:.1f} GB so far")
@@ -121,28 +125,35 @@ def _stop() -> None:
     os._exit(LOST)
 
 
-def _complete(name: str, revision: str | None) -> Path | None:
+def _complete(name: str, revision: str | None, config: str) -> Path | None:
     """The folder in the cache, if it certainly has all files."""
     try:
         huggingface_hub.get_cached_repo_tree(name, revision=revision)
     except CachedRepoTreeNotFoundError:  # the library then takes any folder for complete
         return None
-    return _cached(name, revision)
+    return _cached(name, revision, config)
 
 
-def _cached(name: str, revision: str | None) -> Path | None:
+def _cached(name: str, revision: str | None, config: str) -> Path | None:
     try:
-        return _download(name, revision, local_files_only=True)
+        return _download(name, revision, FILES[config], local_files_only=True)
     except LocalEntryNotFoundError:
         return None
 
 
-def _transfer(name: str, commit: str) -> Path:
-    quantisation(_download(name, commit, SMALL))  # refused before its weights are downloaded
-    return _download(name, commit)
+def _transfer(name: str, commit: str, config: str) -> Path:
+    """What is refused has no weights downloaded."""
+    small = _download(name, commit, SMALL)
+    if not (small / config).is_file():
+        raise ModelRefused(f"model {name}: it has no {config} on the Hub; {MISTAKEN[config]}")
+    if config == MODEL_CONFIG:
+        quantisation(small)
+    else:
+        adapter_folder.method(small)
+    return _download(name, commit, FILES[config])
 
 
-def _download(name: str, revision: str | None, files: list[str] = WANTED, *, local_files_only: bool = False) -> Path:
+def _download(name: str, revision: str | None, files: list[str], *, local_files_only: bool = False) -> Path:
     return Path(
         huggingface_hub.snapshot_download(
             name,
@@ -188,10 +199,10 @@ def _answer(found: Path | RunError) -> None:
     sys.stdout.flush()
 
 
-def main(name: str, revision: str, *limits: str) -> None:
+def main(name: str, revision: str, config: str, *limits: str) -> None:
     end_with_launcher()
     os.environ.setdefault("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "8")  # hf_xet's own tries then last as long as ours
-    _answer(outcome(name, revision or None, Limits(*map(float, limits))))
+    _answer(outcome(name, revision or None, config, Limits(*map(float, limits))))
 
 
 if __name__ == "__main__":

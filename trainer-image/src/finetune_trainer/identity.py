@@ -26,18 +26,19 @@ from finetune_data import regular
 from .collectives import on_rank_0, rank
 from .errors import ModelRefused, OutputRefused
 from .files import create_durable, storage_errors
-from .handoff import DATA, MODEL
+from .handoff import ADAPTER, CONTENT, DATA, MODEL
 from .publish import read_report
 
 ROWS_PER_STEP = "rows_per_step"
-CONTENT = "content."
-"""Prefix of the fingerprints' keys in the identity (fingerprint.py)."""
 PRECISION = "precision"
 """The one key of the identity that two keys of a job decide."""
 _ABSENT = object()
 _LATER = {key: RunConfig.model_fields[key].get_default() for key in LATER}
 """Keys that are left out at these values: runs of versions that did not have them stay resumable."""
-_CONTENTS = {f"{CONTENT}{name}": f"the content of job.{name}" for name in (MODEL, DATA)}
+_CONTENTS = {
+    f"{CONTENT}{name}": f"the content of {key}"
+    for name, key in ((MODEL, "job.model"), (DATA, "job.data"), (ADAPTER, SPEC_KEYS["lora.source"]))
+}
 _NAMES = {ROWS_PER_STEP: "hyperparameters.global_batch"} | SPEC_KEYS | {PRECISION: "the precision"} | _CONTENTS
 _KEY = re.compile(r"[a-z0-9_.]{1,100}")
 _LISTED = 20
@@ -78,6 +79,8 @@ def document(config: RunConfig, fingerprint: Mapping[str, str], rows_per_step: i
     """The identity as one flat document: dotted key to JSON value."""
     values = config.model_dump(mode="json")
     keyed = {key: _at(values, key) for key in IDENTITY if _at(values, key) != _LATER.get(key, _ABSENT)}
+    if config.lora is not None and config.lora.source:  # whose content decides the rest
+        keyed["lora"] = {"source": config.lora.source, "dropout": config.lora.dropout}
     content = {CONTENT + name: digest for name, digest in fingerprint.items()}
     return dict(_flat(keyed)) | content | {ROWS_PER_STEP: rows_per_step}
 
@@ -86,14 +89,6 @@ def digest(identity: Mapping[str, Any]) -> str:
     """sha256 over the identity as JSON with sorted keys and without white space."""
     canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
-
-
-def model_digest(output: Path) -> str | None:
-    """Fingerprint of the base of the run that owns `output`; None if no run does."""
-    if not (output / RUN_FILE).is_file():
-        return None
-    found = _read(output / RUN_FILE).get(f"{CONTENT}{MODEL}")
-    return found if isinstance(found, str) else None
 
 
 def _claim(output: Path, identity: Mapping[str, Any]) -> None:
@@ -162,7 +157,7 @@ def _compare(output: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> No
     values = "; ".join(
         f"{_name(key)} was {_format_value(old, key)} and is {_format_value(new, key)} now" for key in named
     )
-    remedies = ", ".join(_remedy(old, key) for key in named)
+    remedies = ", ".join(filter(None, (_remedy(old, key) for key in named)))
     raise OutputRefused(f"output {output} belongs to another job: {values}. Choose another output, or {remedies}")
 
 
@@ -176,8 +171,9 @@ def _format_value(identity: Mapping[str, Any], key: str) -> str:
 
 
 def _remedy(old: Mapping[str, Any], key: str) -> str:
+    """Empty for the content of what was not named: the key that names it has a remedy of its own."""
     if key.startswith(CONTENT):
-        return f"restore {_name(key)}"
+        return f"restore {_name(key)}" if key in old else ""
     if key == PRECISION and old.get(key) in list(Precision):
         return _PRECISIONS[Precision(old[key])]
     return f"set {_name(key)} back to {_format_value(old, key)}" if key in old else f"remove {_name(key)}"

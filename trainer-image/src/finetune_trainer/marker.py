@@ -46,7 +46,7 @@ class Marker(BaseModel):
     @classmethod
     def _inside(cls, files: dict[str, FileDigest]) -> dict[str, FileDigest]:
         for name in files:
-            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\0" in name:
                 raise ValueError(f"{name} is outside of the folder")
         return files
 

@@ -154,7 +154,14 @@ def require_possible(base: Path, adapted: PeftModel) -> None:
     names = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
     modules: Any = {n: m for n, m in adapted.get_base_model().named_modules() if hasattr(m, "lora_A")}
     layers = {
-        n: AdaptedLayer(m.in_features, m.out_features, m.scaling[ADAPTER], ADAPTER in m.lora_magnitude_vector)
+        n: AdaptedLayer(
+            m.in_features,
+            m.out_features,
+            m.r[ADAPTER],
+            m.lora_alpha[ADAPTER],
+            m.scaling[ADAPTER],
+            ADAPTER in m.lora_magnitude_vector,
+        )
         for n, m in modules.items()
     }
     try:

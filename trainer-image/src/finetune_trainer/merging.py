@@ -19,13 +19,12 @@ from typing import NoReturn
 
 from finetune_api.runtime.exits import MEANINGS, Exit
 from finetune_api.runtime.merging import MergeOutcome, MergeProgress
-from finetune_api.runtime.protocol import MARKER, RESULT, RUN_FILE
 
-from . import failures, fingerprint, identity, lora_files, merge, records, sources
+from . import adapter_folder, failures, fingerprint, lora_files, merge, records, sources
 from .errors import ModelRefused, OutputRefused, SourceUnavailable
 from .files import DISK, TEMPORARY, Files, fsync_tree, remove_tree, storage_errors
 from .lora_files import SavedAdapter
-from .marker import DigestingFiles, Marker, defect, digest_of, digests_in, read_marker, write_marker
+from .marker import DigestingFiles, Marker, digests_in, read_marker, write_marker
 from .merge import MergePlan, OnProgress
 
 _TEMPORARY = f"{TEMPORARY}merge-"
@@ -51,7 +50,7 @@ def main(arguments: list[str]) -> int:
 def run(adapter: Path, output: Path, base: str = "", files: Files = DISK) -> MergeOutcome:
     """Merge the adapter in a folder into its base, or into another copy of that. Raises a RunError."""
     _require_absent(output)
-    folder = located(adapter)
+    folder = adapter_folder.located(adapter)
     found = lora_files.read(folder)
     planned = merge.plan(_base(found, base), found)
     _compare_base(planned, given=bool(base))
@@ -67,40 +66,6 @@ def run(adapter: Path, output: Path, base: str = "", files: Files = DISK) -> Mer
         exit_code=Exit.OK, reason=MEANINGS[Exit.OK].reason, message=MEANINGS[Exit.OK].sentence,
         adapter=str(folder), base=str(planned.base), layers=len(found.layers), bytes=total,
     )  # fmt: skip
-
-
-def located(path: Path) -> Path:
-    """The folder of the adapter in the output of a run, or `path` itself. Raises ModelRefused for half of one."""
-    folder = path / RESULT if (path / RUN_FILE).is_file() or (path / RESULT).is_dir() else path
-    if not folder.is_dir():
-        raise ModelRefused(
-            f"adapter {folder}: folder not found; wait until the run has finished, or correct the path"
-        )
-    of_run = folder.name == RESULT and (folder.parent / RUN_FILE).is_file()
-    if folder.name.startswith(TEMPORARY):
-        changed: str | None = "it is being written, or its writer was killed"
-    elif of_run or os.path.lexists(folder / MARKER):
-        changed = defect(folder) or _edited(folder)
-    else:
-        changed = None
-    if changed:
-        raise ModelRefused(
-            f"adapter {folder} is not complete as it was published: {changed}; start its run again, or restore the "
-            "file"
-        )
-    return folder
-
-
-def _edited(folder: Path) -> str | None:
-    """The first file that is not the one which was published."""
-    marker = read_marker(folder)
-    assert marker is not None
-    for name, stamp in marker.files.items():
-        if not (folder / name).is_file():
-            return f"{name} is no file"
-        if digest_of(folder / name) != stamp:
-            return f"{name} has changed (sha256)"
-    return None
 
 
 def _base(adapter: SavedAdapter, given: str) -> Path:
@@ -126,7 +91,7 @@ def _compare_base(planned: MergePlan, *, given: bool) -> None:
     Raises ModelRefused for another one. One that was given is reported: it may be another copy of the same weights.
     """
     folder = planned.adapter.folder
-    trained = identity.model_digest(folder.parent) if folder.name == RESULT else None
+    trained = adapter_folder.trained_on(folder)
     if trained is None or fingerprint.model_has(planned.base, trained):
         return
     sentence = f"{planned.base} is not, file by file, the base that {folder} was trained on"

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 
 from .collectives import on_every_rank
 from .errors import DataRefused, ModelRefused
-from .handoff import MODEL, TRAIN, VALIDATION, Handoff
+from .handoff import ADAPTER, MODEL, TRAIN, VALIDATION, Handoff
 
 _INPUTS = (
     (MODEL, ModelRefused, "the content of job.model is"),
+    (ADAPTER, ModelRefused, "the content of training.lora.from is"),
     (TRAIN, DataRefused, "job.data: its rows, or the tokens that job.model makes of them, are"),
     (VALIDATION, DataRefused, "data.validation_path: its rows are"),
 )

@@ -12,11 +12,11 @@ from pathlib import Path
 import finetune_data
 import finetune_tokens
 from finetune_api.runtime.report import DatasetRecord
-from finetune_api.runtime.run_config import DEFAULT_SEQUENCE_LENGTH, RunConfig
+from finetune_api.runtime.run_config import DEFAULT_SEQUENCE_LENGTH, Lora, RunConfig
 from finetune_tokens import ChatTokenizer, TokenizedDataset
 
-from . import fingerprint, sources
-from .errors import ConfigRefused
+from . import adapter_folder, fingerprint, sources
+from .errors import ConfigRefused, ModelRefused
 from .handoff import TRAIN, VALIDATION, Handoff, Split
 from .rows import Rows
 
@@ -30,7 +30,13 @@ def prepare(config: RunConfig, node: int, folder: Path, log: Callable[[str], Non
     `log` receives one sentence per warning. Raises a RunError, DatasetRefused or TokenizerRefused.
     """
     model = sources.model_folder(config.model)
-    _require_other_folder(Path(config.output), model)
+    _require_other_folder(Path(config.output), model, "job.model")
+    digests: dict[str, str] = {}
+    if config.lora is not None and config.lora.source:
+        lora = continued(config.lora, config.model, model, log)
+        _require_other_folder(Path(config.output), Path(lora.folder), "training.lora.from")
+        config = config.model_copy(update={"lora": lora})
+        digests = fingerprint.of_adapter(Path(lora.folder))
     length = sequence_length(config.sequence_length, sources.model_config(model))
     tokenizer = ChatTokenizer.load(model)
     data = sources.data_file(config.data.train)
@@ -42,8 +48,27 @@ def prepare(config: RunConfig, node: int, folder: Path, log: Callable[[str], Non
         records.append(_save_split(validation, VALIDATION, folder, log))
     Handoff(
         config=config, node=node, model_folder=model, data_file=data, datasets=tuple(records),
-        digests=fingerprint.of(model, data) | _digests(folder, records),
+        digests=fingerprint.of(model, data) | digests | _digests(folder, records),
     ).write(folder)  # fmt: skip
+
+
+def continued(lora: Lora, named: str, model: Path, log: Callable[[str], None]) -> Lora:
+    """`lora` with the values of the adapter that training continues from, which has to be one of `model`.
+
+    named: the model as the job names it. Raises ModelRefused.
+    """
+    folder = sources.adapter_folder(lora.source)
+    found, trained = adapter_folder.continued(lora, folder), adapter_folder.trained_on(folder)
+    if trained is not None and not fingerprint.model_has(model, trained):
+        raise ModelRefused(
+            f"training.lora.from: job.model is not, file by file, the base that {folder} was trained on; set "
+            "job.model to that one, or, if their weights are the same, copy the folder out of its output and name "
+            "the copy"
+        )
+    base, _ = adapter_folder.base(adapter_folder.settings(folder))
+    if trained is None and base and base != named.removeprefix("hf://").partition("@")[0]:
+        log(f"note: {folder} names {base} as its base, and job.model is {named}; they have to have the same weights")
+    return found
 
 
 def sequence_length(requested: int | None, model_config: dict[str, object]) -> int:
@@ -59,10 +84,10 @@ def sequence_length(requested: int | None, model_config: dict[str, object]) -> i
     return requested
 
 
-def _require_other_folder(output: Path, model: Path) -> None:
-    if output.resolve() == model.resolve():
+def _require_other_folder(output: Path, used: Path, key: str) -> None:
+    if output.resolve() == used.resolve():
         raise ConfigRefused(
-            f"output.uri: {output} is the folder of job.model, which a run must leave as it is; choose another folder"
+            f"output.uri: {output} is the folder of {key}, which a run must leave as it is; choose another folder"
         )
 
 

@@ -1,4 +1,4 @@
-"""From the URI of a model or a dataset to files on this node.
+"""From the URI of a model, an adapter or a dataset to files on this node.
 
 Called by preparation.py in the launcher: once per node and before any rank is started, so that each node downloads
 once and no rank waits for it inside a collective.
@@ -13,10 +13,14 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from finetune_api.runtime.protocol import RESULT
 from finetune_api.validation import uris
 from finetune_api.validation.uris import Scheme, Source, Use
 
+from . import adapter_folder as adapters
 from . import quantisation as quantisations
+from .adapter_folder import CONFIG as ADAPTER_CONFIG
+from .adapter_folder import WEIGHTS as ADAPTER_WEIGHTS
 from .errors import DataRefused, ModelRefused, RunError, SourceUnavailable
 from .quantisation import Quantisation
 
@@ -33,6 +37,16 @@ TOKENIZER = (
     "*.tiktoken", "chat_template*",
 )  # fmt: skip
 """Files and folders of a tokenizer and its template; every result takes them over."""
+MODEL_CONFIG = "config.json"
+FILES = {MODEL_CONFIG: WANTED, ADAPTER_CONFIG: [*SMALL, ADAPTER_WEIGHTS]}
+"""Files that are downloaded of a repository, by the one that shows what it is."""
+MISTAKEN = {
+    MODEL_CONFIG: "if it is an adapter, set job.model to its base and training.lora.from to the adapter; else "
+    "correct the name",
+    ADAPTER_CONFIG: "if it is a whole model, set job.model to it and leave training.lora.from out; else correct "
+    "the name",
+}
+"""What to do where a repository or a folder lacks the file that a model or an adapter has."""
 LOST = 75
 """Exit code of a download that lost its lease on the cache: EX_TEMPFAIL of sysexits.h."""
 
@@ -55,20 +69,28 @@ _LIMITS = Limits()
 
 def model_folder(uri: str, limits: Limits = _LIMITS) -> Path:
     """The folder with config.json and safetensors weights. Raises a RunError."""
-    source = _parse(uri, uris.MODEL, ModelRefused)
-    if source.scheme is Scheme.HUB:
-        if "://" not in uri and (Path(uri) / "config.json").exists():
-            raise ModelRefused(
-                f"model {uri} is a name on the Hugging Face Hub, and a folder of that name is here: write ./{uri} "
-                f"for the folder, or hf://{uri} for the Hub; or rename the folder to continue an earlier run"
-            )
-        folder = _download(source, limits)
-    elif source.scheme is Scheme.PATH:
-        folder = Path(source.path)
-    else:
-        raise ModelRefused(_unsupported_scheme("model", uri, "a path or org/name on the Hugging Face Hub"))
+    folder = _folder("model", uri, uris.MODEL, MODEL_CONFIG, limits)
     _require_model(folder)
     return folder
+
+
+def adapter_folder(uri: str, limits: Limits = _LIMITS) -> Path:
+    """The folder of the adapter, which may be in the output of a run. Raises a RunError."""
+    return adapters.located(_folder("adapter", uri, uris.ADAPTER, ADAPTER_CONFIG, limits))
+
+
+def _folder(what: str, uri: str, use: Use, config: str, limits: Limits) -> Path:
+    source = _parse(uri, use, ModelRefused)
+    if source.scheme is Scheme.PATH:
+        return Path(source.path)
+    if source.scheme is not Scheme.HUB:
+        raise ModelRefused(_unsupported_scheme(what, uri, "a path or org/name on the Hugging Face Hub"))
+    if "://" not in uri and any((Path(uri) / inner / config).exists() for inner in (".", RESULT)):
+        raise ModelRefused(
+            f"{what} {uri} is a name on the Hugging Face Hub, and a folder of that name is here: write ./{uri} "
+            f"for the folder, or hf://{uri} for the Hub; or rename the folder to continue an earlier run"
+        )
+    return _download(source, config, limits)
 
 
 def data_file(uri: str) -> Path:
@@ -105,8 +127,9 @@ def _unsupported_scheme(what: str, uri: str, accepted: str) -> str:
 def _require_model(folder: Path) -> None:
     if not folder.is_dir():
         raise ModelRefused(f"model {folder}: folder not found; {_REMEDY}")
-    if not (folder / "config.json").is_file():
-        raise ModelRefused(f"model {folder}: config.json not found in the folder; {_REMEDY}")
+    if not (folder / MODEL_CONFIG).is_file():
+        remedy = MISTAKEN[MODEL_CONFIG] if (folder / ADAPTER_CONFIG).is_file() else _REMEDY
+        raise ModelRefused(f"model {folder}: config.json not found in the folder; {remedy}")
     if not any(folder.glob(_WEIGHTS)):
         raise ModelRefused(
             f"model {folder}: no *.safetensors found in the folder; other formats can run code when they are "
@@ -170,9 +193,9 @@ def quantisation(folder: Path) -> Quantisation | None:
 _REMEDY = "use the folder that save_pretrained wrote, or a name on the Hugging Face Hub (org/name)"
 
 
-def _download(source: Source, limits: Limits) -> Path:
+def _download(source: Source, config: str, limits: Limits) -> Path:
     """Runs hub.py. A process that has lost its lease on the cache waits for the one that has it."""
-    command = (sys.executable, "-m", f"{__package__}.hub", source.name, source.revision, *map(str, limits))
+    command = (sys.executable, "-m", f"{__package__}.hub", source.name, source.revision, config, *map(str, limits))
     code = LOST
     while code == LOST:
         done = subprocess.run(  # kills the process if this one is stopped

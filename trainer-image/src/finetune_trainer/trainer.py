@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from finetune_api.runtime.exits import MEANINGS, Exit
 from finetune_api.runtime.protocol import RESULT
 from finetune_api.runtime.report import FinalReport, ResumeRecord
-from finetune_api.runtime.run_config import RunConfig, Validation
+from finetune_api.runtime.run_config import Lora, RunConfig, Validation
 
 from . import (
     activations,
@@ -48,7 +48,7 @@ from .collectives import on_every_rank, on_rank_0
 from .environment import RankInfo
 from .errors import NonFinite
 from .files import DISK, Files, require_space
-from .handoff import DATA, MODEL, TRAIN, VALIDATION, Handoff, write_digest
+from .handoff import ADAPTER, DATA, MODEL, TRAIN, VALIDATION, Handoff, write_digest
 from .heartbeat import Heartbeat, HeartbeatFiles
 from .history import History
 from .hooks import Checkpoints, Evaluation, Progress, Stopping, count_due
@@ -121,7 +121,7 @@ class Trainer:
 
     @cached_property
     def _identity(self) -> Mapping[str, Any]:
-        content = {name: self.handoff.digests[name] for name in (MODEL, DATA)}
+        content = {name: digest for name, digest in self.handoff.digests.items() if name in (MODEL, DATA, ADAPTER)}
         return identity.document(self._config, content, rows_per_step(self._config))
 
     @cached_property
@@ -166,12 +166,24 @@ class Trainer:
         base = model.load(self.handoff.model_folder, self._config, self._keep, self.rank_info.device)
         self._of_result = on_rank_0(partial(fingerprint.of_result, self.handoff.model_folder))
         on_every_rank(self._require_unchanged)
-        adapted = base if self._config.lora is None else adapters.attach(base, self._config.lora)
+        adapted = base if self._config.lora is None else self._adapted(base, self._config.lora)
         if self._config.merge and isinstance(adapted, PeftModel):
             on_rank_0(partial(merge.require_possible, self.handoff.model_folder, adapted))
         activations.recompute(adapted, recomputed)
         environment.seed(self._config.seed, self._mesh.data_rank)
         return adapted
+
+    def _adapted(self, base: PreTrainedModel, lora: Lora) -> PeftModel:
+        found = adapters.attach(base, lora)
+        if lora.folder:
+            on_every_rank(partial(self._take_values, found, Path(lora.folder)))
+        return found
+
+    def _take_values(self, adapted: PeftModel, folder: Path) -> None:
+        """From an earlier adapter. A resume takes the values of its checkpoint in their place."""
+        adapters.take_values(adapted, folder)
+        if self.rank_info.local_rank == 0:
+            fingerprint.require_same_adapter(folder, self.handoff.digests[ADAPTER])
 
     def _require_unchanged(self) -> None:
         if self.rank_info.local_rank == 0:

@@ -213,6 +213,11 @@ class Adapter(AdapterSizes):
         "Other ranks: regular expression of the end of a layer's name -> rank; of several, the longest holds."
     )
     alpha_pattern: Annotated[dict[str, Alpha], Field(max_length=64)] | None = key("Other alphas, as rank_pattern.")
+    from_: Name | None = key(
+        "Training continues from this adapter, a LoRA adapter on the same base: its folder, a URI, or org/name of "
+        "the Hugging Face Hub. Rank, alpha and layers are those of the adapter.",
+        alias="from",
+    )
     use_rslora: bool | None = key(
         "true: the adapter's output is multiplied by alpha / sqrt(r), which suits large ranks. false if absent."
     )

@@ -69,6 +69,11 @@ class Lora(Frozen):
     dora: bool = False
     """m (W + (alpha / rank) B A) / |W + (alpha / rank) B A|, by row, with m trained too (Liu et al. 2024)."""
     init: LoraInit = LoraInit.DEFAULT
+    source: str = ""
+    """Folder or name of the adapter that training continues from; empty: a new one. Rank, alpha, targets and what is
+    below them are then its own, and the launcher reads them there."""
+    folder: str = ""
+    """Where the launcher of a node has it."""
 
     @model_serializer(mode="wrap")
     def _document(self, make: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -247,6 +252,7 @@ SPEC_KEYS = {
     "lora.rslora": "training.lora.use_rslora",
     "lora.dora": "training.lora.use_dora",
     "lora.init": "training.lora.init_lora_weights",
+    "lora.source": "training.lora.from",
     "quantisation": "training.quantization",
     "quantisation.format": "training.quantization.format",
     "quantisation.double": "training.quantization.double_quant",

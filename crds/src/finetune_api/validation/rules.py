@@ -15,6 +15,9 @@ from finetune_api.resource.aliases import (
     DATA,
     DATA_PARALLEL,
     GROUPS,
+    LORA_ALPHA,
+    LORA_R,
+    LORA_TARGETS,
     MODEL,
     NODES,
     PARALLELISM,
@@ -90,6 +93,12 @@ _bf16_weights = among(f"{PARALLELISM}.weights", "bf16")
 _several_nodes = not_(all_of(at_most(_nodes, constant(1)), at_most(first(TOTAL, 0), first(PER_NODE, 16384))))
 """More than one is asked for, or follows from gpu_count; a key that is absent does not count."""
 _ephemeral = among("output.ephemeral", True)
+_OF_NEW_ADAPTERS = (
+    *LORA_R, *LORA_ALPHA, *LORA_TARGETS,
+    *(f"training.lora.{key}" for key in ("layers_to_transform", "rank_pattern", "alpha_pattern", "use_rslora",
+                                         "use_dora", "init_lora_weights")),
+)  # fmt: skip
+"""What an adapter that training continues from decides."""
 _LABEL_KEY = (r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?"
               r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$")  # fmt: skip
 
@@ -183,6 +192,17 @@ RULES: tuple[Rule, ...] = (
          not_(all_of(among("training.mode", "qlora"), among("training.use_qlora", False))),
          "use_qlora is false, but mode selects QLoRA.", "Remove use_qlora, or set mode to lora.",
          ("training.use_qlora", "training.mode")),
+    Rule("training.lora.from", "MethodContradiction",
+         not_(all_of(present("training.lora.from"),
+                     any_of(_wants_all, among("hyperparameters.train_kind", "fft")))),
+         "from names an adapter to continue from, but the job trains all weights.",
+         "Remove from, or select adapters (training.mode: lora).",
+         ("training.lora.from", "training.mode", "hyperparameters.train_kind")),
+    Rule("training.lora.from", "AdapterContradiction",
+         not_(all_of(present("training.lora.from"), present(*_OF_NEW_ADAPTERS))),
+         "Training continues from an adapter, which has its rank, alpha and layers already.",
+         "Leave all keys of adapters but from and dropout out, or leave from out to begin a new adapter.",
+         ("training.lora.from", *_OF_NEW_ADAPTERS)),
     Rule("training.validation.greater_is_better", "UnknownValue",
          not_(among("training.validation.greater_is_better", True)),
          "A loss is better when it is smaller.", "Set greater_is_better to false, or leave it out."),

@@ -31,8 +31,8 @@ def unknown_keys(resource: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 USUAL: Mapping[str, str] = {
-    "adapter": "training.mode", "base_model": "job.model", "batch": "hyperparameters.per_device_batch",
-    "dataset": "job.data",
+    "adapter": "training.mode", "adapter_name_or_path": "training.lora.from", "base_model": "job.model",
+    "batch": "hyperparameters.per_device_batch", "dataset": "job.data",
     "bnb_4bit_compute_dtype": "hyperparameters.parallelism.bf16",
     "bnb_4bit_quant_type": "training.quantization.format",
     "bnb_4bit_use_double_quant": "training.quantization.double_quant",
@@ -42,7 +42,8 @@ USUAL: Mapping[str, str] = {
     "init_lora_weights": "training.lora.init_lora_weights",
     "layers_to_transform": "training.lora.layers_to_transform",
     "load_in_4bit": "training.use_qlora", "lora_alpha_pattern": "training.lora.alpha_pattern",
-    "lora_r": "training.lora.r", "lora_rank_pattern": "training.lora.rank_pattern",
+    "lora_model_dir": "training.lora.from", "lora_r": "training.lora.r",
+    "lora_rank_pattern": "training.lora.rank_pattern",
     "lora_target_linear": "training.lora.target_modules", "lr": "hyperparameters.learning_rate",
     "merge_lora": "output.merge", "micro_batch_size": "hyperparameters.per_device_batch",
     "model_name_or_path": "job.model", "num_epochs": "hyperparameters.n_epochs",
@@ -69,7 +70,6 @@ NOT_YET: Mapping[str, str] = {
                     "Experts in one parameter get no adapters; training.mode: fft trains all."),
     **dict.fromkeys(("trainable_token_indices", "peft_trainable_token_indices"),
                     "Embeddings are not trained beside adapters; training.mode: fft trains all."),
-    "lora_model_dir": "Training does not go on from another adapter; a job in the same output.uri resumes its own.",
     "loftq_config": "Adapters do not change the base; training.lora.init_lora_weights has default and gaussian.",
 }  # fmt: skip
 """Keys of other systems for what this version does not do, and what it does."""

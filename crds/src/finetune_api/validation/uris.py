@@ -131,6 +131,7 @@ _CONFIG_MAP = Form("configmap://NAME/KEY", rf"configmap://{_OBJECT}/\.?[-_A-Za-z
 
 MODEL = Use("a model is read from", "Copy the model to a claim and name it there.",
             {Scheme.HUB: _HUB, Scheme.PVC: _FOLDER, Scheme.PATH: _PATH})  # fmt: skip
+ADAPTER = Use("an adapter is read from", "Copy the adapter to a claim and name it there.", MODEL.forms)
 ROWS = Use("rows are read from",
            "Copy the file to a claim; `finetune submit --dataset FILE` uploads training rows.",
            {Scheme.PVC: _FILE, Scheme.CONFIG_MAP: _CONFIG_MAP, Scheme.PATH: _PATH})  # fmt: skip
@@ -139,6 +140,7 @@ OUTPUT = Use("results are written to", "Write the result to a claim; `finetune f
 
 KEYS: Mapping[str, Use] = {
     **dict.fromkeys(aliases.MODEL, MODEL),
+    "training.lora.from": ADAPTER,
     **dict.fromkeys((*aliases.DATA, "data.validation_path"), ROWS),
     "output.uri": OUTPUT,
 }

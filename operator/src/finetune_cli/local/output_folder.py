@@ -38,9 +38,10 @@ _KINDS = {
 
 def problems(job: JobSettings, output: Path) -> Iterator[Problem]:
     """A folder in which a run would write over files of others; found before anything is written there."""
-    model = job.model.value
-    if model and uris.MODEL.parse(model).scheme is Scheme.PATH and output.resolve() == Path(model).resolve():
-        yield _problem(f"{output} is the folder of the model, which a run leaves as it is.", _ANOTHER)
+    for used, what in ((job.model, "model"), (job.lora.source, "adapter to continue from")):
+        source = used.value and uris.KEYS[used.key].parse(used.value)
+        if source and source.scheme is Scheme.PATH and output.resolve() == Path(source.path).resolve():
+            yield _problem(f"{output} is the folder of the {what}, which a run leaves as it is.", _ANOTHER)
     if os.path.lexists(output / STATUS) and not previous_run(output):
         message = f"{output / STATUS} is not the status of a run, and a run would write over it."
         yield _problem(message, "Move it away, or give --output with another folder.")

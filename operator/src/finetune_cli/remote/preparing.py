@@ -67,6 +67,7 @@ def _local_only(job: JobSettings, given: Overrides) -> Iterator[Problem]:
     """Local files that pods will not find. An absolute path may exist in the image."""
     settings: tuple[tuple[Setting[Any], str], ...] = (
         (job.model, "Name a model of the Hugging Face Hub, or put the folder on a claim: pvc://CLAIM/PATH."),
+        (job.lora.source, "Name an adapter of the Hugging Face Hub, or put the folder on a claim: pvc://CLAIM/PATH."),
         (job.data.train, "Give --dataset with this file, which uploads it."),
         (job.data.validation, "Put it on a claim (pvc://CLAIM/PATH) or into a ConfigMap (configmap://NAME/KEY)."),
     )

@@ -65,6 +65,7 @@ def _accept(source: JobFile, given: Overrides) -> ValidatedJob:
         *local_files.cluster_only_problems(job),
         *local_files.data_problems(job, data),
         *local_files.model_problems(job),
+        *local_files.adapter_problems(job),
         *output_folder.problems(job, Path(accepted.resolution.run_config.output)),
     ]
     if problems:
