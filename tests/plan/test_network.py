@@ -257,6 +257,7 @@ def test_a_run_on_one_machine_needs_no_decision() -> None:
         (named("aws-efa", ONE), ["network.profile is aws-efa, which only several nodes with GPUs use."]),
         (named("aws-efa", CPUS), ["network.profile is aws-efa, which only several nodes with GPUs use."]),
         (named("aws-efa"), []),
+        (named("corewave-ib"), []),
         (named("tcp", ONE), []),
         (named("auto", ONE), []),
     ],

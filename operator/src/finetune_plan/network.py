@@ -97,8 +97,8 @@ def needs_evidence(job: JobSettings, layout: Layout, device: Device, settings: P
 
 
 def network_notes(asked: Setting[str | None], network: ResolvedNetwork) -> Iterator[Note]:
-    """What the user should know of the decision."""
-    if asked.value not in (None, AUTO, NONE, TCP, network.name):
+    """What the user should know of the decision; where there is none, its problem says it."""
+    if network.name and asked.value not in (None, AUTO, NONE, TCP, network.name):
         yield note(reasons.NETWORK_UNUSED, key=asked.key, value=asked.value)
 
 

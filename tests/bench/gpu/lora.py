@@ -14,7 +14,6 @@ from torch import nn
 from bench.figures import Figure
 from finetune_api.runtime.choices import Method, Precision
 from finetune_trainer import loop, lora_forward
-from trainer import models
 from trainer.lora_update import kept
 
 from . import shapes
@@ -23,7 +22,12 @@ from .shapes import LLAMA_1B, SMOL, Work
 MATRICES = ((2048, 8192), (8192, 2048), (4096, 4096), (14_336, 4096))
 """Inputs and outputs of layers."""
 ROWS = 8192
-WORKS = (Work(SMOL, Method.LORA, rows=16), Work(LLAMA_1B, Method.LORA, rows=6))
+WORKS = (
+    Work(SMOL, Method.LORA, rows=16),
+    Work(LLAMA_1B, Method.LORA, rows=6),
+    Work(LLAMA_1B, Method.LORA, rows=6, dora=True),
+    Work(LLAMA_1B, Method.QLORA, rows=6),
+)
 ROUNDS, WARM_UP, TIMED = 2, 3, 6
 
 
@@ -71,9 +75,7 @@ def _layer(inputs: int, outputs: int, device: torch.device) -> nn.Module:
 def _step_seconds(work: Work, forward: Forward, device: torch.device) -> list[float]:
     steps = WARM_UP + TIMED
     config = work.config(device, schedule__max_steps=steps, schedule__epochs=steps)
-    built = shapes.random_model(work.shape, config, device)
-    if forward is not Forward.OURS:
-        models.with_forward_of_peft(built)  # type: ignore[arg-type]  # adapters.attach gives a PeftModel
+    built = shapes.random_model(work.shape, config, device, theirs=forward is not Forward.OURS)
     if forward is Forward.PEFT:  # the base stays in bf16, and no engine makes copies of the adapters
         config = config.model_copy(update={"precision": Precision.FP32})
     data = shapes.full_rows(work.rows, work.length, work.shape.vocabulary)

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from finetune_api.resource import defaults
 from finetune_api.runtime.choices import Method, Recompute
-from finetune_api.runtime.run_config import RunConfig
+from finetune_api.runtime.run_config import BaseQuantisation, Lora, RunConfig
 from finetune_trainer import activations, adapters, engines, environment, mesh, model, quantised_base
 from finetune_trainer.environment import RankInfo
 from finetune_trainer.loop import TrainState
@@ -68,10 +70,12 @@ class Work:
     length: int = 2048
     """Tokens of a row that the model sees."""
     checkpointing: bool = False
+    dora: bool = False
 
     def __str__(self) -> str:
+        method = f"{self.method} dora" if self.dora else self.method
         checkpointing = ", recomputed" if self.checkpointing else ""
-        return f"{self.shape.name} {self.method}, {self.rows} x {self.length}{checkpointing}"
+        return f"{self.shape.name} {method}, {self.rows} x {self.length}{checkpointing}"
 
     def config(self, device: torch.device, **changes: Any) -> RunConfig:
         lora = models.lora(
@@ -79,6 +83,7 @@ class Work:
             alpha=float(defaults.LORA_RANK * defaults.LORA_ALPHA_PER_RANK),
             dropout=defaults.LORA_DROPOUT,
             target_modules=(defaults.LORA_TARGETS,),
+            dora=self.dora,
         )
         given = {
             "method": self.method,
@@ -106,10 +111,12 @@ def architecture(shape: Shape) -> LlamaConfig:
     )
 
 
-def random_model(shape: Shape, config: RunConfig, device: torch.device, *, prepared: bool = True) -> nn.Module:
+def random_model(
+    shape: Shape, config: RunConfig, device: torch.device, *, prepared: bool = True, theirs: bool = False
+) -> nn.Module:
     """As model.load and adapters.attach give it, with random weights, which differ from device to device.
 
-    Not `prepared`: as transformers and PEFT make it.
+    Not `prepared`: as transformers makes it. `theirs`: with the layers of PEFT and bitsandbytes.
     """
     environment.seed(SEED)
     with device:
@@ -119,11 +126,33 @@ def random_model(shape: Shape, config: RunConfig, device: torch.device, *, prepa
         if prepared:
             model.prepare(base, config)
         if config.quantisation is not None:
-            quantised_base.quantise(base, config.quantisation)
-        built = base if config.lora is None else adapters.attach(base, config.lora)
+            (_quantise if theirs else quantised_base.quantise)(base, config.quantisation)
+        built = base if config.lora is None else (_attach if theirs else adapters.attach)(base, config.lora)
     if prepared:
         activations.recompute(built, Recompute.FULL if config.activation_checkpointing else Recompute.NONE)
     return built
+
+
+def _quantise(base: Any, how: BaseQuantisation) -> None:
+    """The layers that we quantise, by bitsandbytes."""
+    bnb = importlib.import_module("bitsandbytes").nn
+    for name, layer in quantised_base.chosen(base).items():
+        kind = {"quant_type": str(how.format), "compress_statistics": how.double}
+        found = bnb.Linear4bit(
+            layer.in_features, layer.out_features, bias=False, compute_dtype=layer.weight.dtype, **kind
+        )
+        weight = bnb.Params4bit(layer.weight.detach().cpu(), requires_grad=False, **kind)
+        found.weight = weight.to(layer.weight.device)
+        base.set_submodule(name, found)
+    base.is_loaded_in_4bit = True  # PEFT asks for it before it looks at the layers
+
+
+def _attach(base: PreTrainedModel, lora: Lora) -> PeftModel:
+    settings = LoraConfig(
+        r=lora.rank, lora_alpha=int(lora.alpha), lora_dropout=lora.dropout, target_modules="all-linear",
+        use_dora=lora.dora, task_type="CAUSAL_LM",
+    )  # fmt: skip
+    return cast("PeftModel", get_peft_model(base, settings))
 
 
 def train_state(config: RunConfig, built: nn.Module, data: Rows, device: torch.device) -> TrainState:

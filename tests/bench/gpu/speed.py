@@ -33,6 +33,7 @@ WORKS = (
     Work(LLAMA_3B, Method.FFT, rows=4, checkpointing=True),
     Work(LLAMA_3B, Method.LORA, rows=4),
     Work(LLAMA_8B, Method.LORA, rows=4, checkpointing=True),
+    Work(LLAMA_1B, Method.LORA, rows=6, dora=True),
     Work(LLAMA_1B, Method.QLORA, rows=6),
     Work(LLAMA_8B, Method.QLORA, rows=4, checkpointing=True),
 )
@@ -42,8 +43,7 @@ def figures(device: torch.device) -> Iterator[Figure]:
     peak = matrix_rate(device)
     yield Figure("matrix product in bf16, 8192 x 8192 x 8192", peak / 1e12, "TFLOP/s")
     for work in WORKS:
-        others = {} if work.method is Method.QLORA else {"transformers.Trainer: ": theirs}
-        for name, run in {"": ours, **others}.items():
+        for name, run in {"": ours, "transformers.Trainer: ": theirs}.items():
             try:
                 seconds, memory = _measured(run, work, device)
             except torch.OutOfMemoryError as error:
@@ -85,7 +85,7 @@ def ours(work: Work, device: torch.device) -> list[float]:
 
 def theirs(work: Work, device: torch.device) -> list[float]:
     """Seconds of each step of transformers.Trainer: autocast, fused AdamW and the same recomputation."""
-    model = shapes.random_model(work.shape, work.config(device), device, prepared=False)
+    model = shapes.random_model(work.shape, work.config(device), device, prepared=False, theirs=True)
     clock = _Clock()
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
