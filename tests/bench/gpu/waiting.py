@@ -113,7 +113,7 @@ def _milliseconds(work: Callable[[], object], repeats: int = 5) -> float:
     """Of the device alone: in a step, too, the work waits in its queue and not for the host to start it."""
     begin, end = (_event() for _ in range(2))
     work()
-    torch._C._cuda_sleep(ASLEEP)  # noqa: SLF001 - as torch's own tests fill the queue
+    torch._C._cuda_sleep(ASLEEP)
     begin.record()
     for _ in range(repeats):
         work()
