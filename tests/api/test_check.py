@@ -73,7 +73,7 @@ MISSPELT: dict[str, tuple[str, Any, str]] = {
     "a key of PEFT in the wrong place": (
         "training.use_dora", True, "Did you mean spec.training.lora.use_dora?"),
     "what another system has and this one has not": (
-        "training.load_in_8bit", True, "Bases in eight bits are not supported; training.use_qlora stores four."),
+        "training.load_in_8bit", True, "Set training.use_qlora to true and training.quantization.format to int8."),
     "nothing like it": ("queue.zzz", 1, "Remove it. Known here: name, priorityClass."),
     "an empty name": ("queue.", 1, "Remove it. Known here: name, priorityClass."),
 }  # fmt: skip

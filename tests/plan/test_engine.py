@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from builders import Json, resource
-from finetune_api.runtime.choices import Device, Engine, Method, Precision
+from finetune_api.runtime.choices import BaseFormat, Device, Engine, Method, Precision
 from finetune_plan.engine import Base, resolve_engine
 from finetune_plan.job_settings import read
 from finetune_plan.layout import Layout
@@ -33,6 +33,9 @@ CASES: dict[str, tuple[Json, Method, Device, tuple[int, int], Engine, str]] = {
         "the base has 32 B parameters: 59.6 GiB are more than a third of the 80 GiB of a GPU"),
     "unless it is stored in four bits": (
         {"job.model": "Qwen/Qwen3-32B"}, Method.QLORA, Device.CUDA, (1, 8), Engine.DDP, "17.9 GiB are at most"),
+    "eight bits take more": (
+        {"job.model": "Qwen/Qwen3-32B", "training.quantization.format": "int8"}, Method.QLORA, Device.CUDA, (1, 8),
+        Engine.FSDP2, "32.8 GiB are more than"),
     "a larger one is sharded there too": (
         {"job.model": "meta-llama/Llama-3.1-70B"}, Method.QLORA, Device.CUDA, (1, 8), Engine.FSDP2, "39.1 GiB are"),
     "a base of unknown size is": (
@@ -60,7 +63,8 @@ def test_engine(case: str) -> None:
     changes, method, device, (nodes, each), engine, reason = CASES[case]
     layout = Layout(nodes, each, nodes * each, 1, 1, ())
     job = read(resource(changes))
-    found, why = resolve_engine(job.engine, method, layout, device, Base(job.model.value, Precision.BF16, 80))
+    stored = BaseFormat(job.quantization.format.value) if method is Method.QLORA else Precision.BF16
+    found, why = resolve_engine(job.engine, method, layout, device, Base(job.model.value, stored, 80))
     assert (found, reason in why) == (engine, True), why
 
 

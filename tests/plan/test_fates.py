@@ -84,7 +84,7 @@ TWO: dict[str, Two] = {
     "data.shuffle": Two(NOTHING, True, False),
     "training.mode": Two(NOTHING, "fft", "lora"),
     "training.use_qlora": Two(NOTHING, False, True),
-    "training.quantization.format": Two(QLORA, "nf4", "fp4"),
+    "training.quantization.format": Two(QLORA, "nf4", "int8"),
     "training.quantization.double_quant": Two(QLORA, True, False),
     f"{V}.enabled": Two(EVAL, True, False),
     f"{V}.evaluation_strategy": Two(EVAL, "steps", "no"),

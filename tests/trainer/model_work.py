@@ -18,8 +18,8 @@ from finetune_trainer import adapters, engines, environment, mesh, model
 from finetune_trainer.collate import collate
 from finetune_trainer.engines.fsdp2 import shard
 from finetune_trainer.environment import RankInfo
-from finetune_trainer.four_bits import Linear4bit
 from finetune_trainer.placeholders import Keep
+from finetune_trainer.quantised_layer import QuantisedLinear
 from trainer import models, quantised
 from trainer.gradient_memory_work import anonymous, give_back_at_once
 from trainer.parity_cases import rows
@@ -117,7 +117,7 @@ def memory_of_loading(small: Path, large: Path, config: RunConfig) -> Memory:
         local = [p.to_local().detach() for p in found.parameters() if isinstance(p, DTensor)]
         for part in local:
             part.zero_()  # memory in the compute format is used by the first rounding only
-    scales = [buffer for m in found.modules() if isinstance(m, Linear4bit) for buffer in m.buffers()]
+    scales = [buffer for m in found.modules() if isinstance(m, QuantisedLinear) for buffer in m.buffers()]
     dtype = model.storage_dtype(config)
     largest = max(p.numel() for p in model.unloaded(large).parameters()) * dtype.itemsize
     held = sum(part.nbytes for part in (*local, *separate.values(), *scales))

@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from finetune_api.runtime.choices import Engine, Method, Precision
+from finetune_api.runtime.choices import BaseFormat, Engine, Method, Precision
 from finetune_api.runtime.run_config import BaseQuantisation, RunConfig
 from finetune_trainer import adapters, engines, environment, loop, mesh, model, placeholders
 from finetune_trainer.collate import collate
@@ -29,6 +29,7 @@ ROWS, STEPS, EVALUATED = 29, 20, 7
 SAME = range(4)
 """Rows that every rank evaluates."""
 CPU = torch.device("cpu")
+INTEGERS = BaseQuantisation(format=BaseFormat.INT8, double=False)
 
 
 ADAPTERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -143,17 +144,28 @@ def config(folder: Path, job: Job) -> RunConfig:
 
 
 def plain(folder: Path, wanted: RunConfig) -> Any:
-    """The base as transformers loads it in four bits."""
-    dtype = model.storage_dtype(wanted)
-    how = None if wanted.quantisation is None else _bits_and_bytes(wanted.quantisation, dtype)
+    """The base as transformers loads it in four bits; for eight bits with their numbers in plain layers."""
+    dtype, integers = model.storage_dtype(wanted), wanted.quantisation == INTEGERS
+    how = None if wanted.quantisation is None or integers else _bits_and_bytes(wanted.quantisation, dtype)
     found: Any = AutoModelForCausalLM.from_pretrained(
         folder, quantization_config=how, dtype=dtype, device_map={"": "cpu"}
     )
     for module in found.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # it would change its codes in eval()
+    if integers:
+        round_to_integers(found)
     model.prepare(found, wanted)
     return found
+
+
+@torch.no_grad()
+def round_to_integers(base: Any) -> None:
+    """By the formula of LLM.int8."""
+    for name, module in base.named_modules():
+        if isinstance(module, nn.Linear) and name != "lm_head":
+            largest = module.weight.abs().amax(1, keepdim=True)
+            module.weight.copy_((module.weight * (127 / largest)).round() * (largest / 127))
 
 
 def _bits_and_bytes(how: BaseQuantisation, dtype: torch.dtype) -> BitsAndBytesConfig:

@@ -16,7 +16,7 @@ from finetune_api.runtime.choices import BaseFormat
 from finetune_api.runtime.run_config import BaseQuantisation
 from finetune_trainer import activations, architecture, four_bits, quantised_base
 from finetune_trainer.errors import ModelRefused, Unsupported
-from finetune_trainer.four_bits import Linear4bit
+from finetune_trainer.quantised_layer import QuantisedLinear
 from trainer import architectures, models
 
 NF4 = (
@@ -31,12 +31,14 @@ DENSE = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "gpt_neo
          "falcon", "gemma3", "qwen2_5_vl")  # fmt: skip
 
 
-def layer(rows: int, columns: int, dtype: torch.dtype, how: BaseQuantisation = HOW) -> tuple[Linear4bit, nn.Linear]:
+def layer(
+    rows: int, columns: int, dtype: torch.dtype, how: BaseQuantisation = HOW
+) -> tuple[QuantisedLinear, nn.Linear]:
     """One with a bias, and nn.Linear with the same numbers."""
     torch.manual_seed(rows)
     plain = nn.Linear(columns, rows, dtype=dtype).requires_grad_(False)
     codes, scales = four_bits.quantise(plain.weight, how)
-    found = Linear4bit(plain, nn.Parameter(codes, requires_grad=False), scales, how)
+    found = QuantisedLinear(plain, nn.Parameter(codes, requires_grad=False), scales, how)
     same = copy.deepcopy(plain)
     same.weight.copy_(found.whole(found.weight))
     return found, same
@@ -59,7 +61,7 @@ def test_numbers_are_those_of_the_format_whatever_the_shape(rows: int, columns: 
     plain.weight.data = weight
     codes, scales = four_bits.quantise(weight, HOW)
     assert len(codes) == -(-weight.numel() // 2)
-    found = Linear4bit(plain, nn.Parameter(codes, requires_grad=False), scales, HOW).whole(codes)
+    found = QuantisedLinear(plain, nn.Parameter(codes, requires_grad=False), scales, HOW).whole(codes)
     assert float((found - nearest(weight)).abs().max()) <= 1e-6 * float(weight.abs().max())
 
 
@@ -92,7 +94,7 @@ def test_scales_in_eight_bits_cost_little(double: bool) -> None:
         getattr(scales, n).nbytes for n in ("scales", "mean", "outer") if getattr(scales, n) is not None
     )
     assert stored * 8 / weight.numel() == pytest.approx(4.127 if double else 4.5, abs=0.001)
-    found = Linear4bit(plain, nn.Parameter(codes, requires_grad=False), scales, how).whole(codes)
+    found = QuantisedLinear(plain, nn.Parameter(codes, requires_grad=False), scales, how).whole(codes)
     error = float((found - weight).norm() / weight.norm())
     assert 0.08 <= error <= 0.1
 
@@ -120,7 +122,7 @@ def test_a_model_of_four_bits_is_the_model_with_those_numbers(kind: str) -> None
     plain = architectures.model(kind)
     ours = copy.deepcopy(plain)
     quantised_base.quantise(ours, BaseQuantisation(format=BaseFormat.NF4, double=True))
-    replaced = {name: module for name, module in ours.named_modules() if isinstance(module, Linear4bit)}
+    replaced = {name: module for name, module in ours.named_modules() if isinstance(module, QuantisedLinear)}
     head = plain.get_output_embeddings()  # type: ignore[no-untyped-call]
     assert replaced.keys() == {n for n, module in architecture.linear(plain).items() if module is not head} != set()
     for name, module in replaced.items():

@@ -88,6 +88,8 @@ DEEP = {"": work.save_deep_model, " of fp8": work.save_deep_fp8, " of mxfp4": wo
 STORED: dict[str, dict[str, Any]] = {
     "fft in fp32": {}, "fft in bf16": {"precision": "bf16"}, "lora on bf16": METHODS["lora on bf16"],
     "qlora on bf16": METHODS["lora on bf16"] | {"method": "qlora", "quantisation": {"format": "nf4", "double": True}},
+    "qlora on int8": METHODS["lora on bf16"] | {
+        "method": "qlora", "quantisation": {"format": "int8", "double": False}},
 }  # fmt: skip
 
 

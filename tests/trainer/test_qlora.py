@@ -1,4 +1,4 @@
-"""Adapters on a base in four bits: the same job on every layout, and that of PEFT and bitsandbytes."""
+"""Adapters on a base in four or eight bits: the same job on every layout, and that of PEFT and bitsandbytes."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ PLAIN = 1e-4
 LONGEST = 24
 FEW = 8
 FORMATS = [Job(format=name, double=double, steps=FEW) for name in ("nf4", "fp4") for double in (True, False)]
+INTEGERS = Job(format="int8", double=False, steps=FEW)
+FORMATS += [INTEGERS]
 WHOLE = Job()
 SPREAD = [Job(engine) for engine in (Engine.DDP, Engine.FSDP2)]
+SPREAD_INTEGERS = [replace(INTEGERS, engine=job.engine) for job in SPREAD]
 HYBRID = Job(Engine.HSDP)
 UNSYNCED = [replace(job, synced=False, steps=3) for job in SPREAD]
 WORLDS = {
     1: [WHOLE, *FORMATS, *(replace(job, plain=True) for job in FORMATS)],
-    2: [*SPREAD, *UNSYNCED],
+    2: [*SPREAD, *UNSYNCED, *SPREAD_INTEGERS],
     4: [HYBRID],
 }
 """Jobs by number of ranks."""
@@ -41,9 +44,9 @@ def found(folder: Path) -> dict[str, Run]:
     return qlora_work.on_ranks(folder, WORLDS)
 
 
-@pytest.mark.parametrize("job", [*SPREAD, HYBRID], ids=str)
+@pytest.mark.parametrize("job", [*SPREAD, HYBRID, *SPREAD_INTEGERS], ids=str)
 def test_a_quantised_base_is_the_same_on_every_layout(found: dict[str, Run], job: Job) -> None:
-    run, alone = found[str(job)], found[str(WHOLE)]
+    run, alone = found[str(job)], found[str(replace(job, engine=Engine.SINGLE))]
     assert run.evaluations[0] == alone.evaluations[0], "the forward pass has other bits"
     assert far(run.losses, alone.losses) <= LOSS
     assert far(run.evaluations, alone.evaluations) <= LOSS * len(SAME) * LONGEST
@@ -65,6 +68,9 @@ def test_formats_differ(found: dict[str, Run]) -> None:
     assert len({found[str(job)].evaluations[0] for job in FORMATS}) == len(FORMATS)
 
 
-def test_plain_peft_loads_the_adapter_onto_a_base_of_bitsandbytes(tmp_path: Path, folder: Path) -> None:
-    [(ours, plain)] = values(run_ranks(1, qlora_work.published, folder, tmp_path, WHOLE))
+@pytest.mark.parametrize("job", [WHOLE, INTEGERS], ids=str)
+def test_plain_peft_loads_the_adapter_onto_a_base_with_the_same_numbers(
+    tmp_path: Path, folder: Path, job: Job
+) -> None:
+    [(ours, plain)] = values(run_ranks(1, qlora_work.published, folder, tmp_path, job))
     assert float((ours - plain).norm()) <= 1e-6 * float(ours.norm())

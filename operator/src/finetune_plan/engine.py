@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from finetune_api.runtime.choices import Device, Engine, Method, Precision
+from finetune_api.runtime.choices import BaseFormat, Device, Engine, Method, Precision
 
 from .job_settings import EngineSettings
 from .layout import Layout
 from .model_size import parameters
 
 _ZERO = {0: Engine.DDP, 1: Engine.ZERO1, 2: Engine.ZERO2, 3: Engine.ZERO3}
-_BYTES = {Precision.FP32: 4.0, Precision.BF16: 2.0, Precision.FP16: 2.0}
-_FOUR_BITS = 0.6
-"""Bytes of a parameter, with scales and with the layers that are not quantised."""
+_BYTES: dict[Precision | BaseFormat, float] = {
+    Precision.FP32: 4.0, Precision.BF16: 2.0, Precision.FP16: 2.0,
+    BaseFormat.NF4: 0.6, BaseFormat.FP4: 0.6, BaseFormat.INT8: 1.1,
+}  # fmt: skip
+"""Of a parameter as the base is stored, with scales and with the layers that are not quantised."""
 _SHARE = 1 / 3
 """Of a GPU's memory; the rest is for activations, and for the weights of one layer in 16 bits."""
 _GIB = 2**30
@@ -24,7 +26,7 @@ class Base:
     """What an adapter job trains adapters on."""
 
     model: str
-    precision: Precision
+    stored: Precision | BaseFormat
     memory_gib: int | None
     """Of one accelerator; None if its kind is not known."""
 
@@ -48,10 +50,10 @@ def resolve_engine(
         return Engine.DDP, f"{given.fsdp.key} is false: every rank holds the whole state."
     if method is Method.FFT:
         return Engine.FSDP2, "Full finetuning on several GPUs shards its state unless a key selects another engine."
-    return _of_adapters(method, base)
+    return _of_adapters(base)
 
 
-def _of_adapters(method: Method, base: Base) -> tuple[Engine, str]:
+def _of_adapters(base: Base) -> tuple[Engine, str]:
     """Sharded, unless the name of the model says that a copy in every rank leaves room."""
     size = parameters(base.model)
     if size is None or base.memory_gib is None:
@@ -59,7 +61,7 @@ def _of_adapters(method: Method, base: Base) -> tuple[Engine, str]:
             Engine.FSDP2,
             f"The name {base.model} does not say how large the base is, so each GPU holds a part of it.",
         )
-    weights = size * (_FOUR_BITS if method is Method.QLORA else _BYTES[base.precision]) / _GIB
+    weights = size * _BYTES[base.stored] / _GIB
     what = f"By its name the base has {size / 1e9:.3g} B parameters: {weights:.3g} GiB"
     if weights > _SHARE * base.memory_gib:
         return (

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from finetune_api.runtime.capabilities import Combination, refuse
-from finetune_api.runtime.choices import Device, Engine, Method, Precision, WeightFormat
+from finetune_api.runtime.choices import BaseFormat, Device, Engine, Method, Precision, WeightFormat
 from finetune_api.runtime.patterns import end_of_name, is_pattern, whole_name
 from finetune_api.runtime.protocol import RESULT
 from finetune_api.validation import check, uris
@@ -79,7 +79,8 @@ def resolve(
     layout = resolve_layout(job.layout)
     precision = resolve_precision(job.engine, device)
     accelerator = settings.accelerators.get(job.gpu_type.value.upper())
-    base = Base(job.model.value, precision, accelerator.memory_gib if accelerator else None)
+    stored = BaseFormat(job.quantization.format.value) if method is Method.QLORA else precision
+    base = Base(job.model.value, stored, accelerator.memory_gib if accelerator else None)
     engine, engine_reason = resolve_engine(job.engine, method, layout, device, base)
     batch, batch_notes = resolve_batch(job.batch, layout.data_parallel)
     asked = Combination(method, engine, precision, layout.tensor_parallel, layout.pipeline_parallel)

@@ -180,4 +180,5 @@ def _longest_first(patterns: Mapping[str, Any] | None) -> tuple[tuple[str, Any],
 def _quantisation(given: QuantizationSettings, method: Method) -> BaseQuantisation | None:
     if method is not Method.QLORA:
         return None
-    return BaseQuantisation(format=BaseFormat(given.format.value), double=given.double_quant.value)
+    found = BaseFormat(given.format.value)
+    return BaseQuantisation(format=found, double=given.double_quant.value and found is not BaseFormat.INT8)

@@ -12,7 +12,7 @@ from bench.figures import Figure
 from finetune_api.runtime.choices import Engine, Method
 from finetune_api.runtime.run_config import RunConfig
 from finetune_trainer import loop
-from finetune_trainer.four_bits import Linear4bit
+from finetune_trainer.quantised_layer import QuantisedLinear
 from trainer import parity_cases
 from trainer.parity_cases import Recording, Trace
 
@@ -61,7 +61,7 @@ def _frozen_in_bf16(built: nn.Module) -> nn.Module:
         if not parameter.requires_grad and parameter.is_floating_point():
             parameter.data = parameter.data.bfloat16()
     for module in found.modules():
-        if isinstance(module, Linear4bit):
+        if isinstance(module, QuantisedLinear):
             module.dtype = torch.bfloat16
     return found
 

@@ -18,9 +18,9 @@ from finetune_api.runtime.choices import Precision
 from finetune_api.runtime.run_config import RunConfig
 from finetune_trainer import adapters, engines, environment, loop, mesh, preparation
 from finetune_trainer.environment import RankInfo
-from finetune_trainer.four_bits import Linear4bit
 from finetune_trainer.handoff import TRAIN
 from finetune_trainer.loop import StepResult, TrainState
+from finetune_trainer.quantised_layer import QuantisedLinear
 from finetune_trainer.rows import Rows
 from finetune_trainer.sampler import BatchSharding
 from finetune_trainer.trainer import sampler
@@ -133,7 +133,7 @@ def _base(config: RunConfig) -> PreTrainedModel:
         if parameter.is_floating_point():
             parameter.data = parameter.data.float()
     for module in found.modules():
-        if isinstance(module, Linear4bit):
+        if isinstance(module, QuantisedLinear):
             module.dtype = torch.float32
     return found
 

@@ -9,7 +9,7 @@ Peak of a rank, in bytes, when some layers recompute:
     weights and moments + the larger of
         what the layers hold + the larger of (the chunk of the loss, one layer's backward pass)
         the gradients of a step + one layer's backward pass
-    + weights and gradients that FSDP2 has gathered at that time, and the weight that is in four bits otherwise
+    + weights and gradients that FSDP2 has gathered at that time, and the weight that is in few bits otherwise
 
 Gradients count in both where a step has several micro batches. docs/adr/0044 compares it with measured peaks.
 """
@@ -34,9 +34,9 @@ from finetune_api.runtime.run_config import RunConfig
 from . import adapters, architecture, attention, chunked_loss, loss, model, quantised_base, saved
 from .collectives import on_every_rank, on_rank_0
 from .errors import ModelRefused
-from .four_bits import Linear4bit
 from .master import COMPUTE, computes_apart
 from .mesh import RankMesh
+from .quantised_layer import QuantisedLinear
 from .saved import Saved
 
 _log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class Fixed:
     gathered: int = 0
     """Parts of other ranks, while a layer is computed."""
     dequantised: int = 0
-    """The largest weight that is stored in four bits, while a layer computes with it."""
+    """The largest weight that is stored in few bits, while a layer computes with it."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ def outlined(folder: Path, config: RunConfig) -> PreTrainedModel | PeftModel:
 
 
 def require_quantised_to_compute(folder: Path, config: RunConfig) -> None:
-    """Raises ModelRefused for an architecture that reads weights past the layers that store them in four bits.
+    """Raises ModelRefused for an architecture that reads weights past the layers that store them in few bits.
 
     Without this check it would crash in its first step, or its first evaluation.
     """
@@ -219,9 +219,8 @@ def require_quantised_to_compute(folder: Path, config: RunConfig) -> None:
     found = _failure(outlined(folder, config))
     if found is not None and _failure(outlined(folder, as_it_is)) is None:
         raise ModelRefused(
-            f"training.use_qlora: {_name(outlined(folder, config))} reads weights past the layers that store them "
-            f"in four bits ({type(found).__name__}: {found}); train adapters on the base as it is (training.mode: "
-            "lora)"
+            f"training.use_qlora: {_name(outlined(folder, config))} reads weights past the layers that quantise "
+            f"them ({type(found).__name__}: {found}); train adapters on the base as it is (training.mode: lora)"
         )
 
 
@@ -254,7 +253,7 @@ def fixed(outline: nn.Module, config: RunConfig, mesh: RankMesh, longest: int) -
         _numbers(outline, trained=True),
         sum(p.nbytes for p in outline.parameters() if not p.requires_grad),
     )
-    quantised = [module for module in outline.modules() if isinstance(module, Linear4bit)]
+    quantised = [module for module in outline.modules() if isinstance(module, QuantisedLinear)]
     base = loss.causal(outline)
     head: nn.Module = base.get_output_embeddings()  # type: ignore[no-untyped-call]
     vocabulary = base.config.get_text_config().vocab_size

@@ -20,7 +20,7 @@ from transformers.core_model_loading import build_glob_alternation
 from transformers.pytorch_utils import Conv1D
 
 from .errors import ModelRefused
-from .four_bits import Linear4bit
+from .quantised_layer import QuantisedLinear
 
 MAGNITUDES = "lora_magnitude_vector"
 """PEFT's name for what DoRA trains beside A and B."""
@@ -87,7 +87,7 @@ def linear(model: PreTrainedModel) -> dict[str, nn.Module]:
 
 def _is_linear(module: nn.Module) -> bool:
     """Whether it computes a matrix product: some routers are of a subclass of nn.Linear that gives something else."""
-    if type(module).forward in (nn.Linear.forward, Conv1D.forward, Linear4bit.forward):
+    if type(module).forward in (nn.Linear.forward, Conv1D.forward, QuantisedLinear.forward):
         return True
     if not isinstance(module, nn.Linear):
         return False

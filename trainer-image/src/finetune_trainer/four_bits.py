@@ -1,25 +1,17 @@
-"""Linear layers with a frozen weight of four bits an element, as bitsandbytes quantises it (Dettmers et al. 2023).
+"""Weights in four bits an element, as bitsandbytes quantises them (Dettmers et al. 2023). Used by quantised_layer.py.
 
 64 elements in a row share a scale, their largest absolute value, and each is the nearest of 16 numbers times it. With
 double quantisation the scales are of eight bits, in blocks of 256 with a mean and scales of their own.
-
-The numbers are those of bitsandbytes' functions; the layer is our own. Its codes are an ordinary frozen parameter of
-bytes, which engines shard or copy as any other; its scales, a sixty-fourth of the elements, are buffers that each
-rank has whole. So codes can be cut anywhere, and nothing depends on the storage format. bitsandbytes' layer changes
-its codes in place in `eval()` on some CPUs, which ruins shards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-from torch.nn import functional
+from torch import Tensor
 
 from finetune_api.runtime.choices import BaseFormat
 from finetune_api.runtime.run_config import BaseQuantisation
@@ -37,7 +29,7 @@ _PART = 1 << 18
 
 
 @dataclass(frozen=True)
-class Scales:
+class BlockScales:
     """What gives numbers to the codes of a weight."""
 
     scales: Tensor
@@ -59,7 +51,7 @@ class Scales:
         return cast("Tensor", found + self.mean)
 
 
-def quantise(weight: Tensor, how: BaseQuantisation) -> tuple[Tensor, Scales]:
+def quantise(weight: Tensor, how: BaseQuantisation) -> tuple[Tensor, BlockScales]:
     """Codes of two elements each, bytes [elements / 2], and scales, on the device of `weight`.
 
     Raises ValueError, with a sentence, for numbers that the format does not hold.
@@ -73,10 +65,10 @@ def quantise(weight: Tensor, how: BaseQuantisation) -> tuple[Tensor, Scales]:
     if not (scales.is_meta or scales.isfinite().all()):
         raise ValueError("it has numbers that are not finite")
     if not how.double:
-        return codes, Scales(scales)
+        return codes, BlockScales(scales)
     mean, table = scales.mean(), _table().to(scales.device)
     small, state = bnb.quantize_blockwise(scales - mean, code=table, blocksize=_SCALES)
-    found = Scales(small, mean, state.absmax, table)
+    found = BlockScales(small, mean, state.absmax, table)
     if not scales.is_meta and float((_off(found.whole(), scales)).mean()) > _MOST_OFF:
         raise ValueError(
             "it has outliers beside which most scales would be lost in eight bits; set "
@@ -113,12 +105,13 @@ def require(device: torch.device) -> None:
         dequantised(codes, scales, BaseFormat.NF4, BLOCK, torch.float32)
     except Exception as error:
         raise Unsupported(
-            f"method qlora needs bitsandbytes, which does not work on {device.type} here: {error}; install the extra "
-            "trainer of this project with a build of bitsandbytes for this device, or set training.mode to lora"
+            f"a base in four bits needs bitsandbytes, which does not work on {device.type} here: {error}; install "
+            "the extra trainer of this project with a build of bitsandbytes for this device, or set "
+            "training.quantization.format to int8, which does without, or training.mode to lora"
         ) from error
 
 
-def dequantised(codes: Tensor, scales: Scales, how: str, elements: int, dtype: torch.dtype) -> Tensor:
+def dequantised(codes: Tensor, scales: BlockScales, how: str, elements: int, dtype: torch.dtype) -> Tensor:
     """[elements]. Not in the shape of a weight: bitsandbytes' kernel for CPUs then takes wrong scales.
 
     It does so for rows of other than a multiple of 64 elements (0.50.2).
@@ -127,44 +120,3 @@ def dequantised(codes: Tensor, scales: Scales, how: str, elements: int, dtype: t
     shape = (even // BLOCK, BLOCK) if even % BLOCK == 0 else (1, even)
     found: Tensor = torch.ops.bitsandbytes.dequantize_4bit(codes, scales.whole(), BLOCK, how, shape, dtype)
     return found.view(-1)[:elements]
-
-
-class Linear4bit(nn.Linear):
-    """A linear layer whose weight is made of its codes where it is needed, forwards and backwards, and not kept."""
-
-    def __init__(self, like: nn.Linear, codes: nn.Parameter, scales: Scales, how: BaseQuantisation) -> None:
-        """In place of `like`, whose bias it takes."""
-        nn.Module.__init__(self)  # that of nn.Linear would make a weight
-        self.in_features, self.out_features = like.in_features, like.out_features
-        self.dtype = like.weight.dtype
-        """Format of the weight that is computed with."""
-        self.format = str(how.format)
-        self.weight, self.bias = codes, like.bias
-        for field in fields(scales):
-            self.register_buffer(field.name, getattr(scales, field.name), persistent=False)
-
-    def whole(self, codes: Tensor) -> Tensor:
-        """The weight [out, in] of the layer's own codes, which may be gathered for the moment."""
-        scales = Scales(**{field.name: getattr(self, field.name) for field in fields(Scales)})
-        elements = self.out_features * self.in_features
-        return dequantised(codes, scales, self.format, elements, self.dtype).view(self.out_features, -1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """From [..., in] to [..., out]."""
-        return cast("Tensor", _Product.apply(x, self.weight, self.bias, self.whole))
-
-
-class _Product(torch.autograd.Function):
-    """x Wᵀ + b with a frozen b, which keeps the codes of W for the backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, codes: Tensor, bias: Tensor | None, whole: Callable[[Tensor], Tensor]) -> Tensor:
-        ctx.save_for_backward(codes)
-        ctx.whole = whole
-        return functional.linear(x, whole(codes), bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (codes,) = ctx.saved_tensors
-        return gradient @ ctx.whole(codes), None, None, None

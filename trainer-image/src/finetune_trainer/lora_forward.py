@@ -23,13 +23,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
-from .four_bits import Linear4bit
+from .quantised_layer import QuantisedLinear
 
 _log = logging.getLogger(__name__)
 
 
 def use(settings: LoraConfig, layer: type[LoraLinear]) -> None:
-    """Let PEFT make a `layer` of every layer that is nn.Linear, Conv1D or Linear4bit and no more."""
+    """Let PEFT make a `layer` of every layer that is nn.Linear, Conv1D or QuantisedLinear and no more."""
     made: Any = dict.fromkeys((nn.Linear, Conv1D), partial(_adapted, layer))  # its annotation says they are classes
     settings._register_custom_module(made)  # noqa: SLF001 - PEFT documents it
 
@@ -38,7 +38,7 @@ def _adapted(
     layer: type[LoraLinear], target: nn.Module, name: str, config: LoraConfig, **options: Any
 ) -> LoraLinear | None:
     """None where PEFT should choose the layer: what is stored or computed in another way is of a subclass."""
-    if type(target).forward not in (nn.Linear.forward, Conv1D.forward, Linear4bit.forward):
+    if type(target).forward not in (nn.Linear.forward, Conv1D.forward, QuantisedLinear.forward):
         if config.use_dora:
             raise ValueError(f"a layer of {type(target).__name__} gets none with use_dora")
         return None
@@ -79,7 +79,7 @@ class LoraLinear(lora.Linear):
     def whole(self) -> Callable[[Tensor], Tensor]:
         """From the parameter of the base to its weight [out, in]."""
         base: Any = self.get_base_layer()
-        if isinstance(base, Linear4bit):
+        if isinstance(base, QuantisedLinear):
             return base.whole
         return Tensor.t if self.fan_in_fan_out else _itself
 
@@ -93,7 +93,7 @@ class LoraLinear(lora.Linear):
             return False
         if name not in self.lora_A or self.lora_bias[name] or base.weight.requires_grad:
             return False
-        dtype = base.dtype if isinstance(base, Linear4bit) else base.weight.dtype
+        dtype = base.dtype if isinstance(base, QuantisedLinear) else base.weight.dtype
         return x.dtype == dtype == self.lora_A[name].weight.dtype == self.lora_B[name].weight.dtype
 
 

@@ -1,4 +1,4 @@
-"""Which matrices of a frozen base are stored in four bits, and the layers that compute with them.
+"""Which matrices of a frozen base are stored in few bits, and the layers that compute with them.
 
 Chosen are the linear layers of the language model. Its output head and embedding, routers, what an architecture keeps
 in fp32, mixers with a convolution, which give their weights to kernels, and other parts (vision) stay in the compute
@@ -16,10 +16,10 @@ from transformers import PreTrainedModel
 
 from finetune_api.runtime.run_config import BaseQuantisation
 
-from . import architecture, four_bits, placeholders
+from . import architecture, placeholders, quantised_layer
 from .errors import ModelRefused
-from .four_bits import Linear4bit, Scales
 from .placeholders import Keep, See
+from .quantised_layer import QuantisedLinear, Scales
 
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 """Keys of config.json: a router has as many outputs."""
@@ -99,12 +99,11 @@ class Quantising:
                 self._see(name, weight)
             return self._keep(weight)
         try:
-            codes, scales = four_bits.quantise(weight.to(self._device), self._how)
+            codes, scales = quantised_layer.quantise(weight.to(self._device), self._how)
         except ValueError as error:
             raise ModelRefused(f"job.model: {name} cannot be stored in {self._how.format}: {error}") from error
         if self._see is not None:
-            whole = four_bits.dequantised(codes, scales, self._how.format, weight.numel(), weight.dtype)
-            self._see(name, whole.view(weight.shape))
+            self._see(name, quantised_layer.whole(codes, scales, self._how, weight.shape, weight.dtype))
         self._found[name] = len(codes), scales
         return self._keep(codes)
 
@@ -122,10 +121,10 @@ class Quantising:
 def quantise(model: PreTrainedModel, how: BaseQuantisation) -> None:
     """Replace the chosen layers of `model`, which may be on the meta device, but has no placeholders."""
     for name, layer in chosen(model).items():
-        codes, scales = four_bits.quantise(layer.weight.detach(), how)
+        codes, scales = quantised_layer.quantise(layer.weight.detach(), how)
         _replace(model, name, nn.Parameter(codes, requires_grad=False), scales, how)
 
 
 def _replace(model: PreTrainedModel, name: str, codes: nn.Parameter, scales: Scales, how: BaseQuantisation) -> None:
     layer: Any = model.get_submodule(name)
-    model.set_submodule(name, Linear4bit(layer, codes, scales, how).train(layer.training))
+    model.set_submodule(name, QuantisedLinear(layer, codes, scales, how).train(layer.training))

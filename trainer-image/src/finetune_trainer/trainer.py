@@ -30,13 +30,13 @@ from . import (
     environment,
     export,
     fingerprint,
-    four_bits,
     identity,
     loop,
     merge,
     mesh,
     model,
     publish,
+    quantised_layer,
     result,
     scope,
     snapshot,
@@ -156,8 +156,9 @@ class Trainer:
         result.remove_leftovers(self._output, self._files)
 
     def _load(self) -> PreTrainedModel | PeftModel:
-        if self._config.quantisation is not None:
-            on_every_rank(lambda: four_bits.require(self.rank_info.device))
+        how = self._config.quantisation
+        if how is not None:
+            on_every_rank(lambda: quantised_layer.require(how, self.rank_info.device))
             on_rank_0(lambda: activations.require_quantised_to_compute(self.handoff.model_folder, self._config))
         scope.say(self.handoff.model_folder, self._config)
         longest = int(Rows.load(self.folder / TRAIN).lengths.max()) - 1

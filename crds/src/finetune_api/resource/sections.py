@@ -235,13 +235,14 @@ class Adapter(AdapterSizes):
 class Quantization(Section):
     """How QLoRA stores the matrices of the base."""
 
-    format: Literal["nf4", "fp4"] | None = key(
-        f"Numbers of four bits, with a scale for every 64. {defaults.QUANTISATION_FORMAT} if absent.",
-        instead="Set nf4 or fp4, or leave it out.",
+    format: Literal["nf4", "fp4", "int8"] | None = key(
+        "Four bits a number, with a scale for every 64, or eight, with a scale for every row. "
+        f"{defaults.QUANTISATION_FORMAT} if absent.",
+        instead="Set nf4, fp4 or int8, or leave it out.",
     )
     double_quant: bool | None = key(
-        "Store the scales in eight bits: 0.4 bits less per parameter. "
-        f"{str(defaults.DOUBLE_QUANT).lower()} if absent."
+        "Store the scales of four bits in eight: 0.4 bits less per parameter. "
+        f"{str(defaults.DOUBLE_QUANT).lower()} if absent. Not with int8."
     )
 
 
@@ -252,7 +253,8 @@ class Training(Section):
         "Full finetuning or adapters; sft_offline leaves that to the other keys."
     )
     use_qlora: bool | None = key(
-        "true: adapters on a base quantised to four bits, also where another key says lora. Not with full finetuning."
+        "true: adapters on a quantised base (training.quantization), also where another key says lora. Not with full "
+        "finetuning."
     )
     validation: ValidationSection | None = key("Evaluation while training.")
     lora: Adapter | None = key("Low-rank adapters.")

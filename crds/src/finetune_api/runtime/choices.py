@@ -11,7 +11,7 @@ class Method(StrEnum):
     LORA = "lora"
     """Low-rank adapters on a frozen base."""
     QLORA = "qlora"
-    """Low-rank adapters on a base quantised to four bits."""
+    """Low-rank adapters on a base in four or eight bits."""
 
 
 class Engine(StrEnum):
@@ -57,11 +57,13 @@ class WeightFormat(StrEnum):
 
 
 class BaseFormat(StrEnum):
-    """How the matrices of a frozen base are stored: four bits an element, and a scale for every 64."""
+    """How the matrices of a frozen base are stored: four bits an element with a scale for every 64, or eight."""
 
     NF4 = "nf4"
     """Quantiles of the normal distribution, which weights resemble (Dettmers et al. 2023)."""
     FP4 = "fp4"
+    INT8 = "int8"
+    """Integers, with a scale for every row (the weights of LLM.int8, Dettmers et al. 2022)."""
 
 
 class Recompute(StrEnum):

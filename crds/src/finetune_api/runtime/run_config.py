@@ -90,7 +90,7 @@ class BaseQuantisation(Frozen):
 
     format: BaseFormat
     double: bool
-    """Whether the scales are quantised too, to eight bits: 0.37 bits less an element."""
+    """Whether scales of four bits are quantised too, to eight bits: 0.37 bits less an element."""
 
 
 class Mesh(Frozen):

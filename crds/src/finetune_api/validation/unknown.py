@@ -62,8 +62,9 @@ USUAL: Mapping[str, str] = {
 
 NOT_YET: Mapping[str, str] = {
     **dict.fromkeys(("load_in_8bit", "use_8bit"),
-                    "Bases in eight bits are not supported; training.use_qlora stores four."),
-    **dict.fromkeys(("bnb_4bit_quant_storage",), "Remove it: codes are stored as bytes, however they are sharded."),
+                    "Set training.use_qlora to true and training.quantization.format to int8."),
+    "bnb_4bit_quant_storage": "Remove it: codes are stored as bytes, however they are sharded.",
+    **dict.fromkeys(("llm_int8_threshold", "llm_int8_has_fp16_weight"), "Remove it: inputs are not quantised."),
     **dict.fromkeys(("modules_to_save", "lora_modules_to_save"),
                     "Whole modules are not trained beside adapters; training.mode: fft trains all."),
     **dict.fromkeys(("target_parameters", "lora_target_parameters"),
@@ -72,7 +73,7 @@ NOT_YET: Mapping[str, str] = {
                     "Embeddings are not trained beside adapters; training.mode: fft trains all."),
     "loftq_config": "Adapters do not change the base; training.lora.init_lora_weights has default and gaussian.",
 }  # fmt: skip
-"""Keys of other systems for what this version does not do, and what it does."""
+"""Keys of other systems that are no single key here, and what to do instead."""
 
 
 def nearest(name: str, among: tuple[str, ...]) -> str | None:
