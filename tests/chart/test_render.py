@@ -17,7 +17,7 @@ from finetune_api.codegen import crd, policy
 from finetune_api.resource.names import LEASE
 from finetune_operator import helm_chart
 from finetune_operator.settings import Settings
-from finetune_plan.settings import Accelerator
+from finetune_plan.accelerators import Accelerator
 
 ROOT = CHART.parents[1]
 ONE_NAMESPACE: Json = {"settings": {"watchNamespace": "team-a"}}
@@ -223,7 +223,10 @@ OTHER: dict[str, Any] = {
     "watch_namespace": "team-a",
     "trainer_image": "cache.example/trainer:1",
     "service_accounts": ("s3", "gcs"),
-    "accelerators": {"X1": Accelerator(("X1-80GB",), 80), "Y": Accelerator(("<&>",), 8, "example.com/y")},
+    "accelerators": {
+        "X1": Accelerator(("X1-80GB",), 80),
+        "Y": Accelerator(("<&>",), 8, "example.com/y", {"example.com/kind": ("y",)}),
+    },
     "networks": {
         "aws-efa": {"values": {"devices": 16}},
         "ours": {

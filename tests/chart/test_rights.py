@@ -18,7 +18,7 @@ from builders import Json
 from chart.helm import CHART, NAME, RELEASE, environment, helm, render
 from chart.rights import RBAC, allowed, asked, denied
 from finetune_api.runtime.exits import Exit
-from operating.nodes import add_node, fall_silent
+from operating.nodes import ON_GKE, add_node, fall_silent
 from operating.process import OperatorProcess
 from operating.team import SMALL, Team, condition, message
 from testbed.api import ApiError
@@ -174,7 +174,7 @@ def is_on_a_node_that_dies(team: Team) -> None:
 
 
 def waits_for_the_network_that_nodes_show(team: Team) -> None:
-    add_node(team, "fast", resources={"vpc.amazonaws.com/efa": "32"})
+    add_node(team, "fast", resources={"vpc.amazonaws.com/efa": "32"}, labels=ON_GKE)
     team.submit({"network.profile": None}, "undecided")
     status = team.until(lambda s: condition(s, "Accepted")[1] == "NetworkUndecided", "undecided")
     assert (condition(status, "Accepted")[0], status["phase"]) == ("Unknown", "Queued")

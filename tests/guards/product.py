@@ -20,10 +20,11 @@ from finetune_api.runtime.protocol import CONFIG_ENV
 from finetune_cli.main import cli
 from finetune_operator import events, progress, transform
 from finetune_plan import decide
+from finetune_plan.accelerators import ACCELERATORS, Accelerator
 from finetune_plan.backends import DEFAULT as BACKEND
 from finetune_plan.model import Action, CreateRun, DeletePod, Observed, ObservedClaim, Plan
 from finetune_plan.resolve import validate
-from finetune_plan.settings import ACCELERATORS, Accelerator, PlanSettings
+from finetune_plan.settings import PlanSettings
 
 Json = dict[str, Any]
 

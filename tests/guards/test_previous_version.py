@@ -164,9 +164,19 @@ def test_the_next_run_of_a_job_on_gpus_has_the_pods_of_the_first(network: str, s
     job, first = load(f"gpus-{network}-job"), load(f"gpus-{network}-pytorchjob")
     job["status"] |= {"retry": {"run": 1}, "conditions": job["status"]["conditions"][:2]}
     [action] = product.plan({"job": job}, settings, LATE)["actions"]
+    without_more_nodes(action["create"])
     assert json.dumps(action["create"]).replace("recorded-2", "recorded-1") == json.dumps(first).replace(
         '"finetune.dev/run": "1"', '"finetune.dev/run": "2"'
     )
+
+
+def without_more_nodes(manifest: Json) -> None:
+    """As it was when GPUs were found by one label only, and their taint was not tolerated."""
+    spec = template(manifest)["spec"]
+    required = spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert all("gpu.product" in json.dumps(term) for term in required["nodeSelectorTerms"])
+    del required["nodeSelectorTerms"][1:]
+    assert spec.pop("tolerations") == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
 
 
 def test_a_finished_job_only_loses_its_children_in_time() -> None:

@@ -12,9 +12,14 @@ from testbed.watch import wait_for, wait_for_all
 LABELS = {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}
 
 
-def add_node(team: Team, name: str, *taints: Json, resources: Mapping[str, str] = GPU_NODE) -> None:
+ON_GKE = {"cloud.google.com/gke-accelerator": "nvidia-h100-80gb"}
+
+
+def add_node(
+    team: Team, name: str, *taints: Json, resources: Mapping[str, str] = GPU_NODE, labels: Mapping[str, str] = LABELS
+) -> None:
     """A node with GPUs that says that it is ready."""
-    team.api.create(Node(name, resources, LABELS).manifest() | {"spec": {"taints": list(taints)}})
+    team.api.create(Node(name, resources, labels).manifest() | {"spec": {"taints": list(taints)}})
     say_ready(team, name, ready=True)
     wait_for(team.api, f"/api/v1/nodes/{name}", lambda node: node and _taints(node) == {t["key"] for t in taints})
 

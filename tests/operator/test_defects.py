@@ -11,7 +11,7 @@ from http import HTTPStatus
 import pytest
 
 from finetune_api.runtime.exits import Exit
-from operating.nodes import add_node, node_of, say_ready
+from operating.nodes import ON_GKE, add_node, node_of, say_ready
 from operating.team import SMALL, Team, condition, message
 from testbed.api import Api, ApiError
 from testbed.control_plane import ControlPlane
@@ -50,6 +50,18 @@ def test_a_job_that_fits_nowhere_says_what_the_scheduler_says(tenant: Team) -> N
     assert "0 of 1 pods are running. Pod sample-1-worker-0 is waiting: Unschedulable: 0/1 nodes are available" in said
     assert "untolerated taint" in said
     assert "pods.tolerations" in said
+
+
+def test_gpus_are_found_by_the_label_of_a_cloud_where_no_product_is_known(tenant: Team) -> None:
+    add_node(tenant, "shared", labels=ON_GKE | {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3-SHARED"})
+    tenant.submit(SMALL)
+    status = tenant.until(lambda s: condition(s, "PodsReady") == ("False", "Unschedulable"))
+    assert "node affinity" in message(status, "PodsReady")
+    assert "or cloud.google.com/gke-accelerator (nvidia-h100-80gb, nvidia-h100-mega-80gb) or" in message(
+        status, "PodsReady"
+    )
+    add_node(tenant, "gke", {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}, labels=ON_GKE)
+    assert node_of(tenant, "sample-1") == "gke"
 
 
 def test_a_claim_that_is_not_there_or_has_no_volume_is_named(tenant: Team) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -91,7 +91,7 @@ class Cluster:
     async def claim(self, key: Key) -> Json | None:
         return None
 
-    async def nodes(self) -> AsyncIterator[Json]:
+    async def nodes(self, labels: Sequence[str]) -> AsyncIterator[Json]:
         self.node_reads += 1
         for raw in self.all_nodes:
             yield raw
@@ -537,7 +537,7 @@ def test_nodes_are_not_read_unless_a_setting_says_so() -> None:
 class Unlistable(Cluster):
     """Nodes cannot be listed."""
 
-    async def nodes(self) -> AsyncIterator[Json]:
+    async def nodes(self, labels: Sequence[str]) -> AsyncIterator[Json]:
         self.node_reads += 1
         for refusal in (Refused('cannot list resource "nodes"'),):
             raise refusal
@@ -547,7 +547,7 @@ class Unlistable(Cluster):
 class EndlessNodes(Cluster):
     """Lists of nodes do not end."""
 
-    async def nodes(self) -> AsyncIterator[Json]:
+    async def nodes(self, labels: Sequence[str]) -> AsyncIterator[Json]:
         self.node_reads += 1
         yield node("a", "32")
         await asyncio.sleep(1000)

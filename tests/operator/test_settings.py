@@ -28,7 +28,7 @@ WRONG = {
     ),
     "a default of no gpu_type": (
         {"DEFAULT_NETWORKS": '{"H10O": "tcp"}'},
-        "default_networks.H10O: no gpu_type; choose one of A100, A10G,",
+        "default_networks.H10O: no gpu_type; choose one of A100, A100-40GB,",
     ),
     "a default of CPUs": ({"DEFAULT_NETWORKS": '{"CPU": "tcp"}'}, "default_networks.CPU: no gpu_type"),
     "a default that is not complete": (

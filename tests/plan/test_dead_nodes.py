@@ -132,7 +132,8 @@ TOLERATIONS: dict[str, tuple[int | None, list[Json], list[Json] | None]] = {
 def test_pods_stay_on_a_node_that_does_not_answer(case: str) -> None:
     seconds, own, expected = TOLERATIONS[case]
     settings = PlanSettings(eviction_seconds=seconds)
-    resolution = validate(seen({"pods.tolerations": own} if own else {}).resource, settings).resolution
+    job = seen({"compute.gpu_type": "CPU", "pods.tolerations": own or None}).resource
+    resolution = validate(job, settings).resolution
     assert resolution is not None
     replicas = BACKEND.render(workload(resolution, settings))["spec"]["pytorchReplicaSpecs"]
     assert replicas["Worker"]["template"]["spec"].get("tolerations") == expected

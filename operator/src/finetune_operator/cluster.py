@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from enum import StrEnum
 from typing import Protocol
 
@@ -17,7 +17,6 @@ from finetune_api.resource.names import API_VERSION, PLURAL
 from finetune_kube import paths
 from finetune_kube.pages import first_page, next_page
 from finetune_plan.backends.protocol import Backend, api_version
-from finetune_plan.network_evidence import PRODUCT_LABEL
 
 from .errors import AlreadyExists, BackendMissing, NotFound
 from .identity import Json, Key, key_of, version_of
@@ -82,8 +81,8 @@ class Cluster(Protocol):
     async def claim(self, key: Key) -> Json | None:
         """A PersistentVolumeClaim; None if there is no such claim."""
 
-    def nodes(self) -> AsyncIterator[Json]:
-        """All nodes whose GPUs are known."""
+    def nodes(self, labels: Sequence[str]) -> AsyncIterator[Json]:
+        """All nodes with one of these labels, each once."""
 
     async def annotate_claim(self, key: Key, annotation: str, text: str) -> None:
         """Set one annotation of a PersistentVolumeClaim. Raises NotFound."""
@@ -203,15 +202,16 @@ class KubernetesCluster:
     async def claim(self, key: Key) -> Json | None:
         return await self._find(CLAIMS_PLURAL, _path("v1", CLAIMS_PLURAL, key))
 
-    async def nodes(self) -> AsyncIterator[Json]:
-        query: dict[str, str] | None = first_page({"labelSelector": PRODUCT_LABEL}, PAGE)
-        while query is not None:
-            answer = json.loads(
-                await self._http.request("list", "nodes", _path("v1", "nodes", Key("", "")), query=query)
-            )
-            for raw in answer["items"]:
-                yield raw
-            query = next_page(query, answer)
+    async def nodes(self, labels: Sequence[str]) -> AsyncIterator[Json]:
+        path = _path("v1", "nodes", Key("", ""))
+        for i, label in enumerate(labels):
+            selector = ",".join([label, *(f"!{earlier}" for earlier in labels[:i])])
+            query: dict[str, str] | None = first_page({"labelSelector": selector}, PAGE)
+            while query is not None:
+                answer = json.loads(await self._http.request("list", "nodes", path, query=query))
+                for raw in answer["items"]:
+                    yield raw
+                query = next_page(query, answer)
 
     async def annotate_claim(self, key: Key, annotation: str, text: str) -> None:
         body, path = {"metadata": {"annotations": {annotation: text}}}, _path("v1", CLAIMS_PLURAL, key)

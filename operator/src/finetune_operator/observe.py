@@ -157,7 +157,8 @@ class Observer:
         seconds = min(NODES_TIMEOUT, self._settings.pass_seconds / 2)
         try:
             async with asyncio.timeout(seconds):
-                found = [transform.node(raw) async for raw in self._cluster.nodes() if transform.takes_pods(raw)]
+                nodes = self._cluster.nodes(network.gpu_labels(self._plan))
+                found = [transform.node(raw) async for raw in nodes if transform.takes_pods(raw)]
         except ClusterError as error:
             return Nodes(error=str(error))
         except TimeoutError:

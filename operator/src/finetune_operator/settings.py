@@ -13,9 +13,10 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from finetune_plan.accelerators import ACCELERATORS, Accelerator
 from finetune_plan.network import AUTO, EVERY_TYPE, NONE, TCP, known_names
 from finetune_plan.network_profile import NAME, entry_schema, profile_of
-from finetune_plan.settings import ACCELERATORS, Accelerator, PlanSettings
+from finetune_plan.settings import PlanSettings
 
 _PLAN = PlanSettings()
 
@@ -53,7 +54,9 @@ class Settings(BaseSettings):
     accelerators: dict[str, Accelerator] = Field(
         default_factory=dict,
         description="JSON object of further or other accelerators by gpu_type: products (values of the node label "
-        "nvidia.com/gpu.product), memory_gib, resource. Default: none besides the built-in ones.",
+        "nvidia.com/gpu.product), memory_gib, resource, labels (other labels of nodes -> values, on nodes without "
+        "that one; neither products nor labels: any node with the resource). Default: none besides the built-in "
+        "ones.",
     )
     networks: dict[str, dict[str, Any]] = Field(
         default_factory=dict,

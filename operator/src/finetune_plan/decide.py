@@ -347,7 +347,7 @@ def starting(ctx: ReconcileContext) -> Plan | None:
 def running(ctx: ReconcileContext) -> Plan:
     """Nothing to do but report progress."""
     status = statuses.running(ctx.status, ctx.run, now=ctx.time)
-    status = statuses.pods_ready(status, ctx.pods, ctx.observed.pods_refusal, now=ctx.time)
+    status = statuses.pods_ready(status, ctx.pods, ctx.observed.pods_refusal, found_by=_found_by(ctx), now=ctx.time)
     silent = next((r for r in ctx.observed.runs if r.created and not (r.reconciled or ctx.pods)), None)
     left = (_after(silent.created, SILENT_SECONDS) - ctx.now).total_seconds() if silent else None
     if silent and left is not None and left <= 0:
@@ -451,6 +451,13 @@ def _blocking_problem(ctx: ReconcileContext) -> Problem | None:
         what = reasons.NEWER_CONTRACT
         return Problem("status.resolved.contract", what.name, what.message, what.remedy)
     return next((p for p in ctx.verdict.problems if p.reason not in FIXED_AT_ACCEPTANCE), None)
+
+
+def _found_by(ctx: ReconcileContext) -> str:
+    """By which labels the scheduler finds nodes for the job, as a sentence."""
+    resolution = ctx.verdict.resolution
+    accelerator = resolution and ctx.settings.accelerators.get(resolution.job.gpu_type.value.upper())
+    return accelerator.sentence if accelerator else ""
 
 
 def _workload(ctx: ReconcileContext, number: int) -> Workload:

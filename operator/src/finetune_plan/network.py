@@ -12,9 +12,10 @@ from finetune_api.validation.problem import Problem
 from finetune_api.validation.unknown import nearest
 
 from . import network_evidence, network_files
+from .accelerators import PRODUCT_LABEL
 from .job_settings import JobSettings, Setting
 from .layout import Layout
-from .network_evidence import PRODUCT_LABEL, NodeClass, Nodes
+from .network_evidence import NodeClass, Nodes
 from .notes import Note, note
 from .settings import PlanSettings
 
@@ -141,8 +142,8 @@ def _by_evidence(
 ) -> ResolvedNetwork | Problem:
     """The profile whose evidence all nodes with the job's GPUs have, of those that may be used here."""
     kind = job.gpu_type.value.upper()
-    products = settings.accelerators[kind].products if kind in settings.accelerators else ()
-    mine = [node for node in nodes.classes if node.labels.get(PRODUCT_LABEL) in products] if nodes else []
+    accelerator = settings.accelerators.get(kind)
+    mine = [n for n in nodes.classes if accelerator and accelerator.is_on(n.labels)] if nodes else []
     profiles = _profiles(settings) if mine else {}
     usable = {name: profile for name, profile in profiles.items() if _is_usable(name, profile, settings)}
     found = network_evidence.fitting(usable, mine) if mine else {}
@@ -229,7 +230,13 @@ def _profiles(settings: PlanSettings) -> dict[str, NetworkProfile]:
 
 def node_classes(nodes: Iterable[NodeClass], settings: PlanSettings) -> tuple[NodeClass, ...]:
     """Nodes without what no profile asks for, and of those that are alike then, one."""
-    return network_evidence.classes(_profiles(settings), nodes)
+    return network_evidence.classes(_profiles(settings), nodes, gpu_labels(settings))
+
+
+def gpu_labels(settings: PlanSettings) -> tuple[str, ...]:
+    """Labels of nodes that say which GPUs they have, that of GPU feature discovery first."""
+    others = {key: None for each in settings.accelerators.values() for key in each.labels}
+    return (PRODUCT_LABEL, *(key for key in others if key != PRODUCT_LABEL))
 
 
 def known_names(settings: PlanSettings) -> tuple[str, ...]:

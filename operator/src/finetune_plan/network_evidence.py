@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .network_profile import Evidence, NetworkProfile
 
-PRODUCT_LABEL = "nvidia.com/gpu.product"
-
 
 @dataclass(frozen=True)
 class NodeClass:
@@ -61,10 +59,15 @@ def count(nodes: Iterable[NodeClass]) -> int:
     return sum(node.count for node in nodes)
 
 
-def classes(profiles: Mapping[str, NetworkProfile], nodes: Iterable[NodeClass]) -> tuple[NodeClass, ...]:
-    """Nodes without what no profile asks for, and of those that are alike then, one."""
+def classes(
+    profiles: Mapping[str, NetworkProfile], nodes: Iterable[NodeClass], also: Iterable[str]
+) -> tuple[NodeClass, ...]:
+    """Nodes without labels and resources that no profile asks for, and of those that are alike then, one.
+
+    also: labels that are kept besides.
+    """
     every = [profile.evidence for profile in profiles.values() if profile.evidence]
-    keys = {PRODUCT_LABEL, *(key for each in every for key in each.labels)}
+    keys = {*also, *(key for each in every for key in each.labels)}
     names = frozenset(name for each in every for name in each.resources)
     found = Counter[tuple[frozenset[tuple[str, str]], frozenset[str]]]()
     for node in nodes:

@@ -103,8 +103,10 @@ def _half(quantity: str) -> str:
 
 
 def _tolerations(work: Workload) -> list[dict[str, Any]]:
-    """The job's own, and for how long pods stay on a node that does not answer, where the job does not say that."""
-    own, seconds = work.job.pods.tolerations.value or [], work.settings.eviction_seconds
+    """The job's own; where it does not say them, that of its GPUs, and how long pods stay on a dead node."""
+    own, seconds = list(work.job.pods.tolerations.value or []), work.settings.eviction_seconds
+    if work.accelerator and not any(_is_of(work.accelerator.resource, each) for each in own):
+        own.append({"key": work.accelerator.resource, "operator": "Exists", "effect": "NoSchedule"})
     if seconds is None:
         return own
     keys = {t.get("key") or "" for t in own if t.get("effect") in (None, "NoExecute")}  # without a key: every taint
@@ -112,18 +114,20 @@ def _tolerations(work: Workload) -> list[dict[str, Any]]:
     return [*own, *({"key": key, **eviction} for key in NODE_TAINTS if not keys & {key, ""})]
 
 
+def _is_of(taint: str, toleration: dict[str, Any]) -> bool:
+    """Whether it speaks of a taint that keeps pods off. Without a key it speaks of every one."""
+    return (toleration.get("key") or taint) == taint and toleration.get("effect") in (None, "", "NoSchedule")
+
+
 def _affinity(work: Workload) -> dict[str, Any] | None:
-    """One term: the terms of an affinity are alternatives, so each would have to name the avoided nodes."""
-    term: dict[str, Any] = {}
-    if work.accelerator and work.accelerator.products:
-        kinds = {"key": "nvidia.com/gpu.product", "operator": "In", "values": list(work.accelerator.products)}
-        term["matchExpressions"] = [kinds]
-    if work.avoided_nodes:  # by name, which a label may not have; the API allows one value in each
-        term["matchFields"] = [
-            {"key": "metadata.name", "operator": "NotIn", "values": [node]} for node in work.avoided_nodes
-        ]
-    required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}
-    return {"nodeAffinity": required} if term else None
+    """Terms of an affinity are alternatives, so each has to name the avoided nodes."""
+    kinds = [{"matchExpressions": each} for each in work.accelerator.expressions()] if work.accelerator else []
+    avoided = [  # by name, which a label may not have; the API allows one value in each
+        {"key": "metadata.name", "operator": "NotIn", "values": [node]} for node in work.avoided_nodes
+    ]
+    terms = [{**kind, **({"matchFields": avoided} if avoided else {})} for kind in (kinds or [{}])]
+    required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
+    return {"nodeAffinity": required} if any(terms) else None
 
 
 def _volumes(work: Workload) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -10,29 +10,7 @@ from typing import Any
 from finetune_api.resource import defaults
 from finetune_api.runtime.protocol import STALL_SECONDS
 
-
-@dataclass(frozen=True)
-class Accelerator:
-    """What pods need to get one kind of GPU."""
-
-    products: tuple[str, ...]
-    """Values of the node label `nvidia.com/gpu.product` (GPU feature discovery) that are this kind."""
-    memory_gib: int
-    resource: str = "nvidia.com/gpu"
-
-
-ACCELERATORS: Mapping[str, Accelerator] = {
-    "A10G": Accelerator(("NVIDIA-A10G",), 24),
-    "A100": Accelerator(("NVIDIA-A100-SXM4-80GB", "NVIDIA-A100-80GB-PCIe", "NVIDIA-A100-SXM4-40GB",
-                         "NVIDIA-A100-PCIE-40GB"), 40),
-    "B200": Accelerator(("NVIDIA-B200",), 180),
-    "GB200": Accelerator(("NVIDIA-GB200",), 186),
-    "H100": Accelerator(("NVIDIA-H100-80GB-HBM3", "NVIDIA-H100-PCIe", "NVIDIA-H100-NVL"), 80),
-    "H200": Accelerator(("NVIDIA-H200", "NVIDIA-H200-NVL"), 141),
-    "L4": Accelerator(("NVIDIA-L4",), 24),
-    "L40S": Accelerator(("NVIDIA-L40S",), 48),
-}  # fmt: skip
-"""Memory is that of the smallest product of the kind."""
+from .accelerators import ACCELERATORS, Accelerator
 
 CPU = "CPU"
 """gpu_type of a job that trains without accelerators."""

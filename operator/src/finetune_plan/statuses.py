@@ -314,8 +314,13 @@ def termination_overdue(status: Status, pod: ObservedPod | None, namespace: str,
     return _set(status, c.PODS_READY, False, *_of(r.POD_OVERDUE, **values), now)
 
 
-def pods_ready(status: Status, pods: tuple[ObservedPod, ...], refusal: str = "", *, now: str) -> Status:
-    """How many pods of the run are running, and what keeps the others. The backend reports too little."""
+def pods_ready(
+    status: Status, pods: tuple[ObservedPod, ...], refusal: str = "", *, found_by: str = "", now: str
+) -> Status:
+    """How many pods of the run are running, and what keeps the others. The backend reports too little.
+
+    found_by: by which labels nodes with the GPUs of the job are found, as a sentence.
+    """
     wanted = (status.layout.nodes if status.layout else None) or 1
     ready = sum(p.phase == "Running" for p in pods)
     if ready == wanted:
@@ -324,6 +329,8 @@ def pods_ready(status: Status, pods: tuple[ObservedPod, ...], refusal: str = "",
     reason, text = _missing_pod(pods, refusal if len(pods) < wanted else "")
     if reason is r.UNSCHEDULABLE and status.avoidedNodes:
         text += f" The run avoids {avoidance.sentence(status)}."
+    if reason is r.UNSCHEDULABLE and found_by:
+        text += f" {found_by}"
     message = f"{r.WAITING.text(ready=ready, wanted=wanted)} {text}".strip()[:MESSAGE_LENGTH]
     return _set(status, c.PODS_READY, False, reason.name, message, now)
 

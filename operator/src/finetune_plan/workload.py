@@ -13,12 +13,13 @@ from finetune_api.resource import names
 from finetune_api.runtime import protocol
 from finetune_api.validation import uris
 
+from .accelerators import Accelerator
 from .contract import PATHS, Contract
 from .job_settings import JobSettings
 from .mounts import Mount, mount
 from .resolve import Resolution, is_cpu
 from .runconfig import output_uri
-from .settings import Accelerator, PlanSettings
+from .settings import PlanSettings
 
 if TYPE_CHECKING:
     from .network_profile import NetworkProfile

@@ -22,7 +22,10 @@ SCHEDULING = (
     ("Insufficient cpu", "Lower pods.cpu, or wait for other jobs."),
     ("Insufficient memory", "Lower pods.memory (and pods.sharedMemory), or wait for other jobs."),
     ("untolerated taint", "Add the taint to pods.tolerations, if the job may run on those nodes."),
-    ("node affinity/selector", "Check compute.gpu_type (node label nvidia.com/gpu.product) and pods.nodeSelector."),
+    (
+        "node affinity/selector",
+        "Check compute.gpu_type, pods.nodeSelector and the labels of the GPU nodes (docs/first-gpu-job.md).",
+    ),
     ("volume node affinity conflict", "The volume is in another zone: use storage that all nodes can reach."),
     ("no nodes available", "The cluster has no ready nodes."),
 )

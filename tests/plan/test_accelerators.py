@@ -1,0 +1,110 @@
+"""Which nodes have a kind of GPU: by GPU feature discovery, by the labels of clouds, or by the resource alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import pytest
+
+from builders import resource
+from finetune_plan import pods
+from finetune_plan.accelerators import ACCELERATORS, PRODUCT_LABEL, Accelerator
+from finetune_plan.resolve import resolve
+from finetune_plan.settings import PlanSettings
+from finetune_plan.workload import workload
+
+GKE, KARPENTER = "cloud.google.com/gke-accelerator", "karpenter.k8s.aws/instance-gpu-name"
+H100 = "NVIDIA-H100-80GB-HBM3"
+NODES: dict[str, tuple[str, dict[str, str], bool]] = {
+    "a discovered product": ("H100", {PRODUCT_LABEL: H100}, True),
+    "another one": ("H100", {PRODUCT_LABEL: "NVIDIA-H200"}, False),
+    "one that is shared by time": ("H100", {PRODUCT_LABEL: f"{H100}-SHARED"}, False),
+    "a shared one on GKE": ("H100", {PRODUCT_LABEL: f"{H100}-SHARED", GKE: "nvidia-h100-80gb"}, False),
+    "GKE without discovery": ("H100", {GKE: "nvidia-h100-mega-80gb"}, True),
+    "another GPU on GKE": ("H100", {GKE: "nvidia-l4"}, False),
+    "what Karpenter will make": ("L40S", {KARPENTER: "l40s"}, True),
+    "nothing known": ("H100", {"node.kubernetes.io/instance-type": "p5.48xlarge"}, False),
+    "either A100": ("A100", {KARPENTER: "a100"}, True),
+    "of two A100 the one that Karpenter does not tell": ("A100-80GB", {KARPENTER: "a100"}, False),
+    "the A100 of 80 GB": ("A100-80GB", {GKE: "nvidia-a100-80gb"}, True),
+    "not that of 40 GB": ("A100-80GB", {GKE: "nvidia-tesla-a100"}, False),
+}
+
+
+def scheduled(terms: list[dict[str, Any]], labels: Mapping[str, str]) -> bool:
+    """What the scheduler makes of node selector terms."""
+    met = {
+        "In": lambda e: labels.get(e["key"]) in e["values"],
+        "DoesNotExist": lambda e: e["key"] not in labels,
+    }
+    return any(all(met[e["operator"]](e) for e in term["matchExpressions"]) for term in terms)
+
+
+@pytest.mark.parametrize(("kind", "labels", "there"), NODES.values(), ids=NODES)
+def test_a_node_has_a_kind_by_its_labels(kind: str, labels: dict[str, str], there: bool) -> None:
+    assert ACCELERATORS[kind].is_on(labels) == there
+
+
+@pytest.mark.parametrize("kind", ACCELERATORS)
+def test_the_scheduler_is_told_the_same(kind: str) -> None:
+    values: dict[str, set[str | None]] = {key: {None} for key in (PRODUCT_LABEL, GKE, KARPENTER)}
+    for each in ACCELERATORS.values():
+        for key, given in ({PRODUCT_LABEL: each.products} | dict(each.labels)).items():
+            values[key] |= set(given)
+    terms = [{"matchExpressions": each} for each in ACCELERATORS[kind].expressions()]
+    found = 0
+    for chosen in product(*values.values()):
+        labels = {key: value for key, value in zip(values, chosen, strict=True) if value is not None}
+        there = ACCELERATORS[kind].is_on(labels)
+        assert scheduled(terms, labels) == there, labels
+        found += there
+    assert found
+
+
+def pod(kind: str, settings: PlanSettings, **changes: Any) -> dict[str, Any]:
+    job = resource({"compute.gpu_type": kind, "compute.gpu_count": 1, **changes})
+    work = replace(workload(resolve(job, settings), settings), avoided_nodes=("bad-1", "bad-2"))
+    spec: dict[str, Any] = pods.pod_template(work, pods.TrainerContainer("trainer", "port"))["spec"]
+    return spec
+
+
+def test_every_alternative_keeps_off_avoided_nodes() -> None:
+    affinity = pod("H100", PlanSettings())["affinity"]["nodeAffinity"]
+    terms = affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    assert len(terms) == 3
+    assert all([field["values"] for field in term["matchFields"]] == [["bad-1"], ["bad-2"]] for term in terms)
+
+
+def test_a_kind_without_labels_is_on_any_node_with_its_resource() -> None:
+    settings = PlanSettings(accelerators={"ANY": Accelerator((), 24, "example.com/gpu")})
+    job = resource({"compute.gpu_type": "any", "compute.gpu_count": 1})
+    spec = pods.pod_template(workload(resolve(job, settings), settings), pods.TrainerContainer("trainer", "port"))
+    assert "affinity" not in spec["spec"]
+    assert settings.accelerators["ANY"].sentence == ""
+
+
+@pytest.mark.parametrize(
+    ("own", "keys"),
+    [
+        (None, ["nvidia.com/gpu"]),
+        ([{"key": "team", "operator": "Exists"}], ["team", "nvidia.com/gpu"]),
+        ([{"key": "nvidia.com/gpu", "operator": "Equal", "value": "mine"}], ["nvidia.com/gpu"]),
+        ([{"operator": "Exists"}], [None]),
+        ([{"operator": "Exists", "effect": "NoExecute"}], [None, "nvidia.com/gpu"]),
+    ],
+    ids=["no toleration", "another one", "its own", "of every taint", "of every taint that evicts"],
+)
+def test_pods_tolerate_the_taint_of_their_gpus(own: Any, keys: list[str | None]) -> None:
+    found = pod("H100", PlanSettings(), **({"pods.tolerations": own} if own else {}))["tolerations"]
+    assert [each.get("key") for each in found] == keys
+    assert own is None or found[: len(own)] == own
+
+
+def test_what_nodes_are_found_by_is_said_with_the_values() -> None:
+    assert ACCELERATORS["L40S"].sentence == (
+        "Nodes are found by the label nvidia.com/gpu.product (NVIDIA-L40S) or "
+        "karpenter.k8s.aws/instance-gpu-name (l40s)."
+    )
