@@ -1,4 +1,7 @@
-"""The TOML files that people come with: four published ones, validated as they are."""
+"""The TOML files that people come with: published ones, validated as they are.
+
+test_published_qlora.py trains those of QLoRA.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,31 @@ import pytest
 from cli.calls import finetune
 
 FOLDER = Path(__file__).parent / "toml"
-EXPECTED: dict[str, tuple[list[tuple[str, str]], str, str, int]] = {
-    "crafter_fft.toml": ([("hyperparameters.parallelism.use_deepspeed", "Unsupported")], "fft", "zero3", 4),
+P = "hyperparameters.parallelism"
+ZERO = [(f"{P}.use_deepspeed", "Unsupported")]
+MISPLACED = [
+    (f"{P}.{key}", "UnknownKey") for key in (
+        "eval_steps", "evaluation_strategy", "greater_is_better", "load_best_model_at_end", "metric_for_best_model",
+        "save_best_model_at_end",
+    )
+]  # fmt: skip
+EXPECTED: dict[str, tuple[list[tuple[str, str]], str | None, str | None, int]] = {
+    "crafter_fft.toml": (ZERO, "fft", "zero3", 4),
     "qwen3_32b_fft_4xh100.toml": ([], "fft", "fsdp2", 4),
     "multi_gpu_fft_8xh100.toml": ([], "fft", "fsdp2", 8),
-    "multi_gpu_qlora_4xh100.toml": (
-        [("hyperparameters.parallelism.use_deepspeed", "Unsupported")], "qlora", "zero2", 4,
-    ),
+    "multi_gpu_qlora_4xh100.toml": (ZERO, "qlora", "zero2", 4),
+    "qlora_small.toml": (ZERO, "qlora", "zero2", 4),
+    "qlora_minimal.toml": ([], "qlora", "single", 1),
+    "crafter_lora_qwen0p6b.toml": ([], "qlora", "single", 1),
+    "coder_lora_small.toml": ([], "qlora", "single", 1),
+    "coder_lora_4b.toml": ([], "qlora", "single", 1),
+    "coder_lora_30b.toml": ([], "qlora", "single", 1),
+    "crafter_sft_qwen30b_lora.toml": (ZERO, "qlora", "zero2", 2),
+    "sft_vision_small.toml": ([], "qlora", "single", 1),
+    "crafter_vlm_sft_example.toml": (MISPLACED, None, None, 0),
+    "sft_sample.toml": ([("data.validation_path", "DataRefused")], "qlora", "ddp", 4),
 }  # fmt: skip
-"""File -> problems, method, engine, ranks."""
+"""File -> problems; method, engine and ranks, where the keys are known."""
 
 
 def _answer(*arguments: str | Path) -> dict[str, Any]:
@@ -29,11 +48,23 @@ def _answer(*arguments: str | Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_a_published_toml_is_accepted_or_refused_by_name(name: str) -> None:
-    answer = _answer(FOLDER / name, "--set", "job.data=pvc://rows/train.jsonl", "--output", "pvc://models/out")
+    answer = _answer(FOLDER / name, "--dataset", "pvc://rows/train.jsonl", "--output", "pvc://models/out")
     errors, method, engine, ranks = EXPECTED[name]
     assert [(e["path"], e["reason"]) for e in answer["errors"]] == errors
     assert answer["valid"] == (not errors)
-    assert (answer["method"], answer["engine"], answer["layout"]["worldSize"]) == (method, engine, ranks)
+    if method:
+        assert (answer["method"], answer["engine"], answer["layout"]["worldSize"]) == (method, engine, ranks)
+
+
+def test_the_keys_of_another_section_are_said_to_belong_there() -> None:
+    answer = _answer(FOLDER / "crafter_vlm_sft_example.toml", "--dataset", "pvc://rows/train.jsonl")
+    assert {error["path"].removeprefix(f"{P}."): error["remedy"] for error in answer["errors"]} == {
+        key: f"Did you mean training.validation.{key}?"
+        for key in ("eval_steps", "evaluation_strategy", "greater_is_better", "metric_for_best_model")
+    } | dict.fromkeys(
+        ("load_best_model_at_end", "save_best_model_at_end"),
+        "Did you mean training.validation.save_best_model_at_end?",
+    )
 
 
 def test_every_toml_of_the_folder_is_expected_to_do_something() -> None:

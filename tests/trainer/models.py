@@ -50,7 +50,12 @@ def llama(*, tied: bool = False, seed: int = 0, vocabulary: int = 1024, dropout:
 
 def model_folder(folder: Path, *, tied: bool = False, seed: int = 0, vocabulary: int = 1024) -> Path:
     """A folder with such a model and a tokenizer of bytes with a chat template."""
-    llama(tied=tied, seed=seed, vocabulary=vocabulary).save_pretrained(folder)
+    return save(llama(tied=tied, seed=seed, vocabulary=vocabulary), folder)
+
+
+def save(model: PreTrainedModel, folder: Path) -> Path:
+    """A folder with any model and that tokenizer, whose tokens are 0 to 257."""
+    model.save_pretrained(folder)
     _tokenizer().save(str(folder / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, DeepseekV3Config, Lfm2Config, LlamaForCausalLM
 
 from finetune_api.runtime.choices import Engine, LoraInit, Method, Precision
 from finetune_api.runtime.run_config import Lora
-from finetune_trainer import adapters
+from finetune_trainer import adapter_folder, adapters
 from finetune_trainer.errors import ModelRefused
-from trainer import models, qlora_work
+from trainer import architectures, models, qlora_work
 from trainer.qlora_work import ADAPTERS, SAME, Job, Run, far
 from trainer.ranks import run_ranks, values
 
@@ -84,31 +84,101 @@ def test_plain_peft_loads_the_result(tmp_path: Path, folder: Path, job: Job) -> 
     assert float((ours - plain).norm()) <= 1e-6 * float(ours.norm())
 
 
-REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"target_modules": ("q_porj",)}, "the model has no module q_porj; its linear modules are down_proj, gate_proj"),
-    ({"target_modules": (r".*\.q_porj",)}, r"the model has no module .*\.q_porj; its linear modules are"),
-    ({"target_modules": ("(q_proj",)}, r"(q_proj is no regular expression: missing ), unterminated subpattern"),
+REFUSED: list[tuple[dict[str, Any], str, str, dict[str, Any]]] = [
+    (
+        {"target_modules": ("q_porj",)},
+        "the model has no module q_porj (did you mean q_proj?); its linear modules are down_proj, gate_proj",
+        "name some of these, or set all-linear",
+        {"target_modules": ("q_proj",)},
+    ),
+    (
+        {"target_modules": (r".*\.q_porj",)},
+        r"the model has no module .*\.q_porj (did you mean q_proj?); its linear modules are",
+        "name some of these, or set all-linear",
+        {"target_modules": ("all-linear",)},
+    ),
+    (
+        {"target_modules": ("(q_proj",)},
+        r"(q_proj is no regular expression: missing ), unterminated subpattern",
+        "correct it, or write the end of a name",
+        {"target_modules": ("q_proj",)},
+    ),
     (
         {"layers": (1, 4)},
         "layers_to_transform: layer 4 of the model has no target module; there are layers 0, 1, 2, 3",
+        "correct the numbers, or leave the key out to adapt all",
+        {"layers": (1, 3)},
     ),
     (
         {"layers": (2,), "target_modules": ("q_proj", r".*\.1\..*v_proj")},
         r"layers_to_transform: .*\.1\..*v_proj is in layer 1 only",
+        "name one of them, or leave it out of training.lora.target_modules",
+        {"layers": (1, 2), "target_modules": ("q_proj", r".*\.1\..*v_proj")},
     ),
-    ({"dora": True, "target_modules": ("q_proj", "lm_head")}, "use_dora: the output head computes in parts"),
-    ({"rank_pattern": (("q_porj", 8),)}, "rank_pattern: q_porj is of no module that gets an adapter"),
-    ({"rank_pattern": (("q_proj", 8), (r".*\.q_proj", 4))}, r"rank_pattern: .*\.q_proj is of no module that gets an"),
-    ({"alpha_pattern": (("(q", 8.0),)}, "alpha_pattern: (q is no regular expression: missing )"),
+    (
+        {"dora": True, "target_modules": ("q_proj", "lm_head")},
+        "use_dora: the output head computes in parts",
+        "leave the head out of training.lora.target_modules, or set use_dora to false",
+        {"dora": True, "target_modules": ("q_proj",)},
+    ),
+    (
+        {"rank_pattern": (("q_porj", 8),)},
+        "rank_pattern: q_porj is of no module that gets an adapter",
+        "correct the pattern, or remove it",
+        {"rank_pattern": (("q_proj", 8),)},
+    ),
+    (
+        {"rank_pattern": (("q_proj", 8), (r".*\.q_proj", 4))},
+        r"rank_pattern: .*\.q_proj is of no module that gets an",
+        "correct the pattern, or remove it",
+        {"rank_pattern": (("q_proj", 8),)},
+    ),
+    (
+        {"alpha_pattern": (("(q", 8.0),)},
+        "alpha_pattern: (q is no regular expression: missing )",
+        "correct it, or write the end of a name",
+        {"alpha_pattern": (("q_proj", 8.0),)},
+    ),
 ]
+"""Settings, the reason, the remedy, and settings as it says."""
 
 
-@pytest.mark.parametrize(("changes", "message"), REFUSED, ids=[message[:40] for _, message in REFUSED])
-def test_what_names_no_module_is_refused(changes: dict[str, Any], message: str) -> None:
+@pytest.mark.parametrize(("changes", "reason", "remedy", "mended"), REFUSED, ids=[each[1][:40] for each in REFUSED])
+def test_what_names_no_module_is_refused(
+    changes: dict[str, Any], reason: str, remedy: str, mended: dict[str, Any]
+) -> None:
     with pytest.raises(ModelRefused) as refused:
         adapters.attach(models.llama(), Lora(**models.lora(**changes)))
-    assert message in str(refused.value)
+    assert reason in str(refused.value)
+    assert str(refused.value).endswith(remedy)
     assert str(refused.value).startswith("training.lora.")
+    adapters.attach(models.llama(), Lora(**models.lora(**mended)))
+
+
+@pytest.mark.parametrize("kind", ["qwen3_moe", "mixtral"])
+@pytest.mark.parametrize("target", ["gate_up_proj", "experts.down_proj"])
+def test_dora_on_experts_in_one_parameter_is_refused(kind: str, target: str) -> None:
+    base = architectures.model(kind)
+    with pytest.raises(ModelRefused) as refused:
+        adapters.attach(base, Lora(**models.lora(dora=True, target_modules=("q_proj", target))))
+    reason = f"experts, whose weights transformers keeps in one parameter for all, get no adapters: {target};"
+    assert str(refused.value).startswith(f"training.lora.target_modules: {reason}")
+    known = "its linear modules are k_proj, lm_head, o_proj, q_proj, v_proj"
+    assert str(refused.value).endswith(f"{known}; name some of these, or set all-linear")
+    adapters.attach(base, Lora(**models.lora(dora=True)))
+
+
+def test_an_adapter_with_dora_that_cannot_be_continued_is_refused_by_its_name(tmp_path: Path) -> None:
+    """No key of adapters may stand beside from, so none is named as the way out."""
+    base = models.llama()
+    theirs = LoraConfig(r=2, use_dora=True, target_modules=["q_proj", "lm_head"])
+    get_peft_model(base, theirs).save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=False)
+    lora = adapter_folder.continued(Lora(**models.lora(source="pvc://adapters/one")), tmp_path / "adapter")
+    with pytest.raises(ModelRefused) as refused:
+        adapters.attach(models.llama(), lora)
+    assert str(refused.value).startswith("training.lora.from: the output head computes in parts")
+    assert f"name another adapter than {tmp_path / 'adapter'}, which has DoRA" in str(refused.value)
+    assert "use_dora" not in str(refused.value)
 
 
 def test_an_expression_that_means_experts_is_refused() -> None:
@@ -130,11 +200,12 @@ def test_a_row_of_zeros_has_no_direction(tmp_path: Path) -> None:
     base = LlamaForCausalLM.from_pretrained(folder)
     base.get_parameter("model.layers.2.mlp.up_proj.weight").data[3] = 0
     base.save_pretrained(folder)
-    message = "use_dora: model.layers.2.mlp.up_proj have rows of zeros"
+    message = "use_dora: model.layers.2.mlp.up_proj have rows of zeros.*; leave them out of training.lora.target_mod"
     with pytest.raises(ModelRefused, match=message):
         adapted(folder, "lora")
     with pytest.raises(ModelRefused, match=message):
         adapted(folder, "qlora")
+    adapted(folder, "qlora", target_modules=("q_proj", r".*layers\.[013]\.mlp\.up_proj"))
 
 
 def test_lengths_of_layers_that_are_not_quantised_are_measured_too(tmp_path: Path) -> None:
@@ -153,12 +224,13 @@ def test_lengths_of_layers_that_are_not_quantised_are_measured_too(tmp_path: Pat
     assert torch.equal(magnitude.detach(), whole.norm(dim=1))
 
 
-def adapted(folder: Path, method: str) -> PeftModel:
+def adapted(folder: Path, method: str, **changes: Any) -> PeftModel:
+    lora = models.lora(dora=True, **changes)
     quantisation = {"format": "nf4", "double": False} if method == "qlora" else None
     wanted = models.run_config(
-        folder, Path("rows"), Path("output"), method=method, lora=models.lora(dora=True), quantisation=quantisation
+        folder, Path("rows"), Path("output"), method=method, lora=lora, quantisation=quantisation
     )
-    return adapters.attach(models.loaded(folder, wanted), Lora(**models.lora(dora=True)))
+    return adapters.attach(models.loaded(folder, wanted), Lora(**lora))
 
 
 def test_gaussian_begins_with_a_deviation_of_one_by_the_rank() -> None:

@@ -187,13 +187,28 @@ def test_an_architecture_that_reads_weights_by_itself_is_refused_before_they_loa
         activations.require_quantised_to_compute(tmp_path, config)
 
 
+def test_a_base_with_numbers_that_are_not_finite_is_refused_by_the_name_of_the_weight(tmp_path: Path) -> None:
+    base = models.llama()
+    base.get_parameter("model.layers.1.mlp.up_proj.weight").data[3, 5] = torch.nan
+    wanted = models.run_config(
+        models.save(base, tmp_path / "model"), Path("rows"), Path("output"), method="qlora", lora=models.lora(),
+        quantisation={"format": "nf4", "double": True},
+    )  # fmt: skip
+    with pytest.raises(ModelRefused) as refused:
+        models.loaded(tmp_path / "model", wanted)
+    assert str(refused.value) == (
+        "job.model: model.layers.1.mlp.up_proj.weight cannot be stored in nf4: it has numbers that are not finite; "
+        "download the model again, or choose another one"
+    )
+
+
 def test_without_bitsandbytes_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     four_bits.require(torch.device("cpu"))
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     four_bits.library.cache_clear()
     try:
         with pytest.raises(
-            Unsupported, match=r"needs bitsandbytes, which does not work on cpu here: .*extra trainer"
+            Unsupported, match=r"bitsandbytes, which does not work on cpu here: .*extra trainer.*use_qlora: false"
         ):
             four_bits.require(torch.device("cpu"))
     finally:

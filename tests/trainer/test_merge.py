@@ -533,6 +533,17 @@ def run(settings: RunConfig, handoff: Path) -> FinalReport:
     return report
 
 
+def test_a_volume_without_room_is_refused_before_the_first_step_and_merging_later_is_a_way_out(
+    tmp_path: Path, inputs: Path
+) -> None:
+    many: dict[str, Any] = {"schedule__max_steps": 10**9, "schedule__epochs": 10**9}
+    settings = config(inputs, tmp_path / "out", checkpointing={"every_steps": 1, "keep": 10**9}, **many)
+    [ended] = run_ranks(1, trainer_work.run, settings, tmp_path / "handoff")
+    assert isinstance(ended.error, StorageFailed)
+    said = r"out needs [\d.]+ GB, and its volume has .*lower training\.save_total_limit, or leave output\.merge out"
+    assert re.search(said, str(ended.error))
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_adds_the_merged_model_to_its_result(tmp_path: Path, inputs: Path, method: str) -> None:
     report = run(config(inputs, tmp_path / "out", **METHODS[method]), tmp_path / "handoff")

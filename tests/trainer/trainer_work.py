@@ -109,7 +109,7 @@ def run_measured(config: RunConfig, handoff: Path) -> tuple[int, int]:
     preparation.prepare(config, 0, handoff, lambda _: None)
     output, asked = Path(config.output), list[int]()
     files, before = Measured(output), size(output)
-    asking = patch.object(trainer_module, "require_space", lambda _, needed: asked.append(needed))
+    asking = patch.object(trainer_module, "require_space", lambda _, needed, remedy: asked.append(needed))
     with asking, environment.process_group(ALONE, Device.CPU) as rank_info, Stop() as stop:
         Trainer(Handoff.read(handoff), handoff, rank_info, stop, files).run()
     return asked[0], files.most - before

@@ -18,7 +18,7 @@ from finetune_api.validation.shape import quote
 from . import job_settings
 from .batch import BatchSize, resolve_batch
 from .engine import Base, resolve_engine, resolve_precision
-from .job_settings import JobSettings, LoraSettings, Setting
+from .job_settings import JobSettings, LoraSettings, MethodSettings, Setting
 from .layout import Layout, resolve_layout
 from .method import resolve_method
 from .mounts import mount
@@ -148,7 +148,16 @@ def _unsupported(job: JobSettings, asked: Combination) -> list[Problem]:
     )  # fmt: skip
     path = next((setting.key for setting in related if setting.value), "hyperparameters")
     sentence = f"{sentence[0].upper()}{sentence[1:]}."
-    return [Problem(f"spec.{path}", "Unsupported", sentence, "Choose one of the combinations listed.")]
+    remedy = _WITHOUT.get(path.rpartition(".")[2], "Choose one of the combinations listed.")
+    return [Problem(f"spec.{path}", "Unsupported", sentence, remedy)]
+
+
+_SHARDS = "hyperparameters.parallelism.fsdp: true shards the model."
+_WITHOUT = {
+    "use_deepspeed": f"Set it to false; {_SHARDS}",
+    **dict.fromkeys(("tensor_parallel_size", "tensor_parallel", "pipeline_parallel_size"), f"Set it to 1; {_SHARDS}"),
+}
+"""Last part of a key that asks for what this version does not have -> what works in its place."""
 
 
 def _contradictions(job: JobSettings, method: Method, method_reason: str) -> list[Problem]:
@@ -163,7 +172,7 @@ def _contradictions(job: JobSettings, method: Method, method_reason: str) -> lis
         found.append(Problem(
             f"spec.{quantization}", "MethodContradiction",
             f"training.quantization is for QLoRA, but the method is {method}. {method_reason}",
-            "Remove training.quantization, or set training.use_qlora to true."))  # fmt: skip
+            f"Remove training.quantization, or {_to_qlora(job.method)}."))  # fmt: skip
     if method is Method.FFT and job.merge.value:
         found.append(Problem(
             f"spec.{job.merge.key}", "MethodContradiction",
@@ -175,6 +184,12 @@ def _contradictions(job: JobSettings, method: Method, method_reason: str) -> lis
             f"from names an adapter to continue from, but the job trains all weights. {method_reason}",
             "Remove from, or select adapters (training.mode: lora)."))  # fmt: skip
     return [*found, *_own_output(job), *_no_expressions(job.lora)]
+
+
+def _to_qlora(given: MethodSettings) -> str:
+    """What makes the job one of QLoRA: beside use_qlora neither of these keys may select all weights."""
+    full = [each.key for each in (given.mode, given.train_kind) if each.value in ("fft", "full", "full_finetune")]
+    return "set training.use_qlora to true" + (f" and remove {' and '.join(full)}" if full else "")
 
 
 def _own_output(job: JobSettings) -> Iterator[Problem]:

@@ -15,12 +15,13 @@ import transformers
 
 from bench.figures import machine, tell
 
-from . import formats, lora, published, saves
+from . import formats, lora, published, qlora, saves
 
 PARTS = {
     "published": published.figures,
     "saves": saves.figures,
     "lora": lora.figures,
+    "qlora": qlora.figures,
     "formats": formats.figures,
 }
 

@@ -219,8 +219,9 @@ def require_quantised_to_compute(folder: Path, config: RunConfig) -> None:
     found = _failure(outlined(folder, config))
     if found is not None and _failure(outlined(folder, as_it_is)) is None:
         raise ModelRefused(
-            f"training.use_qlora: {_name(outlined(folder, config))} reads weights past the layers that quantise "
-            f"them ({type(found).__name__}: {found}); train adapters on the base as it is (training.mode: lora)"
+            f"training.use_qlora: {_name(outlined(folder, config))} reads weights past the layers that quantise them "
+            f"({type(found).__name__}: {found}); train adapters on the base as it is (training.mode: lora, "
+            "use_qlora: false)"
         )
 
 

@@ -7,6 +7,7 @@ target_parameters, but only without dropout, by building all weights of a layer 
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ def attach(model: PreTrainedModel, lora: Lora) -> PeftModel:
     sizes = _like(model, lora_files.read(Path(lora.folder))) if lora.folder else _chosen(model, lora)
     targets = list(sizes.ranks)
     if lora.dora:
-        dora.require_possible(model, targets)
+        dora.require_possible(model, targets, lora.folder)
     settings = LoraConfig(
         r=lora.rank,
         lora_alpha=cast("int", lora.alpha),  # PEFT accepts floats, against its annotation
@@ -197,7 +198,9 @@ def _expression(key: str, text: str, read: Callable[[str], re.Pattern[str]]) -> 
     try:
         return read(text)
     except ValueError as error:
-        raise ModelRefused(f"training.lora.{key}: {text} is no regular expression: {error}") from error
+        raise ModelRefused(
+            f"training.lora.{key}: {text} is no regular expression: {error}; correct it, or write the end of a name"
+        ) from error
 
 
 def _in_layers(found: Mapping[str, list[str]], layers: set[int]) -> dict[str, list[str]]:
@@ -205,12 +208,15 @@ def _in_layers(found: Mapping[str, list[str]], layers: set[int]) -> dict[str, li
     numbers = {target: {name: _number(name) for name in names} for target, names in found.items()}
     for target, known in numbers.items():
         if layers.isdisjoint(known.values()):
-            raise ModelRefused(f"training.lora.layers_to_transform: {target} is in {_layers(known.values())} only")
+            raise ModelRefused(
+                f"training.lora.layers_to_transform: {target} is in {_layers(known.values())} only; name one of "
+                "them, or leave it out of training.lora.target_modules"
+            )
     every = {number for known in numbers.values() for number in known.values()}
     if missing := layers - every:
         raise ModelRefused(
             f"training.lora.layers_to_transform: {_layers(missing)} of the model has no target module; there are "
-            f"{_layers(every)}"
+            f"{_layers(every)}; correct the numbers, or leave the key out to adapt all"
         )
     return {target: [name for name, number in known.items() if number in layers] for target, known in numbers.items()}
 
@@ -235,7 +241,8 @@ def _by_layer(key: str, patterns: Sequence[tuple[str, T]], targets: Sequence[str
         leaves = ", ".join(sorted({_leaf(name) for name in targets}))
         raise ModelRefused(
             f"training.lora.{key}: {', '.join(unused)} is of no module that gets an adapter, or longer patterns are "
-            f"of all that it names; adapters are on {leaves}"
+            f"of all that it names; adapters are on {leaves}; "
+            "correct the pattern, or remove it"
         )
     return {name: found[1] for name, found in holding.items() if found}
 
@@ -258,13 +265,18 @@ def _require_targets(model: PreTrainedModel, found: dict[str, list[str]]) -> Non
             [target for target in found if leaves[target] & read],
             f"kernels of {model.config.model_type} read their weights past an adapter:",
         ),
-        (missing, "the model has no module"),
+        ([_with_nearest(target, known.split(", ")) for target in missing], "the model has no module"),
     ):
         if targets:
             raise ModelRefused(
                 f"training.lora.target_modules: {what} {', '.join(targets)}; its linear modules are {known}; "
-                f"correct the name, or set {ALL_LINEAR}"
+                f"name some of these, or set {ALL_LINEAR}"
             )
+
+
+def _with_nearest(target: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(_leaf(target), known, 1)
+    return f"{target} (did you mean {near[0]}?)" if near else target
 
 
 def _experts(model: PreTrainedModel) -> frozenset[str]:

@@ -57,28 +57,35 @@ class LengthsOfRows:
             setattr(model.get_submodule(name.removesuffix(".weight")), _LENGTHS, lengths)
 
 
-def require_possible(model: PreTrainedModel, targets: Sequence[str]) -> None:
-    """Raises ModelRefused, on every rank alike, for layers that cannot be trained so."""
+def require_possible(model: PreTrainedModel, targets: Sequence[str], begun: str = "") -> None:
+    """Raises ModelRefused, on every rank alike, for layers that cannot be trained so.
+
+    `begun` is the folder of the adapter that training continues from, whose layers and DoRA no key changes.
+    """
     head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     layers = {name: model.get_submodule(name) for name in targets}
     if any(layer is head for layer in layers.values()):
-        raise ModelRefused(
-            "training.lora.use_dora: the output head computes in parts, and its lengths would not be trained; leave "
-            "it out of training.lora.target_modules, or set use_dora to false"
+        raise _impossible(
+            "the output head computes in parts, and the lengths of its rows would not be trained", "the head", begun
         )
     if getattr(model.config.get_text_config(), "clip_qkv", None) is not None:
-        raise ModelRefused(
-            f"training.lora.use_dora: {model.config.model_type} changes the results of its layers in place (clip_qkv "
-            "in config.json); set use_dora to false"
-        )
+        reason = f"{model.config.model_type} changes the results of its layers in place (clip_qkv in config.json)"
+        raise _impossible(reason, "", begun)
     lengths = {name: vars(layer).get(_LENGTHS) for name, layer in layers.items()}
     without = [name for name, each in lengths.items() if each is not None and not each.all()]
     if without:
         more = " and more" * (len(without) > _LISTED)
-        raise ModelRefused(
-            f"training.lora.use_dora: {', '.join(without[:_LISTED])}{more} have rows of zeros, which have no "
-            "direction; leave them out of training.lora.target_modules, or set use_dora to false"
-        )
+        named = f"{', '.join(without[:_LISTED])}{more}"
+        raise _impossible(f"{named} have rows of zeros, which have no direction", "them", begun)
+
+
+def _impossible(reason: str, layers: str, begun: str) -> ModelRefused:
+    """`layers` are those without which it would be possible; empty if there are none."""
+    if begun:
+        remedy = f"name another adapter than {begun}, which has DoRA, or train it further with PEFT"
+        return ModelRefused(f"training.lora.from: {reason}; {remedy}")
+    leave = f"leave {layers} out of training.lora.target_modules, or " * bool(layers)
+    return ModelRefused(f"training.lora.use_dora: {reason}; {leave}set use_dora to false")
 
 
 class Magnitude(dora.DoraLinearLayer):

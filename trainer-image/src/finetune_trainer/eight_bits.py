@@ -31,7 +31,7 @@ def quantise(weight: Tensor) -> tuple[Tensor, RowScales]:
     """
     largest = torch.linalg.vector_norm(weight, float("inf"), dim=1, dtype=torch.float32)
     if not (largest.is_meta or largest.isfinite().all()):
-        raise ValueError("it has numbers that are not finite")
+        raise ValueError("it has numbers that are not finite; download the model again, or choose another one")
     to_codes = torch.where(largest > 0, _LARGEST / largest, 0.0)[:, None]
     codes = torch.empty_like(weight, dtype=torch.int8)
     rows = max(1, _PART // weight.shape[1]) if weight.device.type == "cpu" else len(weight)

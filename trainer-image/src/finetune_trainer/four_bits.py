@@ -63,7 +63,7 @@ def quantise(weight: Tensor, how: BaseQuantisation) -> tuple[Tensor, BlockScales
     codes = torch.cat([codes.view(-1) for codes, _ in quantised])
     scales = torch.cat([scales for _, scales in quantised])
     if not (scales.is_meta or scales.isfinite().all()):
-        raise ValueError("it has numbers that are not finite")
+        raise ValueError("it has numbers that are not finite; download the model again, or choose another one")
     if not how.double:
         return codes, BlockScales(scales)
     mean, table = scales.mean(), _table().to(scales.device)
@@ -105,9 +105,10 @@ def require(device: torch.device) -> None:
         dequantised(codes, scales, BaseFormat.NF4, BLOCK, torch.float32)
     except Exception as error:
         raise Unsupported(
-            f"a base in four bits needs bitsandbytes, which does not work on {device.type} here: {error}; install "
-            "the extra trainer of this project with a build of bitsandbytes for this device, or set "
-            "training.quantization.format to int8, which does without, or training.mode to lora"
+            f"training.use_qlora needs bitsandbytes, which does not work on {device.type} here: {error}; install the "
+            "extra trainer of this project with a build of bitsandbytes for this device, or set "
+            "training.quantization.format to int8, which does without, or train LoRA (training.mode: lora, "
+            "use_qlora: false)"
         ) from error
 
 

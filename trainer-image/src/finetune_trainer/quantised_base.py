@@ -72,12 +72,13 @@ def _require_worthwhile(model: PreTrainedModel, found: Mapping[str, nn.Linear]) 
             f"training.use_qlora: {model.config.model_type} keeps matrices of a layer, as those of experts, in one "
             f"parameter ({architecture.patterns([largest])[0]}), which this version does not quantise: "
             f"{size / whole:.0%} of the base, {2 * size / _GIB:.3g} GiB, would stay in 16 bits; train adapters on "
-            "the base as it is (training.mode: lora) with hyperparameters.parallelism.fsdp, or choose another model"
+            "the base as it is (training.mode: lora, use_qlora: false) with hyperparameters.parallelism.fsdp, or "
+            "choose another model"
         )
     if not found:
         raise ModelRefused(
             f"training.use_qlora: {model.config.model_type} has no linear layers that could be quantised; train "
-            "adapters on the base as it is (training.mode: lora)"
+            "adapters on the base as it is (training.mode: lora, use_qlora: false)"
         )
 
 

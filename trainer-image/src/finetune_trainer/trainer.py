@@ -266,7 +266,7 @@ class Trainer:
             checkpoint=snapshot.size(state),
             result=self._result_size(state),
         )
-        on_rank_0(partial(require_space, self._output, needed))
+        on_rank_0(partial(require_space, self._output, needed, _MERGE_LATER if self._config.merge else ""))
 
     def _result_size(self, state: Mapping[str, Any]) -> int:
         if self._config.lora is None:
@@ -366,6 +366,10 @@ _NOTHING_APPLIED = (
 )
 
 
+_MERGE_LATER = (
+    "free space on the output volume, lower training.save_total_limit, or leave output.merge out and merge the "
+    "result elsewhere (finetune merge)"
+)
 _LAST_SAVE_S = 10.0
 """How long an error waits for the save that is under way: less than a launcher leaves to the others of a rank that
 has ended."""

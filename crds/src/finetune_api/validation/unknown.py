@@ -33,7 +33,6 @@ def unknown_keys(resource: Mapping[str, Any]) -> Iterator[Problem]:
 USUAL: Mapping[str, str] = {
     "adapter": "training.mode", "adapter_name_or_path": "training.lora.from", "base_model": "job.model",
     "batch": "hyperparameters.per_device_batch", "dataset": "job.data",
-    "bnb_4bit_compute_dtype": "hyperparameters.parallelism.bf16",
     "bnb_4bit_quant_type": "training.quantization.format",
     "bnb_4bit_use_double_quant": "training.quantization.double_quant",
     "ddp": "hyperparameters.parallelism.fsdp", "dtype": "hyperparameters.parallelism.bf16",
@@ -41,6 +40,7 @@ USUAL: Mapping[str, str] = {
     "gpus": "compute.gpu_count", "hsdp": "hyperparameters.parallelism.fsdp_sharding_strategy",
     "init_lora_weights": "training.lora.init_lora_weights",
     "layers_to_transform": "training.lora.layers_to_transform",
+    "load_best_model_at_end": "training.validation.save_best_model_at_end",
     "load_in_4bit": "training.use_qlora", "lora_alpha_pattern": "training.lora.alpha_pattern",
     "lora_model_dir": "training.lora.from", "lora_r": "training.lora.r",
     "lora_rank_pattern": "training.lora.rank_pattern",
@@ -71,6 +71,8 @@ NOT_YET: Mapping[str, str] = {
                     "Experts in one parameter get no adapters; training.mode: fft trains all."),
     **dict.fromkeys(("trainable_token_indices", "peft_trainable_token_indices"),
                     "Embeddings are not trained beside adapters; training.mode: fft trains all."),
+    "bnb_4bit_compute_dtype": "Remove it: layers compute in the format of the job, which "
+                              "hyperparameters.parallelism.bf16 or fp16 sets.",
     "loftq_config": "Adapters do not change the base; training.lora.init_lora_weights has default and gaussian.",
 }  # fmt: skip
 """Keys of other systems that are no single key here, and what to do instead."""
