@@ -72,6 +72,7 @@ MISSPELT: dict[str, tuple[str, Any, str]] = {
         "Did you mean spec.hyperparameters.parallelism.tensor_parallel_size?"),
     "a key of PEFT in the wrong place": (
         "training.use_dora", True, "Did you mean spec.training.lora.use_dora?"),
+    "a key of Axolotl": ("training.optimizer", "adamw_bnb_8bit", "Did you mean spec.hyperparameters.optim?"),
     "what another system has and this one has not": (
         "training.load_in_8bit", True, "Set training.use_qlora to true and training.quantization.format to int8."),
     "nothing like it": ("queue.zzz", 1, "Remove it. Known here: name, priorityClass."),

@@ -117,6 +117,7 @@ TWO: dict[str, Two] = {
     f"{H}.lr_scheduler_type": Two(NOTHING, "linear", "constant"),
     f"{H}.weight_decay": Two(NOTHING, 0.1, 0.2),
     f"{H}.max_grad_norm": Two(NOTHING, 0.3, 0),
+    f"{H}.optim": Two(NOTHING, "adamw", "adamw_8bit"),
     f"{H}.train_kind": Two(NOTHING, "fft", "peft"),
     f"{P}.use_deepspeed": Two({f"{P}.deepspeed_stage": 0}, True, False),
     f"{P}.fsdp": Two(LORA, True, False),
@@ -168,7 +169,6 @@ ONLY: dict[str, Only] = {
     "data.format": Only(NOTHING, ("messages",), "parquet"),
     f"{V}.metric_for_best_model": Only(EVAL, ("val.loss", "eval_loss"), "bleu"),
     f"{V}.greater_is_better": Only(EVAL, (False,), True),
-    f"{H}.optim": Only(NOTHING, ("adamw", "adamw_torch", "adamw_torch_fused"), "sgd"),
     # The stage of an absent key is not supported either, so the switch is to blame.
     f"{P}.deepspeed_stage": Only({f"{P}.use_deepspeed": True}, (0,), 3, f"{P}.use_deepspeed"),
     f"{P}.fsdp_auto_wrap_policy": Only(FSDP, ("transformer_block", "transformer_based_wrap"), "size_based_wrap"),
@@ -216,6 +216,25 @@ def test_the_only_legal_value_has_one_effect_and_another_value_is_refused(key: s
     first, *others = (effects(job(case.besides, spelling, value)) for value in case.legal)
     assert all(each == first for each in others)
     assert refused_at(job(case.besides, spelling, case.refused)) == [f"spec.{case.blames or spelling}"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("adamw", None), ("adamw", "adamw_torch"), ("adamw", "adamw_torch_fused"), ("adamw_8bit", "adamw_bnb_8bit")],
+)
+def test_names_of_the_same_optimizer_have_the_same_effect(one: str, other: str | None) -> None:
+    assert effects(job(NOTHING, f"{H}.optim", one)) == effects(job(NOTHING, f"{H}.optim", other))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["paged_adamw", "paged_adamw_8bit", "paged_adamw_32bit", "adamw_torch_8bit", "adamw_8bit\n", "sgd", "lion_8bit"],
+)
+def test_another_optimizer_is_refused_and_the_remedy_names_what_saves_memory(name: str) -> None:
+    [problem] = validate(job(NOTHING, f"{H}.optim", name), SETTINGS).problems
+    assert problem.path == f"spec.{H}.optim"
+    assert "adamw_8bit" in problem.remedy
+    assert f"{P}.fsdp" in problem.remedy
 
 
 @pytest.mark.parametrize(("key", "spelling"), spelt(CHECKED), ids=lambda key: key)

@@ -12,7 +12,7 @@ from finetune_api.resource.v1alpha1 import Spec
 from finetune_plan.job_settings import read, spellings
 
 RULES_ONLY = {
-    *DATA_PARALLEL, "output.ephemeral", "algorithm.method", "algorithm.type", "data.format", "hyperparameters.optim",
+    *DATA_PARALLEL, "output.ephemeral", "algorithm.method", "algorithm.type", "data.format",
     "hyperparameters.parallelism.fsdp_auto_wrap_policy", "training.validation.greater_is_better",
     "training.validation.metric_for_best_model",
 }  # fmt: skip

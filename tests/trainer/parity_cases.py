@@ -52,6 +52,7 @@ class ParityCase:
     """Of an optimizer step."""
     per_device: int | None = None
     """None: 2 in one process, else 1."""
+    optimizer: str = "adamw"
 
     @property
     def job(self) -> str:
@@ -59,7 +60,9 @@ class ParityCase:
         return f"{'tied' if self.tied else 'untied'} {'lora' if self.lora else 'fft'}"
 
     def __str__(self) -> str:
-        return f"{self.engine} {self.job} {self.precision}{'' if self.synced else ' without gradient sync'}"
+        optimizer = "" if self.optimizer == "adamw" else f" {self.optimizer}"
+        synced = "" if self.synced else " without gradient sync"
+        return f"{self.engine} {self.job} {self.precision}{optimizer}{synced}"
 
 
 @dataclass
@@ -185,6 +188,7 @@ def _config(case: ParityCase, world: int) -> RunConfig:
         Path("output"),
         engine=case.engine,
         precision=case.precision,
+        optimizer__name=case.optimizer,
         mesh__nodes=nodes,
         mesh__processes_per_node=world // nodes,
         mesh__data_parallel=world,

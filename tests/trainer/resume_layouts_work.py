@@ -44,10 +44,13 @@ class ResumeCase:
     """Adapters are on a base in four bits."""
     torch_ddp: bool = False
     """Gradients are summed by torch's DistributedDataParallel."""
+    eight_bits: bool = False
+    """Of the optimizer's moments, but for those of weights that are small."""
 
     def __str__(self) -> str:
         method = "qlora" if self.quantised else "lora" if self.lora else "fft"
-        return f"{self.engine} {method}{' dora' * self.dora} {self.precision}{' by torch' if self.torch_ddp else ''}"
+        besides = " by torch" * self.torch_ddp + " 8-bit moments" * self.eight_bits
+        return f"{self.engine} {method}{' dora' * self.dora} {self.precision}{besides}"
 
 
 @dataclass(frozen=True)
@@ -107,12 +110,15 @@ def _train_state(case: ResumeCase) -> TrainState:
 def _config(case: ResumeCase) -> RunConfig:
     world = world_size()
     nodes = 2 if case.engine is Engine.HSDP else 1
-    method = {"method": "lora", "lora": models.lora(dropout=case.dropout, dora=case.dora)} if case.lora else {}
+    rank = 16 if case.eight_bits else 4
+    lora = models.lora(rank=rank, dropout=case.dropout, dora=case.dora)
+    method: dict[str, Any] = {"method": "lora", "lora": lora} if case.lora else {}
     if case.quantised:
         method |= {"method": "qlora", "quantisation": {"format": "nf4", "double": True}}
     changes: dict[str, Any] = method | {
         "engine": case.engine,
         "precision": case.precision,
+        "optimizer__name": "adamw_8bit" if case.eight_bits else "adamw",
         "mesh__nodes": nodes,
         "mesh__processes_per_node": world // nodes,
         "mesh__data_parallel": world,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune_trainer import loss, optim
+from finetune_trainer.adamw import AdamW
 from finetune_trainer.collate import collate
 from trainer import models
 from trainer.format_work import FormatRun, train
@@ -30,7 +31,7 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach() for name, parameter in optim.trained(model).items()}
 
 
-def update(optimizer: optim.AdamW, model: nn.Module, *, divisor: float = 1.0, skip: bool = False) -> None:
+def update(optimizer: AdamW, model: nn.Module, *, divisor: float = 1.0, skip: bool = False) -> None:
     """One step with the gradients of a sum over the model's outputs."""
     model.zero_grad()
     model(torch.arange(8)).square().sum().backward()
@@ -41,7 +42,7 @@ def update(optimizer: optim.AdamW, model: nn.Module, *, divisor: float = 1.0, sk
 def test_weight_decay_is_for_matrices_only() -> None:
     model = tiny()
     before = copy.deepcopy(weights(model))
-    optimizer = optim.AdamW(weights(model), SETTINGS.model_copy(update={"weight_decay": 0.5}))
+    optimizer = AdamW(weights(model), SETTINGS.model_copy(update={"weight_decay": 0.5}))
     nothing = {name: torch.zeros_like(weight) for name, weight in before.items()}
     optimizer.step(weights(model), nothing, 1e-3, torch.tensor(1.0), torch.tensor(0.0))
     decayed = {name for name, weight in weights(model).items() if not torch.equal(weight, before[name])}
@@ -62,7 +63,7 @@ def test_a_tied_weight_is_trained_once() -> None:
 @pytest.mark.parametrize("divisor", [1.0, 4.0])
 def test_updates_are_those_of_torch_with_gradients_that_were_divided_before(divisor: float) -> None:
     ours, theirs = tiny(), tiny()
-    optimizer = optim.AdamW(weights(ours), SETTINGS.model_copy(update={"weight_decay": 0.0}))
+    optimizer = AdamW(weights(ours), SETTINGS.model_copy(update={"weight_decay": 0.0}))
     stock = torch.optim.AdamW(theirs.parameters(), lr=1e-3, eps=1e-8, weight_decay=0.0, fused=True)
     for _ in range(3):
         update(optimizer, ours, divisor=divisor)
@@ -74,7 +75,7 @@ def test_updates_are_those_of_torch_with_gradients_that_were_divided_before(divi
 
 def test_a_step_that_is_skipped_leaves_no_trace() -> None:
     ours, other = tiny(), tiny()
-    optimizers = optim.AdamW(weights(ours), SETTINGS), optim.AdamW(weights(other), SETTINGS)
+    optimizers = AdamW(weights(ours), SETTINGS), AdamW(weights(other), SETTINGS)
     update(optimizers[0], ours, skip=True)
     for optimizer, model in zip(optimizers, (ours, other), strict=True):
         update(optimizer, model)

@@ -25,6 +25,8 @@ SAME_LAYOUT = {
         ResumeCase(Engine.HSDP, lora=True, precision="bf16"),
         ResumeCase(Engine.DDP, lora=True, quantised=True),
         ResumeCase(Engine.HSDP, lora=True),
+        ResumeCase(Engine.DDP, lora=True, precision="bf16", eight_bits=True),
+        ResumeCase(Engine.HSDP, precision="bf16", eight_bits=True),
     ],
     2: [
         ResumeCase(Engine.FSDP2, precision="bf16"),
@@ -32,6 +34,8 @@ SAME_LAYOUT = {
         ResumeCase(Engine.FSDP2, lora=True, quantised=True, precision="bf16"),
         ResumeCase(Engine.FSDP2, lora=True, dora=True, precision="bf16"),
         ResumeCase(Engine.FSDP2),
+        ResumeCase(Engine.FSDP2, eight_bits=True),
+        ResumeCase(Engine.FSDP2, lora=True, precision="bf16", eight_bits=True),
     ],
 }
 """By number of ranks. All have dropout."""
@@ -47,13 +51,18 @@ class Chain:
     on_four: Engine
     on_two: Engine
     lora: bool
+    eight_bits: bool = False
+
+    @property
+    def job(self) -> str:
+        return f"{'lora' if self.lora else 'fft'}{' 8-bit moments' * self.eight_bits}"
 
     def __str__(self) -> str:
-        return f"{'lora' if self.lora else 'fft'} {self.on_four} on 4 then {self.on_two} on 2"
+        return f"{self.job} {self.on_four} on 4 then {self.on_two} on 2"
 
     def case(self, world: int) -> ResumeCase:
         engine = {4: self.on_four, 2: self.on_two, 1: Engine.SINGLE}[world]
-        return ResumeCase(engine, self.lora, dropout=0.0)
+        return ResumeCase(engine, self.lora, dropout=0.0, eight_bits=self.eight_bits)
 
 
 CHAINS = [
@@ -63,6 +72,8 @@ CHAINS = [
     Chain(Engine.FSDP2, Engine.DDP, lora=True),
     Chain(Engine.HSDP, Engine.FSDP2, lora=False),
     Chain(Engine.HSDP, Engine.DDP, lora=True),
+    Chain(Engine.FSDP2, Engine.FSDP2, lora=False, eight_bits=True),
+    Chain(Engine.HSDP, Engine.DDP, lora=True, eight_bits=True),
 ]
 THIRDS = {4: PLANNED_STEPS // 3, 2: PLANNED_STEPS * 2 // 3, 1: PLANNED_STEPS}
 """Steps that are done when the ranks end, by their number."""
@@ -124,7 +135,7 @@ def test_with_the_buckets_of_torch_a_resumed_run_has_other_bits(resumed: dict[st
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Parts:
     """Each of the runs as a whole in one process."""
-    cases = {str(chain.lora): chain.case(1) for chain in CHAINS}
+    cases = {chain.job: chain.case(1) for chain in CHAINS}
     return on_ranks(1, cases, tmp_path_factory.mktemp("alone"), PLANNED_STEPS)
 
 
@@ -142,4 +153,4 @@ def test_resumed_on_fewer_ranks_a_run_has_the_same_state_and_the_losses_of_one_p
     assert second.began_with == first.ended_with
     assert third.began_with == second.ended_with
     losses = first.losses + second.losses + third.losses
-    assert losses == pytest.approx(alone[str(chain.lora)].losses, rel=RELATIVE)
+    assert losses == pytest.approx(alone[chain.job].losses, rel=RELATIVE)

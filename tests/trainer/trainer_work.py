@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from transformers import AutoModelForCausalLM
 from finetune_api.runtime.choices import Device
 from finetune_api.runtime.report import FinalReport, Record, parse
 from finetune_api.runtime.run_config import RunConfig
-from finetune_trainer import environment, preparation
+from finetune_trainer import environment, four_bits, preparation
 from finetune_trainer import trainer as trainer_module
 from finetune_trainer.collectives import rank, world_size
 from finetune_trainer.environment import RankInfo
@@ -41,6 +42,13 @@ def run(config: RunConfig, handoff: Path) -> FinalReport:
     preparation.prepare(config, 0, handoff, lambda _: None)
     with environment.process_group(ALONE, Device.CPU) as rank_info, Stop() as stop:
         return Trainer(Handoff.read(handoff), handoff, rank_info, stop).run()
+
+
+def run_without_bitsandbytes(config: RunConfig, handoff: Path) -> FinalReport:
+    """In a process of its own, where it cannot be imported from now on."""
+    four_bits.library.cache_clear()
+    with patch.dict(sys.modules, {"bitsandbytes": None}):
+        return run(config, handoff)
 
 
 class Replacing(Trainer):

@@ -130,6 +130,7 @@ class QuantizationSettings:
 class OptimizerSettings:
     """AdamW and its schedule. A learning rate without a value follows from the method."""
 
+    name: Setting[str] = _key(f"{H}.optim", default=defaults.OPTIMIZER)
     learning_rate: Setting[float | None] = _key(f"{H}.learning_rate")
     weight_decay: Setting[float] = _key(f"{H}.weight_decay", default=defaults.WEIGHT_DECAY)
     max_grad_norm: Setting[float] = _key(f"{H}.max_grad_norm", default=defaults.MAX_GRAD_NORM)

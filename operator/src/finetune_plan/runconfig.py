@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from finetune_api.resource import defaults
-from finetune_api.runtime.choices import BaseFormat, LoraInit, Method, Recompute
+from finetune_api.runtime.choices import BaseFormat, LoraInit, Method, OptimizerName, Recompute
 from finetune_api.runtime.run_config import (
     BaseQuantisation,
     Batch,
@@ -116,10 +116,14 @@ def _sequence_length(data: DataSettings) -> int | None:
     return min(limit, defaults.SEQUENCE_LENGTH if asked is None else asked)
 
 
+_EIGHT_BITS = ("adamw_8bit", "adamw_bnb_8bit")
+"""Names of AdamW with moments in eight bits."""
+
+
 def _optimizer(given: OptimizerSettings, method: Method) -> Optimizer:
     rate = given.learning_rate.value
     return Optimizer(
-        name="adamw",
+        name=OptimizerName.ADAMW_8BIT if given.name.value in _EIGHT_BITS else OptimizerName.ADAMW,
         learning_rate=LEARNING_RATES[method] if rate is None else rate,
         weight_decay=given.weight_decay.value,
         beta1=0.9,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from bench.figures import Figure
-from finetune_api.runtime.choices import Engine, Method
+from finetune_api.runtime.choices import Engine, Method, OptimizerName
 from finetune_trainer import loop, rounding
 from finetune_trainer.loop import StepResult
 
@@ -28,19 +29,19 @@ KERNELS = 12
 
 def figures(device: torch.device) -> Iterator[Figure]:
     with shapes.nccl(device):
-        for engine in (Engine.SINGLE, Engine.FSDP2) if SHARDS else (Engine.SINGLE,):
-            for method in (Method.FFT, Method.LORA):
-                found = syncs(Work(SMOL, method, rows=4), engine, device)
-                for place, count in found.items():
-                    print(f"{engine} {method}: waits {count} times in {STEPS} steps: {place}", flush=True)
-                yield Figure(f"{engine} {method}: waits a step", found.total() / STEPS, "", least=1, most=1)
+        kinds = (Engine.SINGLE, Engine.FSDP2) if SHARDS else (Engine.SINGLE,)
+        for engine, method, optimizer in product(kinds, (Method.FFT, Method.LORA), OptimizerName):
+            found = syncs(Work(SMOL, method, rows=4), engine, optimizer, device)
+            for place, count in found.items():
+                print(f"{engine} {method} {optimizer}: waits {count} times in {STEPS} steps: {place}", flush=True)
+            yield Figure(f"{engine} {method} {optimizer}: waits a step", found.total() / STEPS, "", least=1, most=1)
     yield from costs(Work(LLAMA_1B, Method.FFT, rows=6), device)
 
 
-def syncs(work: Work, engine: Engine, device: torch.device) -> Counter[str]:
+def syncs(work: Work, engine: Engine, optimizer: OptimizerName, device: torch.device) -> Counter[str]:
     """Where the steps after the first two wait for the device, and how often."""
     config = work.config(
-        device, engine=engine, schedule__max_steps=2 + STEPS, schedule__epochs=9,
+        device, engine=engine, optimizer__name=optimizer, schedule__max_steps=2 + STEPS, schedule__epochs=9,
         batch={"per_device": work.rows // 2, "accumulation": 2},
     )  # fmt: skip
     data = shapes.full_rows(work.rows, work.length, work.shape.vocabulary)

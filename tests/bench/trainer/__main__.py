@@ -15,7 +15,7 @@ import transformers
 
 from bench.figures import machine, tell
 
-from . import formats, lora, published, qlora, saves
+from . import formats, lora, optimizers, published, qlora, saves
 
 PARTS = {
     "published": published.figures,
@@ -23,6 +23,7 @@ PARTS = {
     "lora": lora.figures,
     "qlora": qlora.figures,
     "formats": formats.figures,
+    "optimizers": optimizers.figures,
 }
 
 

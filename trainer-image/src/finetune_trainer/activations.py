@@ -8,7 +8,7 @@ Peak of a rank, in bytes, when some layers recompute:
 
     weights and moments + the larger of
         what the layers hold + the larger of (the chunk of the loss, one layer's backward pass)
-        the gradients of a step + one layer's backward pass
+        the gradients of a step + the larger of (one layer's backward pass, the update of weights)
     + weights and gradients that FSDP2 has gathered at that time, and the weight that is in few bits otherwise
 
 Gradients count in both where a step has several micro batches. docs/adr/0044 compares it with measured peaks.
@@ -36,6 +36,7 @@ from .collectives import on_every_rank, on_rank_0
 from .errors import ModelRefused
 from .master import COMPUTE, computes_apart
 from .mesh import RankMesh
+from .optim import moment_bytes, step_bytes
 from .quantised_layer import QuantisedLinear
 from .saved import Saved
 
@@ -63,6 +64,8 @@ class Fixed:
     """While the loss is computed."""
     gathered: int = 0
     """Parts of other ranks, while a layer is computed."""
+    update: int = 0
+    """Beside weights and gradients, while the optimizer updates them."""
     dequantised: int = 0
     """The largest weight that is stored in few bits, while a layer computes with it."""
 
@@ -95,7 +98,8 @@ def peak(layers: Sequence[Saved], recomputed: int, fixed: Fixed) -> int:
     held = sum(each.inputs if i in chosen else each.activations for i, each in enumerate(layers))
     backward = largest * (2 if chosen else 1)  # gradients of activations; and the activations again
     begin = held + max(fixed.loss, backward) + (fixed.gradients if fixed.accumulates else 0)
-    return fixed.weights + max(begin, fixed.gradients + backward) + fixed.gathered + fixed.dequantised
+    end = fixed.gradients + max(backward, fixed.update)
+    return fixed.weights + max(begin, end) + fixed.gathered + fixed.dequantised
 
 
 def evenly(count: int, total: int) -> frozenset[int]:
@@ -249,20 +253,22 @@ def count(outline: nn.Module, rows: int, longest: int) -> list[Saved]:
 def fixed(outline: nn.Module, config: RunConfig, mesh: RankMesh, longest: int) -> Fixed:
     """From the table of bytes of a parameter in master.py."""
     ranks, compute = mesh.size("shard"), COMPUTE[config.precision].itemsize
-    of_trained = 12 + (compute if compute < 4 else 0) - (4 if config.weights is WeightFormat.BF16 else 0)
+    of_trained = 4 + (compute if compute < 4 else 0) - (4 if config.weights is WeightFormat.BF16 else 0)
     trained, frozen = (
         _numbers(outline, trained=True),
         sum(p.nbytes for p in outline.parameters() if not p.requires_grad),
     )
+    moments = sum(moment_bytes(p.numel(), config.optimizer) for p in outline.parameters() if p.requires_grad)
     quantised = [module for module in outline.modules() if isinstance(module, QuantisedLinear)]
     base = loss.causal(outline)
     head: nn.Module = base.get_output_embeddings()  # type: ignore[no-untyped-call]
     vocabulary = base.config.get_text_config().vocab_size
     logits = min(chunked_loss.GPU_CHUNK, config.batch.per_device * longest * vocabulary)
     return Fixed(
-        weights=(trained * of_trained + frozen) // ranks
+        weights=(trained * of_trained + moments + frozen) // ranks
         + sum(b.nbytes for each in quantised for b in each.buffers()),
         gradients=trained * 4 // ranks,
+        update=step_bytes(config.optimizer),
         accumulates=config.batch.accumulation > 1,
         loss=logits * LOSS_BYTES + _numbers(head, trained=True) * (4 + compute),
         gathered=_gathered(outline, compute) if config.engine in (Engine.FSDP2, Engine.HSDP) else 0,

@@ -10,6 +10,8 @@ column is bf16 with `weights: bf16`:
     moments of AdamW                     8       8           8
                                          16      18          14
 
+AdamW in eight bits (adamw_8bit.py) takes 2.03 in place of the 8.
+
 In bf16 the forward and backward pass, the residual stream included, compute in bf16, as the layers of the model
 define it (norms and softmax use fp32 inside); gradients of a micro batch are bf16, those of adapters fp32, and their
 sums over micro batches and ranks fp32. The loss is fp32. Frozen weights are stored in the compute format. fp16 is the
@@ -75,6 +77,8 @@ class MasterWeights:
             self._separate = {}
         self.local = {name: self._separate.get(name, local(p.detach())) for name, p in parameters.items()}
         """This rank's part of each weight, which the optimizer updates."""
+        self.elements = {name: p.numel() for name, p in parameters.items()}
+        """Of each whole weight."""
 
     def gradients(self) -> dict[str, Tensor]:
         """This rank's part of each gradient."""
@@ -106,7 +110,7 @@ class MasterWeights:
         self._rounding.round(weight, local(parameter), name=name, start=_start(parameter), step=step)
 
     def whole(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """DTensors of the parameters' shapes over `parts`, one of each parameter, where parameters are sharded."""
+        """DTensors over `parts`, where parameters are sharded: each has as many rows as its parameter."""
         return {name: _like(self._parameters[name], part) for name, part in parts.items()}
 
 
@@ -118,9 +122,10 @@ def local(tensor: Tensor) -> Tensor:
 def _like(parameter: Tensor, part: Tensor) -> Tensor:
     if not isinstance(parameter, DTensor):
         return part
+    shape = torch.Size((parameter.shape[0], *part.shape[1:]))
     return cast("Tensor", DTensor.from_local(
         part, parameter.device_mesh, parameter.placements, run_check=False,
-        shape=parameter.shape, stride=parameter.stride(),
+        shape=shape, stride=torch.empty(shape, device="meta").stride(),
     ))  # fmt: skip
 
 

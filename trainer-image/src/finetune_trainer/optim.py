@@ -1,37 +1,27 @@
-"""AdamW on the local weights of a rank, in fp32, by torch's fused kernel. Used by the engines.
-
-Clipping and skipping happen inside the kernel, so that no step waits for the device to know its norm.
-"""
+"""The optimizers of engines, by the name that the configuration has; and what they have in common."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adamw import adamw
 
+from finetune_api.runtime.choices import OptimizerName
 from finetune_api.runtime.run_config import Optimizer
+
+from . import adamw_8bit
+from .adamw import AdamW
+from .adamw_8bit import AdamW8bit
 
 _TINY = 1e-6
 """Avoids a division by zero; the same value as in torch's own clipping."""
 
 
-def trained(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Trained parameters by name. Tied parameters appear once, under their first name."""
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+class LocalOptimizer(Protocol):
+    """Updates this rank's part of the trained weights."""
 
-
-class AdamW:
-    """AdamW (Loshchilov and Hutter 2019). Weight decay applies to matrices, not to norms and biases."""
-
-    def __init__(self, weights: Mapping[str, Tensor], settings: Optimizer) -> None:
-        """Moments are at least fp32 and allocated now, for a checkpoint to be loaded into them."""
-        self.exp_avg, self.exp_avg_sq = ({name: _zeros(weight) for name, weight in weights.items()} for _ in range(2))
-        self._steps = {name: torch.zeros((), device=weight.device) for name, weight in weights.items()}
-        self._settings = settings
-
-    @torch.no_grad()
     def step(
         self,
         weights: Mapping[str, Tensor],
@@ -42,38 +32,42 @@ class AdamW:
     ) -> None:
         """Update `weights` (fp32, all or some) in place with `gradients` / `divisor`.
 
-        `divisor` and `skip` are fp32 scalars. Where `skip` is 1, nothing changes.
+        `divisor` and `skip` are fp32 scalars. Where `skip` is 1, nothing changes. Does not wait for the device.
         """
-        for matrices, decay in ((True, self._settings.weight_decay), (False, 0.0)):
-            names = [name for name, weight in weights.items() if (weight.ndim >= 2) == matrices]
-            if names:
-                own, grads, exp_avg, exp_avg_sq, steps = (
-                    [kind[name] for name in names]
-                    for kind in (weights, gradients, self.exp_avg, self.exp_avg_sq, self._steps)
-                )
-                adamw(
-                    own, grads, exp_avg, exp_avg_sq, [], steps,
-                    fused=True, grad_scale=divisor, found_inf=skip, amsgrad=False, maximize=False,
-                    beta1=self._settings.beta1, beta2=self._settings.beta2, eps=self._settings.epsilon,
-                    lr=learning_rate, weight_decay=decay,
-                )  # fmt: skip
+        ...
+
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """Its state by kind and name of the weight, as many rows as the weight. Loading into it in place, then
+        `resumed`, restores it."""
+        ...
 
     def resumed(self, steps: int) -> None:
-        """The moments are those after `steps` updates."""
-        for done in self._steps.values():
-            done.fill_(steps)
+        """The state is that after `steps` updates."""
+        ...
 
 
-def _zeros(weight: Tensor) -> Tensor:
-    return torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Trained parameters by name. Tied parameters appear once, under their first name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def build(weights: Mapping[str, Tensor], settings: Optimizer) -> AdamW:
-    """The optimizer that the configuration names."""
-    return _OPTIMIZERS[settings.name](weights, settings)
+def build(weights: Mapping[str, Tensor], elements: Mapping[str, int], settings: Optimizer) -> LocalOptimizer:
+    """The optimizer that the configuration names. `elements`: of each whole weight, also where it is sharded."""
+    if settings.name is OptimizerName.ADAMW_8BIT:
+        return AdamW8bit(weights, elements, settings)
+    return AdamW(weights, settings)
 
 
-_OPTIMIZERS: dict[str, Callable[[Mapping[str, Tensor], Optimizer], AdamW]] = {"adamw": AdamW}
+def moment_bytes(elements: int, settings: Optimizer) -> int:
+    """Of the moments of a weight with this number of elements, on all ranks that share it."""
+    if settings.name is OptimizerName.ADAMW_8BIT and adamw_8bit.quantised(elements):
+        return adamw_8bit.moment_bytes(elements)
+    return 2 * 4 * elements
+
+
+def step_bytes(settings: Optimizer) -> int:
+    """Most that a step of the optimizer takes on a GPU for the time that it lasts."""
+    return adamw_8bit.STEP_BYTES if settings.name is OptimizerName.ADAMW_8BIT else 0
 
 
 def clipping_divisor(norm: Tensor, max_norm: float) -> Tensor:

@@ -17,6 +17,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from finetune_api.runtime.choices import OptimizerName
 from finetune_api.runtime.exits import MEANINGS, Exit
 from finetune_api.runtime.protocol import RESULT
 from finetune_api.runtime.report import FinalReport, ResumeRecord
@@ -25,6 +26,7 @@ from finetune_api.runtime.run_config import Lora, RunConfig, Validation
 from . import (
     activations,
     adapters,
+    blockwise,
     checkpoint,
     engines,
     environment,
@@ -160,6 +162,8 @@ class Trainer:
         if how is not None:
             on_every_rank(lambda: quantised_layer.require(how, self.rank_info.device))
             on_rank_0(lambda: activations.require_quantised_to_compute(self.handoff.model_folder, self._config))
+        if self._config.optimizer.name is OptimizerName.ADAMW_8BIT:
+            on_every_rank(lambda: blockwise.require(self.rank_info.device))
         scope.say(self.handoff.model_folder, self._config)
         longest = int(Rows.load(self.folder / TRAIN).lengths.max()) - 1
         recomputed = activations.decide(self.handoff.model_folder, self._config, self._mesh, longest)

@@ -12,6 +12,7 @@ SEQUENCE_LENGTH = 2048
 """Tokens, or the model's own limit if that is smaller."""
 LEARNING_RATE_FFT, LEARNING_RATE_ADAPTERS = 1e-5, 2e-4
 """Peak learning rates. Full finetuning takes about a twentieth of what adapters take (docs/adr/0009)."""
+OPTIMIZER = "adamw"
 SCHEDULER = "cosine"
 WARMUP_RATIO = 0.03
 WEIGHT_DECAY = 0.0

@@ -358,10 +358,12 @@ class Hyperparameters(Section):
     max_grad_norm: Annotated[float, Field(ge=0, le=1000000)] | None = key(
         f"Gradients are scaled down to this norm; 0 leaves them alone. {defaults.MAX_GRAD_NORM:g} if absent."
     )
-    optim: Literal["adamw", "adamw_torch", "adamw_torch_fused"] | None = key(
-        "AdamW: adamw, adamw_torch or adamw_torch_fused.",
-        instead="Set adamw, or leave it out. 8-bit and paged AdamW (adamw_8bit, adamw_bnb_8bit, paged_adamw_32bit) "
-        "and other optimizers (sgd, adafactor, lion, muon) are not supported yet; where memory is short, shard with "
+    optim: Literal["adamw", "adamw_torch", "adamw_torch_fused", "adamw_8bit", "adamw_bnb_8bit"] | None = key(
+        "AdamW: adamw, adamw_torch or adamw_torch_fused; adamw_8bit or adamw_bnb_8bit keeps its moments in 2 bytes a "
+        f"weight instead of 8. {defaults.OPTIMIZER} if absent.",
+        instead="Set adamw or adamw_8bit, or leave it out. Paged AdamW (paged_adamw, paged_adamw_32bit, "
+        "paged_adamw_8bit), which moves its moments between the memories of GPU and host, and other optimizers (sgd, "
+        "adafactor, lion, muon) are not supported; where memory is short, set adamw_8bit, shard with "
         "hyperparameters.parallelism.fsdp or train adapters.",
     )
     train_kind: Literal["fft", "peft"] | None = key("fft: every weight. peft: adapters.")

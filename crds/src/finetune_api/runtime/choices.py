@@ -56,6 +56,15 @@ class WeightFormat(StrEnum):
     """Only the bf16 weight that the model computes with, rounded stochastically after each update: 4 bytes less."""
 
 
+class OptimizerName(StrEnum):
+    """How trained weights are updated."""
+
+    ADAMW = "adamw"
+    """AdamW (Loshchilov and Hutter 2019)."""
+    ADAMW_8BIT = "adamw_8bit"
+    """The same, with moments in eight bits between two steps (Dettmers et al. 2022)."""
+
+
 class BaseFormat(StrEnum):
     """How the matrices of a frozen base are stored: four bits an element with a scale for every 64, or eight."""
 

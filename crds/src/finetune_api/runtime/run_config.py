@@ -18,6 +18,7 @@ from .choices import (
     LoraInit,
     Method,
     OnBadRow,
+    OptimizerName,
     Precision,
     Recompute,
     Rounding,
@@ -119,7 +120,7 @@ class Batch(Frozen):
 class Optimizer(Frozen):
     """AdamW (Loshchilov and Hutter 2019)."""
 
-    name: Literal["adamw"]
+    name: OptimizerName
     learning_rate: Annotated[float, Field(gt=0, le=1)]
     weight_decay: Annotated[float, Field(ge=0)]
     beta1: Annotated[float, Field(ge=0, lt=1)]

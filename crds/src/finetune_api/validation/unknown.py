@@ -47,7 +47,7 @@ USUAL: Mapping[str, str] = {
     "lora_target_linear": "training.lora.target_modules", "lr": "hyperparameters.learning_rate",
     "merge_lora": "output.merge", "micro_batch_size": "hyperparameters.per_device_batch",
     "model_name_or_path": "job.model", "num_epochs": "hyperparameters.n_epochs",
-    "num_train_epochs": "hyperparameters.n_epochs",
+    "num_train_epochs": "hyperparameters.n_epochs", "optimizer": "hyperparameters.optim",
     "peft_init_lora_weights": "training.lora.init_lora_weights",
     "peft_layers_to_transform": "training.lora.layers_to_transform",
     "peft_use_dora": "training.lora.use_dora", "peft_use_rslora": "training.lora.use_rslora",

@@ -70,7 +70,8 @@ class TrainingEngine(Protocol):
         ...
 
     def state(self) -> dict[str, Any]:
-        """Trained weights and their moments: tensors by kind and parameter name. With fp16 also the loss scale.
+        """Trained weights and the state of their optimizer: tensors by kind and parameter name. With fp16 also the
+        loss scale.
 
         These are the tensors of the engine itself: loading into them in place, then `resumed`, restores its state.
         """
@@ -90,7 +91,7 @@ class AdamwEngine:
         self._mesh = mesh
         self._device = mesh.rank_info.device
         self._weights = weights
-        self._optimizer = optim.build(weights.local, config.optimizer)
+        self._optimizer = optim.build(weights.local, weights.elements, config.optimizer)
         self._loss = ChunkedLoss(model)
         self._unreached = Unreached(weights.local, speaks=mesh.rank_info.rank == 0)
         self._scale = LossScale() if config.precision is Precision.FP16 else None
@@ -148,11 +149,8 @@ class AdamwEngine:
 
     def state(self) -> dict[str, Any]:
         weights = self._weights
-        state = {
-            "parameters": weights.whole(weights.local),
-            "exp_avg": weights.whole(self._optimizer.exp_avg),
-            "exp_avg_sq": weights.whole(self._optimizer.exp_avg_sq),
-        }
+        state = {"parameters": weights.whole(weights.local)}
+        state |= {kind: weights.whole(parts) for kind, parts in self._optimizer.state().items()}
         return state | ({"loss_scale": self._scale.state} if self._scale else {})
 
     def resumed(self, steps: int) -> None:
