@@ -73,8 +73,12 @@ MISSPELT: dict[str, tuple[str, Any, str]] = {
     "a key of PEFT in the wrong place": (
         "training.use_dora", True, "Did you mean spec.training.lora.use_dora?"),
     "a key of Axolotl": ("training.optimizer", "adamw_bnb_8bit", "Did you mean spec.hyperparameters.optim?"),
+    "a key of another system": (
+        "training.lora.additional_target", ["lm_head"], "Did you mean spec.training.lora.modules_to_save?"),
     "what another system has and this one has not": (
-        "training.load_in_8bit", True, "Set training.use_qlora to true and training.quantization.format to int8."),
+        "training.load_in_8bit", False,
+        ("Remove it; for a base in eight bits set training.use_qlora to true and training.quantization.format to "
+         "int8.")),
     "nothing like it": ("queue.zzz", 1, "Remove it. Known here: name, priorityClass."),
     "an empty name": ("queue.", 1, "Remove it. Known here: name, priorityClass."),
 }  # fmt: skip

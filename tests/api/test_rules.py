@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from api.cases import CASES, Case
@@ -38,3 +40,16 @@ def test_the_message_shows_the_values_that_contradict_each_other() -> None:
     [problem] = check.problems(resource({"compute.nodes": 2, "compute.gpus_per_node": 8}))
     assert "Given: compute.gpu_count = 8, compute.nodes = 2, compute.gpus_per_node = 8." in problem.message
     assert problem.remedy == "Correct one of the three, or leave one out."
+
+
+OF_NEW_ADAPTERS: dict[str, Any] = {
+    "r": 8, "alpha": 16, "target_modules": ["q_proj"], "layers_to_transform": [0], "rank_pattern": {"q_proj": 4},
+    "alpha_pattern": {"q_proj": 4}, "use_rslora": True, "use_dora": True, "init_lora_weights": "gaussian",
+    "modules_to_save": ["lm_head"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", OF_NEW_ADAPTERS)
+def test_what_an_adapter_to_continue_from_has_is_no_key_beside_it(key: str) -> None:
+    lora = {"training.lora.from": "pvc://models/one", f"training.lora.{key}": OF_NEW_ADAPTERS[key]}
+    assert [problem.reason for problem in check.problems(resource(lora))] == ["AdapterContradiction"]

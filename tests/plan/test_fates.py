@@ -99,6 +99,7 @@ TWO: dict[str, Two] = {
     "training.lora.alpha_pattern": Two(LORA, {"q_proj": 4}, {"q_proj": 8}),
     "training.lora.use_rslora": Two(LORA, False, True),
     "training.lora.use_dora": Two(LORA, False, True),
+    "training.lora.modules_to_save": Two(LORA, ["lm_head"], ["norm"]),
     "training.lora.from": Two(LORA, "pvc://models/one", "pvc://models/other"),
     "training.lora.init_lora_weights": Two(LORA, "default", "gaussian"),
     "training.seed": Two(NOTHING, 7, 8),

@@ -51,8 +51,26 @@ ADAPTERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"target_modules": ("q_proj", "up_proj"), "layers": (1, 3)},
         {"target_modules": ["q_proj", "up_proj"], "layers_to_transform": [1, 3]},
     ),
+    "ends": (
+        {"modules_to_save": ("embed_tokens", "lm_head")},
+        {"modules_to_save": ["embed_tokens", "lm_head"], "ensure_weight_tying": True},
+    ),
+    "head": (
+        {"modules_to_save": ("lm_head",)},
+        {"modules_to_save": ["lm_head"], "ensure_weight_tying": True},
+    ),
+    "norms and a layer": (
+        {"modules_to_save": ("norm", "layers.2.mlp.up_proj")},
+        {"modules_to_save": ["norm", "layers.2.mlp.up_proj"]},
+    ),
+    "dora and ends": (
+        {"dora": True, "modules_to_save": ("embed_tokens", "lm_head")},
+        {"use_dora": True, "modules_to_save": ["embed_tokens", "lm_head"], "ensure_weight_tying": True},
+    ),
 }
 """Settings of adapters: ours, and PEFT's."""
+UNQUANTISED = ["lm_head", "layers.2.mlp.up_proj"]
+"""Modules that transformers is told to leave in the compute format where an adapter trains one of them in full."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +123,7 @@ def far(a: Sequence[float], b: Sequence[float]) -> float:
 def _run(folder: Path, job: Job) -> Run:
     wanted = config(folder, job)
     layout = mesh.build(wanted, RankInfo(rank(), world_size(), rank(), CPU))
-    base = plain(folder, wanted) if job.plain else model.load(folder, wanted, engines.kept(wanted, layout), CPU)
+    base = plain(folder, wanted, job) if job.plain else model.load(folder, wanted, engines.kept(wanted, layout), CPU)
     engine = (engines.build if job.synced else unsynced.build)(_adapted(base, wanted, job), wanted, layout)
     data, found, same = rows(ROWS), Run(), collate(rows(ROWS), SAME)
 
@@ -143,10 +161,13 @@ def config(folder: Path, job: Job) -> RunConfig:
     )  # fmt: skip
 
 
-def plain(folder: Path, wanted: RunConfig) -> Any:
+def plain(folder: Path, wanted: RunConfig, job: Job) -> Any:
     """The base as transformers loads it in four bits; for eight bits with their numbers in plain layers."""
     dtype, integers = model.storage_dtype(wanted), wanted.quantisation == INTEGERS
-    how = None if wanted.quantisation is None or integers else _bits_and_bytes(wanted.quantisation, dtype)
+    unquantised = UNQUANTISED if job.adapter == "norms and a layer" else None
+    how = None
+    if wanted.quantisation is not None and not integers:
+        how = _bits_and_bytes(wanted.quantisation, dtype, unquantised)
     found: Any = AutoModelForCausalLM.from_pretrained(
         folder, quantization_config=how, dtype=dtype, device_map={"": "cpu"}
     )
@@ -168,12 +189,13 @@ def round_to_integers(base: Any) -> None:
             module.weight.copy_((module.weight * (127 / largest)).round() * (largest / 127))
 
 
-def _bits_and_bytes(how: BaseQuantisation, dtype: torch.dtype) -> BitsAndBytesConfig:
+def _bits_and_bytes(how: BaseQuantisation, dtype: torch.dtype, unquantised: list[str] | None) -> BitsAndBytesConfig:
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=how.format,
         bnb_4bit_use_double_quant=how.double,
         bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=unquantised,
     )  # type: ignore[no-untyped-call]
 
 
@@ -188,6 +210,7 @@ def _adapted(base: Any, wanted: RunConfig, job: Job) -> nn.Module:
         adapted: nn.Module = get_peft_model(base, settings)
     else:
         adapted = adapters.attach(base, lora)
+    environment.seed(12)  # PEFT draws numbers for a head that is tied
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.1)
@@ -202,8 +225,8 @@ def published(folder: Path, output: Path, job: Job) -> tuple[Tensor, Tensor]:
         placeholders.fill(base)
         adapted: Any = _adapted(base, wanted, job)
         for name, parameter in adapted.named_parameters():
-            if "magnitude" in name:
+            if "magnitude" in name or (parameter.requires_grad and "lora_" not in name):
                 parameter.data *= 1.25
         result = result_work.publish(output, adapted, folder, job.method)
-        again: Any = PeftModel.from_pretrained(plain(folder, wanted), str(result))
+        again: Any = PeftModel.from_pretrained(plain(folder, wanted, job), str(result))
         return result_work.logits(adapted), result_work.logits(again)

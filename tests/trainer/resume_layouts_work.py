@@ -15,7 +15,17 @@ from torch.distributed.tensor import DTensor
 
 from finetune_api.runtime.choices import Engine
 from finetune_api.runtime.run_config import RunConfig
-from finetune_trainer import checkpoint, engines, environment, loop, mesh, model, quantised_base, snapshot
+from finetune_trainer import (
+    checkpoint,
+    engines,
+    environment,
+    loop,
+    mesh,
+    model,
+    quantised_base,
+    snapshot,
+    whole_modules,
+)
 from finetune_trainer.collectives import rank, world_size
 from finetune_trainer.engines import TrainingEngine
 from finetune_trainer.environment import RankInfo
@@ -38,6 +48,8 @@ class ResumeCase:
     engine: Engine
     lora: bool = False
     dora: bool = False
+    whole: bool = False
+    """With modules that are trained in full beside adapters."""
     precision: str = "fp32"
     dropout: float = 0.1
     quantised: bool = False
@@ -49,8 +61,9 @@ class ResumeCase:
 
     def __str__(self) -> str:
         method = "qlora" if self.quantised else "lora" if self.lora else "fft"
+        kind = f"{method}{' dora' * self.dora}{' whole' * self.whole}"
         besides = " by torch" * self.torch_ddp + " 8-bit moments" * self.eight_bits
-        return f"{self.engine} {method}{' dora' * self.dora} {self.precision}{besides}"
+        return f"{self.engine} {kind} {self.precision}{besides}"
 
 
 @dataclass(frozen=True)
@@ -98,7 +111,7 @@ def _train_state(case: ResumeCase) -> TrainState:
         parameter.data = parameter.data.to(model.storage_dtype(config))
     model.prepare(base, config)
     if config.quantisation is not None:
-        quantised_base.quantise(base, config.quantisation)
+        quantised_base.quantise(base, config.quantisation, whole_modules.chosen(base, config.lora))
     adapted: nn.Module = base if config.lora is None else with_random_b(base, config.lora)
     engine = (TorchDdp if case.torch_ddp else engines.build)(adapted, config, layout)
     data = rows(ROWS)
@@ -111,7 +124,8 @@ def _config(case: ResumeCase) -> RunConfig:
     world = world_size()
     nodes = 2 if case.engine is Engine.HSDP else 1
     rank = 16 if case.eight_bits else 4
-    lora = models.lora(rank=rank, dropout=case.dropout, dora=case.dora)
+    modules = ("embed_tokens", "norm", "layers.2.mlp") if case.whole else ()
+    lora = models.lora(rank=rank, dropout=case.dropout, dora=case.dora, modules_to_save=modules)
     method: dict[str, Any] = {"method": "lora", "lora": lora} if case.lora else {}
     if case.quantised:
         method |= {"method": "qlora", "quantisation": {"format": "nf4", "double": True}}

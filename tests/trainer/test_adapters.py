@@ -16,13 +16,13 @@ from finetune_api.runtime.run_config import Lora
 from finetune_trainer import adapter_folder, adapters
 from finetune_trainer.errors import ModelRefused
 from trainer import architectures, models, qlora_work
-from trainer.qlora_work import ADAPTERS, SAME, Job, Run, far
+from trainer.qlora_work import SAME, Job, Run, far
 from trainer.ranks import run_ranks, values
 
 LOSS = 1e-5
 """Largest difference of a loss, in nats."""
 LONGEST = 24
-KINDS = [kind for kind in ADAPTERS if kind]
+KINDS = ["dora", "rslora", "patterns", "expression", "layers"]
 LORA = [Job(method=Method.LORA, adapter=kind, steps=5) for kind in KINDS]
 DORA = [Job(method=method, adapter="dora") for method in (Method.LORA, Method.QLORA)]
 BF16 = replace(DORA[0], precision=Precision.BF16)

@@ -21,7 +21,7 @@ from finetune_trainer import adapter_folder, adapters, preparation
 from finetune_trainer.errors import ConfigRefused, ModelRefused, OutputRefused
 from finetune_trainer.handoff import VALIDATION
 from finetune_trainer.rows import Rows
-from trainer import models
+from trainer import models, result_work
 from trainer import trainer_work as work
 from trainer.qlora_work import ADAPTERS
 from trainer.ranks import run_ranks, values
@@ -37,6 +37,8 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "qlora": ({}, QUANTISED),
     "qlora with dora": (ADAPTERS["dora"][0], QUANTISED),
     "bf16": ({}, {"precision": "bf16"}),
+    "modules to save": (ADAPTERS["ends"][0], {}),
+    "qlora with modules to save": (ADAPTERS["norms and a layer"][0], QUANTISED),
 }
 """Settings of adapters, and of runs."""
 
@@ -79,7 +81,7 @@ def sizes(output: Path) -> dict[str, Any]:
     """Of the adapter that is the result: shapes, and what scales them."""
     found = json.loads((output / "result" / "adapter_config.json").read_bytes())
     tensors = safetensors.torch.load_file(output / "result" / "adapter_model.safetensors")
-    keys = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
+    keys = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save")
     return {name: tensor.shape for name, tensor in tensors.items()} | {key: found[key] for key in keys}
 
 
@@ -128,6 +130,55 @@ def test_an_adapter_that_peft_has_written_is_continued(tmp_path: Path, inputs: P
     again = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(inputs / "model"), str(tmp_path / "theirs"))
     expected = work.mean_loss(again, Rows.load(tmp_path / "handoff of output" / VALIDATION))
     assert report.metrics["val.loss.initial"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def tied(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Inputs with a model whose output head is its embedding."""
+    folder = tmp_path_factory.mktemp("tied")
+    shutil.copytree(inputs, folder, dirs_exist_ok=True)
+    models.model_folder(folder / "model", tied=True)
+    return folder
+
+
+def saved_by_peft(inputs: Path, folder: Path, *, together: bool) -> PeftModel:
+    """An adapter with the embedding in full, whose head is its copy, or has kept its weight."""
+    base = LlamaForCausalLM.from_pretrained(inputs / "model")
+    made = get_peft_model(
+        base,
+        LoraConfig(target_modules=["q_proj"], modules_to_save=["embed_tokens"], ensure_weight_tying=together),
+    )
+    result_work.disturb(made)
+    made.save_pretrained(str(folder), save_embedding_layers=False)
+    return made
+
+
+def test_a_tied_weight_that_peft_has_trained_is_continued(tmp_path: Path, tied: Path) -> None:
+    theirs = saved_by_peft(tied, tmp_path / "theirs", together=True)
+    report = run(continuing(tied, tmp_path / "output", tmp_path / "theirs"))
+    expected = work.mean_loss(theirs, Rows.load(tmp_path / "handoff of output" / VALIDATION))
+    assert report.metrics["val.loss.initial"] == pytest.approx(expected, rel=1e-5)
+    assert (report.metrics["val.loss"] or 9) < expected
+    stored = safetensors.torch.load_file(tmp_path / "output" / "result" / "adapter_model.safetensors")
+    head, embedding = (stored[f"base_model.model.{name}.weight"] for name in ("lm_head", "model.embed_tokens"))
+    assert torch.equal(head, embedding)
+    before = safetensors.torch.load_file(tmp_path / "theirs" / "adapter_model.safetensors")
+    assert not torch.equal(head, before["base_model.model.lm_head.weight"])
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings:UserWarning")
+def test_an_embedding_that_peft_has_trained_apart_from_its_head_is_refused(tmp_path: Path, tied: Path) -> None:
+    saved_by_peft(tied, tmp_path / "theirs", together=False)
+    refused = refusal(continuing(tied, tmp_path / "output", tmp_path / "theirs"))
+    assert isinstance(refused, ModelRefused)
+    assert "does not have lm_head.weight, which belongs to its modules_to_save, or shares a weight" in str(refused)
+
+
+def test_values_of_one_weight_that_differ_are_refused(tmp_path: Path, tied: Path) -> None:
+    saved_by_peft(tied, tmp_path / "theirs", together=True)
+    change_weights(tmp_path / "theirs", lambda name, t: t * 2 if "lm_head" in name else t)
+    refused = refusal(continuing(tied, tmp_path / "output", tmp_path / "theirs"))
+    assert "share a weight in job.model, and were trained apart; train the adapter further" in str(refused)
 
 
 def test_dropout_is_the_jobs_own_and_all_else_the_adapters(tmp_path: Path, inputs: Path, first: Path) -> None:
@@ -285,7 +336,40 @@ def change_weights(folder: Path, change: Any) -> None:
     safetensors.torch.save_file({n: change(n, t) for n, t in safetensors.torch.load_file(path).items()}, path)
 
 
+def with_modules(folder: Path, names: list[str], **tensors: torch.Tensor) -> None:
+    change_config(folder, modules_to_save=names)
+    path = folder / "adapter_model.safetensors"
+    more = {f"base_model.model.{name}": tensor for name, tensor in tensors.items()}
+    safetensors.torch.save_file(safetensors.torch.load_file(path) | more, path)
+
+
+def with_a_head_of_another_size(folder: Path) -> None:
+    with_modules(folder, ["lm_head"], **{"lm_head.weight": torch.zeros(7, 128)})
+
+
+def with_half_of_a_module(folder: Path) -> None:
+    with_modules(folder, ["lm_head", "norm"], **{"lm_head.weight": torch.zeros(1024, 128)})
+
+
+def with_a_module_that_is_none(folder: Path) -> None:
+    with_modules(folder, ["score"], **{"score.weight": torch.zeros(7, 128)})
+
+
+def with_a_tensor_that_is_none(folder: Path) -> None:
+    head = {"lm_head.weight": torch.zeros(1024, 128), "lm_head.bias": torch.zeros(1024)}
+    with_modules(folder, ["lm_head"], **head)
+
+
+def with_numbers_that_are_none(folder: Path) -> None:
+    with_modules(folder, ["model.norm"], **{"model.norm.weight": torch.full((128,), torch.nan)})
+
+
 REFUSED: dict[Any, str] = {
+    with_a_head_of_another_size: "has lm_head.weight with 7 x 128 numbers, and job.model with 1024 x 128",
+    with_half_of_a_module: "does not have model.layers.0.input_layernorm.weight, which belongs to",
+    with_a_module_that_is_none: "adapter: the model has no module score",
+    with_a_tensor_that_is_none: "has lm_head.bias in full, which is nothing of the language model of job.model",
+    with_numbers_that_are_none: "model.norm.weight is not finite",
     of_other_shapes: "has the rank 2 in adapter_config.json, but factors",
     of_a_smaller_base: "has 256 inputs and 128 outputs in job.model, and 64 inputs and 128 outputs there",
     of_other_layers: "model.layers.7.mlp.down_proj is no layer of job.model, and it has an adapter there",

@@ -38,6 +38,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "alpha is twice the rank": {"r": 4, "lora_alpha": 8},
     "DoRA": {"r": 4, "lora_alpha": 8, "use_dora": True},
     "alpha / sqrt(r)": {"r": 4, "lora_alpha": 8, "use_rslora": True},
+    "modules to save": {
+        "r": 4, "lora_alpha": 8, "modules_to_save": ["embed_tokens", "lm_head", "norm", "layers.1.mlp"],
+    },
+    "modules to save with DoRA": {
+        "r": 4, "lora_alpha": 8, "modules_to_save": ["layers.1.mlp.up_proj", "norm"], "use_dora": True,
+    },
     "patterns": {
         "r": 4, "lora_alpha": 8, "rank_pattern": {"q_proj": 2, r"layers\.1\.mlp\.up_proj": 8},
         "alpha_pattern": {"k_proj": 3}, "use_rslora": True,
@@ -92,20 +98,24 @@ def test_a_merged_model_computes_what_base_and_adapter_compute_in_peft(tmp_path:
 @pytest.mark.parametrize("name", SETTINGS)
 def test_scaling_is_that_of_the_settings(tmp_path: Path, name: str, tied: bool) -> None:
     models.model_folder(tmp_path / "base", tied=tied)
-    merged_logits_agree(tmp_path, **SETTINGS[name])
+    merged_logits_agree(tmp_path, ensure_weight_tying=tied and name == "modules to save", **SETTINGS[name])
 
 
 @pytest.mark.parametrize("dora", [False, True], ids=["LoRA", "DoRA"])
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "up_proj"]], ids=["all", "some of those in one tensor"])
 def test_layers_that_the_files_have_in_one_tensor_are_merged_there(tmp_path: Path, targets: Any, dora: bool) -> None:
+    save_hrm(tmp_path / "base")
+    merged_logits_agree(tmp_path, target_modules=targets, use_dora=dora)
+
+
+def save_hrm(folder: Path) -> None:
     """Queries, keys, values and gates of HRM-Text."""
     torch.manual_seed(0)
     sizes = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
              "num_attention_heads": 4, "head_dim": 16, "max_position_embeddings": 64, "prefix_lm": False}  # fmt: skip
     settings = AutoConfig.for_model("hrm_text", **sizes)
-    architecture.auto_class(settings).from_config(settings).save_pretrained(tmp_path / "base")
-    assert any("gqkv_proj" in name for name in tensor_files.outlines(tmp_path / "base"))
-    merged_logits_agree(tmp_path, target_modules=targets, use_dora=dora)
+    architecture.auto_class(settings).from_config(settings).save_pretrained(folder)
+    assert any("gqkv_proj" in name for name in tensor_files.outlines(folder))
 
 
 def test_dora_on_layers_that_are_stored_transposed_is_refused(tmp_path: Path) -> None:
@@ -136,6 +146,33 @@ def test_files_of_a_model_that_was_saved_without_its_head_keep_their_names(tmp_p
 def _without_prefix(tensors: dict[str, Any]) -> None:
     for name in list(tensors):
         tensors[name.removeprefix("transformer.")] = tensors.pop(name)
+
+
+@pytest.mark.parametrize("modules", [["layers.0.self_attn.k_proj"], ["self_attn"]], ids=["a part", "all"])
+def test_modules_that_the_files_have_in_one_tensor_with_others_are_merged_there(
+    tmp_path: Path, modules: list[str]
+) -> None:
+    save_hrm(tmp_path / "base")
+    merged_logits_agree(tmp_path, modules_to_save=modules)
+
+
+@pytest.mark.parametrize("kind", architectures.ALL)
+def test_a_layer_that_was_trained_in_full_is_merged(tmp_path: Path, kind: str) -> None:
+    """With experts and routers where there are such."""
+    whole = architectures.model(kind)
+    whole.save_pretrained(tmp_path / "base")
+    merged_logits_agree(tmp_path, modules_to_save=["h.1" if kind in ("gpt2", "falcon") else "layers.1"])
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_weight_that_was_trained_in_full_is_rounded_once(tmp_path: Path, stored: torch.dtype) -> None:
+    whole: Any = models.llama()
+    whole.to(stored).save_pretrained(tmp_path / "base")
+    adapter(tmp_path / "base", tmp_path / "adapter", modules_to_save=["lm_head"])
+    merging.run(tmp_path / "adapter", tmp_path / "merged")
+    trained = load_file(tmp_path / "adapter" / "adapter_model.safetensors")["base_model.model.lm_head.weight"]
+    merged = load_file(tmp_path / "merged" / "model.safetensors")["lm_head.weight"]
+    assert torch.equal(merged, trained.to(stored))
 
 
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16, torch.float32])
@@ -222,6 +259,7 @@ def set_tensors(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path
     return changed
 
 
+EMBEDDING = "base_model.model.model.embed_tokens.weight"
 LAYER = "base_model.model.model.layers.0.self_attn.q_proj"
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "no adapter": (lambda at: (at / "adapter" / "adapter_config.json").unlink(), "adapter_config.json is missing"),
@@ -243,6 +281,36 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         set_tensors(lambda t: t.update({"base_model.model.lm_head.weight": torch.zeros(2, 2)})),
         "base_model.model.lm_head.weight: only factors A and B of linear layers",
     ),
+    "a saved module of another size": (
+        lambda at: (
+            set_config(modules_to_save=["norm"])(at),
+            set_tensors(lambda t: t.update({"base_model.model.model.norm.weight": torch.zeros(2)}))(at),
+        ),
+        "does not fit the base .*: model.norm.weight has 2 numbers, and 128 in the base; merge it into",
+    ),
+    "a saved module that the base lacks": (
+        lambda at: (
+            set_config(modules_to_save=["score"])(at),
+            set_tensors(lambda t: t.update({"base_model.model.score.weight": torch.zeros(2)}))(at),
+        ),
+        "it has score.weight in full, and the base has nothing of that name",
+    ),
+    "an embedding that was trained apart from its head": (
+        lambda at: (
+            set_config(modules_to_save=["embed_tokens"])(at),
+            set_tensors(lambda t: t.update({EMBEDDING: torch.ones(1024, 128)}))(at),
+        ),
+        "model.embed_tokens.weight was trained apart from lm_head.weight, with which it shares a weight in .*; load",
+    ),
+    "both, and with other values": (
+        lambda at: (
+            set_config(modules_to_save=["embed_tokens", "lm_head"])(at),
+            set_tensors(lambda t: t.update({EMBEDDING: torch.ones(1024, 128)}))(at),
+            set_tensors(lambda t: t.update({"base_model.model.lm_head.weight": torch.zeros(1024, 128)}))(at),
+        ),
+        "lm_head.weight and model.embed_tokens.weight are one weight in .*, and were trained apart; load the adapter",
+    ),
+    "names of saved modules that are none": (set_config(modules_to_save="norm"), "is no list of names; save it"),
     "a magnitude": (
         set_tensors(lambda t: t.update({f"{LAYER}.lora_magnitude_vector": torch.zeros(2)})),
         r"q_proj has magnitudes \[2\], and use_dora in adapter_config.json is false",

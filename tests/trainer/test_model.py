@@ -26,6 +26,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "fft": {},
     "lora": {"method": "lora", "lora": models.lora()},
     "lora on bf16": {"method": "lora", "lora": models.lora(), "precision": "bf16"},
+    "lora and ends on bf16": {
+        "method": "lora",
+        "lora": models.lora(modules_to_save=("embed_tokens", "lm_head")),
+        "precision": "bf16",
+        "rounding": "nearest",
+    },
 }
 
 
@@ -87,6 +93,7 @@ def test_what_a_rank_keeps_is_its_shard(tmp_path: Path, rows: int) -> None:
 DEEP = {"": work.save_deep_model, " of fp8": work.save_deep_fp8, " of mxfp4": work.save_deep_mxfp4}
 STORED: dict[str, dict[str, Any]] = {
     "fft in fp32": {}, "fft in bf16": {"precision": "bf16"}, "lora on bf16": METHODS["lora on bf16"],
+    "lora and ends on bf16": METHODS["lora and ends on bf16"],
     "qlora on bf16": METHODS["lora on bf16"] | {"method": "qlora", "quantisation": {"format": "nf4", "double": True}},
     "qlora on int8": METHODS["lora on bf16"] | {
         "method": "qlora", "quantisation": {"format": "int8", "double": False}},

@@ -123,6 +123,15 @@ def test_adapters_are_trained_without_router_loss(method: Method, tmp_path: Path
     assert mixtral.config.output_router_logits == (method is Method.FFT)
 
 
+@pytest.mark.parametrize("modules", ["gate", "norm"])
+def test_a_router_that_is_trained_in_full_has_its_loss(modules: str, tmp_path: Path) -> None:
+    mixtral = architectures.model("mixtral")
+    mixtral.config.output_router_logits = True
+    lora = models.lora(modules_to_save=(modules,))
+    model.prepare(mixtral, models.run_config(tmp_path, tmp_path, tmp_path, method="lora", lora=lora))
+    assert mixtral.config.output_router_logits == (modules == "gate")
+
+
 @pytest.mark.parametrize("kind", OTHER_PARTS)
 def test_the_result_of_a_multimodal_model_is_one(kind: str, bases: Path, outputs: Path, trained: Any) -> None:
     case = Case(kind, Method.FFT, Engine.FSDP2)
@@ -187,6 +196,14 @@ FROZEN = "rows are text, so these parts are frozen: model.vision_tower, model.mu
             id="adapters on some modules",
         ),
         pytest.param("gemma3", {}, f"Trains 68,224 of 111,824 parameters; {FROZEN}.", id="a multimodal model"),
+        pytest.param(
+            "gemma3",
+            with_targets("all-linear", modules_to_save=("embed_tokens",)),
+            f"Trains 13,568 of 119,248 parameters; {FROZEN}; adapters are on down_proj, gate_proj, k_proj, o_proj, "
+            "q_proj, up_proj, v_proj; trained in full are lm_head, model.language_model.embed_tokens, with one "
+            "weight for both.",
+            id="adapters, and an embedding that is the output head",
+        ),
         pytest.param(
             "gemma3",
             with_targets("all-linear"),

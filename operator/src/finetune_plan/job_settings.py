@@ -104,6 +104,7 @@ class LoraSettings:
     rslora: Setting[bool] = _key("training.lora.use_rslora", default=False)
     dora: Setting[bool] = _key("training.lora.use_dora", default=False)
     init: Setting[str] = _key("training.lora.init_lora_weights", default=defaults.LORA_INIT)
+    modules_to_save: Setting[list[str]] = _key("training.lora.modules_to_save", default=[])
     source: Setting[str | None] = _key("training.lora.from")
 
     @property

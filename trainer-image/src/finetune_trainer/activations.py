@@ -31,7 +31,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from finetune_api.runtime.choices import Engine, Recompute, WeightFormat
 from finetune_api.runtime.run_config import RunConfig
 
-from . import adapters, architecture, attention, chunked_loss, loss, model, quantised_base, saved
+from . import adapters, architecture, attention, chunked_loss, loss, model, quantised_base, saved, whole_modules
 from .collectives import on_every_rank, on_rank_0
 from .errors import ModelRefused
 from .master import COMPUTE, computes_apart
@@ -206,7 +206,7 @@ def outlined(folder: Path, config: RunConfig) -> PreTrainedModel | PeftModel:
     attention.replace(base)
     base.train()
     if config.quantisation is not None:
-        quantised_base.quantise(base, config.quantisation)
+        quantised_base.quantise(base, config.quantisation, whole_modules.chosen(base, config.lora))
     adapted = base if config.lora is None else adapters.attach(base, config.lora)
     parameters = dict(adapted.named_parameters())
     for name in computes_apart(adapted, config.precision):

@@ -31,7 +31,7 @@ _UNCHANGED_BASES = (True, False, None, "gaussian", "orthogonal", "eva")
 """Values of init_lora_weights that leave the base as it is; the others train on another one."""
 _READ = frozenset({
     "peft_type", "base_model_name_or_path", "revision", "r", "lora_alpha", "use_rslora", "rank_pattern",
-    "alpha_pattern", "init_lora_weights", "bias", "use_dora",
+    "alpha_pattern", "init_lora_weights", "bias", "use_dora", "modules_to_save",
 })  # fmt: skip
 _INERT = frozenset({
     "auto_mapping", "task_type", "inference_mode", "lora_dropout", "target_modules", "exclude_modules",
@@ -110,6 +110,14 @@ def printable(text: object) -> str:
     return "".join(c for c in str(text) if c.isprintable())[:_LONGEST_NAME]
 
 
+def modules_to_save(folder: Path, found: Mapping[str, Any]) -> list[str]:
+    """Ends of names of modules that the adapter has in full, of its `settings`. Raises ModelRefused."""
+    names = found.get("modules_to_save") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise ModelRefused(f"adapter {folder}: modules_to_save of {CONFIG} is no list of names; save it again")
+    return sorted(set(names))
+
+
 def trained_on(folder: Path) -> str | None:
     """Digest of the base, of a result that lies in the output of its run; of others nothing is known."""
     path = folder.parent / RUN_FILE
@@ -159,6 +167,7 @@ def continued(lora: Lora, folder: Path) -> Lora:
                 "target_modules": names,
                 "rslora": bool(found.get("use_rslora")),
                 "dora": bool(found.get("use_dora")),
+                "modules_to_save": modules_to_save(folder, found),
                 "source": lora.source,
                 "folder": str(folder),
             }

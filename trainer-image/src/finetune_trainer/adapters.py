@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -18,6 +18,7 @@ import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners import tuners_utils
 from peft.utils import transformers_weight_conversion as conversion
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -25,12 +26,13 @@ from finetune_api.runtime.choices import LoraInit
 from finetune_api.runtime.patterns import end_of_name, is_pattern, whole_name
 from finetune_api.runtime.run_config import Lora
 
-from . import architecture, dora, lora_files, lora_forward
+from . import architecture, dora, lora_files, lora_forward, whole_modules
 from .adapter_folder import printable
 from .errors import ModelRefused
 from .export import ADAPTER
 from .lora_files import SavedAdapter
 from .lora_forward import LoraLinear
+from .placeholders import Keep
 
 T = TypeVar("T")
 
@@ -47,11 +49,13 @@ class _Sizes:
 
 
 def attach(model: PreTrainedModel, lora: Lora) -> PeftModel:
-    """The model with new adapters; only they require gradients. They are fp32, whatever the dtype of the base.
+    """The model with new adapters; they and the modules to save require gradients, and are fp32.
 
     Raises ModelRefused if the model lacks a target module, or has one that gets none.
     """
-    sizes = _like(model, lora_files.read(Path(lora.folder))) if lora.folder else _chosen(model, lora)
+    whole = whole_modules.chosen(model, lora)
+    trained = whole_modules.weights(whole)
+    sizes = _like(model, lora_files.read(Path(lora.folder)), whole) if lora.folder else _chosen(model, lora, whole)
     targets = list(sizes.ranks)
     if lora.dora:
         dora.require_possible(model, targets, lora.folder)
@@ -77,11 +81,18 @@ def attach(model: PreTrainedModel, lora: Lora) -> PeftModel:
         ) from error
     adapted = {name for name, module in model.named_modules() if hasattr(module, "lora_A")}
     assert adapted == set(targets), f"PEFT has put adapters elsewhere: {sorted(adapted ^ set(targets))[:5]}"
+    whole_modules.train(trained.values())
+    if whole:  # for the file: PEFT itself would put a copy beside each of them
+        settings.modules_to_save = list(whole)
+        settings.ensure_weight_tying = whole_modules.share_a_weight(whole)
     return found
 
 
-def take_values(model: PeftModel, folder: Path) -> None:
-    """Give the adapters of `model` the values of the one that they are like. Raises ModelRefused for NaN in these."""
+def take_values(model: PeftModel, folder: Path, keep: Keep) -> None:
+    """Give the adapters of `model` the values of the one that they are like. Raises ModelRefused for NaN in these.
+
+    `keep`: what this rank has of modules that are trained in full.
+    """
     begun, modules = lora_files.read(folder), cast("Any", dict(model.get_base_model().named_modules()))
     with begun.opened() as opened, torch.no_grad():
         for name, layer in begun.layers.items():
@@ -91,15 +102,22 @@ def take_values(model: PeftModel, folder: Path) -> None:
             for kind, value in values.items():
                 weight = getattr(modules[name], kind)[ADAPTER].weight
                 weight.copy_(value)
-                if not weight.isfinite().all():
-                    raise ModelRefused(
-                        f"adapter {begun.folder}: {name} has numbers in {kind} that are not finite; name another one "
-                        "in training.lora.from, or leave it out to begin a new one"
-                    )
+                _require_finite(begun, f"{name} has numbers in {kind} that", weight)
+        whole_modules.take_values(model, begun, opened, keep)
+
+
+def _require_finite(begun: SavedAdapter, what: str, weight: Tensor) -> None:
+    if not weight.isfinite().all():
+        raise ModelRefused(
+            f"adapter {begun.folder}: {what} are not finite; name another one in training.lora.from, or leave it out "
+            "to begin a new one"
+        )
 
 
 def missed(model: PreTrainedModel) -> dict[str, int]:
-    """Matrices of the language model without an adapter, by name, and their sizes; of a model that has adapters.
+    """Frozen matrices of the language model without an adapter, by name, and their sizes.
+
+    `model` has adapters.
 
     Neither the embedding nor the output head.
     """
@@ -110,14 +128,15 @@ def missed(model: PreTrainedModel) -> dict[str, int]:
     return {
         name: parameter.numel()
         for name, parameter in model.named_parameters()
-        if parameter.ndim > 1 and parameter not in outside and not name.startswith(others) and "lora_" not in name
+        if parameter.ndim > 1 and not parameter.requires_grad and parameter not in outside
+        and not name.startswith(others) and "lora_" not in name
         and name.removesuffix(".base_layer.weight") not in without
     }  # fmt: skip
 
 
-def _chosen(model: PreTrainedModel, lora: Lora) -> _Sizes:
-    """Those that the job asks for."""
-    targets = _targets(model, lora)
+def _chosen(model: PreTrainedModel, lora: Lora, whole: Collection[str]) -> _Sizes:
+    """Those that the job asks for, without what is in a module of `whole`."""
+    targets = _targets(model, lora, whole)
     ranks = _by_layer("rank_pattern", lora.rank_pattern, targets)
     alphas = _by_layer("alpha_pattern", lora.alpha_pattern, targets)
     return _Sizes(
@@ -126,8 +145,9 @@ def _chosen(model: PreTrainedModel, lora: Lora) -> _Sizes:
     )
 
 
-def _like(model: PreTrainedModel, begun: SavedAdapter) -> _Sizes:
-    """Those of an earlier adapter, which has to be one of this model."""
+def _like(model: PreTrainedModel, begun: SavedAdapter, whole: Mapping[str, nn.Module]) -> _Sizes:
+    """Those of an earlier adapter, which has to be one of this model, as `whole` has to be what it has in full."""
+    whole_modules.require_like(begun, whole)
     linear, modules = architecture.linear(model), dict(model.named_modules())
     for name, layer in begun.layers.items():
         if name in linear and _features(linear[name]) == (layer.inputs, layer.outputs):
@@ -168,7 +188,7 @@ def _differing(values: Mapping[str, T], usual: T) -> dict[str, T]:
     return {f"^{re.escape(name)}": value for name, value in values.items() if value != usual}
 
 
-def _targets(model: PreTrainedModel, lora: Lora) -> list[str]:
+def _targets(model: PreTrainedModel, lora: Lora, whole: Collection[str] = ()) -> list[str]:
     """Names of the modules that get adapters. PEFT makes them shorter where they are many."""
     linear = architecture.linear(model)
     if lora.target_modules == (ALL_LINEAR,):
@@ -183,6 +203,7 @@ def _targets(model: PreTrainedModel, lora: Lora) -> list[str]:
     else:
         found = {target: [name for name in linear if _is_meant(name, target)] for target in lora.target_modules}
         _require_targets(model, found)
+    found = whole_modules.adapter_layers_left(found, whole)
     if lora.layers is not None:
         found = _in_layers(found, set(lora.layers))
     return list(dict.fromkeys(name for names in found.values() for name in names))

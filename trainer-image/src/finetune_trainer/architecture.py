@@ -24,6 +24,8 @@ from .quantised_layer import QuantisedLinear
 
 MAGNITUDES = "lora_magnitude_vector"
 """PEFT's name for what DoRA trains beside A and B."""
+ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
+"""Parts of names of modules that choose among experts, and of others."""
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 

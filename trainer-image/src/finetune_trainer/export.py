@@ -22,7 +22,7 @@ from finetune_api.runtime.protocol import MERGED
 from finetune_api.runtime.run_config import RunConfig
 from finetune_api.validation.uris import MODEL, Scheme
 
-from . import model_export, tensor_files, texts
+from . import model_export, tensor_files, texts, whole_modules
 from .collectives import on_rank_0
 from .files import DISK, Files, storage_errors
 from .model_export import Casting, gathered
@@ -70,15 +70,34 @@ def write_result(folder: Path, publication: Publication, files: Files = DISK) ->
     """Write everything except the marker. Collective. Raises StorageFailed on every rank."""
     model, trained, base = publication.model, publication.trained, publication.base
     if isinstance(model, PeftModel):
-        whole = {name: gathered(tensor) for name, tensor in trained.items()}
+        whole = _gathered_once(in_file(model, trained))
         on_rank_0(partial(_write_adapter, folder, model, whole, publication.card, files))
     else:
         model_export.write(folder, model, trained, base, publication.casting, files)
     on_rank_0(partial(_write_texts, folder, publication))
 
 
+def in_file(model: PeftModel, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the file of an adapter has, by the names in `model`: a weight that two modules share, twice, as PEFT does.
+
+    `trained`: in the values of the optimizer.
+    """
+    first = {parameter: name for name, parameter in model.named_parameters()}
+    whole = whole_modules.state(model)
+    return dict(trained) | {n: trained.get(first.get(t, n), t) for n, t in whole.items()}  # type: ignore[call-overload]
+
+
+def _gathered_once(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    found: dict[Tensor, Tensor] = {}
+    for tensor in tensors.values():
+        if tensor not in found:
+            found[tensor] = gathered(tensor)
+    return {name: found[tensor] for name, tensor in tensors.items()}
+
+
 def _write_adapter(folder: Path, model: Any, whole: Mapping[str, Tensor], card: ModelCard, files: Files) -> None:
-    tensors = get_peft_model_state_dict(model, dict(whole), ADAPTER, save_embedding_layers=False)
+    full = {name: whole[name] for name in whole_modules.state(model)}
+    tensors = get_peft_model_state_dict(model, dict(whole), ADAPTER, save_embedding_layers=False) | full
     assert len(tensors) == len(whole), f"PEFT keeps {len(tensors)} of {len(whole)} trained tensors"
     with storage_errors(folder):
         tensor_files.write(folder, "adapter_model", tensors, files)
@@ -137,6 +156,8 @@ def settings(config: RunConfig) -> dict[str, object]:
         }
         chosen = {"training.lora.use_rslora": lora.rslora, "training.lora.use_dora": lora.dora}
         found |= {key: "true" for key, value in chosen.items() if value}
+        if lora.modules_to_save:
+            found[whole_modules.KEY] = ", ".join(lora.modules_to_save)
         found |= {"training.lora.from": lora.source} if lora.source else {}
     return found if how is None else found | {"training.quantization.format": how.format}
 

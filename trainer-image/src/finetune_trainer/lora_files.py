@@ -1,12 +1,15 @@
-"""The weights of a LoRA adapter as PEFT writes them: which layers they are for, and their factors A and B."""
+"""The weights of a LoRA adapter as PEFT writes them: which layers they are for, and their factors A and B.
+
+And the weights of modules that were trained in full beside them (modules_to_save).
+"""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ _PREFIX = "base_model.model."
 """PEFT's names are those of its model around ours."""
 _MOST = 3.4e38
 """Of a scaling: fp32 has no more."""
-_A, _B, _MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
+_FACTORS = _A, _B, _MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class SavedAdapter:
     revision: str
     layers: Mapping[str, AdaptedLayer]
     """By the name of the module in the model."""
+    whole: Mapping[str, Outline] = field(default_factory=dict)
+    """By the name of the parameter or buffer in the model: what takes its place."""
 
     @property
     def base(self) -> str:
@@ -69,21 +74,39 @@ def magnitudes(opened: Mapping[str, Any], layer: str) -> Tensor:
     return found
 
 
+def value(opened: Mapping[str, Any], name: str) -> Tensor:
+    """Of a parameter or buffer of a module that was trained in full."""
+    found: Tensor = opened[f"{_PREFIX}{name}"][...]
+    return found
+
+
 def read(folder: Path) -> SavedAdapter:
     """Everything but the values. Raises ModelRefused for a folder that is no adapter of LoRA or DoRA."""
     config = adapter_folder.settings(folder)
-    layers = _layers(folder, config, _outlines(folder))
-    return SavedAdapter(folder, *adapter_folder.base(config), layers)
+    stored, modules = _outlines(folder), adapter_folder.modules_to_save(folder, config)
+    whole = {name: outline for name, outline in stored.items() if _is_of(modules, name)}
+    if modules and config.get("ensure_weight_tying"):  # PEFT does not name what is tied to them
+        whole |= {n: outline for n, outline in stored.items() if n.startswith(_PREFIX) and not n.endswith(_FACTORS)}
+    layers = _layers(folder, config, {n: outline for n, outline in stored.items() if n not in whole})
+    named = {name.removeprefix(_PREFIX): outline for name, outline in whole.items()}
+    return SavedAdapter(folder, *adapter_folder.base(config), layers, named)
+
+
+def _is_of(modules: Sequence[str], name: str) -> bool:
+    """Whether a tensor of the file is of a module whose name ends so."""
+    *parents, _ = name.removeprefix(_PREFIX).split(".")
+    paths = [".".join(parents[: i + 1]) for i in range(len(parents))]
+    return name.startswith(_PREFIX) and any(path.endswith(tuple(modules)) for path in paths)
 
 
 def require_factors(folder: Path, names: Iterable[str]) -> None:
     """Raises ModelRefused for tensors of other methods. `names` are those of an adapter's file."""
-    known = (_A, _B, _MAGNITUDE)
-    other = [name for name in names if not name.endswith(known) or not name.startswith(_PREFIX)]
+    other = [name for name in names if not name.endswith(_FACTORS) or not name.startswith(_PREFIX)]
     if other:
         raise ModelRefused(
             f"adapter {folder}: {', '.join(map(printable, other[:3]))}{' and more' * (len(other) > 3)}: only factors "
-            "A and B of linear layers and magnitudes (LoRA and DoRA) are read; load it with PEFT instead"
+            "A and B of linear layers, magnitudes (LoRA and DoRA) and what modules_to_save names are read; load it "
+            "with PEFT instead"
         )
 
 

@@ -1,6 +1,7 @@
 """A LoRA adapter merged into its base: each adapted weight is W + scaling · B A, computed in fp32 and rounded once.
 
-With DoRA the rows of that sum are scaled to the magnitudes that were trained.
+With DoRA the rows of that sum are scaled to the magnitudes that were trained. Weights of modules that were trained in
+full take the places of those of the base.
 
 Tensors have the names, shapes and formats of the base's files, and pass one by one from those into the new ones; what
 is quantised there is read in bf16 (weights.py). The base is never built: transformers says, of a model without
@@ -33,8 +34,9 @@ from transformers.pytorch_utils import Conv1D
 
 from finetune_api.runtime.protocol import MARKER
 
-from . import architecture, lora_files, model_export, sources, tensor_files, texts, weights
+from . import architecture, lora_files, model_export, sources, tensor_files, texts, weights, whole_modules
 from . import model as base_model
+from .adapter_folder import printable
 from .errors import ModelRefused
 from .export import ADAPTER, MERGED_SENTENCE
 from .files import DISK, Files, require_space, storage_errors
@@ -76,11 +78,11 @@ def plan(base: Path, adapter: SavedAdapter) -> MergePlan:
     tensor_files.require_known_formats(tensor_files.weight_files(base))
     model, outlines = base_model.unloaded(base), weights.outlines(base)
     _remember_conversions(model, outlines)
-    changed = _weights(model, adapter, base)
+    changed = _weights(model, adapter, base).keys() | _replaced(model, adapter, base)
     groups: dict[str, Group] = {}
     stored: dict[str, str] = {}
     for group in model_export.groups(model, model_export.weights_of(model), base):
-        if not changed.keys().isdisjoint(group.parameters):
+        if not changed.isdisjoint(group.parameters):
             names = {name: _in_files(model, name, each, outlines, base) for name, each in group.tensors.items()}
             stored |= names
             groups |= dict.fromkeys(names.values(), group)
@@ -127,6 +129,7 @@ def _card(planned: MergePlan) -> str:
     """Content of the README.md: what was merged, and what the result of a run says of itself."""
     adapter = planned.adapter
     name, readme = adapter.base_name or str(planned.base), adapter.folder / "README.md"
+    full = f"{len(adapter.whole):,} tensors were trained in full. " * bool(adapter.whole)
     scaled = ", its rows scaled to their magnitudes (DoRA)" * any(each.dora for each in adapter.layers.values())
     own = ""
     if (adapter.folder / MARKER).is_file() and readme.is_file() and not readme.is_symlink():
@@ -136,7 +139,8 @@ def _card(planned: MergePlan) -> str:
         f"---\nbase_model: {json.dumps(name)}\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n\n"
         f"# {name} with a LoRA adapter merged into its weights\n\n"
         f"{len(adapter.layers):,} layers have the weight W + scaling · B A{scaled}, computed in fp32 and rounded "
-        f"once to its format.\n{own}"
+        f"once to its format. {full}".rstrip()
+        + f"\n{own}"
     )
 
 
@@ -151,7 +155,9 @@ def _require_finite(planned: MergePlan, name: str, tensor: Tensor) -> None:
 def require_possible(base: Path, adapted: PeftModel) -> None:
     """Raises ModelRefused if the adapter of a run could not be merged at its end."""
     run = Path("of this run")
-    names = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
+    state = whole_modules.state(adapted)
+    whole = {name.removeprefix(whole_modules.PREFIX): Outline(t.dtype, tuple(t.shape)) for name, t in state.items()}
+    names = [name for name, p in adapted.named_parameters() if p.requires_grad and name not in state]
     modules: Any = {n: m for n, m in adapted.get_base_model().named_modules() if hasattr(m, "lora_A")}
     layers = {
         n: AdaptedLayer(
@@ -169,7 +175,7 @@ def require_possible(base: Path, adapted: PeftModel) -> None:
             n.replace(f".{ADAPTER}.", ".").replace("_magnitude_vector.weight", "_magnitude_vector") for n in names
         ]
         lora_files.require_factors(run, saved)
-        plan(base, SavedAdapter(run, "", "", layers))
+        plan(base, SavedAdapter(run, "", "", layers, whole))
     except ModelRefused as error:
         raise ModelRefused(f"output.merge: {error}; or remove output.merge") from error
 
@@ -187,7 +193,7 @@ def _remember_conversions(model: PreTrainedModel, names: Mapping[str, object]) -
 def _weights(model: PreTrainedModel, adapter: SavedAdapter, base: Path) -> dict[str, str]:
     """The parameters that change, and the layers of the adapter that they belong to."""
     linear = architecture.linear(model)
-    tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", {})
+    tied = _ties(model)
     found = {}
     for name, layer in adapter.layers.items():
         module = linear.get(name)
@@ -212,6 +218,31 @@ def _weights(model: PreTrainedModel, adapter: SavedAdapter, base: Path) -> dict[
             )
         found[weight] = name
     return found
+
+
+def _replaced(model: PreTrainedModel, adapter: SavedAdapter, base: Path) -> set[str]:
+    """Parameters and buffers that the adapter has in full."""
+    for name, outline in adapter.whole.items():
+        own = model.state_dict().get(name)
+        if own is None:
+            raise _refused(adapter, base, f"it has {printable(name)} in full, and the base has nothing of that name")
+        if tuple(own.shape) != outline.shape:
+            raise _refused(
+                adapter, base, f"{name} has {_spelled(outline.shape)} numbers, and {_spelled(own.shape)} in the base"
+            )
+    for name, partner in _ties(model).items():
+        if not {name, partner}.isdisjoint(adapter.whole) and not {name, partner} <= adapter.whole.keys():
+            alone, other = (name, partner) if name in adapter.whole else (partner, name)
+            raise ModelRefused(
+                f"adapter {adapter.folder}: {alone} was trained apart from {other}, with which it shares a weight in "
+                f"{base}; load the adapter with PEFT"
+            )
+    return {name for name in adapter.whole if name not in _ties(model)}
+
+
+def _ties(model: PreTrainedModel) -> Mapping[str, str]:
+    """Parameters that are not in the files, and those that they are tied to."""
+    return getattr(model, "all_tied_weights_keys", {})
 
 
 def _shape(module: nn.Module, layer: AdaptedLayer) -> torch.Size:
@@ -252,13 +283,49 @@ class _Updates:
     def __init__(self, planned: MergePlan, factors: Mapping[str, Any]) -> None:
         self._planned, self._factors = planned, factors
         self._ready: dict[str, tuple[Tensor, Tensor | None]] = {}
+        self._values: dict[str, tuple[Tensor, Tensor | None]] = {}
+        """What tensors are replaced with, and a mask, 1 where they are, if not everywhere."""
 
     def added(self, name: str, weight: Tensor) -> Tensor:
         """A tensor of the files as it is in the merged model."""
         if name not in self._planned.groups:
             return weight
+        whole = self._planned.adapter.whole
+        if not whole.keys().isdisjoint(self._planned.groups[name].parameters):
+            weight = self._with_whole(name, weight)
+        if whole.keys() >= set(self._planned.groups[name].parameters):
+            return weight
         update, magnitudes = self._take(name)
         return _merged(weight, update, magnitudes, partial(_require_finite, self._planned, name))
+
+    def _with_whole(self, name: str, weight: Tensor) -> Tensor:
+        """A tensor of the files, with what the adapter has in full of it in its places."""
+        if name not in self._values:
+            group, whole = self._planned.groups[name], self._planned.adapter.whole
+            values, masks = self._converted(group, self._value), dict[str, Tensor]()
+            if not whole.keys() >= set(group.parameters):
+                masks = self._converted(group, lambda each: self._full(each, float(each in whole)))
+            self._values |= {each: (value, masks.get(each)) for each, value in values.items()}
+        value, mask = self._values.pop(name)
+        replaced = (value if mask is None else torch.where(mask.bool(), value, weight)).to(weight.dtype)
+        _require_finite(self._planned, name, replaced)
+        return replaced
+
+    def _value(self, parameter: str) -> Tensor:
+        """What the adapter has of it in full; zeros if nothing."""
+        if parameter not in self._planned.adapter.whole:
+            return self._full(parameter, 0.0)
+        found = lora_files.value(self._factors, parameter)
+        for name, partner in _ties(self._planned.model).items():
+            if partner == parameter and not torch.equal(lora_files.value(self._factors, name), found):
+                raise ModelRefused(
+                    f"adapter {self._planned.adapter.folder}: {name} and {partner} are one weight in "
+                    f"{self._planned.base}, and were trained apart; load the adapter with PEFT"
+                )
+        return found
+
+    def _full(self, parameter: str, number: float) -> Tensor:
+        return torch.full((), number).expand(self._planned.model.get_parameter_or_buffer(parameter).shape)
 
     def _take(self, name: str) -> tuple[Tensor, Tensor | None]:
         """What is added, in fp32, and with DoRA the length of each row afterwards, NaN for rows that keep theirs."""

@@ -6,7 +6,8 @@ Called by trainer.py on every rank. Every rank reads the files, and keeps what i
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from math import prod
@@ -22,7 +23,7 @@ from finetune_api.runtime.choices import Method
 from finetune_api.runtime.exits import Exit
 from finetune_api.runtime.run_config import RunConfig
 
-from . import architecture, attention, model_export, placeholders, sources, weights
+from . import architecture, attention, model_export, placeholders, sources, weights, whole_modules
 from .collectives import new_channel, on_channel, on_every_rank, on_rank_0
 from .dora import LengthsOfRows
 from .errors import ModelRefused
@@ -55,13 +56,15 @@ def load(folder: Path, config: RunConfig, keep: Keep, device: torch.device) -> P
 
 def _loaded(folder: Path, config: RunConfig, keep: Keep, device: torch.device) -> PreTrainedModel:
     outline, how = unloaded(folder), config.quantisation
+    whole = whole_modules.chosen(outline, config.lora)
     lengths = LengthsOfRows(outline, device) if config.lora is not None and config.lora.dora else None
     see = None if lengths is None else lengths.see
-    quantising = None if how is None else Quantising(outline, how, keep, see, device)
+    quantising = None if how is None else Quantising(outline, how, keep, see, device, whole)
     named = partial(_kept, keep, see) if quantising is None else quantising.keep
     with _refused(folder), placeholders.replacing(named, _tied_shapes(outline)):
-        model, report = _read(folder, storage_dtype(config))
+        model, report = _read(folder, storage_dtype(config), whole_modules.weights(whole))
     _require_complete(folder, report)
+    whole_modules.require_ties_as_expected(whole_modules.chosen(model, config.lora), whole)
     placeholders.replace(model, named)
     _freeze_as_built(model, outline)
     if quantising is not None:
@@ -84,7 +87,7 @@ def prepare(model: PreTrainedModel, config: RunConfig) -> None:
         architecture.cast_buffers(model, COMPUTE[config.precision])
     attention.use(model)
     model.config.use_cache = False  # the KV cache is for generation only
-    if config.method is not Method.FFT:
+    if config.method is not Method.FFT and not whole_modules.have_routers(whole_modules.chosen(model, config.lora)):
         architecture.without_router_loss(model)  # routers get no adapters
     model.train()
 
@@ -95,8 +98,8 @@ def _tied_shapes(outline: PreTrainedModel) -> set[torch.Size]:
     return {outline.get_parameter_or_buffer(name).shape for pair in tied.items() for name in pair}
 
 
-def _read(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Mapping[str, Any]]:
-    """The model, and the mismatches between its files and its architecture."""
+def _read(folder: Path, dtype: torch.dtype, wide: Collection[str]) -> tuple[PreTrainedModel, Mapping[str, Any]]:
+    """The model, and the mismatches between its files and its architecture. Weights of `wide` names are in fp32."""
     quiet: Any = transformers.utils.logging  # untyped
     quiet.set_verbosity_error()  # its warnings about mismatches are errors here
     quiet.disable_progress_bar()
@@ -109,13 +112,26 @@ def _read(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Mapping[st
         "use_safetensors": True,
         "ignore_mismatched_sizes": True,  # the report names them
     }
+    made = architecture.model_class(settings)
     if quantisation is None:
-        found = architecture.auto_class(settings).from_pretrained(folder, **options)
+        with _in_fp32(made, wide):
+            found = architecture.auto_class(settings).from_pretrained(folder, **options)
     else:
-        made = architecture.model_class(settings)
-        with weights.opened(folder, quantisation) as tensors:
+        with _in_fp32(made, wide), weights.opened(folder, quantisation) as tensors:
             found = made.from_pretrained(None, config=settings, state_dict=tensors, **options)
     return cast("tuple[PreTrainedModel, Mapping[str, Any]]", found)
+
+
+@contextmanager
+def _in_fp32(made: Any, names: Collection[str]) -> Iterator[None]:
+    """The class `made` loads weights of these names in fp32 meanwhile, as it does what its architecture keeps so."""
+    method, wide = "_get_dtype_plan", {f"^{re.escape(name)}$": torch.float32 for name in names}
+    own, inherited = getattr(made, method), method not in vars(made)
+    setattr(made, method, lambda model, dtype: own(model, dtype) | wide)  # from_pretrained makes the instance
+    try:
+        yield
+    finally:
+        delattr(made, method) if inherited else setattr(made, method, own)
 
 
 @contextmanager
@@ -201,7 +217,7 @@ def _freeze_as_built(model: PreTrainedModel, outline: PreTrainedModel) -> None:
 
 
 def storage_dtype(config: RunConfig) -> torch.dtype:
-    """Trained weights are stored in fp32, a frozen base in the compute dtype."""
+    """Weights of full finetuning are stored in fp32, a frozen base in the compute dtype."""
     return torch.float32 if config.method is Method.FFT else COMPUTE[config.precision]
 
 

@@ -100,6 +100,12 @@ def has_part(parameter: Tensor) -> bool:
     return hasattr(parameter, _PART)
 
 
+def put(parameter: Tensor, part: Tensor) -> None:
+    """Replace what this rank has of the weight."""
+    assert has_part(parameter), "no placeholder"
+    setattr(parameter, _PART, part)
+
+
 def take(parameter: nn.Parameter) -> Tensor | None:
     """This rank's part of the weight; None for a parameter that is no placeholder."""
     part: Tensor | None = vars(parameter).pop(_PART, None)

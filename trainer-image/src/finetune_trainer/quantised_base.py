@@ -7,7 +7,7 @@ format. Called by model.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -16,19 +16,21 @@ from transformers import PreTrainedModel
 
 from finetune_api.runtime.run_config import BaseQuantisation
 
-from . import architecture, placeholders, quantised_layer
+from . import architecture, placeholders, quantised_layer, whole_modules
 from .errors import ModelRefused
 from .placeholders import Keep, See
 from .quantised_layer import QuantisedLinear, Scales
 
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 """Keys of config.json: a router has as many outputs."""
-_ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
 _GIB = 2**30
 
 
-def chosen(model: PreTrainedModel) -> dict[str, nn.Linear]:
-    """The layers by name. Raises ModelRefused if there are none, or if most of the model would not be quantised."""
+def chosen(model: PreTrainedModel, whole: Collection[str] = ()) -> dict[str, nn.Linear]:
+    """The layers by name, none in the modules of `whole`.
+
+    Raises ModelRefused if there are none, or if most of the model would not be quantised.
+    """
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     tied = {model.get_parameter_or_buffer(n) for pair in _tied(model).items() for n in pair}
     found = {
@@ -36,6 +38,7 @@ def chosen(model: PreTrainedModel) -> dict[str, nn.Linear]:
         for name, module in architecture.linear(model).items()
         if isinstance(module, nn.Linear) and module is not head and module.weight not in tied
         and not _is_router(model, name, module) and not _is_of_mixer(model, name)
+        and not whole_modules.contains(whole, name)
     }  # fmt: skip
     kept = architecture.kept_in_fp32(model, [f"{name}.weight" for name in found], torch.bfloat16)
     found = {name: module for name, module in found.items() if f"{name}.weight" not in kept}
@@ -47,7 +50,7 @@ def _is_router(model: PreTrainedModel, name: str, layer: nn.Linear) -> bool:
     """By its name, and an output for each expert, or one for those that all tokens are sent to."""
     settings: Any = model.config.get_text_config()
     outputs = [1, *(getattr(settings, key, None) for key in _EXPERTS)]
-    return layer.out_features in outputs and not _ROUTERS.isdisjoint(name.split("."))
+    return layer.out_features in outputs and not architecture.ROUTERS.isdisjoint(name.split("."))
 
 
 def _is_of_mixer(model: PreTrainedModel, name: str) -> bool:
@@ -86,11 +89,20 @@ class Quantising:
     """Keeps the weights of chosen layers as codes while a model is loaded, and then puts layers in place of them."""
 
     def __init__(
-        self, outline: PreTrainedModel, how: BaseQuantisation, keep: Keep, see: See | None, device: torch.device
+        self,
+        outline: PreTrainedModel,
+        how: BaseQuantisation,
+        keep: Keep,
+        see: See | None,
+        device: torch.device,
+        whole: Collection[str] = (),
     ) -> None:
-        """`outline`: the model without memory. Whole weights are quantised on `device`, alike on every rank."""
+        """`outline`: the model without memory; `whole`: modules that are trained in full.
+
+        Whole weights are quantised on `device`, alike on every rank.
+        """
         self._how, self._keep, self._see, self._device = how, keep, see, device
-        self._weights = {f"{name}.weight" for name in chosen(outline)}
+        self._weights = {f"{name}.weight" for name in chosen(outline, whole)}
         self._found: dict[str, tuple[int, Scales]] = {}
 
     def keep(self, name: str, weight: Tensor) -> Tensor:
@@ -119,9 +131,12 @@ class Quantising:
             _replace(model, name.removesuffix(".weight"), codes, scales, self._how)
 
 
-def quantise(model: PreTrainedModel, how: BaseQuantisation) -> None:
-    """Replace the chosen layers of `model`, which may be on the meta device, but has no placeholders."""
-    for name, layer in chosen(model).items():
+def quantise(model: PreTrainedModel, how: BaseQuantisation, whole: Collection[str] = ()) -> None:
+    """Replace the chosen layers of `model`, none in the modules of `whole`.
+
+    It may be on the meta device, but has no placeholders.
+    """
+    for name, layer in chosen(model, whole).items():
         codes, scales = quantised_layer.quantise(layer.weight.detach(), how)
         _replace(model, name, nn.Parameter(codes, requires_grad=False), scales, how)
 

@@ -6,6 +6,7 @@ The model and its adapters are made without memory for this, so what cannot be t
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from pathlib import Path
 from typing import cast
 
@@ -14,7 +15,7 @@ from transformers import PreTrainedModel
 
 from finetune_api.runtime.run_config import BaseQuantisation, RunConfig
 
-from . import adapters, architecture, model, quantised_base
+from . import adapters, architecture, model, quantised_base, whole_modules
 from .collectives import on_rank_0
 
 _log = logging.getLogger(__name__)
@@ -25,7 +26,8 @@ def say(folder: Path, config: RunConfig) -> None:
 
     def on_first() -> None:
         base = model.unloaded(folder)
-        stored = "" if config.quantisation is None else _stored(base, config.quantisation)
+        how, whole = config.quantisation, whole_modules.chosen(base, config.lora)
+        stored = "" if how is None else _stored(base, how, whole)
         adapted = base if config.lora is None else adapters.attach(base, config.lora)
         _log.warning("%s", sentence(adapted))
         if stored:
@@ -41,26 +43,31 @@ def sentence(adapted: PreTrainedModel | PeftModel) -> str:
     base = cast("PreTrainedModel", adapted.get_base_model() if isinstance(adapted, PeftModel) else adapted)
     parts = [f"Trains {'all' if trained == whole else f'{_count(trained)} of'} {_count(whole)} parameters"]
     others = architecture.other_parts(base)
+    in_full = {name: base.get_submodule(name) for name in whole_modules.of(adapted)}
     if others:
         parts.append(f"rows are text, so these parts are frozen: {', '.join(others)}")
     if isinstance(adapted, PeftModel):
         adapted_modules = {_leaf(name) for name, module in base.named_modules() if hasattr(module, "lora_A")}
         parts.append(f"adapters are on {', '.join(sorted(adapted_modules))}")
+        if in_full:
+            shared = ", with one weight for both" * whole_modules.share_a_weight(in_full)
+            parts.append(f"trained in full are {', '.join(architecture.patterns(in_full))}{shared}")
         missed = adapters.missed(base)
         if missed:
             share = sum(missed.values()) / whole
             parts.append(
                 f"no adapters are on {', '.join(architecture.patterns(missed))} ({share:.0%} of the parameters)"
             )
-    elif (factor := architecture.router_loss(base)) is not None:
+    routers = not isinstance(adapted, PeftModel) or whole_modules.have_routers(in_full)
+    if routers and (factor := architecture.router_loss(base)) is not None:
         asked = "(output_router_logits and router_aux_loss_coef in config.json)"
         parts.append(f"the loss includes {factor:g} x the router's {asked}" if factor else f"no router loss {asked}")
     return "; ".join(parts) + "."
 
 
-def _stored(base: PreTrainedModel, how: BaseQuantisation) -> str:
+def _stored(base: PreTrainedModel, how: BaseQuantisation, whole: Collection[str]) -> str:
     """Which matrices of the base are quantised, and which are not."""
-    chosen = {f"{name}.weight": layer.weight.numel() for name, layer in quantised_base.chosen(base).items()}
+    chosen = {f"{name}.weight": layer.weight.numel() for name, layer in quantised_base.chosen(base, whole).items()}
     others = [name for name, p in base.named_parameters() if p.ndim > 1 and name not in chosen]
     share = sum(chosen.values()) / sum(p.numel() for p in base.parameters())
     kept = f"; not quantised are {', '.join(architecture.patterns(others))}" if others else ""

@@ -186,7 +186,7 @@ class Trainer:
 
     def _take_values(self, adapted: PeftModel, folder: Path) -> None:
         """From an earlier adapter. A resume takes the values of its checkpoint in their place."""
-        adapters.take_values(adapted, folder)
+        adapters.take_values(adapted, folder, self._keep)
         if self.rank_info.local_rank == 0:
             fingerprint.require_same_adapter(folder, self.handoff.digests[ADAPTER])
 
@@ -268,15 +268,15 @@ class Trainer:
             saves=count_due(self.step, intervals, train_state.sampler),
             kept=settings.keep + self._keep_best,
             checkpoint=snapshot.size(state),
-            result=self._result_size(state),
+            result=self._result_size(train_state.engine.model, state),
         )
         on_rank_0(partial(require_space, self._output, needed, _MERGE_LATER if self._config.merge else ""))
 
-    def _result_size(self, state: Mapping[str, Any]) -> int:
+    def _result_size(self, model: Any, state: Mapping[str, Any]) -> int:
         if self._config.lora is None:
             return weights.size(self.handoff.model_folder)
         merged = weights.size(self.handoff.model_folder) if self._config.merge else 0
-        return snapshot.size({"adapter": state["parameters"]}) + merged
+        return snapshot.size({"adapter": export.in_file(model, state["parameters"])}) + merged
 
     def _hooks(self, train_state: TrainState, history: History, checkpoints: Checkpoints) -> Sequence[Hook]:
         """Also evaluates the current step, if that is due."""

@@ -213,6 +213,10 @@ class Adapter(AdapterSizes):
         "Other ranks: regular expression of the end of a layer's name -> rank; of several, the longest holds."
     )
     alpha_pattern: Annotated[dict[str, Alpha], Field(max_length=64)] | None = key("Other alphas, as rank_pattern.")
+    modules_to_save: ShortTexts | None = key(
+        "Modules that are trained in full beside the adapters, such as [embed_tokens, lm_head]: ends of their names. "
+        "None if absent. Where embedding and output head share a weight, either name trains it for both."
+    )
     from_: Name | None = key(
         "Training continues from this adapter, a LoRA adapter on the same base: its folder, a URI, or org/name of "
         "the Hugging Face Hub. Rank, alpha and layers are those of the adapter.",

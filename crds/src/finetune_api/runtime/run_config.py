@@ -70,6 +70,8 @@ class Lora(Frozen):
     dora: bool = False
     """m (W + (alpha / rank) B A) / |W + (alpha / rank) B A|, by row, with m trained too (Liu et al. 2024)."""
     init: LoraInit = LoraInit.DEFAULT
+    modules_to_save: tuple[str, ...] = ()
+    """Ends of names of modules that are trained in full."""
     source: str = ""
     """Folder or name of the adapter that training continues from; empty: a new one. Rank, alpha, targets and what is
     below them are then its own, and the launcher reads them there."""
@@ -253,6 +255,7 @@ SPEC_KEYS = {
     "lora.rslora": "training.lora.use_rslora",
     "lora.dora": "training.lora.use_dora",
     "lora.init": "training.lora.init_lora_weights",
+    "lora.modules_to_save": "training.lora.modules_to_save",
     "lora.source": "training.lora.from",
     "quantisation": "training.quantization",
     "quantisation.format": "training.quantization.format",

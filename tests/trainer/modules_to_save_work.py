@@ -1,0 +1,76 @@
+"""What ranks do in the tests of modules that are trained in full."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import AutoConfig
+
+from finetune_api.runtime.choices import Method
+from finetune_api.runtime.run_config import Lora
+from finetune_trainer import adapters, architecture, engines, mesh
+from finetune_trainer.collate import collate
+from finetune_trainer.environment import RankInfo
+from trainer import architectures, models, result_work
+from trainer.parity_cases import group, rows
+
+CPU = torch.device("cpu")
+
+
+def around_a_step(
+    folder: Path, output: Path, lora: dict[str, Any], decay: float = 0.01
+) -> tuple[dict[str, Tensor], dict[str, Tensor], set[str]]:
+    """Parameters before and after an optimizer step, and the names of those that are trained."""
+    config = models.run_config(folder, folder, output, method="lora", lora=lora, optimizer__weight_decay=decay)
+    with group():
+        adapted = adapters.attach(models.loaded(folder, config), Lora(**lora))
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                nn.init.normal_(parameter, std=0.1)
+        layout = mesh.build(config, RankInfo(0, 1, 0, CPU))
+        engine = engines.build(adapted, config, layout)
+        before = _values(engine.model)
+        batch = collate(rows(4), range(4))
+        engine.train([batch], targets=len(batch.labels), learning_rate=1e-3, max_norm=1.0, stop=lambda: False)
+        return before, _values(engine.model), set(engine.state()["parameters"])
+
+
+def _values(model: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def far_from_peft(folder: Path) -> dict[str, float]:
+    """By architecture, the largest difference of a logit of an adapter, and of its result that plain PEFT loads."""
+    found = {}
+    with group():
+        for kind in architectures.ALL:
+            base = folder / kind
+            architectures.model(kind).save_pretrained(base)
+            for number, names in enumerate((_ends(_loaded(base)), _layer(_loaded(base)))):
+                adapted = adapters.attach(_loaded(base), Lora(**models.lora(modules_to_save=names)))
+                result_work.disturb(adapted)
+                output = folder / f"{kind} {number}"
+                output.mkdir()
+                result = result_work.publish(output, adapted, base, Method.LORA)
+                theirs = PeftModel.from_pretrained(_loaded(base), str(result))
+                difference = result_work.logits(adapted) - result_work.logits(theirs)
+                found[output.name] = float(difference.abs().max())
+    return found
+
+
+def _loaded(folder: Path) -> Any:
+    made: Any = architecture.auto_class(AutoConfig.from_pretrained(folder))
+    return made.from_pretrained(folder, dtype=torch.float32)
+
+
+def _ends(model: Any) -> tuple[str, ...]:
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    return tuple(name for name, module in model.named_modules() if any(module is end for end in ends))
+
+
+def _layer(model: Any) -> tuple[str, ...]:
+    return ("layers.1",) if any(name.endswith("layers.1") for name, _ in model.named_modules()) else ("h.1",)
