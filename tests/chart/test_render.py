@@ -225,7 +225,7 @@ OTHER: dict[str, Any] = {
     "service_accounts": ("s3", "gcs"),
     "accelerators": {
         "X1": Accelerator(("X1-80GB",), 80),
-        "Y": Accelerator(("<&>",), 8, "example.com/y", {"example.com/kind": ("y",)}),
+        "Y": Accelerator(("Y",), 8, "example.com/y", {"example.com/kind": ("y",)}),
     },
     "networks": {
         "aws-efa": {"values": {"devices": 16}},

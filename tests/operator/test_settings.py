@@ -50,6 +50,22 @@ WRONG = {
         },
         "networks.x: resources: example.com/gpu is what a job has its GPUs by",
     ),
+    "an accelerator that no node can have": (
+        {"ACCELERATORS": '{"X1": {"products": [], "memory_gib": 8, "labels": {"foo": []}}}'},
+        "accelerators.X1: labels: 'foo' is no label with values;",
+    ),
+    "an accelerator with an unknown field": (
+        {"ACCELERATORS": '{"X1": {"products": [], "memory_gib": 8, "label": {"foo": ["a"]}}}'},
+        "accelerators.X1.label",
+    ),
+    "an accelerator with two spellings": (
+        {"ACCELERATORS": '{"x1": {"products": [], "memory_gib": 8}, "X1": {"products": [], "memory_gib": 8}}'},
+        "accelerators.X1: it is accelerators.x1, too; keep one of them.",
+    ),
+    "an accelerator for CPUs": (
+        {"ACCELERATORS": '{"cpu": {"products": [], "memory_gib": 8}}'},
+        "accelerators.cpu: it is the gpu_type of jobs without GPUs, too;",
+    ),
     "rights for a network that is none": (
         {"PRIVILEGED_NETWORKS": '["efa"]'},
         "privileged_networks: 'efa' is no network profile",

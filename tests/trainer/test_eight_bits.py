@@ -62,6 +62,13 @@ def test_a_row_of_zeros_stays_one() -> None:
     assert not eight_bits.whole(codes, scales, weight.shape, torch.float32)[2].any()
 
 
+def test_a_weight_may_be_a_view_of_another() -> None:
+    weight = random(16, 4)
+    found = [eight_bits.whole(*eight_bits.quantise(each), each.shape, torch.float32)
+             for each in (weight.t(), weight.t().contiguous())]  # fmt: skip
+    assert torch.equal(*found)
+
+
 def test_an_outlier_costs_its_own_row_only() -> None:
     weight, same = random(4, 64), random(4, 64)
     weight[1, 5] = 1e6

@@ -16,7 +16,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from finetune_plan.accelerators import ACCELERATORS, Accelerator
 from finetune_plan.network import AUTO, EVERY_TYPE, NONE, TCP, known_names
 from finetune_plan.network_profile import NAME, entry_schema, profile_of
-from finetune_plan.settings import PlanSettings
+from finetune_plan.settings import CPU, PlanSettings
 
 _PLAN = PlanSettings()
 
@@ -56,7 +56,7 @@ class Settings(BaseSettings):
         description="JSON object of further or other accelerators by gpu_type: products (values of the node label "
         "nvidia.com/gpu.product), memory_gib, resource, labels (other labels of nodes -> values, on nodes without "
         "that one; neither products nor labels: any node with the resource). Default: none besides the built-in "
-        "ones.",
+        "ones, one of which it replaces whole.",
     )
     networks: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
@@ -230,6 +230,17 @@ class Settings(BaseSettings):
                 f"own_namespace is {self.own_namespace!r}, but only {self.watch_namespace!r} is watched: "
                 "the heartbeat would never be seen. Set both to the same namespace."
             )
+        return self
+
+    @model_validator(mode="after")
+    def _gpus_can_be_found(self) -> Self:
+        kinds: dict[str, str] = {CPU: "the gpu_type of jobs without GPUs"}
+        for name, accelerator in self.accelerators.items():
+            if accelerator.defect:
+                raise ValueError(f"accelerators.{name}: {accelerator.defect}")
+            if name.upper() in kinds:
+                raise ValueError(f"accelerators.{name}: it is {kinds[name.upper()]}, too; keep one of them.")
+            kinds[name.upper()] = f"accelerators.{name}"
         return self
 
     @model_validator(mode="after")

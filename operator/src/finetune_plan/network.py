@@ -143,6 +143,8 @@ def _by_evidence(
     """The profile whose evidence all nodes with the job's GPUs have, of those that may be used here."""
     kind = job.gpu_type.value.upper()
     accelerator = settings.accelerators.get(kind)
+    if nodes and accelerator and not accelerator.sentence:
+        return _undecided(job, layout, settings, f" GPUs of the type {kind} are found by no label.")
     mine = [n for n in nodes.classes if accelerator and accelerator.is_on(n.labels)] if nodes else []
     profiles = _profiles(settings) if mine else {}
     usable = {name: profile for name, profile in profiles.items() if _is_usable(name, profile, settings)}

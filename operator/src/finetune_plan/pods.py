@@ -105,8 +105,8 @@ def _half(quantity: str) -> str:
 def _tolerations(work: Workload) -> list[dict[str, Any]]:
     """The job's own; where it does not say them, that of its GPUs, and how long pods stay on a dead node."""
     own, seconds = list(work.job.pods.tolerations.value or []), work.settings.eviction_seconds
-    if work.accelerator and not any(_is_of(work.accelerator.resource, each) for each in own):
-        own.append({"key": work.accelerator.resource, "operator": "Exists", "effect": "NoSchedule"})
+    if work.accelerator and not any(_is_of(work.accelerator.taint, each) for each in own):
+        own.append({"key": work.accelerator.taint, "operator": "Exists", "effect": "NoSchedule"})
     if seconds is None:
         return own
     keys = {t.get("key") or "" for t in own if t.get("effect") in (None, "NoExecute")}  # without a key: every taint

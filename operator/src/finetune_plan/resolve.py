@@ -14,6 +14,7 @@ from finetune_api.runtime.protocol import RESULT
 from finetune_api.validation import check, uris
 from finetune_api.validation.problem import Problem
 from finetune_api.validation.shape import quote
+from finetune_api.validation.unknown import nearest
 
 from . import job_settings
 from .batch import BatchSize, resolve_batch
@@ -124,9 +125,11 @@ def _problems(job: JobSettings, settings: PlanSettings) -> list[Problem]:
     found = []
     kind = job.gpu_type.value
     if not is_cpu(job) and kind.upper() not in settings.accelerators:
-        known = ", ".join([*sorted(settings.accelerators), CPU])
+        known = (*sorted(settings.accelerators), CPU)
+        near = nearest(kind.upper(), known)
         found.append(Problem("spec.compute.gpu_type", "UnknownGpuType", f"{kind!r} is not an accelerator known here.",
-                             f"Choose one of {known}, or have the administrator add it."))  # fmt: skip
+                             (f"Did you mean {near}? " if near else "")
+                             + f"Choose one of {', '.join(known)}, or have the administrator add it."))  # fmt: skip
     account = job.pods.service_account.value
     if account and account not in settings.service_accounts:
         allowed = ", ".join(settings.service_accounts) or "none"

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 _LARGEST = 127
+_SMALLEST = 1e-36
+"""A row of numbers below it is a row of zeros: the quotient for its codes would not be finite."""
 _PART = 1 << 18
 """Elements that a CPU quantises at a time: the intermediate numbers stay in its cache."""
 
@@ -32,8 +34,8 @@ def quantise(weight: Tensor) -> tuple[Tensor, RowScales]:
     largest = torch.linalg.vector_norm(weight, float("inf"), dim=1, dtype=torch.float32)
     if not (largest.is_meta or largest.isfinite().all()):
         raise ValueError("it has numbers that are not finite; download the model again, or choose another one")
-    to_codes = torch.where(largest > 0, _LARGEST / largest, 0.0)[:, None]
-    codes = torch.empty_like(weight, dtype=torch.int8)
+    to_codes = torch.where(largest >= _SMALLEST, _LARGEST / largest, 0.0)[:, None]
+    codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
     rows = max(1, _PART // weight.shape[1]) if weight.device.type == "cpu" else len(weight)
     for part, factors, found in zip(*(torch.split(each, rows) for each in (weight, to_codes, codes)), strict=True):
         found.copy_((part * factors).round_().clamp_(-_LARGEST, _LARGEST))
