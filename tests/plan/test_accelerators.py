@@ -12,7 +12,7 @@ import pytest
 from builders import resource
 from finetune_plan import pods
 from finetune_plan.accelerators import ACCELERATORS, PRODUCT_LABEL, Accelerator
-from finetune_plan.resolve import resolve
+from finetune_plan.resolve import resolve, validate
 from finetune_plan.settings import PlanSettings
 from finetune_plan.workload import workload
 
@@ -145,3 +145,19 @@ def test_what_an_administrator_cannot_mean_is_named(changes: dict[str, Any], sai
 @pytest.mark.parametrize("kind", ACCELERATORS)
 def test_what_is_built_in_can_be_found(kind: str) -> None:
     assert ACCELERATORS[kind].defect == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "remedy"),
+    [
+        ("H100-80GB", "Did you mean H100? Choose one of A100, "),
+        ("h100-4x", "Did you mean H100? "),
+        ("a100-80", "Did you mean A100-80GB? "),
+        ("H10O", "Did you mean H100? "),
+        ("X9000", "Choose one of A100, "),
+    ],
+)
+def test_of_an_unknown_kind_the_one_that_is_meant_is_named(given: str, remedy: str) -> None:
+    [problem] = validate(resource({"compute.gpu_type": given}), PlanSettings()).problems
+    assert (problem.path, problem.reason) == ("spec.compute.gpu_type", "UnknownGpuType")
+    assert problem.remedy.startswith(remedy)

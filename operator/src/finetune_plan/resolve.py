@@ -120,13 +120,19 @@ def is_cpu(job: JobSettings) -> bool:
     return job.gpu_type.value.upper() == CPU
 
 
+def _nearest_kind(given: str, known: tuple[str, ...]) -> str | None:
+    """H100 for H100-80GB, which is spelled more like another GPU."""
+    same = tuple(kind for kind in known if kind.startswith(given) or given.startswith(kind))
+    return nearest(given, same) or max(same, key=len, default=nearest(given, known))
+
+
 def _problems(job: JobSettings, settings: PlanSettings) -> list[Problem]:
     """What the settings of this cluster do not allow."""
     found = []
     kind = job.gpu_type.value
     if not is_cpu(job) and kind.upper() not in settings.accelerators:
         known = (*sorted(settings.accelerators), CPU)
-        near = nearest(kind.upper(), known)
+        near = _nearest_kind(kind.upper(), known)
         found.append(Problem("spec.compute.gpu_type", "UnknownGpuType", f"{kind!r} is not an accelerator known here.",
                              (f"Did you mean {near}? " if near else "")
                              + f"Choose one of {', '.join(known)}, or have the administrator add it."))  # fmt: skip
