@@ -33,6 +33,9 @@ CASES: dict[str, tuple[Json, Method, Device, tuple[int, int], Engine, str]] = {
         "the base has 32 B parameters: 59.6 GiB are more than a third of the 80 GiB of a GPU"),
     "unless it is stored in four bits": (
         {"job.model": "Qwen/Qwen3-32B"}, Method.QLORA, Device.CUDA, (1, 8), Engine.DDP, "17.9 GiB are at most"),
+    "modules that are trained in full are sharded": (
+        {"training.lora.modules_to_save": ["lm_head"]}, Method.LORA, Device.CUDA, (1, 8), Engine.FSDP2,
+        "training.lora.modules_to_save trains whole modules"),
     "eight bits take more": (
         {"job.model": "Qwen/Qwen3-32B", "training.quantization.format": "int8"}, Method.QLORA, Device.CUDA, (1, 8),
         Engine.FSDP2, "32.8 GiB are more than"),
@@ -64,7 +67,9 @@ def test_engine(case: str) -> None:
     layout = Layout(nodes, each, nodes * each, 1, 1, ())
     job = read(resource(changes))
     stored = BaseFormat(job.quantization.format.value) if method is Method.QLORA else Precision.BF16
-    found, why = resolve_engine(job.engine, method, layout, device, Base(job.model.value, stored, 80))
+    whole = job.lora.modules_to_save
+    base = Base(job.model.value, stored, 80, whole.key if whole.value else "")
+    found, why = resolve_engine(job.engine, method, layout, device, base)
     assert (found, reason in why) == (engine, True), why
 
 

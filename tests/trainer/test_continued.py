@@ -367,7 +367,7 @@ def with_numbers_that_are_none(folder: Path) -> None:
 REFUSED: dict[Any, str] = {
     with_a_head_of_another_size: "has lm_head.weight with 7 x 128 numbers, and job.model with 1024 x 128",
     with_half_of_a_module: "does not have model.layers.0.input_layernorm.weight, which belongs to",
-    with_a_module_that_is_none: "adapter: the model has no module score",
+    with_a_module_that_is_none: "has score.weight in full, which is nothing of the language model of job.model",
     with_a_tensor_that_is_none: "has lm_head.bias in full, which is nothing of the language model of job.model",
     with_numbers_that_are_none: "model.norm.weight is not finite",
     of_other_shapes: "has the rank 2 in adapter_config.json, but factors",

@@ -156,6 +156,45 @@ def test_modules_that_the_files_have_in_one_tensor_with_others_are_merged_there(
     merged_logits_agree(tmp_path, modules_to_save=modules)
 
 
+def with_second_copy(base: Path, change: float = 0.0) -> None:
+    """The files have the output head, too, which config.json ties to the embedding."""
+    models.llama(tied=True).save_pretrained(base)
+    tensors = load_file(base / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + change
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+
+
+def test_a_second_copy_of_a_weight_that_was_trained_in_full_is_left_out(tmp_path: Path) -> None:
+    """Else the old head would be beside the new embedding, and no longer tied to it."""
+    with_second_copy(tmp_path / "base")
+    ends = {"modules_to_save": ["embed_tokens", "lm_head"], "ensure_weight_tying": True}
+    with_adapter = adapter(tmp_path / "base", tmp_path / "adapter", **ends)
+    merging.run(tmp_path / "adapter", tmp_path / "merged")
+    merged = loaded(tmp_path / "merged")
+    assert far(merged, with_adapter) <= NEAR
+    assert merged.lm_head.weight is merged.model.embed_tokens.weight
+
+
+def test_two_weights_where_config_json_has_one_are_not_merged(tmp_path: Path) -> None:
+    models.llama(tied=True).save_pretrained(tmp_path / "base")
+    ends = {"modules_to_save": ["embed_tokens", "lm_head"], "ensure_weight_tying": True}
+    adapter(tmp_path / "base", tmp_path / "adapter", **ends)
+    with_second_copy(tmp_path / "base", change=0.5)
+    with pytest.raises(ModelRefused, match=r"are one weight by config.json, and two in the files; set tie_word_emb"):
+        merging.run(tmp_path / "adapter", tmp_path / "merged")
+
+
+def test_an_adapter_whose_file_lost_a_module_is_not_merged(tmp_path: Path) -> None:
+    models.llama().save_pretrained(tmp_path / "base")
+    adapter(tmp_path / "base", tmp_path / "adapter", modules_to_save=["embed_tokens", "lm_head"])
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    del tensors["base_model.model.lm_head.weight"]
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(ModelRefused, match=r"modules_to_save name what lm_head.weight is of, and its file does not"):
+        merging.run(tmp_path / "adapter", tmp_path / "merged")
+
+
 @pytest.mark.parametrize("kind", architectures.ALL)
 def test_a_layer_that_was_trained_in_full_is_merged(tmp_path: Path, kind: str) -> None:
     """With experts and routers where there are such."""

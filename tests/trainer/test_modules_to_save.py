@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from finetune_api.runtime.choices import Engine, Method, Precision
 from finetune_api.runtime.run_config import Lora
-from finetune_trainer import adapters
+from finetune_trainer import adapters, whole_modules
 from finetune_trainer.errors import ModelRefused
 from trainer import architectures, models, modules_to_save_work, qlora_work
 from trainer.qlora_work import SAME, Job, Run, far
@@ -130,6 +130,23 @@ def test_either_name_of_a_tied_weight_trains_it_for_both(name: str) -> None:
     assert (config.modules_to_save, config.ensure_weight_tying) == (["lm_head", "model.embed_tokens"], True)
     trained = [n for n, p in adapted.named_parameters() if p.requires_grad and "lora_" not in n]
     assert trained == ["base_model.model.model.embed_tokens.weight"]
+
+
+def test_the_bias_of_a_tied_head_is_not_trained_because_peft_would_not_load_it() -> None:
+    sizes = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "tie_word_embeddings": True, "pad_token_id": None}  # fmt: skip
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("phi", **sizes))
+    chosen = whole_modules.chosen(model, Lora(**models.lora(modules_to_save=("embed_tokens",))))
+    assert chosen.keys() == {"model.embed_tokens", "lm_head"}
+    assert whole_modules.weights(chosen).keys() == {"model.embed_tokens.weight", "lm_head.weight"}
+
+
+def test_names_of_a_strangers_adapter_are_quoted_in_part() -> None:
+    named = Lora(**models.lora(modules_to_save=("x\n\x1b[31m" + "y" * 9999,)))
+    with pytest.raises(ModelRefused) as refused:
+        whole_modules.chosen(models.llama(), named)
+    assert len(str(refused.value)) < 600
+    assert str(refused.value).isprintable()
 
 
 @pytest.mark.parametrize("job", [ENDS, QUANTISED[0], replace(ENDS, adapter="head")], ids=str)

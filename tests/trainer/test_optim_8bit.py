@@ -34,6 +34,7 @@ SHAPES = {
     "odd rows": (61, 77), "a vector": (5000,), "three dimensions": (70, 3, 40), "small": (63, 65), "a bias": (300,),
 }  # fmt: skip
 """Of weights of one model."""
+QUANTISED = SHAPES.keys() - {"small", "a bias"}
 
 
 def settings(**changes: float) -> Optimizer:
@@ -57,7 +58,7 @@ def gradients(seed: int) -> dict[str, Tensor]:
 
 
 def build(local: Mapping[str, Tensor], **changes: float) -> AdamW8bit:
-    return AdamW8bit(local, {name: torch.Size(shape).numel() for name, shape in SHAPES.items()}, settings(**changes))
+    return AdamW8bit(local, QUANTISED, settings(**changes))
 
 
 def step(
@@ -187,7 +188,7 @@ def test_bitsandbytes_own_optimizer_trains_alike() -> None:
     theirs = nn.Parameter(start.clone())
     stock = cast("Any", bitsandbytes.optim).AdamW8bit([theirs], lr=RATE, weight_decay=0.1)
     ours = {"w": start.clone()}
-    optimizer = AdamW8bit(ours, {"w": start.numel()}, settings())
+    optimizer = AdamW8bit(ours, {"w"}, settings())
     for n in range(20):
         gradient = torch.randn(64, 512, generator=torch.Generator().manual_seed(n)) + 0.3
         theirs.grad = gradient
@@ -256,7 +257,7 @@ def test_a_skipped_step_leaves_all_bits_as_they_were() -> None:
 def test_an_element_that_is_rarely_used_gets_no_update_larger_than_its_neighbours() -> None:
     """A second moment that was rounded to 0 would divide by epsilon."""
     own = {"w": torch.zeros(16, 256)}
-    optimizer = AdamW8bit(own, {"w": 4096}, settings(weight_decay=0.0))
+    optimizer = AdamW8bit(own, {"w"}, settings(weight_decay=0.0))
     once = torch.ones(16, 256)
     once[:, 0] = 3e-4
     never = torch.ones(16, 256)
@@ -278,8 +279,20 @@ def test_the_moments_take_two_bytes_of_a_large_weight_and_eight_of_a_small_one()
     held = sum(m.codes.nbytes + m.scales.nbytes for m in optimizer._moments.values())
     held += sum(m.nbytes for kind in optimizer._others.state().values() for m in kind.values())
     assert held <= 2.1 * large + 8 * small
-    expected = sum(optim.moment_bytes(weight.numel(), settings()) for weight in own.values())
+    expected = 8 * small + sum(adamw_8bit.moment_bytes(own[name].numel()) for name in QUANTISED)
     assert expected <= held <= expected + len(own) * BLOCK * 2, "what estimates reckon with"
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_moments_of_embeddings_and_of_what_is_no_large_matrix_stay_in_fp32(tied: bool) -> None:
+    model = models.llama(tied=tied)
+    model.model.norm = nn.RMSNorm(8192)
+    found = optim.in_eight_bits(model, settings())
+    others = {name for name, p in model.named_parameters() if name not in found}
+    norms = {name for name, p in model.named_parameters() if p.ndim == 1}
+    assert others == {"model.embed_tokens.weight", *norms}
+    assert ("lm_head.weight" in found) == (not tied)
+    assert not optim.in_eight_bits(model, settings().model_copy(update={"name": "adamw"}))
 
 
 def test_an_estimate_of_memory_reckons_with_eight_bits(tmp_path: Path) -> None:
@@ -290,7 +303,7 @@ def test_an_estimate_of_memory_reckons_with_eight_bits(tmp_path: Path) -> None:
         outline = activations.outlined(tmp_path, config)
         layout = mesh.build(config, RankInfo(0, 1, 0, CPU))
         found[name] = activations.fixed(outline, config, layout, 100)
-    large = sum(p.numel() for p in outline.parameters() if p.numel() >= adamw_8bit.SMALLEST)
+    large = sum(p.numel() for name, p in outline.named_parameters() if adamw_8bit.suits(p) and "embed" not in name)
     saved = found["adamw"].weights - found["adamw_8bit"].weights
     assert 5.9 * large <= saved <= 6 * large
     assert (found["adamw"].update, found["adamw_8bit"].update) == (0, adamw_8bit.STEP_BYTES)

@@ -246,7 +246,7 @@ def test_what_is_trained_is_said_before_weights_are_read(
         ),
         ("gpt_oss", "experts", "get no adapters: experts; its linear modules are"),
         ("mixtral", "w1", "get no adapters: w1; its linear modules are"),
-        ("gemma3", "out_proj", "the model has no module out_proj (did you mean o_proj?); its linear modules are down"),
+        ("gemma3", "out_proj", "has no module out_proj (did you mean o_proj?); its linear modules are down_proj"),
     ],
     indirect=["config_only"],
 )

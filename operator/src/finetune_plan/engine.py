@@ -29,6 +29,8 @@ class Base:
     stored: Precision | BaseFormat
     memory_gib: int | None
     """Of one accelerator; None if its kind is not known."""
+    whole_modules: str = ""
+    """The key that trains some in full; empty if none is."""
 
 
 def resolve_engine(
@@ -55,6 +57,11 @@ def resolve_engine(
 
 def _of_adapters(base: Base) -> tuple[Engine, str]:
     """Sharded, unless the name of the model says that a copy in every rank leaves room."""
+    if base.whole_modules:
+        return (
+            Engine.FSDP2,
+            f"{base.whole_modules} trains whole modules beside the adapters, so each GPU holds a part of them.",
+        )
     size = parameters(base.model)
     if size is None or base.memory_gib is None:
         return (

@@ -81,7 +81,10 @@ def resolve(
     precision = resolve_precision(job.engine, device)
     accelerator = settings.accelerators.get(job.gpu_type.value.upper())
     stored = BaseFormat(job.quantization.format.value) if method is Method.QLORA else precision
-    base = Base(job.model.value, stored, accelerator.memory_gib if accelerator else None)
+    whole = job.lora.modules_to_save
+    base = Base(
+        job.model.value, stored, accelerator.memory_gib if accelerator else None, whole.key if whole.value else ""
+    )
     engine, engine_reason = resolve_engine(job.engine, method, layout, device, base)
     batch, batch_notes = resolve_batch(job.batch, layout.data_parallel)
     asked = Combination(method, engine, precision, layout.tensor_parallel, layout.pipeline_parallel)

@@ -172,7 +172,7 @@ def resolve_lora(given: LoraSettings, method: Method) -> Lora | None:
         rslora=given.rslora.value,
         dora=given.dora.value,
         init=LoraInit(given.init.value),
-        modules_to_save=tuple(given.modules_to_save.value),
+        modules_to_save=tuple(sorted(set(given.modules_to_save.value))),
         source=mount(given.source.value, uris.ADAPTER).path if given.source.value else "",
     )
 

@@ -17,7 +17,7 @@ import torch
 from bench.figures import Figure
 from finetune_api.runtime.choices import OptimizerName
 from finetune_api.runtime.run_config import RunConfig
-from finetune_trainer import adamw_8bit, engines, environment, loop, mesh, preparation
+from finetune_trainer import engines, environment, loop, mesh, preparation
 from finetune_trainer.environment import RankInfo
 from finetune_trainer.handoff import TRAIN
 from finetune_trainer.loop import TrainState
@@ -48,7 +48,7 @@ def figures() -> Iterator[Figure]:
         yield Figure(f"{name}: moments in a checkpoint, of a weight", moments / numbers, "bytes")
         if name is OptimizerName.ADAMW_8BIT:
             held = sum(m.codes.nbytes + m.scales.nbytes for m in engine._optimizer._moments.values())
-            large = sum(t.numel() for t in state["parameters"].values() if adamw_8bit.quantised(t.numel()))
+            large = sum(state["parameters"][each].numel() for each in state["exp_avg_scales"])
             yield Figure(f"{name}: codes and scales in memory, of a large weight", held / large, "bytes", most=2.1)
     far = max(abs(a - b) for a, b in zip(*losses.values(), strict=True))
     yield Figure(f"furthest loss of {STEPS} from fp32 moments'", far, "nats", most=NEAR)

@@ -258,7 +258,7 @@ def fixed(outline: nn.Module, config: RunConfig, mesh: RankMesh, longest: int) -
         _numbers(outline, trained=True),
         sum(p.nbytes for p in outline.parameters() if not p.requires_grad),
     )
-    moments = sum(moment_bytes(p.numel(), config.optimizer) for p in outline.parameters() if p.requires_grad)
+    moments = moment_bytes(outline, config.optimizer)
     quantised = [module for module in outline.modules() if isinstance(module, QuantisedLinear)]
     base = loss.causal(outline)
     head: nn.Module = base.get_output_embeddings()  # type: ignore[no-untyped-call]

@@ -31,9 +31,9 @@ STEP_BYTES = _LARGE_GROUP * 10 + _LARGE_GROUP // BLOCK * 8
 """Of a group on a GPU: both moments in fp32 and their new codes and scales. 160.5 MiB."""
 
 
-def quantised(elements: int) -> bool:
-    """Whether the moments of a weight with this number of elements, on all ranks, are."""
-    return elements >= SMALLEST
+def suits(weight: Tensor) -> bool:
+    """Whether the moments of a weight, of which this is the whole, are worth it."""
+    return weight.ndim >= 2 and weight.numel() >= SMALLEST
 
 
 def moment_bytes(elements: int) -> int:
@@ -143,11 +143,12 @@ class _Moment:
 
 
 class AdamW8bit:
-    """AdamW with moments in eight bits; those of weights of fewer than 4,096 elements are fp32."""
+    """AdamW with moments in eight bits of the weights that are named so, and in fp32 of others."""
 
-    def __init__(self, weights: Mapping[str, Tensor], elements: Mapping[str, int], settings: Optimizer) -> None:
-        """`elements`: of the whole weights, which decide about all their shards. The state is there from now on."""
-        large = {name: weight for name, weight in weights.items() if quantised(elements[name])}
+    def __init__(self, weights: Mapping[str, Tensor], quantised: Collection[str], settings: Optimizer) -> None:
+        """`quantised`: the same on every rank, whatever part of a weight it has. The state is there from now on."""
+        large = {name: weight for name, weight in weights.items() if name in quantised}
+        assert all(weight.is_contiguous() for weight in large.values()), "an update would go to a copy"
         self._others = AdamW({name: weight for name, weight in weights.items() if name not in large}, settings)
         self._settings = settings
         self._steps = {name: torch.zeros((), device=weight.device) for name, weight in large.items()}
@@ -221,8 +222,9 @@ class AdamW8bit:
         return neighbours and part.span.stop - first.span.start <= self._most
 
     def _parts(self, names: Collection[str]) -> Iterator[_Part]:
-        for name, extent in self._extents.items():
+        for name in self._extents if len(names) > 1 else names:  # one by one, not all for each
             if name in names:
+                extent = self._extents[name]
                 for first in range(0, extent.elements, self._most):
                     yield _Part(name, extent, first, min(first + self._most, extent.elements))
 

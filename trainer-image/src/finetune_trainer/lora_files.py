@@ -50,6 +50,8 @@ class SavedAdapter:
     """By the name of the module in the model."""
     whole: Mapping[str, Outline] = field(default_factory=dict)
     """By the name of the parameter or buffer in the model: what takes its place."""
+    modules: Sequence[str] = ()
+    """Ends of names of the modules that it has in full."""
 
     @property
     def base(self) -> str:
@@ -89,7 +91,7 @@ def read(folder: Path) -> SavedAdapter:
         whole |= {n: outline for n, outline in stored.items() if n.startswith(_PREFIX) and not n.endswith(_FACTORS)}
     layers = _layers(folder, config, {n: outline for n, outline in stored.items() if n not in whole})
     named = {name.removeprefix(_PREFIX): outline for name, outline in whole.items()}
-    return SavedAdapter(folder, *adapter_folder.base(config), layers, named)
+    return SavedAdapter(folder, *adapter_folder.base(config), layers, named, modules)
 
 
 def _is_of(modules: Sequence[str], name: str) -> bool:

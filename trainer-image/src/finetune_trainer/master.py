@@ -77,8 +77,6 @@ class MasterWeights:
             self._separate = {}
         self.local = {name: self._separate.get(name, local(p.detach())) for name, p in parameters.items()}
         """This rank's part of each weight, which the optimizer updates."""
-        self.elements = {name: p.numel() for name, p in parameters.items()}
-        """Of each whole weight."""
 
     def gradients(self) -> dict[str, Tensor]:
         """This rank's part of each gradient."""

@@ -78,6 +78,7 @@ def plan(base: Path, adapter: SavedAdapter) -> MergePlan:
     tensor_files.require_known_formats(tensor_files.weight_files(base))
     model, outlines = base_model.unloaded(base), weights.outlines(base)
     _remember_conversions(model, outlines)
+    outlines = _without_second_copies(model, outlines, adapter, base)
     changed = _weights(model, adapter, base).keys() | _replaced(model, adapter, base)
     groups: dict[str, Group] = {}
     stored: dict[str, str] = {}
@@ -222,11 +223,20 @@ def _weights(model: PreTrainedModel, adapter: SavedAdapter, base: Path) -> dict[
 
 def _replaced(model: PreTrainedModel, adapter: SavedAdapter, base: Path) -> set[str]:
     """Parameters and buffers that the adapter has in full."""
+    own_state = model.state_dict()
+    ends = tuple(adapter.modules)
+    named = [name for name, _ in model.named_modules() if ends and name.endswith(ends)]
+    missing = [name for name in own_state if whole_modules.contains(named, name) and name not in adapter.whole]
+    if missing:
+        raise ModelRefused(
+            f"adapter {adapter.folder}: its modules_to_save name what {missing[0]} is of, and its file does not have "
+            "that; take both files from where the adapter is from"
+        )
     for name, outline in adapter.whole.items():
-        own = model.state_dict().get(name)
+        own = own_state.get(name)
         if own is None:
             raise _refused(adapter, base, f"it has {printable(name)} in full, and the base has nothing of that name")
-        if tuple(own.shape) != outline.shape:
+        if tuple(own.shape) != outline.shape or not outline.dtype.is_floating_point:
             raise _refused(
                 adapter, base, f"{name} has {_spelled(outline.shape)} numbers, and {_spelled(own.shape)} in the base"
             )
@@ -238,6 +248,26 @@ def _replaced(model: PreTrainedModel, adapter: SavedAdapter, base: Path) -> set[
                 f"{base}; load the adapter with PEFT"
             )
     return {name for name in adapter.whole if name not in _ties(model)}
+
+
+def _without_second_copies(
+    model: PreTrainedModel, outlines: Mapping[str, Outline], adapter: SavedAdapter, base: Path
+) -> dict[str, Outline]:
+    """Without the second copies that files may have of a shared weight that the adapter has in full: of two that
+    differed, the merged model would have both."""
+    second = {
+        name: partner for name, partner in _ties(model).items()
+        if name in outlines and partner in outlines and partner in adapter.whole
+    }  # fmt: skip
+    if second:
+        with weights.opened(base, sources.quantisation(base)) as stored:
+            for name, partner in second.items():
+                if not torch.equal(stored[name][...], stored[partner][...]):
+                    raise ModelRefused(
+                        f"model {base}: {name} and {partner} are one weight by config.json, and two in the files; "
+                        "set tie_word_embeddings there to false"
+                    )
+    return {name: outline for name, outline in outlines.items() if name not in second}
 
 
 def _ties(model: PreTrainedModel) -> Mapping[str, str]:

@@ -51,18 +51,31 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def build(weights: Mapping[str, Tensor], elements: Mapping[str, int], settings: Optimizer) -> LocalOptimizer:
-    """The optimizer that the configuration names. `elements`: of each whole weight, also where it is sharded."""
+def in_eight_bits(model: nn.Module, settings: Optimizer) -> frozenset[str]:
+    """Trained weights whose moments are in eight bits: large matrices, but no embeddings, as in transformers.
+
+    A rare token shares blocks with frequent ones, whose scale its moments would be lost beside.
+    """
+    if settings.name is not OptimizerName.ADAMW_8BIT:
+        return frozenset()
+    embeddings = {p for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
+    return frozenset(name for name, p in trained(model).items() if p not in embeddings and adamw_8bit.suits(p))
+
+
+def build(weights: Mapping[str, Tensor], model: nn.Module, settings: Optimizer) -> LocalOptimizer:
+    """The optimizer that the configuration names, of this rank's part of the trained weights of `model`."""
     if settings.name is OptimizerName.ADAMW_8BIT:
-        return AdamW8bit(weights, elements, settings)
+        return AdamW8bit(weights, in_eight_bits(model, settings), settings)
     return AdamW(weights, settings)
 
 
-def moment_bytes(elements: int, settings: Optimizer) -> int:
-    """Of the moments of a weight with this number of elements, on all ranks that share it."""
-    if settings.name is OptimizerName.ADAMW_8BIT and adamw_8bit.quantised(elements):
-        return adamw_8bit.moment_bytes(elements)
-    return 2 * 4 * elements
+def moment_bytes(model: nn.Module, settings: Optimizer) -> int:
+    """Of the moments of all trained weights, on all ranks that share them."""
+    quantised = in_eight_bits(model, settings)
+    return sum(
+        adamw_8bit.moment_bytes(p.numel()) if name in quantised else 2 * 4 * p.numel()
+        for name, p in trained(model).items()
+    )
 
 
 def step_bytes(settings: Optimizer) -> int:

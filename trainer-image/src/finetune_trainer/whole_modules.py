@@ -7,6 +7,7 @@ adapters.py, model.py and export.py.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -29,6 +30,8 @@ KEY = "training.lora.modules_to_save"
 PREFIX = "base_model.model."
 """PEFT's names are those of its model around ours."""
 _LISTS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+_QUOTED = 128
+"""Letters of a name that a refusal quotes."""
 _LISTED = 40
 """Names of modules that a refusal lists."""
 
@@ -47,6 +50,8 @@ def chosen(model: PreTrainedModel, lora: Lora | None) -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {}
     for end in lora.modules_to_save:
         matching = {name: module for name, module in own.items() if name.endswith(end)}
+        if lora.source and not any(name.endswith(end) for name in modules):
+            continue  # as PEFT does; require_like compares what there is
         if why := _why_not(end, matching, own, outside=any(name.endswith(end) for name in modules)):
             raise ModelRefused(f"{key}: {why}")
         found |= matching
@@ -70,12 +75,17 @@ def have_routers(modules: Mapping[str, nn.Module]) -> bool:
 
 
 def weights(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
-    """Their weights that full finetuning trains, under each name; of a model without adapters."""
+    """Their weights that full finetuning trains, under each name; of a model without adapters.
+
+    Of modules that share one, that one: PEFT, which ties them again, would not read the bias of a tied head.
+    """
+    named = [(m, n, p) for m, each in modules.items() for n, p in each.named_parameters(remove_duplicate=False)]
+    count = Counter(parameter for _, _, parameter in named)
+    tied = {module for module, _, parameter in named if count[parameter] > 1}
     return {
         f"{module}.{name}": parameter
-        for module, each in modules.items()
-        for name, parameter in each.named_parameters(remove_duplicate=False)
-        if parameter.requires_grad
+        for module, name, parameter in named
+        if parameter.requires_grad and (count[parameter] > 1 or module not in tied)
     }
 
 
@@ -140,17 +150,17 @@ def take_values(model: PeftModel, begun: SavedAdapter, opened: Mapping[str, Any]
     first: dict[Tensor, str] = {}
     for full_name, target in state(model).items():
         name = full_name.removeprefix(PREFIX)
-        value = lora_files.value(opened, name)
+        value = lora_files.value(opened, name).to(target.dtype)
         if not value.isfinite().all():
             raise ModelRefused(f"training.lora.from: {begun.folder}: {name} is not finite; name another adapter")
         other = first.setdefault(target, name)
-        if other != name and not torch.equal(lora_files.value(opened, other), value):
+        if other != name and not torch.equal(lora_files.value(opened, other).to(target.dtype), value):
             raise ModelRefused(
                 f"training.lora.from: {begun.folder}: {name} and {other} share a weight in job.model, and were "
                 "trained apart; train the adapter further with PEFT"
             )
         if placeholders.has_part(target):
-            placeholders.put(target, keep(value.to(target.dtype)))
+            placeholders.put(target, keep(value))
         else:
             target.copy_(value)
 
@@ -161,6 +171,7 @@ def _spelled(shape: Iterable[int]) -> str:
 
 def _why_not(end: str, matching: Mapping[str, nn.Module], modules: Mapping[str, nn.Module], *, outside: bool) -> str:
     """Why what has a name that ends so is not trained; empty if it is."""
+    end = printable(end)[:_QUOTED]
     ends = sorted({n.rpartition(".")[2] for n, m in modules.items() if any(True for _ in m.parameters())})
     known = ", ".join([each for each in ends if not each.isdecimal()][:_LISTED])
     lists = [name for name, module in matching.items() if isinstance(module, _LISTS)]

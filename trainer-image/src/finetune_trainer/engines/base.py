@@ -91,7 +91,7 @@ class AdamwEngine:
         self._mesh = mesh
         self._device = mesh.rank_info.device
         self._weights = weights
-        self._optimizer = optim.build(weights.local, weights.elements, config.optimizer)
+        self._optimizer = optim.build(weights.local, model, config.optimizer)
         self._loss = ChunkedLoss(model)
         self._unreached = Unreached(weights.local, speaks=mesh.rank_info.rank == 0)
         self._scale = LossScale() if config.precision is Precision.FP16 else None
