@@ -135,7 +135,8 @@ def test_either_name_of_a_tied_weight_trains_it_for_both(name: str) -> None:
 def test_the_bias_of_a_tied_head_is_not_trained_because_peft_would_not_load_it() -> None:
     sizes = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
              "num_attention_heads": 4, "tie_word_embeddings": True, "pad_token_id": None}  # fmt: skip
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("phi", **sizes))
+    made: Any = AutoModelForCausalLM
+    model = made.from_config(AutoConfig.for_model("phi", **sizes))
     chosen = whole_modules.chosen(model, Lora(**models.lora(modules_to_save=("embed_tokens",))))
     assert chosen.keys() == {"model.embed_tokens", "lm_head"}
     assert whole_modules.weights(chosen).keys() == {"model.embed_tokens.weight", "lm_head.weight"}
