@@ -224,14 +224,6 @@ def _weights(model: PreTrainedModel, adapter: SavedAdapter, base: Path) -> dict[
 def _replaced(model: PreTrainedModel, adapter: SavedAdapter, base: Path) -> set[str]:
     """Parameters and buffers that the adapter has in full."""
     own_state = model.state_dict()
-    ends = tuple(adapter.modules)
-    named = [name for name, _ in model.named_modules() if ends and name.endswith(ends)]
-    missing = [name for name in own_state if whole_modules.contains(named, name) and name not in adapter.whole]
-    if missing:
-        raise ModelRefused(
-            f"adapter {adapter.folder}: its modules_to_save name what {missing[0]} is of, and its file does not have "
-            "that; take both files from where the adapter is from"
-        )
     for name, outline in adapter.whole.items():
         own = own_state.get(name)
         if own is None:
@@ -240,6 +232,14 @@ def _replaced(model: PreTrainedModel, adapter: SavedAdapter, base: Path) -> set[
             raise _refused(
                 adapter, base, f"{name} has {_spelled(outline.shape)} numbers, and {_spelled(own.shape)} in the base"
             )
+    ends = tuple(adapter.modules)
+    named = [name for name, _ in model.named_modules() if ends and name.endswith(ends)]
+    missing = [name for name in own_state if whole_modules.contains(named, name) and name not in adapter.whole]
+    if missing:
+        raise ModelRefused(
+            f"adapter {adapter.folder}: its modules_to_save name what {missing[0]} is of, and its file does not have "
+            "that; take both files from where the adapter is from"
+        )
     for name, partner in _ties(model).items():
         if not {name, partner}.isdisjoint(adapter.whole) and not {name, partner} <= adapter.whole.keys():
             alone, other = (name, partner) if name in adapter.whole else (partner, name)
