@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from trainer.ranks import run_ranks, values
 ROWS, STEPS, EVALUATED = 29, 20, 7
 SAME = range(4)
 """Rows that every rank evaluates."""
+LONGEST = 24
+"""Targets of one of them, at most."""
 CPU = torch.device("cpu")
 INTEGERS = BaseQuantisation(format=BaseFormat.INT8, double=False)
 
@@ -118,6 +120,14 @@ def on_ranks(folder: Path, worlds: Mapping[int, Sequence[Job]]) -> dict[str, Run
 
 def far(a: Sequence[float], b: Sequence[float]) -> float:
     return max(abs(x - y) for x, y in zip(a, b, strict=True))
+
+
+def require_same_as_alone(found: Mapping[str, Run], job: Job, loss: float) -> None:
+    """A run on several ranks has the forward pass of one process by bits, and its losses, in nats, within `loss`."""
+    run, alone = found[str(job)], found[str(replace(job, engine=Engine.SINGLE))]
+    assert run.evaluations[0] == alone.evaluations[0], "the forward pass has other bits"
+    assert far(run.losses, alone.losses) <= loss
+    assert far(run.evaluations, alone.evaluations) <= loss * len(SAME) * LONGEST
 
 
 def _run(folder: Path, job: Job) -> Run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from finetune_trainer import eight_bits, four_bits, quantised_layer
 from finetune_trainer.quantised_layer import QuantisedLinear
 
 HOW = BaseQuantisation(format=BaseFormat.INT8, double=False)
+NF4 = BaseQuantisation(format=BaseFormat.NF4, double=False)
 SHAPES = ((64, 128), (160, 96), (5, 160), (3, 33), (1, 1), (700, 640))
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -97,5 +99,15 @@ def test_a_layer_computes_what_a_plain_one_with_its_numbers_does(dtype: torch.dt
 
 
 def test_it_needs_no_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(four_bits, "require", lambda device: pytest.fail(f"asked for it on {device}"))
-    quantised_layer.require(HOW, torch.device("cpu"))
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    four_bits.library.cache_clear()
+    try:
+        quantised_layer.require(HOW, torch.device("cpu"))
+        plain = nn.Linear(64, 8)
+        codes, scales = quantised_layer.quantise(plain.weight.detach(), HOW)
+        layer = QuantisedLinear(plain, nn.Parameter(codes, requires_grad=False), scales, HOW)
+        assert layer(torch.ones(2, 64)).isfinite().all()
+        with pytest.raises(ImportError):
+            quantised_layer.quantise(plain.weight.detach(), NF4)
+    finally:
+        four_bits.library.cache_clear()

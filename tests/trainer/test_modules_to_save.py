@@ -16,12 +16,11 @@ from finetune_api.runtime.run_config import Lora
 from finetune_trainer import adapters, whole_modules
 from finetune_trainer.errors import ModelRefused
 from trainer import architectures, models, modules_to_save_work, qlora_work
-from trainer.qlora_work import SAME, Job, Run, far
+from trainer.qlora_work import Job, Run, far
 from trainer.ranks import run_ranks, values
 
 LOSS = 1e-5
 """Largest difference of a loss, in nats."""
-LONGEST = 24
 LORA = models.lora(modules_to_save=("embed_tokens", "lm_head", "layers.2.mlp.up_proj"))
 ENDS = Job(method=Method.LORA, adapter="ends")
 NORMS = Job(method=Method.LORA, adapter="norms and a layer")
@@ -89,19 +88,12 @@ def test_they_are_trained(found: dict[str, Run]) -> None:
 
 @pytest.mark.parametrize("job", [*SPREAD, *HYBRID], ids=str)
 def test_every_layout_trains_alike(found: dict[str, Run], job: Job) -> None:
-    same_as_alone(found, job)
+    qlora_work.require_same_as_alone(found, job, LOSS)
 
 
 @pytest.mark.parametrize("job", TIED_WORLDS[2], ids=str)
 def test_every_layout_trains_a_tied_weight_alike(found_tied: dict[str, Run], job: Job) -> None:
-    same_as_alone(found_tied, job)
-
-
-def same_as_alone(found: dict[str, Run], job: Job) -> None:
-    run, alone = found[str(job)], found[str(replace(job, engine=Engine.SINGLE))]
-    assert run.evaluations[0] == alone.evaluations[0], "the forward pass has other bits"
-    assert far(run.losses, alone.losses) <= LOSS
-    assert far(run.evaluations, alone.evaluations) <= LOSS * len(SAME) * LONGEST
+    qlora_work.require_same_as_alone(found_tied, job, LOSS)
 
 
 @pytest.mark.parametrize("job", SPREAD_BF16, ids=str)

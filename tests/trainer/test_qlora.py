@@ -9,14 +9,13 @@ import pytest
 
 from finetune_api.runtime.choices import Engine
 from trainer import models, qlora_work
-from trainer.qlora_work import SAME, Job, Run, far
+from trainer.qlora_work import LONGEST, SAME, Job, Run, far
 from trainer.ranks import run_ranks, values
 
 LOSS = 1e-5
 """Largest difference of a loss of ours, in nats."""
 PLAIN = 1e-4
 """Of one with PEFT's and bitsandbytes' layers."""
-LONGEST = 24
 FEW = 8
 FORMATS = [Job(format=name, double=double, steps=FEW) for name in ("nf4", "fp4") for double in (True, False)]
 INTEGERS = Job(format="int8", double=False, steps=FEW)
@@ -46,10 +45,7 @@ def found(folder: Path) -> dict[str, Run]:
 
 @pytest.mark.parametrize("job", [*SPREAD, HYBRID, *SPREAD_INTEGERS], ids=str)
 def test_a_quantised_base_is_the_same_on_every_layout(found: dict[str, Run], job: Job) -> None:
-    run, alone = found[str(job)], found[str(replace(job, engine=Engine.SINGLE))]
-    assert run.evaluations[0] == alone.evaluations[0], "the forward pass has other bits"
-    assert far(run.losses, alone.losses) <= LOSS
-    assert far(run.evaluations, alone.evaluations) <= LOSS * len(SAME) * LONGEST
+    qlora_work.require_same_as_alone(found, job, LOSS)
 
 
 @pytest.mark.parametrize("job", UNSYNCED, ids=str)
