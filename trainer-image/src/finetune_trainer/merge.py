@@ -228,7 +228,9 @@ def _replaced(model: PreTrainedModel, adapter: SavedAdapter, base: Path) -> set[
         own = own_state.get(name)
         if own is None:
             raise _refused(adapter, base, f"it has {printable(name)} in full, and the base has nothing of that name")
-        if tuple(own.shape) != outline.shape or not outline.dtype.is_floating_point:
+        if own.is_floating_point() != outline.dtype.is_floating_point:
+            raise _refused(adapter, base, f"{name} has the format {outline.dtype}, and {own.dtype} in the base")
+        if tuple(own.shape) != outline.shape:
             raise _refused(
                 adapter, base, f"{name} has {_spelled(outline.shape)} numbers, and {_spelled(own.shape)} in the base"
             )

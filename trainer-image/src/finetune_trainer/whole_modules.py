@@ -178,15 +178,15 @@ def _why_not(end: str, matching: Mapping[str, nn.Module], modules: Mapping[str, 
     if lists:
         return f"{lists[0]} is a list of modules; name modules in it"
     if matching and not any(True for module in matching.values() for _ in module.parameters()):
-        return f"{next(iter(matching))} has no weights; modules with weights are {known}"
+        return f"{next(iter(matching))} has no weights; name modules that have some: {known}"
     if matching:
         return ""
     if outside:
-        return f"{end} is outside of the language model, which alone is trained; its modules are {known}"
+        return f"{end} is outside of the language model, which alone is trained; name some of its modules: {known}"
     if is_pattern(end):
-        return f"{end} is no end of a name, and PEFT reads no expressions here; the model's modules are {known}"
+        return f"{end} is no end of a name, and PEFT reads no expressions here; name modules of the model: {known}"
     near = nearest(end, tuple(ends))
-    return f"the model has no module {end}{f' (did you mean {near}?)' if near else ''}; its modules are {known}"
+    return f"the model has no module {end}{f' (did you mean {near}?)' if near else ''}; name some of its: {known}"
 
 
 def _sharing(model: PreTrainedModel, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
