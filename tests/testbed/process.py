@@ -19,7 +19,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Self
 
 LOG_TAIL = 25
 POLL_S = 0.03
@@ -147,24 +147,32 @@ def free_port(among: Sequence[int] = PORTS) -> int:
 
 
 def _reserve(port: int) -> bool:
-    """Between our asking and the server's listening, another suite of this user may ask for the same port."""
-    if port in _reserved:
-        return False
-    try:
-        fcntl.lockf(_reservations(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
-    except OSError:
-        return False
-    _reserved.add(port)
-    return True
+    """Between our asking and the server's listening, another suite of this user may ask for the same port.
+
+    Threads ask one at a time: the kernel tells only processes apart.
+    """
+    with _reserving:
+        if port in _reserved:
+            return False
+        try:
+            fcntl.lockf(_reservations(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+        except OSError:
+            return False
+        _reserved.add(port)
+        return True
 
 
+_reserving = threading.Lock()
 _reserved: set[int] = set()
 
 
 @cache
-def _reservations() -> BinaryIO:
-    """A file whose byte N is locked by the process that has port N. The kernel unlocks it when that process ends."""
-    return (Path(tempfile.gettempdir()) / f"testbed-ports-{os.getuid()}").open("ab")
+def _reservations() -> int:
+    """Descriptor of a file whose byte N is locked by the process that has port N.
+
+    The kernel unlocks all of them when that process ends, or closes any descriptor of this file.
+    """
+    return os.open(Path(tempfile.gettempdir()) / f"testbed-ports-{os.getuid()}", os.O_RDWR | os.O_CREAT)
 
 
 def listens(port: int, host: str = "127.0.0.1") -> bool:

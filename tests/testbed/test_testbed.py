@@ -227,3 +227,22 @@ def test_a_port_is_given_once_while_its_process_lives() -> None:
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     other = subprocess.run([sys.executable, "-c", ask], env=env, capture_output=True, text=True, check=True)
     assert int(other.stdout) in range(port + 1, port + 9), "another suite asks at the same time"
+
+
+def test_a_port_is_given_to_one_of_the_threads_that_ask_for_it() -> None:
+    ask = """
+import sys, threading
+from concurrent.futures import ThreadPoolExecutor
+from testbed import process
+
+sys.setswitchinterval(1e-6)
+with ThreadPoolExecutor(8) as threads:
+    meet = threading.Barrier(8)
+    for nowhere in range(100_000, 100_100):
+        given = threads.map(lambda port: (meet.wait(), process._reserve(port))[1], [nowhere] * 8)
+        assert sum(given) == 1, "two threads got one port"
+    assert process._reservations.cache_info().misses == 1, "two threads opened the file: to close one unlocks all"
+"""
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", ask], env=env, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
