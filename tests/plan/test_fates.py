@@ -100,6 +100,8 @@ TWO: dict[str, Two] = {
     "training.lora.use_rslora": Two(LORA, False, True),
     "training.lora.use_dora": Two(LORA, False, True),
     "training.lora.modules_to_save": Two(LORA, ["lm_head"], ["norm"]),
+    "data.added_tokens": Two(NOTHING, ["<a>"], ["<b>"]),
+    "training.lora.trainable_tokens": Two(LORA, ["<|im_start|>"], ["<|im_end|>"]),
     "training.lora.from": Two(LORA, "pvc://models/one", "pvc://models/other"),
     "training.lora.init_lora_weights": Two(LORA, "default", "gaussian"),
     "training.seed": Two(NOTHING, 7, 8),

@@ -43,15 +43,21 @@ def _values(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-def far_from_peft(folder: Path) -> dict[str, float]:
-    """By architecture, the largest difference of a logit of an adapter, and of its result that plain PEFT loads."""
+def far_from_peft(folder: Path, *, rows: bool = False) -> dict[str, float]:
+    """By architecture, the largest difference of a logit of an adapter, and of its result that plain PEFT loads.
+
+    With modules in full, or with rows of tokens.
+    """
     found = {}
     with group():
         for kind in architectures.ALL:
             base = folder / kind
             architectures.model(kind).save_pretrained(base)
-            for number, names in enumerate((_ends(_loaded(base)), _layer(_loaded(base)))):
-                adapted = adapters.attach(_loaded(base), Lora(**models.lora(modules_to_save=names)))
+            ends, layer = _ends(_loaded(base)), _layer(_loaded(base))
+            for number, more in enumerate(
+                [{"token_ids": (3, 9, 40)}] if rows else [{"modules_to_save": ends}, {"modules_to_save": layer}]
+            ):
+                adapted = adapters.attach(_loaded(base), Lora(**models.lora(**more)))
                 result_work.disturb(adapted)
                 output = folder / f"{kind} {number}"
                 output.mkdir()

@@ -31,6 +31,8 @@ SAME = range(4)
 LONGEST = 24
 """Targets of one of them, at most."""
 CPU = torch.device("cpu")
+TOKENS = (3, 17, 40)
+"""Whose rows are trained by the adapter "tokens"."""
 INTEGERS = BaseQuantisation(format=BaseFormat.INT8, double=False)
 
 
@@ -64,6 +66,10 @@ ADAPTERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "norms and a layer": (
         {"modules_to_save": ("norm", "layers.2.mlp.up_proj")},
         {"modules_to_save": ["norm", "layers.2.mlp.up_proj"]},
+    ),
+    "tokens": (
+        {"token_ids": TOKENS},
+        {"trainable_token_indices": {"embed_tokens": list(TOKENS), "lm_head": list(TOKENS)}},
     ),
     "dora and ends": (
         {"dora": True, "modules_to_save": ("embed_tokens", "lm_head")},

@@ -50,6 +50,8 @@ class ResumeCase:
     dora: bool = False
     whole: bool = False
     """With modules that are trained in full beside adapters."""
+    rows: bool = False
+    """With rows of tokens beside adapters."""
     precision: str = "fp32"
     dropout: float = 0.1
     quantised: bool = False
@@ -61,7 +63,7 @@ class ResumeCase:
 
     def __str__(self) -> str:
         method = "qlora" if self.quantised else "lora" if self.lora else "fft"
-        kind = f"{method}{' dora' * self.dora}{' whole' * self.whole}"
+        kind = f"{method}{' dora' * self.dora}{' whole' * self.whole}{' rows' * self.rows}"
         besides = " by torch" * self.torch_ddp + " 8-bit moments" * self.eight_bits
         return f"{self.engine} {kind} {self.precision}{besides}"
 
@@ -125,7 +127,9 @@ def _config(case: ResumeCase) -> RunConfig:
     nodes = 2 if case.engine is Engine.HSDP else 1
     rank = 16 if case.eight_bits else 4
     modules = ("embed_tokens", "norm", "layers.2.mlp") if case.whole else ()
-    lora = models.lora(rank=rank, dropout=case.dropout, dora=case.dora, modules_to_save=modules)
+    lora = models.lora(
+        rank=rank, dropout=case.dropout, dora=case.dora, modules_to_save=modules, token_ids=(3, 17) * case.rows
+    )
     method: dict[str, Any] = {"method": "lora", "lora": lora} if case.lora else {}
     if case.quantised:
         method |= {"method": "qlora", "quantisation": {"format": "nf4", "double": True}}

@@ -39,6 +39,7 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "bf16": ({}, {"precision": "bf16"}),
     "modules to save": (ADAPTERS["ends"][0], {}),
     "qlora with modules to save": (ADAPTERS["norms and a layer"][0], QUANTISED),
+    "rows of tokens": ({"trainable_tokens": ("<|im_start|>", "<|im_end|>")}, {}),
 }
 """Settings of adapters, and of runs."""
 
@@ -81,7 +82,8 @@ def sizes(output: Path) -> dict[str, Any]:
     """Of the adapter that is the result: shapes, and what scales them."""
     found = json.loads((output / "result" / "adapter_config.json").read_bytes())
     tensors = safetensors.torch.load_file(output / "result" / "adapter_model.safetensors")
-    keys = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save")
+    keys = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save",
+            "trainable_token_indices")  # fmt: skip
     return {name: tensor.shape for name, tensor in tensors.items()} | {key: found[key] for key in keys}
 
 
@@ -164,6 +166,23 @@ def test_a_tied_weight_that_peft_has_trained_is_continued(tmp_path: Path, tied: 
     assert torch.equal(head, embedding)
     before = safetensors.torch.load_file(tmp_path / "theirs" / "adapter_model.safetensors")
     assert not torch.equal(head, before["base_model.model.lm_head.weight"])
+
+
+def test_rows_of_the_embedding_alone_are_refused_where_the_head_has_its_own(
+    tmp_path: Path, inputs: Path, tied: Path
+) -> None:
+    for base, name in ((inputs, "two"), (tied, "one")):
+        made: Any = get_peft_model(
+            LlamaForCausalLM.from_pretrained(base / "model"),
+            LoraConfig(target_modules=["q_proj"], trainable_token_indices=[3, 257]),
+        )
+        result_work.disturb(made)
+        made.save_pretrained(str(tmp_path / name), save_embedding_layers=False)
+    message = "has rows of model.embed_tokens, and here those of lm_head, model.embed_tokens are trained; train it"
+    assert message in str(refusal(continuing(inputs, tmp_path / "refused", tmp_path / "two")))
+    report = run(continuing(tied, tmp_path / "output", tmp_path / "one"))
+    expected = work.mean_loss(made, Rows.load(tmp_path / "handoff of output" / VALIDATION))
+    assert report.metrics["val.loss.initial"] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings:UserWarning")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -187,7 +188,7 @@ def test_other_content_under_the_same_name_is_another_run(tmp_path: Path) -> Non
         claim(tmp_path, data="sha256:cc")
 
 
-LATER = {"rounding": "nearest", "weights": "bf16", "tf32": True}
+LATER = {"rounding": "nearest", "weights": "bf16", "tf32": True, "added_tokens": ["<s>"]}
 """Other values than the defaults of keys that earlier versions did not have."""
 
 
@@ -206,7 +207,7 @@ def test_a_run_of_a_version_without_these_keys_goes_on_with_their_defaults(tmp_p
 @pytest.mark.parametrize("key", LATER)
 def test_another_value_of_such_a_key_is_another_run(tmp_path: Path, key: str) -> None:
     claim(tmp_path)
-    name = f"hyperparameters.parallelism.{key}"
+    name = re.escape(SPEC_KEYS[key])
     with pytest.raises(OutputRefused, match=rf"{name} was absent and is \S+ now\. Choose .*, or remove {name}"):
         claim(tmp_path, config(**{key: LATER[key]}))
 
@@ -293,7 +294,7 @@ def test_files_that_we_never_write_over_and_a_report_of_a_refusal_may_be_there(t
 
 def test_every_key_of_the_identity_has_its_name_in_the_job_or_none_on_purpose() -> None:
     adapters = lora(layers=(0,), rank_pattern=(("q", 8),), alpha_pattern=(("q", 8.0),), rslora=True, dora=True,
-                    modules_to_save=("norm",), init="gaussian")  # fmt: skip
+                    modules_to_save=("norm",), trainable_tokens=("a",), token_ids=(1,), init="gaussian")  # fmt: skip
     full = config(method="qlora", lora=adapters, quantisation={"format": "nf4", "double": True}, **LATER)
     begun = config(method="lora", lora=lora(source="org/adapter", folder="/cache/adapter"))
     of_adapters = {key for key in identity.document(begun, {}, 1) if key.startswith("lora.")}

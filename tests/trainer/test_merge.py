@@ -48,6 +48,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "r": 4, "lora_alpha": 8, "rank_pattern": {"q_proj": 2, r"layers\.1\.mlp\.up_proj": 8},
         "alpha_pattern": {"k_proj": 3}, "use_rslora": True,
     },
+    "rows of embedding and head": {"trainable_token_indices": {"embed_tokens": [40, 3], "lm_head": [40, 3]}},
+    "rows of the embedding": {"trainable_token_indices": [3, 40]},
 }  # fmt: skip
 
 

@@ -29,6 +29,7 @@ SAME_LAYOUT = {
         ResumeCase(Engine.HSDP, precision="bf16", eight_bits=True),
         ResumeCase(Engine.HSDP, lora=True, whole=True, precision="bf16"),
         ResumeCase(Engine.DDP, lora=True, whole=True, quantised=True),
+        ResumeCase(Engine.HSDP, lora=True, rows=True, precision="bf16"),
     ],
     2: [
         ResumeCase(Engine.FSDP2, precision="bf16"),
@@ -36,6 +37,7 @@ SAME_LAYOUT = {
         ResumeCase(Engine.FSDP2, lora=True, quantised=True, precision="bf16"),
         ResumeCase(Engine.FSDP2, lora=True, dora=True, precision="bf16"),
         ResumeCase(Engine.FSDP2, lora=True, whole=True, quantised=True, precision="bf16"),
+        ResumeCase(Engine.FSDP2, lora=True, rows=True, quantised=True, precision="bf16", eight_bits=True),
         ResumeCase(Engine.FSDP2),
         ResumeCase(Engine.FSDP2, eight_bits=True),
         ResumeCase(Engine.FSDP2, lora=True, precision="bf16", eight_bits=True),

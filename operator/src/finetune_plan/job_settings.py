@@ -105,6 +105,7 @@ class LoraSettings:
     dora: Setting[bool] = _key("training.lora.use_dora", default=False)
     init: Setting[str] = _key("training.lora.init_lora_weights", default=defaults.LORA_INIT)
     modules_to_save: Setting[list[str]] = _key("training.lora.modules_to_save", default=[])
+    trainable_tokens: Setting[list[str]] = _key("training.lora.trainable_tokens", default=[])
     source: Setting[str | None] = _key("training.lora.from")
 
     @property
@@ -151,6 +152,7 @@ class DataSettings:
     max_bad_share: Setting[float] = _key("data.max_bad_share", default=defaults.MAX_BAD_SHARE)
     examples: Setting[int | None] = _key("data.examples")
     shuffle: Setting[bool] = _key("data.shuffle", default=True)
+    added_tokens: Setting[list[str]] = _key("data.added_tokens", default=[])
     sequence_length: Setting[int | None] = _key(*aliases.LENGTH)
     max_model_len: Setting[int | None] = _key("model_config.max_model_len")
 

@@ -50,6 +50,7 @@ def run_config(resolved: Resolution) -> RunConfig:
         deterministic=job.training.deterministic.value,
         data=_data(job),
         sequence_length=_sequence_length(job.data),
+        added_tokens=tuple(dict.fromkeys(job.data.added_tokens.value)),
         lora=resolve_lora(job.lora, resolved.method),
         quantisation=_quantisation(job.quantization, resolved.method),
         mesh=Mesh(
@@ -173,6 +174,7 @@ def resolve_lora(given: LoraSettings, method: Method) -> Lora | None:
         dora=given.dora.value,
         init=LoraInit(given.init.value),
         modules_to_save=tuple(sorted(set(given.modules_to_save.value))),
+        trainable_tokens=tuple(sorted(set(given.trainable_tokens.value))),
         source=mount(given.source.value, uris.ADAPTER).path if given.source.value else "",
     )
 

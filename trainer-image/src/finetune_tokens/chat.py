@@ -45,6 +45,11 @@ class ChatTokenizer:
         return self.templates["default"]
 
     @property
+    def added(self) -> list[str]:
+        """Texts of the tokens that are matched as a whole, such as <|im_start|>."""
+        return [token.content for token in self.tokenizer.get_added_tokens_decoder().values()]
+
+    @property
     def turn_ends(self) -> dict[int, str]:
         """The tokens that may end a turn, id to text: all special tokens, and the stop tokens."""
         added = self.tokenizer.get_added_tokens_decoder()

@@ -31,7 +31,7 @@ _UNCHANGED_BASES = (True, False, None, "gaussian", "orthogonal", "eva")
 """Values of init_lora_weights that leave the base as it is; the others train on another one."""
 _READ = frozenset({
     "peft_type", "base_model_name_or_path", "revision", "r", "lora_alpha", "use_rslora", "rank_pattern",
-    "alpha_pattern", "init_lora_weights", "bias", "use_dora", "modules_to_save",
+    "alpha_pattern", "init_lora_weights", "bias", "use_dora", "modules_to_save", "trainable_token_indices",
 })  # fmt: skip
 _INERT = frozenset({
     "auto_mapping", "task_type", "inference_mode", "lora_dropout", "target_modules", "exclude_modules",
@@ -118,6 +118,23 @@ def modules_to_save(folder: Path, found: Mapping[str, Any]) -> list[str]:
     return sorted(set(names))
 
 
+def token_ids(folder: Path, found: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Tokens whose rows an adapter has, of its `settings`, by the end of a module's name: empty for the embedding.
+
+    Raises ModelRefused.
+    """
+    given = found.get("trainable_token_indices") or {}
+    named = given if isinstance(given, dict) else {"": given}
+    for ids in named.values():
+        if not isinstance(ids, list) or not all(type(each) is int and each >= 0 for each in ids):
+            raise ModelRefused(
+                f"adapter {folder}: trainable_token_indices of {CONFIG} are no numbers of tokens; save it again"
+            )
+        if len(ids) != len(set(ids)):
+            raise ModelRefused(f"adapter {folder}: trainable_token_indices of {CONFIG} name a token twice")
+    return {name: tuple(ids) for name, ids in named.items()}
+
+
 def trained_on(folder: Path) -> str | None:
     """Digest of the base, of a result that lies in the output of its run; of others nothing is known."""
     path = folder.parent / RUN_FILE
@@ -156,6 +173,9 @@ def continued(lora: Lora, folder: Path) -> Lora:
     targets, alpha = found.get("target_modules"), found.get("lora_alpha", 8)
     try:
         names = [targets] if isinstance(targets, str) else sorted(targets or ())
+        ids = set(token_ids(folder, found).values())
+        if len(ids) > 1:
+            raise ValueError("trainable_token_indices differ from module to module")
         "".join(names).encode()
         if not math.isfinite(alpha):
             raise ValueError(f"lora_alpha is {alpha}")
@@ -168,6 +188,7 @@ def continued(lora: Lora, folder: Path) -> Lora:
                 "rslora": bool(found.get("use_rslora")),
                 "dora": bool(found.get("use_dora")),
                 "modules_to_save": modules_to_save(folder, found),
+                "token_ids": next(iter(ids), ()),
                 "source": lora.source,
                 "folder": str(folder),
             }
@@ -175,7 +196,8 @@ def continued(lora: Lora, folder: Path) -> Lora:
     except (ValueError, TypeError, OverflowError) as error:
         what = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)[:_QUOTED]
         raise ModelRefused(
-            f"adapter {folder}: r, lora_alpha or target_modules of {CONFIG} cannot be read: {what}; save it again"
+            f"adapter {folder}: r, lora_alpha, target_modules or trainable_token_indices of {CONFIG} cannot be read: "
+            f"{what}; save it again"
         ) from error
 
 

@@ -26,7 +26,7 @@ from finetune_api.runtime.choices import LoraInit
 from finetune_api.runtime.patterns import end_of_name, is_pattern, whole_name
 from finetune_api.runtime.run_config import Lora
 
-from . import architecture, dora, lora_files, lora_forward, whole_modules
+from . import architecture, dora, lora_files, lora_forward, token_rows, whole_modules
 from .adapter_folder import printable
 from .errors import ModelRefused
 from .export import ADAPTER
@@ -55,10 +55,12 @@ def attach(model: PreTrainedModel, lora: Lora) -> PeftModel:
     """
     whole = whole_modules.chosen(model, lora)
     trained = whole_modules.weights(whole)
-    sizes = _like(model, lora_files.read(Path(lora.folder)), whole) if lora.folder else _chosen(model, lora, whole)
+    begun = lora_files.read(Path(lora.folder)) if lora.folder else None
+    sizes = _like(model, begun, whole) if begun else _chosen(model, lora, whole)
     targets = list(sizes.ranks)
     if lora.dora:
         dora.require_possible(model, targets, lora.folder)
+    with_rows = token_rows.chosen(model, lora, whole, targets)
     settings = LoraConfig(
         r=lora.rank,
         lora_alpha=cast("int", lora.alpha),  # PEFT accepts floats, against its annotation
@@ -85,6 +87,10 @@ def attach(model: PreTrainedModel, lora: Lora) -> PeftModel:
     if whole:  # for the file: PEFT itself would put a copy beside each of them
         settings.modules_to_save = list(whole)
         settings.ensure_weight_tying = whole_modules.share_a_weight(whole)
+    if with_rows:  # for the file, as well
+        if begun is not None:
+            token_rows.require_like(begun, with_rows)
+        settings.trainable_token_indices = token_rows.train(with_rows, lora.token_ids)
     return found
 
 
@@ -104,6 +110,7 @@ def take_values(model: PeftModel, folder: Path, keep: Keep) -> None:
                 weight.copy_(value)
                 _require_finite(begun, f"{name} has numbers in {kind} that", weight)
         whole_modules.take_values(model, begun, opened, keep)
+        token_rows.take_values(model, begun, opened)
 
 
 def _require_finite(begun: SavedAdapter, what: str, weight: Tensor) -> None:

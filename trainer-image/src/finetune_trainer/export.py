@@ -22,10 +22,11 @@ from finetune_api.runtime.protocol import MERGED
 from finetune_api.runtime.run_config import RunConfig
 from finetune_api.validation.uris import MODEL, Scheme
 
-from . import model_export, tensor_files, texts, whole_modules
+from . import lora_files, model_export, tensor_files, texts, vocabulary, whole_modules
 from .collectives import on_rank_0
 from .files import DISK, Files, storage_errors
 from .model_export import Casting, gathered
+from .vocabulary import Growth
 
 ADAPTER = "default"
 """PEFT's name for the adapter."""
@@ -97,6 +98,7 @@ def _gathered_once(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _write_adapter(folder: Path, model: Any, whole: Mapping[str, Tensor], card: ModelCard, files: Files) -> None:
     full = {name: whole[name] for name in whole_modules.state(model)}
+    full |= {name: tensor for name, tensor in whole.items() if name.endswith(lora_files.ROWS)}
     tensors = get_peft_model_state_dict(model, dict(whole), ADAPTER, save_embedding_layers=False) | full
     assert len(tensors) == len(whole), f"PEFT keeps {len(tensors)} of {len(whole)} trained tensors"
     with storage_errors(folder):
@@ -112,7 +114,8 @@ def _write_adapter(folder: Path, model: Any, whole: Mapping[str, Tensor], card: 
 def _write_texts(folder: Path, publication: Publication) -> None:
     texts.copy(publication.base, folder, configs=not isinstance(publication.model, PeftModel))
     with storage_errors(folder):
-        (folder / "README.md").write_text(_readme(publication.card), encoding="utf-8")
+        text = _readme(publication.card, vocabulary.growth(publication.base))
+        (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def _base_name(model: str) -> tuple[str, str | None]:
@@ -121,10 +124,15 @@ def _base_name(model: str) -> tuple[str, str | None]:
     return (source.name, source.revision or None) if source.scheme is Scheme.HUB else (model, None)
 
 
-def _readme(card: ModelCard) -> str:
+def _readme(card: ModelCard, growth: Growth | None) -> str:
     library = "transformers" if card.method is Method.FFT else "peft"
     metrics = {name: f"{value:.4f}" for name, value in sorted(card.metrics.items()) if value is not None}
     merged = MERGED_SENTENCE if card.merged else ""
+    if growth is not None and card.method is not Method.FFT:
+        merged += (
+            "\nTokens were added. Before PEFT loads the adapter, give the base rows for them: "
+            f"`model.resize_token_embeddings({growth.after})`.\n"
+        )
     tables = f"{_table('metric', metrics)}{_table('setting', card.settings)}"
     return (
         f"---\nbase_model: {json.dumps(_base_name(card.base_model)[0])}\nlibrary_name: {library}\n"
@@ -158,6 +166,8 @@ def settings(config: RunConfig) -> dict[str, object]:
         found |= {key: "true" for key, value in chosen.items() if value}
         if lora.modules_to_save:
             found[whole_modules.KEY] = ", ".join(lora.modules_to_save)
+        if lora.trainable_tokens:
+            found["training.lora.trainable_tokens"] = ", ".join(map(json.dumps, lora.trainable_tokens))
         found |= {"training.lora.from": lora.source} if lora.source else {}
     return found if how is None else found | {"training.quantization.format": how.format}
 

@@ -33,7 +33,10 @@ class Handoff(BaseModel):
     model_config = ConfigDict(frozen=True, protected_namespaces=())
     config: RunConfig
     node: int
+    base_folder: Path
+    """job.model."""
     model_folder: Path
+    """The same, or, with data.added_tokens, what vocabulary.py has made of it."""
     data_file: Path
     datasets: tuple[DatasetRecord, ...]
     digests: dict[str, str]

@@ -33,8 +33,6 @@ ROWS_PER_STEP = "rows_per_step"
 PRECISION = "precision"
 """The one key of the identity that two keys of a job decide."""
 _ABSENT = object()
-_LATER = {key: RunConfig.model_fields[key].get_default() for key in LATER}
-"""Keys that are left out at these values: runs of versions that did not have them stay resumable."""
 _CONTENTS = {
     f"{CONTENT}{name}": f"the content of {key}"
     for name, key in ((MODEL, "job.model"), (DATA, "job.data"), (ADAPTER, SPEC_KEYS["lora.source"]))
@@ -78,7 +76,11 @@ def given_up_if_refused(output: Path, identity: Mapping[str, Any]) -> Iterator[N
 def document(config: RunConfig, fingerprint: Mapping[str, str], rows_per_step: int) -> dict[str, Any]:
     """The identity as one flat document: dotted key to JSON value."""
     values = config.model_dump(mode="json")
-    keyed = {key: _at(values, key) for key in IDENTITY if _at(values, key) != _LATER.get(key, _ABSENT)}
+    if config.lora is not None:
+        values["lora"].pop("token_ids", None)  # they follow from the tokens and the content of the model
+    # Left out at these values: runs of versions that did not have the keys stay resumable.
+    usual = {key for key in LATER if getattr(config, key) == RunConfig.model_fields[key].get_default()}
+    keyed = {key: _at(values, key) for key in IDENTITY if key not in usual}
     if config.lora is not None and config.lora.source:  # whose content decides the rest
         keyed["lora"] = {"source": config.lora.source, "dropout": config.lora.dropout}
     content = {CONTENT + name: digest for name, digest in fingerprint.items()}

@@ -1,6 +1,7 @@
 """The weights of a LoRA adapter as PEFT writes them: which layers they are for, and their factors A and B.
 
-And the weights of modules that were trained in full beside them (modules_to_save).
+And the weights of modules that were trained in full beside them (modules_to_save), and rows of tokens
+(trainable_token_indices).
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ _PREFIX = "base_model.model."
 _MOST = 3.4e38
 """Of a scaling: fp32 has no more."""
 _FACTORS = _A, _B, _MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
+ROWS = ".token_adapter.trainable_tokens_delta"
+"""End of the name of rows [tokens, width] that take the places of those of an embedding or a head."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,15 @@ class AdaptedLayer:
 
 
 @dataclass(frozen=True)
+class SavedRows:
+    """Rows of an embedding or a head."""
+
+    ids: tuple[int, ...]
+    """Their tokens."""
+    width: int
+
+
+@dataclass(frozen=True)
 class SavedAdapter:
     folder: Path
     base_name: str
@@ -52,6 +64,8 @@ class SavedAdapter:
     """By the name of the parameter or buffer in the model: what takes its place."""
     modules: Sequence[str] = ()
     """Ends of names of the modules that it has in full."""
+    rows: Mapping[str, SavedRows] = field(default_factory=dict)
+    """By the name of the module in the model."""
 
     @property
     def base(self) -> str:
@@ -82,16 +96,47 @@ def value(opened: Mapping[str, Any], name: str) -> Tensor:
     return found
 
 
+def rows(opened: Mapping[str, Any], module: str) -> Tensor:
+    """Of an embedding or a head, in the order of `SavedRows.ids`."""
+    found: Tensor = opened[f"{_PREFIX}{module}{ROWS}"][...]
+    return found
+
+
 def read(folder: Path) -> SavedAdapter:
     """Everything but the values. Raises ModelRefused for a folder that is no adapter of LoRA or DoRA."""
     config = adapter_folder.settings(folder)
     stored, modules = _outlines(folder), adapter_folder.modules_to_save(folder, config)
+    own_rows = {name: outline for name, outline in stored.items() if name.endswith(ROWS) and name.startswith(_PREFIX)}
+    stored = {name: outline for name, outline in stored.items() if name not in own_rows}
     whole = {name: outline for name, outline in stored.items() if _is_of(modules, name)}
     if modules and config.get("ensure_weight_tying"):  # PEFT does not name what is tied to them
         whole |= {n: outline for n, outline in stored.items() if n.startswith(_PREFIX) and not n.endswith(_FACTORS)}
     layers = _layers(folder, config, {n: outline for n, outline in stored.items() if n not in whole})
     named = {name.removeprefix(_PREFIX): outline for name, outline in whole.items()}
-    return SavedAdapter(folder, *adapter_folder.base(config), layers, named, modules)
+    of_modules = {name.removeprefix(_PREFIX).removesuffix(ROWS): outline for name, outline in own_rows.items()}
+    return SavedAdapter(
+        folder, *adapter_folder.base(config), layers, named, modules, _rows(folder, config, of_modules)
+    )
+
+
+def _rows(folder: Path, config: Mapping[str, Any], stored: Mapping[str, Outline]) -> dict[str, SavedRows]:
+    """Of each module. PEFT names modules by ends of their names."""
+    named, found = adapter_folder.token_ids(folder, config), dict[str, SavedRows]()
+    for name, outline in stored.items():
+        ids = next((ids for end, ids in named.items() if not end or f".{name}".endswith(f".{end}")), ())
+        if len(outline.shape) != 2 or outline.shape[0] != len(ids) or not outline.dtype.is_floating_point:
+            raise ModelRefused(
+                f"adapter {folder}: {printable(name)} has rows of {outline.dtype} {list(outline.shape)}, and "
+                f"trainable_token_indices of {CONFIG} are {len(ids)} tokens; take both files from where the adapter "
+                "is from"
+            )
+        found[name] = SavedRows(ids, outline.shape[1])
+    if named and not found:
+        raise ModelRefused(
+            f"adapter {folder}: {CONFIG} has trainable_token_indices, and {WEIGHTS} has no rows of tokens; take both "
+            "files from where the adapter is from"
+        )
+    return found
 
 
 def _is_of(modules: Sequence[str], name: str) -> bool:
@@ -107,8 +152,8 @@ def require_factors(folder: Path, names: Iterable[str]) -> None:
     if other:
         raise ModelRefused(
             f"adapter {folder}: {', '.join(map(printable, other[:3]))}{' and more' * (len(other) > 3)}: only factors "
-            "A and B of linear layers, magnitudes (LoRA and DoRA) and what modules_to_save names are read; load it "
-            "with PEFT instead"
+            "A and B of linear layers, magnitudes (LoRA and DoRA), rows of tokens and what modules_to_save names are "
+            "read; load it with PEFT instead"
         )
 
 

@@ -34,13 +34,13 @@ from transformers.pytorch_utils import Conv1D
 
 from finetune_api.runtime.protocol import MARKER
 
-from . import architecture, lora_files, model_export, sources, tensor_files, texts, weights, whole_modules
+from . import architecture, lora_files, model_export, sources, tensor_files, texts, token_rows, weights, whole_modules
 from . import model as base_model
 from .adapter_folder import printable
 from .errors import ModelRefused
 from .export import ADAPTER, MERGED_SENTENCE
 from .files import DISK, Files, require_space, storage_errors
-from .lora_files import AdaptedLayer, SavedAdapter
+from .lora_files import AdaptedLayer, SavedAdapter, SavedRows
 from .model_export import Group
 from .tensor_files import Outline
 
@@ -79,7 +79,9 @@ def plan(base: Path, adapter: SavedAdapter) -> MergePlan:
     model, outlines = base_model.unloaded(base), weights.outlines(base)
     _remember_conversions(model, outlines)
     outlines = _without_second_copies(model, outlines, adapter, base)
-    changed = _weights(model, adapter, base).keys() | _replaced(model, adapter, base)
+    changed = (
+        _weights(model, adapter, base).keys() | _replaced(model, adapter, base) | _with_rows(model, adapter, base)
+    )
     groups: dict[str, Group] = {}
     stored: dict[str, str] = {}
     for group in model_export.groups(model, model_export.weights_of(model), base):
@@ -89,6 +91,18 @@ def plan(base: Path, adapter: SavedAdapter) -> MergePlan:
             groups |= dict.fromkeys(names.values(), group)
     widest_first = sorted(outlines.items(), key=lambda each: -each[1].dtype.itemsize)  # so that each is aligned
     return MergePlan(base, model, adapter, dict(widest_first), groups, stored)
+
+
+def rows_needed(adapter: SavedAdapter, rows: int) -> int:
+    """Rows of the embedding that an adapter was trained on, of a base that has `rows`, with the tokens added to it.
+
+    As many as it has in full, or up to the last token of which it has rows, where it has those of all new ones.
+    """
+    whole = {each.shape[0] for name, each in adapter.whole.items() if weights.may_be_end(name, each)}
+    if whole:
+        return max(rows, *whole) if len(whole) == 1 else rows
+    new = sorted({each for saved in adapter.rows.values() for each in saved.ids if each >= rows})
+    return rows + len(new) if new == list(range(rows, rows + len(new))) else rows
 
 
 def write(folder: Path, planned: MergePlan, files: Files = DISK, on_progress: OnProgress = lambda _: None) -> None:
@@ -158,7 +172,15 @@ def require_possible(base: Path, adapted: PeftModel) -> None:
     run = Path("of this run")
     state = whole_modules.state(adapted)
     whole = {name.removeprefix(whole_modules.PREFIX): Outline(t.dtype, tuple(t.shape)) for name, t in state.items()}
-    names = [name for name, p in adapted.named_parameters() if p.requires_grad and name not in state]
+    rows = {
+        name: SavedRows(tuple(each.ids.tolist()), each.trainable_tokens_delta.shape[1])
+        for name, each in token_rows.of(adapted.get_base_model()).items()
+    }
+    names = [
+        name
+        for name, p in adapted.named_parameters()
+        if p.requires_grad and name not in state and not name.endswith(lora_files.ROWS)
+    ]
     modules: Any = {n: m for n, m in adapted.get_base_model().named_modules() if hasattr(m, "lora_A")}
     layers = {
         n: AdaptedLayer(
@@ -176,7 +198,7 @@ def require_possible(base: Path, adapted: PeftModel) -> None:
             n.replace(f".{ADAPTER}.", ".").replace("_magnitude_vector.weight", "_magnitude_vector") for n in names
         ]
         lora_files.require_factors(run, saved)
-        plan(base, SavedAdapter(run, "", "", layers, whole))
+        plan(base, SavedAdapter(run, "", "", layers, whole, rows=rows))
     except ModelRefused as error:
         raise ModelRefused(f"output.merge: {error}; or remove output.merge") from error
 
@@ -252,6 +274,28 @@ def _replaced(model: PreTrainedModel, adapter: SavedAdapter, base: Path) -> set[
     return {name for name in adapter.whole if name not in _ties(model)}
 
 
+def _with_rows(model: PreTrainedModel, adapter: SavedAdapter, base: Path) -> set[str]:
+    """Weights of embedding and head some of whose rows the adapter has."""
+    parameters, tied = dict(model.named_parameters(remove_duplicate=False)), _ties(model)
+    for name, rows in adapter.rows.items():
+        own = parameters.get(f"{name}.weight")
+        if own is None or own.ndim != 2:
+            raise _refused(adapter, base, f"it has rows of {printable(name)}, which the base lacks")
+        if rows.width != own.shape[1] or max(rows.ids, default=0) >= len(own):
+            raise _refused(
+                adapter, base, f"of {name} it has rows up to {max(rows.ids)}, of {rows.width} numbers, and the base "
+                f"has {_spelled(own.shape)}",
+            )  # fmt: skip
+        if name in adapter.layers or f"{name}.weight" in adapter.whole:
+            raise ModelRefused(f"adapter {adapter.folder}: it has rows of {name}, and all of it; load it with PEFT")
+        if f"{name}.weight" in tied:
+            raise ModelRefused(
+                f"adapter {adapter.folder}: rows of {name} were trained apart from those of "
+                f"{tied[f'{name}.weight']}, with which it shares a weight in {base}; load the adapter with PEFT"
+            )
+    return {f"{name}.weight" for name in adapter.rows}
+
+
 def _without_second_copies(
     model: PreTrainedModel, outlines: Mapping[str, Outline], adapter: SavedAdapter, base: Path
 ) -> dict[str, Outline]:
@@ -322,6 +366,9 @@ class _Updates:
         """A tensor of the files as it is in the merged model."""
         if name not in self._planned.groups:
             return weight
+        module = self._planned.groups[name].parameters[0].removesuffix(".weight")
+        if rows := self._planned.adapter.rows.get(module):
+            return self._with_rows(name, weight, rows, module)
         whole = self._planned.adapter.whole
         if not whole.keys().isdisjoint(self._planned.groups[name].parameters):
             weight = self._with_whole(name, weight)
@@ -342,6 +389,12 @@ class _Updates:
         replaced = (value if mask is None else torch.where(mask.bool(), value, weight)).to(weight.dtype)
         _require_finite(self._planned, name, replaced)
         return replaced
+
+    def _with_rows(self, name: str, weight: Tensor, rows: SavedRows, module: str) -> Tensor:
+        changed = weight.clone()
+        changed[list(rows.ids)] = lora_files.rows(self._factors, module).to(weight.dtype)
+        _require_finite(self._planned, name, changed[list(rows.ids)])
+        return changed
 
     def _value(self, parameter: str) -> Tensor:
         """What the adapter has of it in full; zeros if nothing."""

@@ -20,7 +20,7 @@ from typing import NoReturn
 from finetune_api.runtime.exits import MEANINGS, Exit
 from finetune_api.runtime.merging import MergeOutcome, MergeProgress
 
-from . import adapter_folder, failures, fingerprint, lora_files, merge, records, sources
+from . import adapter_folder, failures, fingerprint, lora_files, merge, records, sources, vocabulary
 from .errors import ModelRefused, OutputRefused, SourceUnavailable
 from .files import DISK, TEMPORARY, Files, fsync_tree, remove_tree, storage_errors
 from .lora_files import SavedAdapter
@@ -52,8 +52,13 @@ def run(adapter: Path, output: Path, base: str = "", files: Files = DISK) -> Mer
     _require_absent(output)
     folder = adapter_folder.located(adapter)
     found = lora_files.read(folder)
-    planned = merge.plan(_base(found, base), found)
-    _compare_base(planned, given=bool(base))
+    of = _base(found, base)
+    _compare_base(found, of, given=bool(base))
+    with vocabulary.with_rows(of, merge.rows_needed(found, vocabulary.size(of) or 0)) as grown:
+        return _merged(merge.plan(grown, found), of, output, files)
+
+
+def _merged(planned: MergePlan, base: Path, output: Path, files: Files) -> MergeOutcome:
     total, done = planned.size, 0
 
     def on_progress(written: int) -> None:
@@ -64,7 +69,7 @@ def run(adapter: Path, output: Path, base: str = "", files: Files = DISK) -> Mer
     publish(output, planned, files, on_progress)
     return MergeOutcome(
         exit_code=Exit.OK, reason=MEANINGS[Exit.OK].reason, message=MEANINGS[Exit.OK].sentence,
-        adapter=str(folder), base=str(planned.base), layers=len(found.layers), bytes=total,
+        adapter=str(planned.adapter.folder), base=str(base), layers=len(planned.adapter.layers), bytes=total,
     )  # fmt: skip
 
 
@@ -85,16 +90,16 @@ def _base(adapter: SavedAdapter, given: str) -> Path:
         ) from error
 
 
-def _compare_base(planned: MergePlan, *, given: bool) -> None:
+def _compare_base(adapter: SavedAdapter, base: Path, *, given: bool) -> None:
     """With that of the run whose output the adapter is in; of a copy of its result nothing is known.
 
     Raises ModelRefused for another one. One that was given is reported: it may be another copy of the same weights.
     """
-    folder = planned.adapter.folder
+    folder = adapter.folder
     trained = adapter_folder.trained_on(folder)
-    if trained is None or fingerprint.model_has(planned.base, trained):
+    if trained is None or fingerprint.model_has(base, trained):
         return
-    sentence = f"{planned.base} is not, file by file, the base that {folder} was trained on"
+    sentence = f"{base} is not, file by file, the base that {folder} was trained on"
     if not given:
         raise ModelRefused(
             f"{sentence}: its content has changed since; restore it, or give --base with the right one"

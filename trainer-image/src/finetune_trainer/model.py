@@ -23,7 +23,17 @@ from finetune_api.runtime.choices import Method
 from finetune_api.runtime.exits import Exit
 from finetune_api.runtime.run_config import RunConfig
 
-from . import architecture, attention, model_export, placeholders, sources, weights, whole_modules
+from . import (
+    architecture,
+    attention,
+    model_export,
+    placeholders,
+    sources,
+    token_rows,
+    vocabulary,
+    weights,
+    whole_modules,
+)
 from .collectives import new_channel, on_channel, on_every_rank, on_rank_0
 from .dora import LengthsOfRows
 from .errors import ModelRefused
@@ -60,7 +70,13 @@ def _loaded(folder: Path, config: RunConfig, keep: Keep, device: torch.device) -
     lengths = LengthsOfRows(outline, device) if config.lora is not None and config.lora.dora else None
     see = None if lengths is None else lengths.see
     quantising = None if how is None else Quantising(outline, how, keep, see, device, whole)
-    named = partial(_kept, keep, see) if quantising is None else quantising.keep
+    of_tokens = token_rows.RowsOfTokens(outline, config.lora, whole)
+    stored = partial(_kept, keep, see) if quantising is None else quantising.keep
+
+    def named(name: str, weight: Tensor) -> Tensor:
+        of_tokens.see(name, weight)
+        return stored(name, weight)
+
     with _refused(folder), placeholders.replacing(named, _tied_shapes(outline)):
         model, report = _read(folder, storage_dtype(config), whole_modules.weights(whole))
     _require_complete(folder, report)
@@ -71,6 +87,7 @@ def _loaded(folder: Path, config: RunConfig, keep: Keep, device: torch.device) -
         quantising.install(model)
     if lengths is not None:
         lengths.give(model)
+    of_tokens.give(model)
     return model
 
 
@@ -113,7 +130,7 @@ def _read(folder: Path, dtype: torch.dtype, wide: Collection[str]) -> tuple[PreT
         "ignore_mismatched_sizes": True,  # the report names them
     }
     made = architecture.model_class(settings)
-    if quantisation is None:
+    if quantisation is None and vocabulary.growth(folder) is None:
         with _in_fp32(made, wide):
             found = architecture.auto_class(settings).from_pretrained(folder, **options)
     else:

@@ -14,6 +14,7 @@ from finetune_api.runtime.run_config import Optimizer
 from . import adamw_8bit
 from .adamw import AdamW
 from .adamw_8bit import AdamW8bit
+from .token_rows import TokenRows
 
 _TINY = 1e-6
 """Avoids a division by zero; the same value as in torch's own clipping."""
@@ -58,7 +59,8 @@ def in_eight_bits(model: nn.Module, settings: Optimizer) -> frozenset[str]:
     """
     if settings.name is not OptimizerName.ADAMW_8BIT:
         return frozenset()
-    embeddings = {p for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
+    modules = [module for module in model.modules() if isinstance(module, nn.Embedding | TokenRows)]
+    embeddings = {parameter for module in modules for parameter in module.parameters(recurse=False)}
     return frozenset(name for name, p in trained(model).items() if p not in embeddings and adamw_8bit.suits(p))
 
 

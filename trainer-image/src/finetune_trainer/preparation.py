@@ -6,16 +6,18 @@ tokenises, and the ranks of a node share one copy of the tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import finetune_data
 import finetune_tokens
 from finetune_api.runtime.report import DatasetRecord
 from finetune_api.runtime.run_config import DEFAULT_SEQUENCE_LENGTH, Lora, RunConfig
+from finetune_api.validation.unknown import nearest
 from finetune_tokens import ChatTokenizer, TokenizedDataset
 
-from . import adapter_folder, fingerprint, sources
+from . import adapter_folder, fingerprint, sources, vocabulary
 from .errors import ConfigRefused, ModelRefused
 from .handoff import TRAIN, VALIDATION, Handoff, Split
 from .rows import Rows
@@ -29,7 +31,7 @@ def prepare(config: RunConfig, node: int, folder: Path, log: Callable[[str], Non
 
     `log` receives one sentence per warning. Raises a RunError, DatasetRefused or TokenizerRefused.
     """
-    model = sources.model_folder(config.model)
+    base = model = sources.model_folder(config.model)
     _require_other_folder(Path(config.output), model, "job.model")
     digests: dict[str, str] = {}
     if config.lora is not None and config.lora.source:
@@ -38,7 +40,13 @@ def prepare(config: RunConfig, node: int, folder: Path, log: Callable[[str], Non
         config = config.model_copy(update={"lora": lora})
         digests = fingerprint.of_adapter(Path(lora.folder))
     length = sequence_length(config.sequence_length, sources.model_config(model))
-    tokenizer = ChatTokenizer.load(model)
+    tokenizer, added = ChatTokenizer.load(model), tuple[int, ...]()
+    if config.added_tokens:
+        model, added = vocabulary.with_tokens(base, folder / "model", config.added_tokens)
+        tokenizer = ChatTokenizer.load(model)
+    if config.lora is not None:
+        lora = with_token_ids(config.lora, tokenizer, added)
+        config = config.model_copy(update={"lora": lora})
     data = sources.data_file(config.data.train)
     train = _tokenize(config, data, config.data.examples, tokenizer, length)
     records = [_save_split(train, TRAIN, folder, log)]
@@ -47,8 +55,8 @@ def prepare(config: RunConfig, node: int, folder: Path, log: Callable[[str], Non
         validation = _tokenize(config, held_out, None, tokenizer, length)
         records.append(_save_split(validation, VALIDATION, folder, log))
     Handoff(
-        config=config, node=node, model_folder=model, data_file=data, datasets=tuple(records),
-        digests=fingerprint.of(model, data) | digests | _digests(folder, records),
+        config=config, node=node, base_folder=base, model_folder=model, data_file=data, datasets=tuple(records),
+        digests=fingerprint.of(base, data) | digests | _digests(folder, records),
     ).write(folder)  # fmt: skip
 
 
@@ -68,6 +76,38 @@ def continued(lora: Lora, named: str, model: Path, log: Callable[[str], None]) -
     base, _ = adapter_folder.base(adapter_folder.settings(folder))
     if trained is None and base and base != named.removeprefix("hf://").partition("@")[0]:
         log(f"note: {folder} names {base} as its base, and job.model is {named}; they have to have the same weights")
+    return found
+
+
+def with_token_ids(lora: Lora, tokenizer: ChatTokenizer, added: tuple[int, ...]) -> Lora:
+    """`lora` with the numbers of the tokens whose rows are trained: those of the job, and those `added` to the model.
+
+    Raises ConfigRefused.
+    """
+    if not lora.source:
+        ids = _token_ids(lora.trainable_tokens, tokenizer) | set(added)
+        return lora.model_copy(update={"token_ids": tuple(sorted(ids))})
+    if not lora.modules_to_save and (missing := sorted(set(added) - set(lora.token_ids))):
+        raise ConfigRefused(
+            f"{vocabulary.KEY}: {json.dumps(tokenizer.tokenizer.id_to_token(missing[0]))} has no row in "
+            f"{lora.folder}, so it would stay as it is added; name the tokens that the run of that adapter added, or "
+            "leave training.lora.from out"
+        )
+    return lora
+
+
+def _token_ids(texts: Sequence[str], tokenizer: ChatTokenizer) -> set[int]:
+    """Raises ConfigRefused for a text that is no token."""
+    found = set()
+    for text, encoding in zip(texts, tokenizer.encode(texts), strict=True):
+        if len(encoding.ids) != 1:
+            near = nearest(text, tuple(tokenizer.added))
+            hint = f" (did you mean {near}?)" if near else ""
+            raise ConfigRefused(
+                f"training.lora.trainable_tokens: {json.dumps(text)} is {len(encoding.ids)} tokens of job.model"
+                f"{hint}, and only a token has a row; correct it, or add it ({vocabulary.KEY})"
+            )
+        found.update(encoding.ids)
     return found
 
 

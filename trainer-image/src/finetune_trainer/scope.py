@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from finetune_api.runtime.run_config import BaseQuantisation, RunConfig
 
-from . import adapters, architecture, model, quantised_base, whole_modules
+from . import adapters, architecture, model, quantised_base, token_rows, whole_modules
 from .collectives import on_rank_0
 
 _log = logging.getLogger(__name__)
@@ -52,6 +52,8 @@ def sentence(adapted: PreTrainedModel | PeftModel) -> str:
         if in_full:
             shared = ", with one weight for both" * whole_modules.share_a_weight(in_full)
             parts.append(f"trained in full are {', '.join(architecture.patterns(in_full))}{shared}")
+        if rows := token_rows.summary(adapted):
+            parts.append(rows)
         missed = adapters.missed(base)
         if missed:
             share = sum(missed.values()) / whole

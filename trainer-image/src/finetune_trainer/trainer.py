@@ -192,7 +192,7 @@ class Trainer:
 
     def _require_unchanged(self) -> None:
         if self.rank_info.local_rank == 0:
-            fingerprint.require_unchanged(self.handoff.model_folder, self.handoff.digests[MODEL])
+            fingerprint.require_unchanged(self.handoff.base_folder, self.handoff.digests[MODEL])
 
     def _keep(self, weight: Tensor) -> Tensor:
         self.heartbeat.active()

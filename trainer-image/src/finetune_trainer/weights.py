@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import dequantise, sources, tensor_files
+from . import dequantise, sources, tensor_files, vocabulary
 from .errors import ModelRefused
 from .quantisation import KEY, Quantisation, QuantMethod
 from .tensor_files import Outline
+from .vocabulary import Growth
 
 _SCALES = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float8_e8m0fnu})
 """Formats of the scales of FP8."""
@@ -40,6 +41,12 @@ class _Pair:
 
 def outlines(folder: Path) -> dict[str, Outline]:
     """Of all weights, by name. Raises ModelRefused if config.json and the files do not agree on what is quantised."""
+    growth = vocabulary.growth(folder)
+    found = _in_files(folder)
+    return found if growth is None else found | _grown(folder, found, growth)
+
+
+def _in_files(folder: Path) -> dict[str, Outline]:
     stored, quantisation = tensor_files.outlines(folder), sources.quantisation(folder)
     if quantisation is None:
         _require_unquantised(folder, stored)
@@ -68,7 +75,45 @@ def opened(folder: Path, quantisation: Quantisation | None) -> Iterator[dict[str
                 name: _Dequantised(folder, pair, slices.pop(pair.values), slices.pop(pair.scales), quantisation)
                 for name, pair in _pairs(folder, tensor_files.outlines(folder), quantisation).items()
             }
+        growth = vocabulary.growth(folder)
+        if growth is not None:
+            grown = _grown(folder, _in_files(folder), growth)
+            slices |= {name: _WithMeans(slices[name], growth) for name in grown}
         yield slices
+
+
+def _grown(folder: Path, found: Mapping[str, Outline], growth: Growth) -> dict[str, Outline]:
+    """Those of embedding and output head, which are outside of the numbered layers, with the rows of new tokens."""
+    grown = {
+        name: Outline(each.dtype, (growth.after, *each.shape[1:]))
+        for name, each in found.items()
+        if each.shape[:1] == (growth.before,) and may_be_end(name, each)
+    }
+    if not grown:
+        raise ModelRefused(
+            f"model {folder}: no weight has the {growth.before:,} rows that config.json says, so the tokens of "
+            f"{vocabulary.KEY} get none; leave it out, or choose another model"
+        )
+    return grown
+
+
+def may_be_end(name: str, outline: Outline) -> bool:
+    """Whether a weight may be that of embedding or output head."""
+    return len(outline.shape) == 2 and not any(map(str.isdecimal, name.split(".")))
+
+
+class _WithMeans:
+    """Stands for the slice of a weight with rows for new tokens: the mean of all others (Hewitt 2021,
+    https://nlp.stanford.edu/~johnhew/vocab-expansion.html)."""
+
+    def __init__(self, stored: Any, growth: Growth) -> None:
+        self._stored, self._growth = stored, growth
+
+    def __getitem__(self, whole: object) -> Tensor:
+        assert whole is ..., "a part of a weight with new rows"
+        weight: Tensor = self._stored[...]
+        mean = weight.mean(0, keepdim=True, dtype=torch.float32).to(weight.dtype)
+        return torch.cat([weight, mean.expand(self._growth.after - self._growth.before, -1)])
 
 
 class _Dequantised:

@@ -164,6 +164,10 @@ class Data(Section):
         f"With on_bad_row skip: the largest share of bad rows. {defaults.MAX_BAD_SHARE} if absent."
     )
     examples: Annotated[int, Field(ge=1, le=1000000000)] | None = key("Train on the first N rows: a smoke test.")
+    added_tokens: ShortTexts | None = key(
+        "Texts that become tokens of their own, such as [<tool_call>]: the tokenizer of the result has them, and "
+        "their rows are trained, with adapters too. None if absent."
+    )
     shuffle: bool | None = key("Draw a new order of rows in every epoch, from training.seed. true if absent.")
 
 
@@ -216,6 +220,10 @@ class Adapter(AdapterSizes):
     modules_to_save: ShortTexts | None = key(
         "Modules that are trained in full beside the adapters, such as [embed_tokens, lm_head]: ends of their names. "
         "None if absent. Where embedding and output head share a weight, either name trains it for both."
+    )
+    trainable_tokens: ShortTexts | None = key(
+        "Tokens whose rows of embedding and output head are trained beside the adapters, such as [<|im_start|>], by "
+        "their texts. None if absent."
     )
     from_: Name | None = key(
         "Training continues from this adapter, a LoRA adapter on the same base: its folder, a URI, or org/name of "

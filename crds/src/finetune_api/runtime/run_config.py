@@ -72,6 +72,10 @@ class Lora(Frozen):
     init: LoraInit = LoraInit.DEFAULT
     modules_to_save: tuple[str, ...] = ()
     """Ends of names of modules that are trained in full."""
+    trainable_tokens: tuple[str, ...] = ()
+    """Texts of tokens whose rows of embedding and output head are trained."""
+    token_ids: tuple[Count, ...] = ()
+    """Their numbers, which the launcher reads from the tokenizer, or from the adapter that it continues from."""
     source: str = ""
     """Folder or name of the adapter that training continues from; empty: a new one. Rank, alpha, targets and what is
     below them are then its own, and the launcher reads them there."""
@@ -181,6 +185,8 @@ class RunConfig(Frozen):
     sequence_length: Positive | None
     """Longest row in tokens; longer rows are cut at the end and counted. None: DEFAULT_SEQUENCE_LENGTH, or
     the model's own limit if that is smaller."""
+    added_tokens: tuple[str, ...] = ()
+    """Texts that the tokenizer gains as tokens."""
     lora: Lora | None
     quantisation: BaseQuantisation | None = None
     """Of the base; None in methods other than qlora."""
@@ -206,7 +212,7 @@ class RunConfig(Frozen):
         return self.model_dump_json(exclude=defaults)
 
 
-LATER = ("rounding", "weights", "tf32", "deterministic", "recompute", "quantisation", "merge")
+LATER = ("rounding", "weights", "tf32", "deterministic", "recompute", "quantisation", "merge", "added_tokens")
 """Keys that version 0.1.0 does not have. A document without them is the one that it wrote, so the results that it
 recorded on claims count (docs/adr/0013), and its image reads the document."""
 
@@ -222,6 +228,7 @@ IDENTITY = (
     "data.examples",
     "data.shuffle",
     "sequence_length",
+    "added_tokens",
     "lora",
     "quantisation",
     "optimizer",
@@ -244,6 +251,7 @@ SPEC_KEYS = {
     "data.examples": "data.examples",
     "data.shuffle": "data.shuffle",
     "sequence_length": "hyperparameters.sequence_length",
+    "added_tokens": "data.added_tokens",
     "lora": "training.lora",
     "lora.rank": "training.lora.r",
     "lora.alpha": "training.lora.alpha",
@@ -256,6 +264,7 @@ SPEC_KEYS = {
     "lora.dora": "training.lora.use_dora",
     "lora.init": "training.lora.init_lora_weights",
     "lora.modules_to_save": "training.lora.modules_to_save",
+    "lora.trainable_tokens": "training.lora.trainable_tokens",
     "lora.source": "training.lora.from",
     "quantisation": "training.quantization",
     "quantisation.format": "training.quantization.format",

@@ -96,7 +96,8 @@ _ephemeral = among("output.ephemeral", True)
 _OF_NEW_ADAPTERS = (
     *LORA_R, *LORA_ALPHA, *LORA_TARGETS,
     *(f"training.lora.{key}" for key in ("layers_to_transform", "rank_pattern", "alpha_pattern", "use_rslora",
-                                         "use_dora", "init_lora_weights", "modules_to_save")),
+                                         "use_dora", "init_lora_weights", "modules_to_save",
+                                         "trainable_tokens")),
 )  # fmt: skip
 """What an adapter that training continues from decides."""
 _LABEL_KEY = (r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?"

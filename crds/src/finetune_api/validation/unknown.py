@@ -47,6 +47,7 @@ USUAL: Mapping[str, str] = {
     "lora_rank_pattern": "training.lora.rank_pattern",
     "lora_target_linear": "training.lora.target_modules", "lr": "hyperparameters.learning_rate",
     "additional_target": "training.lora.modules_to_save",
+    **dict.fromkeys(("additional_special_tokens", "new_tokens", "tokens"), "data.added_tokens"),
     "merge_lora": "output.merge", "micro_batch_size": "hyperparameters.per_device_batch",
     "model_name_or_path": "job.model", "modules_to_save": "training.lora.modules_to_save",
     "num_epochs": "hyperparameters.n_epochs",
@@ -74,7 +75,7 @@ NOT_YET: Mapping[str, str] = {
     **dict.fromkeys(("target_parameters", "lora_target_parameters"),
                     "Experts in one parameter get no adapters; training.mode: fft trains all."),
     **dict.fromkeys(("trainable_token_indices", "peft_trainable_token_indices"),
-                    "Rows are not trained by themselves; training.lora.modules_to_save trains an embedding whole."),
+                    "Name the tokens by their texts instead, in training.lora.trainable_tokens."),
     "bnb_4bit_compute_dtype": "Remove it: layers compute in the format of the job, which "
                               "hyperparameters.parallelism.bf16 or fp16 sets.",
     "loftq_config": "Adapters do not change the base; training.lora.init_lora_weights has default and gaussian.",
