@@ -54,9 +54,8 @@ def far_from_peft(folder: Path, *, rows: bool = False) -> dict[str, float]:
             base = folder / kind
             architectures.model(kind).save_pretrained(base)
             ends, layer = _ends(_loaded(base)), _layer(_loaded(base))
-            for number, more in enumerate(
-                [{"token_ids": (3, 9, 40)}] if rows else [{"modules_to_save": ends}, {"modules_to_save": layer}]
-            ):
+            whole: list[dict[str, Any]] = [{"modules_to_save": ends}, {"modules_to_save": layer}]
+            for number, more in enumerate([{"token_ids": (3, 9, 40)}] if rows else whole):
                 adapted = adapters.attach(_loaded(base), Lora(**models.lora(**more)))
                 result_work.disturb(adapted)
                 output = folder / f"{kind} {number}"

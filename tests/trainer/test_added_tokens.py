@@ -52,7 +52,7 @@ def run(settings: RunConfig) -> FinalReport:
     return report
 
 
-def losses(output: Path) -> list[float]:
+def losses(output: Path) -> list[float | None]:
     return [record.loss for record in work.records(output) if isinstance(record, ProgressRecord)]
 
 
