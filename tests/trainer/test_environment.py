@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,12 @@ from trainer.ranks import run_ranks, values
 
 DROPOUT = {"method": "lora", "lora": models.lora(dropout=0.1)}
 ROWS_PER_STEP = 4
+
+
+@pytest.mark.parametrize("program", ["worker", "merging"])
+def test_a_program_starts_without_bitsandbytes_and_can_import_it(program: str) -> None:
+    code = f"import sys, finetune_trainer.{program}; assert 'bitsandbytes' not in sys.modules; import bitsandbytes"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.fixture(scope="module")

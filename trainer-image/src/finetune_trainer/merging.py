@@ -20,7 +20,17 @@ from typing import NoReturn
 from finetune_api.runtime.exits import MEANINGS, Exit
 from finetune_api.runtime.merging import MergeOutcome, MergeProgress
 
-from . import adapter_folder, failures, fingerprint, lora_files, merge, records, sources, vocabulary
+from . import (
+    adapter_folder,
+    failures,
+    fingerprint,
+    lean_peft,  # noqa: F401 - for its effect on the next
+    lora_files,
+    merge,
+    records,
+    sources,
+    vocabulary,
+)
 from .errors import ModelRefused, OutputRefused, SourceUnavailable
 from .files import DISK, TEMPORARY, Files, fsync_tree, remove_tree, storage_errors
 from .lora_files import SavedAdapter

@@ -53,7 +53,7 @@ class TokenRows(nn.Module):
 
         It is changed in place.
         """
-        own = functional.linear(hidden, self.trainable_tokens_delta.detach(), None if bias is None else bias[self.ids])
+        own = functional.linear(hidden, self.trainable_tokens_delta, None if bias is None else bias[self.ids])
         return others.index_copy_(-1, self.ids, own)
 
 

@@ -11,7 +11,13 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-from . import environment, failures, records, stacks
+from . import (
+    environment,
+    failures,
+    lean_peft,  # noqa: F401 - for its effect on trainer
+    records,
+    stacks,
+)
 from .handoff import FOLDER_ENV, Handoff, write_rank_report
 from .heartbeat import join
 from .rank_processes import end_with_launcher
