@@ -166,9 +166,7 @@ def test_a_refused_pod_is_told_in_an_event_that_leads_to_its_run(team: Team) -> 
     quota(team, 1)
     _, run = create(team)
     path = f"/api/v1/namespaces/{team.namespace}/events"
-    found = wait_for_all(
-        team.api, path, lambda events: events, timeout_s=60, fieldSelector=f"reason={team.backend.refusal_reason}"
-    )
+    found = wait_for_all(team.api, path, lambda events: events, fieldSelector=f"reason={team.backend.refusal_reason}")
     assert {team.backend.refused_run(event) for event in found} == {(RUN, run["metadata"]["uid"])}
     assert "exceeded quota: few" in found[0]["message"]
     stranger = found[0] | {"involvedObject": found[0]["involvedObject"] | {"kind": "ReplicaSet"}}
@@ -224,7 +222,7 @@ def loses_a_pod_by_force(team: Team) -> None:
 def is_short_of_quota(team: Team) -> None:
     quota(team, 1)
     team.submit(name="large")
-    status = team.until(lambda s: condition(s, "PodsReady")[1] == "QuotaExceeded", "large", timeout_s=60)
+    status = team.until(lambda s: condition(s, "PodsReady")[1] == "QuotaExceeded", "large")
     assert "exceeded quota: few" in message(status, "PodsReady")
     team.api.delete(f"/api/v1/namespaces/{team.namespace}/resourcequotas/few")
     team.edit({"cancel": True}, "large")
@@ -235,4 +233,4 @@ def is_deleted_while_it_runs(team: Team) -> None:
     team.submit(SMALL, name="short")
     [pod] = team.until_run("short-1", 1)
     team.api.delete(f"{team.jobs}/short")
-    wait_for(team.api, f"{team.pods}/{pod['metadata']['name']}", lambda found: found is None, timeout_s=60)
+    wait_for(team.api, f"{team.pods}/{pod['metadata']['name']}", lambda found: found is None)

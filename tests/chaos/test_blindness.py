@@ -34,7 +34,7 @@ def _alone(team: Team) -> dict[str, str]:
 
 
 def _team(plane: ControlPlane) -> Team:
-    return Team(plane.cluster.api, plane.cluster.namespace(), patience_s=150)
+    return Team(plane.cluster.api, plane.cluster.namespace())
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -14,7 +14,7 @@ from operating.team import Team
 
 def release(bed: Bed, folder: Path) -> float:
     """Seconds from the success to the end of a worker that does not end by itself."""
-    team = Team(bed.plane.cluster.api, bed.plane.cluster.namespace(), patience_s=120)
+    team = Team(bed.plane.cluster.api, bed.plane.cluster.namespace())
     settings = {"WATCH_NAMESPACE": team.namespace, "OWN_NAMESPACE": team.namespace}
     with OperatorProcess(bed.plane.cluster.kubeconfig, folder, settings):
         team.submit()

@@ -70,7 +70,7 @@ def test_the_pod_passes_the_strictest_pod_security(bare: Cluster, prod: str) -> 
     assert "projected" in volume, "the token, and nothing else"
 
 
-PATIENCE_S = 30
+PATIENCE_S = 180
 READ, CHANGE = ("get", "list", "watch"), ("create", "patch", "update", "delete", "deletecollection")
 
 

@@ -202,7 +202,7 @@ def finish(team: Team, name: str) -> None:
 
 
 def gone(team: Team, run: str) -> None:
-    wait_for(team.api, f"{team.runs}/{run}", lambda found: found is None, timeout_s=60)
+    wait_for(team.api, f"{team.runs}/{run}", lambda found: found is None)
 
 
 def wait_until_owners_are_known(team: Team) -> None:

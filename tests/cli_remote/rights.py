@@ -10,7 +10,7 @@ from chart.helm import NAME, find, render
 from testbed.control_plane import ControlPlane
 
 GROUP = "rbac.authorization.k8s.io"
-PATIENCE_S = 30
+PATIENCE_S = 180
 
 
 def person(control_plane: ControlPlane, namespace: str, rules: list[Json]) -> Path:

@@ -83,7 +83,7 @@ def test_following_goes_on_over_pods_and_restarts_until_the_job_is_over(
         for pod in (MASTER, WORKER):
             running.end_log(pod)
         team.api.delete(f"{team.pods}/{MASTER}", gracePeriodSeconds="0")
-        team.until_run("sample-2", timeout_s=40)
+        team.until_run("sample-2")
         for pod in ("sample-2-worker-0", "sample-2-worker-1"):
             running.say(pod, f"I am {pod}")
             running.run(pod)

@@ -279,7 +279,7 @@ class Neighbours:
         self.made += 1
         name = f"job-{self.made}"
         self.team.submit(SMALL, name=name)
-        wait_for(self.team.api, f"{self.team.runs}/{name}-1", lambda found: found is not None, timeout_s=60)
+        wait_for(self.team.api, f"{self.team.runs}/{name}-1", lambda found: found is not None)
 
 
 def seconds(act: Callable[[], object]) -> float:

@@ -47,7 +47,7 @@ def _taints(node: Json) -> set[str]:
 def node_of(team: Team, run: str) -> str:
     """Where the one pod of a run is bound."""
     [pod] = wait_for_all(
-        team.api, team.pods, lambda pods: len(pods) == 1 and pods[0]["spec"].get("nodeName"), timeout_s=40,
+        team.api, team.pods, lambda pods: len(pods) == 1 and pods[0]["spec"].get("nodeName"),
         labelSelector=f"training.kubeflow.org/job-name={run}",
     )  # fmt: skip
     name: str = pod["spec"]["nodeName"]

@@ -15,7 +15,7 @@ from finetune_plan.backends import DEFAULT
 from finetune_plan.backends.protocol import Backend, api_version
 from testbed.api import Api
 from testbed.pods import end_pod, run_pod
-from testbed.watch import wait_for, wait_for_all
+from testbed.watch import PATIENCE_S, wait_for, wait_for_all
 
 SMALL: Json = {"compute.nodes": 1, "job.data": "configmap://rows/train.jsonl", "output": {"ephemeral": True}}
 """Changes of a job that then fits on one node and needs no claim."""
@@ -27,7 +27,7 @@ class Team:
 
     api: Api
     namespace: str
-    patience_s: float = 20
+    patience_s: float = PATIENCE_S
     """How long one wait may take where nothing else is said."""
     backend: Backend = DEFAULT
 
@@ -92,7 +92,7 @@ class Team:
 
     def until_gone(self, path: str) -> None:
         """Until there is nothing any more at a collection."""
-        wait_for_all(self.api, path, lambda found: not found, timeout_s=max(30, self.patience_s))
+        wait_for_all(self.api, path, lambda found: not found, timeout_s=self.patience_s)
 
     def start(self, run: str = "sample-1", name: str = "sample", pods: int = 2) -> None:
         """All pods run."""

@@ -46,7 +46,7 @@ def team(plane: ControlPlane) -> Team:
     api = plane.cluster.api
     for node in api.items("/api/v1/nodes"):
         api.delete(f"/api/v1/nodes/{node['metadata']['name']}")
-    return Team(api, plane.cluster.namespace(), patience_s=40)
+    return Team(api, plane.cluster.namespace())
 
 
 @contextmanager

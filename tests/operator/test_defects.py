@@ -24,11 +24,11 @@ def tenant(scheduling: ControlPlane) -> Team:
     """A namespace on that plane. No node is there, and no pod of an earlier test that would take the first one."""
     api = scheduling.cluster.api
     remove_all(api, "/apis/finetune.dev/v1alpha1", "finetunejobs")
-    wait_for_all(api, "/apis/kubeflow.org/v1/pytorchjobs", lambda left: not left, timeout_s=60)
+    wait_for_all(api, "/apis/kubeflow.org/v1/pytorchjobs", lambda left: not left)
     remove_all(api, "/api/v1", "pods", gracePeriodSeconds="0")
     for node in api.items("/api/v1/nodes"):
         api.delete(f"/api/v1/nodes/{node['metadata']['name']}")
-    return Team(api, scheduling.cluster.namespace(), patience_s=40)
+    return Team(api, scheduling.cluster.namespace())
 
 
 def remove_all(api: Api, version: str, plural: str, **query: str) -> None:

@@ -144,7 +144,7 @@ def test_a_webhook_that_fails_is_named_and_asked_again(team: Team) -> None:
     team.api.create(kind | {"metadata": {"name": team.namespace}, "webhooks": [hook]})
     try:
         team.submit()
-        status = team.until(lambda s: condition(s, "PodsReady") == ("False", "CreateRefused"), timeout_s=60)
+        status = team.until(lambda s: condition(s, "PodsReady") == ("False", "CreateRefused"))
         assert 'failed calling webhook "expired.example.org"' in message(status, "PodsReady")
     finally:
         path = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations"
@@ -154,7 +154,7 @@ def test_a_webhook_that_fails_is_named_and_asked_again(team: Team) -> None:
 
 def test_a_training_operator_that_is_down_is_named_within_a_minute(tmp_path: Path) -> None:
     with ControlPlane(tmp_path, crds=[crd(), pytorchjob_crd()]) as plane:
-        team = Team(plane.cluster.api, plane.cluster.namespace(), patience_s=90)
+        team = Team(plane.cluster.api, plane.cluster.namespace())
         with OperatorProcess(plane.cluster.kubeconfig, tmp_path):
             team.submit()
             status = team.until(lambda s: condition(s, "PodsReady") == ("False", "BackendSilent"))

@@ -92,7 +92,7 @@ def test_a_name_that_a_foreign_object_has_is_said_and_the_run_follows_when_it_is
     assert "Delete it, or rename the job" in said
     team.until_event("NameTaken")
     team.api.delete(f"{team.runs}/sample-1")
-    team.until(lambda s: condition(s, "PodsReady")[1] == "Waiting", timeout_s=60)
+    team.until(lambda s: condition(s, "PodsReady")[1] == "Waiting")
     assert team.status()["run"] == 1
 
 
@@ -118,7 +118,7 @@ def test_a_claim_may_say_anything_about_results(team: Team, text: str) -> None:
 
 def test_objects_as_deep_as_the_server_takes_them_stop_no_other_job(tmp_path: Path) -> None:
     with ControlPlane(tmp_path, crds=[pytorchjob_crd(), crd()]) as plane:
-        theirs, mine = (Team(plane.cluster.api, plane.cluster.namespace(), patience_s=60) for _ in range(2))
+        theirs, mine = (Team(plane.cluster.api, plane.cluster.namespace()) for _ in range(2))
         with OperatorProcess(plane.cluster.kubeconfig, tmp_path):
             write_deep(plane.cluster.api, theirs.namespace)
             ping(mine)

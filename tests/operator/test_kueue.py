@@ -26,7 +26,7 @@ COMMON = {"cpu": "64", "memory": "1Ti"}
 """Of what every pod requests, so much that only GPUs are scarce."""
 ORDINARY = [f"job-{number}" for number in range(9)]
 URGENT = "urgent"
-PATIENCE_S = 60
+PATIENCE_S = 180
 
 
 @pytest.fixture(scope="module")

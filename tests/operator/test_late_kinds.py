@@ -76,7 +76,7 @@ def test_a_kind_that_discovery_serves_late_is_watched(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], *, one_namespace: bool
 ) -> None:
     with ControlPlane(tmp_path, crds=[crd()], audit=True) as bare:
-        team, lens = Team(bare.cluster.api, bare.cluster.namespace(), patience_s=HANGS_S), LateDiscovery()
+        team, lens = Team(bare.cluster.api, bare.cluster.namespace()), LateDiscovery()
         settings = {"OWN_NAMESPACE": team.namespace} | ({"WATCH_NAMESPACE": team.namespace} if one_namespace else {})
         with (
             Proxy(bare.cluster.kubeconfig, tmp_path, lens) as proxy,
@@ -99,7 +99,7 @@ def test_a_kind_that_discovery_serves_late_is_watched(
 
 def test_a_kind_that_goes_and_comes_again_is_watched_by_the_same_process(tmp_path: Path) -> None:
     with ControlPlane(tmp_path, crds=[crd(), pytorchjob_crd()]) as plane:
-        team, lens = Team(plane.cluster.api, plane.cluster.namespace(), patience_s=HANGS_S), LateDiscovery()
+        team, lens = Team(plane.cluster.api, plane.cluster.namespace()), LateDiscovery()
         lens.serves.set()
         with (
             Proxy(plane.cluster.kubeconfig, tmp_path, lens) as proxy,
@@ -120,7 +120,7 @@ def test_a_kind_that_goes_and_comes_again_is_watched_by_the_same_process(tmp_pat
 
 def test_finetunejobs_that_go_and_come_again_are_watched_by_the_same_process(tmp_path: Path) -> None:
     with ControlPlane(tmp_path, crds=[crd(), pytorchjob_crd()]) as plane:
-        team = Team(plane.cluster.api, plane.cluster.namespace(), patience_s=HANGS_S)
+        team = Team(plane.cluster.api, plane.cluster.namespace())
         lens = LateDiscovery("finetunejobs")
         lens.serves.set()
         with (

@@ -199,7 +199,7 @@ def test_a_pytorchjob_of_the_same_name_that_is_a_strangers_is_left_alone(team: T
     status = team.until(lambda s: condition(s, "PodsReady")[1] == "NameTaken")
     assert message(status, "PodsReady").startswith("PyTorchJob sample-1 has the name of the next run.")
     team.api.delete(f"{team.runs}/{stranger['metadata']['name']}")
-    team.until(lambda s: condition(s, "PodsReady")[1] == "Waiting", timeout_s=30)
+    team.until(lambda s: condition(s, "PodsReady")[1] == "Waiting")
     assert team.run_names() == ["sample-1"]
 
 

@@ -94,7 +94,7 @@ def test_the_time_of_the_next_run_survives_a_restart_of_the_operator(
         team.until_gone(team.pods)
         assert operator.end() == 0
     with operating(plane, tmp_path, team, BACKOFF_SECONDS="0"):
-        [pod] = team.until_run("sample-2", pods=1, timeout_s=60)
+        [pod] = team.until_run("sample-2", pods=1)
         assert created(pod) >= datetime.fromisoformat(status["retry"]["nextTime"])
         assert "nextTime" not in team.until(lambda s: s.get("run") == 2)["retry"]
 

@@ -143,7 +143,7 @@ def owner(unlucky: Unlucky, request: pytest.FixtureRequest) -> Team:
 def test_an_unlucky_job_says_in_its_status_and_in_an_event_what_to_do(owner: Team, unlucky: Unlucky) -> None:
     try:
         unlucky.happens(owner)
-        status = owner.until(lambda s: condition(s, unlucky.kind)[1] == unlucky.reason, timeout_s=60)
+        status = owner.until(lambda s: condition(s, unlucky.kind)[1] == unlucky.reason)
     finally:
         _clean(owner)
     event = _event(owner, unlucky.reason)

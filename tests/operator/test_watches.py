@@ -63,7 +63,7 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
 @contextmanager
 def operating(plane: ControlPlane, folder: Path, lens: Lens) -> Iterator[tuple[Team, OperatorProcess]]:
     """An operator behind a proxy, for one namespace in which there is a job."""
-    team = Team(plane.cluster.api, plane.cluster.namespace(), patience_s=HANGS_S)
+    team = Team(plane.cluster.api, plane.cluster.namespace())
     settings = CADENCE | {"WATCH_NAMESPACE": team.namespace, "OWN_NAMESPACE": team.namespace}
     with (
         Proxy(plane.cluster.kubeconfig, folder, lens) as proxy,

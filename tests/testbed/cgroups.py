@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
-PATIENCE_S = 10
+PATIENCE_S = 60
 
 
 def make_cgroups(name: str) -> None:

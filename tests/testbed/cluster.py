@@ -94,7 +94,7 @@ def existing_cluster(kubeconfig: Path, folder: Path) -> Iterator[Cluster]:
     def ready() -> bool:
         return bool(address.search(log.read_text()))
 
-    with Process(command, log, ready=ready, timeout_s=20):
+    with Process(command, log, ready=ready):
         found = address.search(log.read_text())
         assert found is not None
         api = Api(f"http://{found[1]}")

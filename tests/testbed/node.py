@@ -109,7 +109,7 @@ def start_node(plane: ControlPlane, cable: Cable, images: Images) -> Node:
     images.load(machine)
     plane.run("coredns", setup.coredns())
     kubelet = plane.run("kubelet", setup.kubelet())
-    wait_for(plane.cluster.api, f"/api/v1/nodes/{NAME}", _is_ready, timeout_s=60)
+    wait_for(plane.cluster.api, f"/api/v1/nodes/{NAME}", _is_ready)
     plane.run("kube-proxy", setup.proxy())  # it looks for its Node, and at first for half a minute if there is none
     return Node(machine, kubelet)
 

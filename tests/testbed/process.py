@@ -45,7 +45,7 @@ class Process:
         *,
         ready: Callable[[], bool],
         env: Mapping[str, str] | None = None,
-        timeout_s: float = 60,
+        timeout_s: float = 180,
         outlived: bool = False,
     ) -> None:
         """outlived: the thread that starts the process also waits for its end, be it the main one or another."""

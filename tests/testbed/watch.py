@@ -14,13 +14,17 @@ from testbed.api import Api, ApiError, Json
 
 # A watch is opened anew this often, so that one that went silent cannot make a wait miss the state.
 WATCH_S = 20
+PATIENCE_S = 180.0
+"""A wait ends here, on a machine with many other things to do. What has not come by then never will."""
 
 
 class WaitError(Exception):
     """What was waited for did not come in time; the message shows the last state seen."""
 
 
-def wait_for(api: Api, path: str, until: Callable[[Json | None], Any], *, timeout_s: float = 30) -> Json | None:
+def wait_for(
+    api: Api, path: str, until: Callable[[Json | None], Any], *, timeout_s: float = PATIENCE_S
+) -> Json | None:
     """Wait until `until(object)` is true for the object at a path (None: it is not there), and return it."""
     collection, _, name = path.rpartition("/")
     selector = f"metadata.name={name}"
@@ -33,7 +37,7 @@ def wait_for(api: Api, path: str, until: Callable[[Json | None], Any], *, timeou
 
 
 def wait_for_all(
-    api: Api, path: str, until: Callable[[list[Json]], Any], *, timeout_s: float = 30, **query: str
+    api: Api, path: str, until: Callable[[list[Json]], Any], *, timeout_s: float = PATIENCE_S, **query: str
 ) -> list[Json]:
     """Wait until `until(items)` is true for the items of a collection, and return them. query: selectors."""
     items: list[Json] = []
