@@ -95,10 +95,14 @@ WRONG = {
         (f'{ADAPTERS}.rank_pattern={{"(q": 8}}',), f"{ADAPTERS}.rank_pattern", "BadExpression",
         "'(q' is not a regular expression: missing )", "or the end of a layer's name.",
         (f'{ADAPTERS}.rank_pattern={{"q_proj": 8}}',)),
-    "a start that changes the base": Wrong(
-        (f"{ADAPTERS}.init_lora_weights=pissa",), f"{ADAPTERS}.init_lora_weights", "UnknownValue",
-        "'pissa' is not one of 'default' or 'gaussian'.", "Set default or gaussian, or leave it out.",
-        (f"{ADAPTERS}.init_lora_weights=gaussian",)),
+    "a start that needs rows": Wrong(
+        (f"{ADAPTERS}.init_lora_weights=eva",), f"{ADAPTERS}.init_lora_weights", "UnknownValue",
+        "'eva' is not one of 'default', 'gaussian', 'olora', 'pissa',", "Set default, gaussian, olora, pissa or",
+        (f"{ADAPTERS}.init_lora_weights=pissa",)),
+    "DoRA of a base without a part": Wrong(
+        (f"{ADAPTERS}.init_lora_weights=olora", f"{ADAPTERS}.use_dora=true"), f"{ADAPTERS}.init_lora_weights",
+        "AdapterContradiction", "takes a part of each row out of the base", "Set use_dora to false, or",
+        (f"{ADAPTERS}.init_lora_weights=olora", f"{ADAPTERS}.use_dora=false")),
     "a merged model of full finetuning": Wrong(
         ("training.mode=fft", "output.merge=true"), "output.merge", "MethodContradiction", "training.mode = 'fft'.",
         "select adapters (training.mode: lora).", ("training.mode=lora", "output.merge=true")),

@@ -14,9 +14,20 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from finetune_api.runtime.choices import BaseFormat, Engine, Method, Precision
 from finetune_api.runtime.run_config import BaseQuantisation, RunConfig
-from finetune_trainer import adapters, engines, environment, loop, mesh, model, placeholders
+from finetune_trainer import (
+    adapters,
+    decomposition,
+    engines,
+    environment,
+    initial_factors,
+    loop,
+    mesh,
+    model,
+    placeholders,
+)
 from finetune_trainer.collate import collate
 from finetune_trainer.collectives import rank, world_size
+from finetune_trainer.decomposition import InitialFactors
 from finetune_trainer.environment import RankInfo
 from finetune_trainer.loop import TrainState
 from finetune_trainer.sampler import BatchSharding
@@ -33,6 +44,7 @@ LONGEST = 24
 CPU = torch.device("cpu")
 TOKENS = (3, 17, 40)
 """Whose rows are trained by the adapter "tokens"."""
+NONE: Mapping[str, InitialFactors] = {}
 INTEGERS = BaseQuantisation(format=BaseFormat.INT8, double=False)
 
 
@@ -75,7 +87,20 @@ ADAPTERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"dora": True, "modules_to_save": ("embed_tokens", "lm_head")},
         {"use_dora": True, "modules_to_save": ["embed_tokens", "lm_head"], "ensure_weight_tying": True},
     ),
-}
+    "pissa": ({"init": "pissa"}, {"init_lora_weights": "pissa"}),
+    "olora": ({"init": "olora"}, {"init_lora_weights": "olora"}),
+    "pissa with rslora and patterns": (
+        {"init": "pissa", "rslora": True, "rank_pattern": (("q_proj", 2),), "alpha_pattern": (("k_proj", 3.0),)},
+        {
+            "init_lora_weights": "pissa", "use_rslora": True, "rank_pattern": {"q_proj": 2},
+            "alpha_pattern": {"k_proj": 3.0},
+        },
+    ),
+    "olora and ends": (
+        {"init": "olora", "modules_to_save": ("embed_tokens", "lm_head")},
+        {"init_lora_weights": "olora", "modules_to_save": ["embed_tokens", "lm_head"]},
+    ),
+}  # fmt: skip
 """Settings of adapters: ours, and PEFT's."""
 UNQUANTISED = ["lm_head", "layers.2.mlp.up_proj"]
 """Modules that transformers is told to leave in the compute format where an adapter trains one of them in full."""
@@ -139,8 +164,10 @@ def require_same_as_alone(found: Mapping[str, Run], job: Job, loss: float) -> No
 def _run(folder: Path, job: Job) -> Run:
     wanted = config(folder, job)
     layout = mesh.build(wanted, RankInfo(rank(), world_size(), rank(), CPU))
-    base = plain(folder, wanted, job) if job.plain else model.load(folder, wanted, engines.kept(wanted, layout), CPU)
-    engine = (engines.build if job.synced else unsynced.build)(_adapted(base, wanted, job), wanted, layout)
+    initial = initial_factors.of_run(folder, wanted, CPU, lambda: None)
+    keep = engines.kept(wanted, layout)
+    base = plain(folder, wanted, job) if job.plain else model.load(folder, wanted, keep, CPU, initial)
+    engine = (engines.build if job.synced else unsynced.build)(_adapted(base, wanted, job, initial), wanted, layout)
     data, found, same = rows(ROWS), Run(), collate(rows(ROWS), SAME)
 
     def evaluate() -> None:
@@ -215,7 +242,7 @@ def _bits_and_bytes(how: BaseQuantisation, dtype: torch.dtype, unquantised: list
     )  # type: ignore[no-untyped-call]
 
 
-def _adapted(base: Any, wanted: RunConfig, job: Job) -> nn.Module:
+def _adapted(base: Any, wanted: RunConfig, job: Job, initial: Mapping[str, InitialFactors] = NONE) -> nn.Module:
     """With a B that is not zero: else no gradient reaches A."""
     lora = wanted.lora
     assert lora is not None
@@ -226,6 +253,9 @@ def _adapted(base: Any, wanted: RunConfig, job: Job) -> nn.Module:
         adapted: nn.Module = get_peft_model(base, settings)
     else:
         adapted = adapters.attach(base, lora)
+        decomposition.begin(adapted, initial)
+    if decomposition.changes_base(lora):
+        return adapted
     environment.seed(12)  # PEFT draws numbers for a head that is tied
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:

@@ -8,6 +8,7 @@ target_parameters, but only without dropout, by building all weights of a layer 
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,8 +27,9 @@ from finetune_api.runtime.choices import LoraInit
 from finetune_api.runtime.patterns import end_of_name, is_pattern, whole_name
 from finetune_api.runtime.run_config import Lora
 
-from . import architecture, dora, lora_files, lora_forward, token_rows, whole_modules
+from . import architecture, decomposition, dora, lora_files, lora_forward, token_rows, whole_modules
 from .adapter_folder import printable
+from .decomposition import Size
 from .errors import ModelRefused
 from .export import ADAPTER
 from .lora_files import SavedAdapter
@@ -58,6 +60,7 @@ def attach(model: PreTrainedModel, lora: Lora) -> PeftModel:
     begun = lora_files.read(Path(lora.folder)) if lora.folder else None
     sizes = _like(model, begun, whole) if begun else _chosen(model, lora, whole)
     targets = list(sizes.ranks)
+    decomposition.require_possible(model, lora, _of_layers(model, lora, sizes))
     if lora.dora:
         dora.require_possible(model, targets, lora.folder)
     with_rows = token_rows.chosen(model, lora, whole, targets)
@@ -66,8 +69,8 @@ def attach(model: PreTrainedModel, lora: Lora) -> PeftModel:
         lora_alpha=cast("int", lora.alpha),  # PEFT accepts floats, against its annotation
         lora_dropout=lora.dropout,
         target_modules=targets,
-        rank_pattern=_differing(sizes.ranks, lora.rank),
-        alpha_pattern=_differing(sizes.alphas, lora.alpha),
+        rank_pattern=lora_files.differing(sizes.ranks, lora.rank),
+        alpha_pattern=lora_files.differing(sizes.alphas, lora.alpha),
         use_rslora=lora.rslora,
         use_dora=lora.dora,
         init_lora_weights="gaussian" if lora.init is LoraInit.GAUSSIAN else True,
@@ -92,6 +95,24 @@ def attach(model: PreTrainedModel, lora: Lora) -> PeftModel:
             token_rows.require_like(begun, with_rows)
         settings.trainable_token_indices = token_rows.train(with_rows, lora.token_ids)
     return found
+
+
+def sizes(model: PreTrainedModel, lora: Lora) -> dict[str, Size]:
+    """Of the new adapters that `attach` makes, by the names of layers."""
+    return _of_layers(model, lora, _chosen(model, lora, whole_modules.chosen(model, lora)))
+
+
+def _of_layers(model: PreTrainedModel, lora: Lora, found: _Sizes) -> dict[str, Size]:
+    layers = {name: model.get_submodule(name) for name in found.ranks}
+    return {
+        name: Size(
+            rank,
+            found.alphas[name] / (math.sqrt(rank) if lora.rslora else rank),
+            *_features(layers[name]),
+            transposed=isinstance(layers[name], Conv1D),
+        )
+        for name, rank in found.ranks.items()
+    }
 
 
 def take_values(model: PeftModel, folder: Path, keep: Keep) -> None:
@@ -188,11 +209,6 @@ def _features(module: Any) -> tuple[int, int]:
 
 def _spelled(inputs: int, outputs: int) -> str:
     return f"{inputs} inputs and {outputs} outputs"
-
-
-def _differing(values: Mapping[str, T], usual: T) -> dict[str, T]:
-    """As a pattern for each layer of its own: PEFT's file sorts patterns, and the first one holds."""
-    return {f"^{re.escape(name)}": value for name, value in values.items() if value != usual}
 
 
 def _targets(model: PreTrainedModel, lora: Lora, whole: Collection[str] = ()) -> list[str]:

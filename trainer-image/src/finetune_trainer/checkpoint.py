@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from torch import Tensor
 
 from finetune_api.runtime.protocol import CHECKPOINTS, MARKER
 
@@ -34,7 +35,7 @@ from .files import DISK, TEMPORARY, Files, remove_tree, storage_errors
 from .index import INDEX, SHARD
 from .marker import DigestingFiles, FileDigest, Marker, defect, digest_of, publish_folder, read_marker
 from .shard_files import DamagedFile, WrittenChunk, index_of, write_shard
-from .shards import read_shards
+from .shards import read_kind, read_shards
 from .snapshot import RankSnapshot
 
 DAMAGED = "DAMAGED"
@@ -95,6 +96,19 @@ def load(output: Path, step: int, state: dict[str, Any], active: Callable[[], No
             read_shards(folder, state, marker.files, active)
         on_every_rank(partial(_restore_rng, folder, marker.world_size))
         return on_rank_0(partial(_read_extra, folder))
+
+
+def read_part(output: Path, step: int, kind: str, active: Callable[[], None] = lambda: None) -> dict[str, Tensor]:
+    """The tensors of one kind of a checkpoint's state, whole and on the CPU, by name.
+
+    Collective, and with the errors of `load`.
+    """
+    folder = _folder(output, step)
+    with on_channel(new_channel("checkpoint")):
+        marker = on_rank_0(partial(_require_valid, folder))
+        with _marked_if_damaged(folder):
+            _verify(folder, marker)
+            return read_kind(folder, kind, marker.files, active)
 
 
 def remove_leftovers(output: Path, files: Files = DISK) -> None:

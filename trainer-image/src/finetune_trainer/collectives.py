@@ -21,6 +21,7 @@ from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
+from torch import Tensor
 
 from .errors import RunError
 from .files import storage_failure
@@ -100,6 +101,13 @@ def gather(value: T) -> list[T]:
     values = cast("list[T]", [None] * world_size()) if rank() == 0 else None
     dist.gather_object(value, values, dst=0, group=group())
     return values or []
+
+
+def broadcast(tensor: Tensor, source: int) -> Tensor:
+    """`tensor` with the values that rank `source` has. It is on the CPU, and the channel has a group of its own."""
+    if _distributed():
+        dist.broadcast(tensor, src=source, group=group())
+    return tensor
 
 
 def on_rank_0(work: Callable[[], T]) -> T:

@@ -22,7 +22,7 @@ from finetune_api.runtime.protocol import MERGED
 from finetune_api.runtime.run_config import RunConfig
 from finetune_api.validation.uris import MODEL, Scheme
 
-from . import lora_files, model_export, tensor_files, texts, vocabulary, whole_modules
+from . import decomposition, lora_files, model_export, tensor_files, texts, vocabulary, whole_modules
 from .collectives import on_rank_0
 from .files import DISK, Files, storage_errors
 from .model_export import Casting, gathered
@@ -101,9 +101,10 @@ def _write_adapter(folder: Path, model: Any, whole: Mapping[str, Tensor], card: 
     full |= {name: tensor for name, tensor in whole.items() if name.endswith(lora_files.ROWS)}
     tensors = get_peft_model_state_dict(model, dict(whole), ADAPTER, save_embedding_layers=False) | full
     assert len(tensors) == len(whole), f"PEFT keeps {len(tensors)} of {len(whole)} trained tensors"
+    config = copy.copy(model.peft_config[ADAPTER])
+    tensors = decomposition.as_lora(model, config, tensors)
     with storage_errors(folder):
         tensor_files.write(folder, "adapter_model", tensors, files)
-    config = copy.copy(model.peft_config[ADAPTER])
     config.base_model_name_or_path, config.revision = _base_name(card.base_model)
     config.inference_mode = True
     # PEFT keeps the modules in a set, whose order changes from run to run; a sorted list gives identical files.
@@ -164,6 +165,8 @@ def settings(config: RunConfig) -> dict[str, object]:
         }
         chosen = {"training.lora.use_rslora": lora.rslora, "training.lora.use_dora": lora.dora}
         found |= {key: "true" for key, value in chosen.items() if value}
+        if decomposition.changes_base(lora):
+            found[decomposition.KEY] = f"{lora.init}, as LoRA of twice the rank"
         if lora.modules_to_save:
             found[whole_modules.KEY] = ", ".join(lora.modules_to_save)
         if lora.trainable_tokens:

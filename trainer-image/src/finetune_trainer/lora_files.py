@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from peft.utils.other import get_pattern_key
 from torch import Tensor
@@ -22,6 +22,7 @@ from .adapter_folder import CONFIG, WEIGHTS, printable
 from .errors import ModelRefused
 from .tensor_files import Outline
 
+T = TypeVar("T")
 _PREFIX = "base_model.model."
 """PEFT's names are those of its model around ours."""
 _MOST = 3.4e38
@@ -88,6 +89,11 @@ def magnitudes(opened: Mapping[str, Any], layer: str) -> Tensor:
     """m [outputs] of a layer of DoRA."""
     found: Tensor = opened[f"{_PREFIX}{layer}{_MAGNITUDE}"][...]
     return found
+
+
+def differing(values: Mapping[str, T], usual: T) -> dict[str, T]:
+    """As a pattern for each layer of its own: PEFT's file sorts patterns, and the first one holds."""
+    return {f"^{re.escape(name)}": value for name, value in values.items() if value != usual}
 
 
 def value(opened: Mapping[str, Any], name: str) -> Tensor:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from math import prod
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -26,6 +27,7 @@ from finetune_api.runtime.run_config import RunConfig
 from . import (
     architecture,
     attention,
+    decomposition,
     model_export,
     placeholders,
     sources,
@@ -35,6 +37,7 @@ from . import (
     whole_modules,
 )
 from .collectives import new_channel, on_channel, on_every_rank, on_rank_0
+from .decomposition import InitialFactors
 from .dora import LengthsOfRows
 from .errors import ModelRefused
 from .failures import exit_code_of
@@ -43,6 +46,7 @@ from .placeholders import Keep, See
 from .quantisation import KEY
 from .quantised_base import Quantising
 
+_NONE: Mapping[str, InitialFactors] = MappingProxyType({})
 _MOST = 2
 """How many times as many parameters as numbers in the files are not refused before they are looked for."""
 _FLOATING = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
@@ -50,28 +54,49 @@ _MAX_LISTED = 5
 """Keys named in a message; the rest are counted."""
 
 
-def load(folder: Path, config: RunConfig, keep: Keep, device: torch.device) -> PreTrainedModel:
+def load(
+    folder: Path, config: RunConfig, keep: Keep, device: torch.device, initial: Mapping[str, InitialFactors] = _NONE
+) -> PreTrainedModel:
     """The model in training mode: placeholders of its weights, of which this rank has what it keeps. Collective.
 
-    A base is quantised on `device`. Raises ModelRefused on every rank.
+    A base is quantised on `device`. Weights of layers with `initial` factors are what these leave of them. Raises
+    ModelRefused on every rank.
     """
     loaded: list[PreTrainedModel] = []
     with on_channel(new_channel("loading")):  # one rank may be slower than the time-out of another channel
-        on_every_rank(lambda: loaded.append(_loaded(folder, config, keep, device)))
+        on_every_rank(lambda: loaded.append(_loaded(folder, config, keep, device, initial)))
     model = loaded[0]
     on_rank_0(partial(_require_trained_formats, folder, model, config.method))
     prepare(model, config)
     return model
 
 
-def _loaded(folder: Path, config: RunConfig, keep: Keep, device: torch.device) -> PreTrainedModel:
+def show(folder: Path, config: RunConfig, see: See) -> None:
+    """Give `see` every whole weight, one at a time, as the model computes with them. Raises ModelRefused."""
+    outline = unloaded(folder)
+    wide = whole_modules.weights(whole_modules.chosen(outline, config.lora))
+
+    def emptied(name: str, weight: Tensor) -> Tensor:
+        see(name, weight)
+        return weight.new_empty(0)
+
+    with _refused(folder), placeholders.replacing(emptied, _tied_shapes(outline)):
+        model, report = _read(folder, storage_dtype(config), wide)
+    _require_complete(folder, report)
+    placeholders.replace(model, emptied)
+
+
+def _loaded(
+    folder: Path, config: RunConfig, keep: Keep, device: torch.device, initial: Mapping[str, InitialFactors]
+) -> PreTrainedModel:
     outline, how = unloaded(folder), config.quantisation
     whole = whole_modules.chosen(outline, config.lora)
     lengths = LengthsOfRows(outline, device) if config.lora is not None and config.lora.dora else None
     see = None if lengths is None else lengths.see
     quantising = None if how is None else Quantising(outline, how, keep, see, device, whole)
     of_tokens = token_rows.RowsOfTokens(outline, config.lora, whole)
-    stored = partial(_kept, keep, see) if quantising is None else quantising.keep
+    kept = partial(_kept, keep, see) if quantising is None else quantising.keep
+    stored = decomposition.residuals(kept, initial, device)
 
     def named(name: str, weight: Tensor) -> Tensor:
         of_tokens.see(name, weight)

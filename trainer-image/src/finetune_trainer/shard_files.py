@@ -91,7 +91,7 @@ class ShardReader(StorageReader):
         self._digests = digests
         self._active = active
         self._chunks = {
-            MetadataIndex(name, chunk.offsets): (chunk, _dtype(tensor))
+            MetadataIndex(name, chunk.offsets): (chunk, dtype_of(tensor))
             for name, tensor in index.tensors.items()
             for chunk in tensor.chunks
         }
@@ -207,10 +207,11 @@ def _stored(chunks: list[WrittenChunk]) -> StoredTensor:
 
 def _described(tensor: StoredTensor) -> TensorStorageMetadata:
     chunks = [ChunkStorageMetadata(torch.Size(chunk.offsets), torch.Size(chunk.sizes)) for chunk in tensor.chunks]
-    return TensorStorageMetadata(TensorProperties(_dtype(tensor)), torch.Size(tensor.shape), chunks)
+    return TensorStorageMetadata(TensorProperties(dtype_of(tensor)), torch.Size(tensor.shape), chunks)
 
 
-def _dtype(tensor: StoredTensor) -> torch.dtype:
+def dtype_of(tensor: StoredTensor) -> torch.dtype:
+    """Raises ValueError if this version of torch does not have it."""
     dtype = getattr(torch, tensor.dtype, None)
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"torch {torch.__version__} has no dtype {tensor.dtype}")

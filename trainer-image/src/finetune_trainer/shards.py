@@ -27,7 +27,7 @@ from .errors import OutputRefused, StorageFailed
 from .files import describe
 from .index import INDEX, Index
 from .marker import FileDigest
-from .shard_files import DamagedFile, ShardReader
+from .shard_files import DamagedFile, ShardReader, dtype_of
 
 _PICKLED_INDEX = ".metadata"
 
@@ -40,19 +40,37 @@ def read_shards(
     Raises DamagedFile on every rank if a file has another digest than in `digests`, and OutputRefused if the names,
     shapes or dtypes are not those that were written.
     """
-    reader = _reader(folder, digests, active)
+    _read(folder, state, _reader(folder, _index(folder), digests, active), _StrictPlanner())
+
+
+def read_kind(
+    folder: Path, kind: str, digests: Mapping[str, FileDigest], active: Callable[[], None]
+) -> dict[str, torch.Tensor]:
+    """The tensors whose names begin with `kind` and a dot, without it. Collective; raises what `read_shards` does."""
+    index = _index(folder)
+    named = {name: tensor for name, tensor in index.tensors.items() if name.startswith(f"{kind}.")}
+    reader = _reader(folder, index, digests, active)
+    state = {name: torch.empty(tensor.shape, dtype=dtype_of(tensor)) for name, tensor in named.items()}
+    _read(folder, dict(state), reader, DefaultLoadPlanner())
+    return {name.removeprefix(f"{kind}."): tensor for name, tensor in state.items()}
+
+
+def _read(folder: Path, state: dict[str, Any], reader: ShardReader, planner: DefaultLoadPlanner) -> None:
     try:
         with _single_process_allowed():
             load(
-                state, storage_reader=reader, planner=_StrictPlanner(), process_group=group(),
+                state, storage_reader=reader, planner=planner, process_group=group(),
                 no_dist=world_size() == 1,
             )  # fmt: skip
     except CheckpointException as error:
         raise _read_failure(error, folder) from error
 
 
-def _reader(folder: Path, digests: Mapping[str, FileDigest], active: Callable[[], None]) -> ShardReader:
-    index = on_rank_0(partial(_read_index, folder))
+def _index(folder: Path) -> Index:
+    return on_rank_0(partial(_read_index, folder))
+
+
+def _reader(folder: Path, index: Index, digests: Mapping[str, FileDigest], active: Callable[[], None]) -> ShardReader:
     try:
         return ShardReader(folder, index, digests, active)
     except ValueError as error:

@@ -28,11 +28,13 @@ from . import (
     adapters,
     blockwise,
     checkpoint,
+    decomposition,
     engines,
     environment,
     export,
     fingerprint,
     identity,
+    initial_factors,
     loop,
     merge,
     mesh,
@@ -47,6 +49,7 @@ from . import (
 )
 from .background import BackgroundSave
 from .collectives import on_every_rank, on_rank_0
+from .decomposition import InitialFactors
 from .environment import RankInfo
 from .errors import NonFinite
 from .files import DISK, Files, require_space
@@ -168,18 +171,21 @@ class Trainer:
         longest = int(Rows.load(self.folder / TRAIN).lengths.max()) - 1
         recomputed = activations.decide(self.handoff.model_folder, self._config, self._mesh, longest)
         environment.seed(self._config.seed)
-        base = model.load(self.handoff.model_folder, self._config, self._keep, self.rank_info.device)
+        folder, device = self.handoff.model_folder, self.rank_info.device
+        initial = initial_factors.of_run(folder, self._config, device, self.heartbeat.active)
+        base = model.load(folder, self._config, self._keep, device, initial)
         self._of_result = on_rank_0(partial(fingerprint.of_result, self.handoff.model_folder))
         on_every_rank(self._require_unchanged)
-        adapted = base if self._config.lora is None else self._adapted(base, self._config.lora)
+        adapted = base if self._config.lora is None else self._adapted(base, self._config.lora, initial)
         if self._config.merge and isinstance(adapted, PeftModel):
             on_rank_0(partial(merge.require_possible, self.handoff.model_folder, adapted))
         activations.recompute(adapted, recomputed)
         environment.seed(self._config.seed, self._mesh.data_rank)
         return adapted
 
-    def _adapted(self, base: PreTrainedModel, lora: Lora) -> PeftModel:
+    def _adapted(self, base: PreTrainedModel, lora: Lora, initial: Mapping[str, InitialFactors]) -> PeftModel:
         found = adapters.attach(base, lora)
+        decomposition.begin(found, initial)
         if lora.folder:
             on_every_rank(partial(self._take_values, found, Path(lora.folder)))
         return found
@@ -276,7 +282,8 @@ class Trainer:
         if self._config.lora is None:
             return weights.size(self.handoff.model_folder)
         merged = weights.size(self.handoff.model_folder) if self._config.merge else 0
-        return snapshot.size({"adapter": export.in_file(model, state["parameters"])}) + merged
+        adapter = {"adapter": export.in_file(model, state["parameters"]), "initial": decomposition.state(model)}
+        return snapshot.size(adapter) + merged
 
     def _hooks(self, train_state: TrainState, history: History, checkpoints: Checkpoints) -> Sequence[Hook]:
         """Also evaluates the current step, if that is due."""

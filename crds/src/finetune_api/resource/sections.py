@@ -26,6 +26,11 @@ Dropout = Annotated[float, Field(ge=0, lt=1)]
 Rank = Annotated[int, Field(ge=1, le=256)]
 LayerNumber = Annotated[int, Field(ge=0, le=1023)]
 Alpha = Annotated[float, Field(gt=0, le=4096)]
+AdapterStart = Literal[
+    "default", "gaussian", "olora", "pissa", "pissa_niter_1", "pissa_niter_2", "pissa_niter_4", "pissa_niter_8",
+    "pissa_niter_16", "pissa_niter_32", "pissa_niter_64",
+]  # fmt: skip
+"""Values of LoraInit."""
 Free = Annotated[dict[str, object], Field(max_length=64)]
 
 RL = "it belongs to reinforcement learning, and a FinetuneJob trains on a dataset"
@@ -237,10 +242,12 @@ class Adapter(AdapterSizes):
         "true: train the lengths of the rows of each weight apart from their directions (DoRA), which is slower. "
         "false if absent."
     )
-    init_lora_weights: Literal["default", "gaussian"] | None = key(
-        f"How adapters begin. {defaults.LORA_INIT} if absent.",
-        instead="Set default or gaussian, or leave it out. What changes the base (pissa, olora, loftq, corda) is not "
-        "supported.",
+    init_lora_weights: AdapterStart | None = key(
+        "How adapters begin: without an effect (default, gaussian), or with a part of the base that is taken out of "
+        "it (olora; pissa; pissa_niter_N, which is faster and less exact). The result is an adapter of the unchanged "
+        f"base all the same. {defaults.LORA_INIT} if absent.",
+        instead="Set default, gaussian, olora, pissa or pissa_niter_4 (or 1, 2, 8, 16, 32, 64), or leave it out. "
+        "loftq, corda, eva and others are not supported.",
     )
 
 

@@ -92,9 +92,21 @@ class OnBadRow(StrEnum):
 
 
 class LoraInit(StrEnum):
-    """Initial A of an adapter; B is zero."""
+    """What an adapter begins with: A, beside a B of zeros, or factors of a part of the base, which leaves it."""
 
     DEFAULT = "default"
-    """Uniform, as Kaiming et al. (2015) initialise a linear layer."""
+    """Uniform, as Kaiming et al. (2015) initialise a linear layer; B is zero."""
     GAUSSIAN = "gaussian"
-    """Normal, with a deviation of 1 / rank."""
+    """Normal, with a deviation of 1 / rank; B is zero."""
+    OLORA = "olora"
+    """From W = Q R, the first rows of R and columns of Q (Büyükakyüz 2024)."""
+    PISSA = "pissa"
+    """The largest singular values of W with their vectors (Meng et al. 2024)."""
+    PISSA_NITER_1 = "pissa_niter_1"
+    """The same by a randomised decomposition with N iterations (Halko et al. 2009)."""
+    PISSA_NITER_2 = "pissa_niter_2"
+    PISSA_NITER_4 = "pissa_niter_4"
+    PISSA_NITER_8 = "pissa_niter_8"
+    PISSA_NITER_16 = "pissa_niter_16"
+    PISSA_NITER_32 = "pissa_niter_32"
+    PISSA_NITER_64 = "pissa_niter_64"

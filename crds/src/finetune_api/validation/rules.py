@@ -27,6 +27,7 @@ from finetune_api.resource.aliases import (
     TOTAL,
 )
 from finetune_api.resource.key_table import Fate, declared
+from finetune_api.runtime.choices import LoraInit
 
 from . import predicates, uris
 from .predicates import (
@@ -100,6 +101,8 @@ _OF_NEW_ADAPTERS = (
                                          "trainable_tokens")),
 )  # fmt: skip
 """What an adapter that training continues from decides."""
+_OF_BASE = tuple(init.value for init in LoraInit if init not in {LoraInit.DEFAULT, LoraInit.GAUSSIAN})
+"""Adapters that begin with a part of the base."""
 _LABEL_KEY = (r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?"
               r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$")  # fmt: skip
 
@@ -210,6 +213,11 @@ RULES: tuple[Rule, ...] = (
          "Training continues from an adapter, which has its rank, alpha and layers already.",
          "Leave all keys of adapters but from and dropout out, or leave from out to begin a new adapter.",
          ("training.lora.from", *_OF_NEW_ADAPTERS)),
+    Rule("training.lora.init_lora_weights", "AdapterContradiction",
+         not_(all_of(among("training.lora.use_dora", True), among("training.lora.init_lora_weights", *_OF_BASE))),
+         "use_dora trains the lengths of whole rows, but init_lora_weights takes a part of each row out of the base.",
+         "Set use_dora to false, or init_lora_weights to default or gaussian.",
+         ("training.lora.init_lora_weights", "training.lora.use_dora")),
     Rule("training.validation.greater_is_better", "UnknownValue",
          not_(among("training.validation.greater_is_better", True)),
          "A loss is better when it is smaller.", "Set greater_is_better to false, or leave it out."),

@@ -78,7 +78,8 @@ NOT_YET: Mapping[str, str] = {
                     "Name the tokens by their texts instead, in training.lora.trainable_tokens."),
     "bnb_4bit_compute_dtype": "Remove it: layers compute in the format of the job, which "
                               "hyperparameters.parallelism.bf16 or fp16 sets.",
-    "loftq_config": "Adapters do not change the base; training.lora.init_lora_weights has default and gaussian.",
+    "loftq_config": "LoftQ is not supported; training.lora.init_lora_weights: pissa makes the error of a quantised "
+                    "base smaller, too.",
 }  # fmt: skip
 """Keys of other systems that are no single key here, and what to do instead."""
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from finetune_api.runtime.choices import Precision
 from finetune_api.runtime.run_config import RunConfig
 
-from .. import optim
+from .. import decomposition, optim
 from ..chunked_loss import ChunkedLoss
 from ..collate import TokenBatch
 from ..loss_scale import LossScale
@@ -71,7 +71,7 @@ class TrainingEngine(Protocol):
 
     def state(self) -> dict[str, Any]:
         """Trained weights and the state of their optimizer: tensors by kind and parameter name. With fp16 also the
-        loss scale.
+        loss scale, and the initial factors of adapters that begin with a part of the base.
 
         These are the tensors of the engine itself: loading into them in place, then `resumed`, restores its state.
         """
@@ -151,6 +151,8 @@ class AdamwEngine:
         weights = self._weights
         state = {"parameters": weights.whole(weights.local)}
         state |= {kind: weights.whole(parts) for kind, parts in self._optimizer.state().items()}
+        if initial := decomposition.state(self.model):
+            state["initial"] = initial
         return state | ({"loss_scale": self._scale.state} if self._scale else {})
 
     def resumed(self, steps: int) -> None:
