@@ -75,6 +75,11 @@ MISSPELT: dict[str, tuple[str, Any, str]] = {
     "a key of Axolotl": ("training.optimizer", "adamw_bnb_8bit", "Did you mean spec.hyperparameters.optim?"),
     "a key of another system": (
         "training.lora.additional_target", ["lm_head"], "Did you mean spec.training.lora.modules_to_save?"),
+    "a key of Axolotl for experts": (
+        "training.lora.lora_target_parameters", ["experts.down_proj"],
+        "Did you mean spec.training.lora.target_parameters?"),
+    "a key of PEFT outside of its section": (
+        "training.target_parameters", ["experts.down_proj"], "Did you mean spec.training.lora.target_parameters?"),
     "what another system has and this one has not": (
         "training.load_in_8bit", False,
         ("Remove it; for a base in eight bits set training.use_qlora to true and training.quantization.format to "

@@ -45,7 +45,7 @@ def test_the_message_shows_the_values_that_contradict_each_other() -> None:
 OF_NEW_ADAPTERS: dict[str, Any] = {
     "r": 8, "alpha": 16, "target_modules": ["q_proj"], "layers_to_transform": [0], "rank_pattern": {"q_proj": 4},
     "alpha_pattern": {"q_proj": 4}, "use_rslora": True, "use_dora": True, "init_lora_weights": "gaussian",
-    "modules_to_save": ["lm_head"], "trainable_tokens": ["<s>"],
+    "modules_to_save": ["lm_head"], "target_parameters": ["experts.down_proj"], "trainable_tokens": ["<s>"],
 }  # fmt: skip
 
 

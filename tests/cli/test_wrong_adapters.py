@@ -15,6 +15,7 @@ P = "hyperparameters.parallelism"
 FROM = "training.lora.from=pvc://adapters/one"
 NF4 = "training.quantization.format=nf4"
 ADAPTERS = "training.lora"
+PARAMETERS = 'training.lora.target_parameters=["experts.down_proj"]'
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,26 @@ WRONG = {
         (f"{ADAPTERS}.init_lora_weights=olora", f"{ADAPTERS}.use_dora=true"), f"{ADAPTERS}.init_lora_weights",
         "AdapterContradiction", "takes a part of each row out of the base", "Set use_dora to false, or",
         (f"{ADAPTERS}.init_lora_weights=olora", f"{ADAPTERS}.use_dora=false")),
+    "dropout beside parameters": Wrong(
+        (PARAMETERS, f"{ADAPTERS}.dropout=0.1"), f"{ADAPTERS}.dropout", "Contradiction",
+        "dropout is 0.1, which PEFT has for adapters on layers only", "Set it to 0, or leave target_parameters out.",
+        (PARAMETERS, f"{ADAPTERS}.dropout=0")),
+    "DoRA beside parameters": Wrong(
+        (PARAMETERS, f"{ADAPTERS}.use_dora=true"), f"{ADAPTERS}.use_dora", "Contradiction",
+        "use_dora is true, which PEFT has for adapters on layers only",
+        "Set it to false, or leave target_parameters out.", (PARAMETERS, f"{ADAPTERS}.use_dora=false")),
+    "a part of the base beside parameters": Wrong(
+        (PARAMETERS, f"{ADAPTERS}.init_lora_weights=pissa"), f"{ADAPTERS}.init_lora_weights", "Contradiction",
+        "init_lora_weights is pissa, which PEFT has for adapters on layers only",
+        "Set it to default, or leave target_parameters out.", (PARAMETERS, f"{ADAPTERS}.init_lora_weights=default")),
+    "parameters by a pattern": Wrong(
+        (rf'{ADAPTERS}.target_parameters=[".*down_proj"]',), f"{ADAPTERS}.target_parameters", "BadExpression",
+        "'.*down_proj' is no end of a name, and PEFT reads no expressions here.",
+        "Write names such as mlp.experts.down_proj.", (PARAMETERS,)),
+    "nothing to adapt": Wrong(
+        (f"{ADAPTERS}.target_modules=[]",), f"{ADAPTERS}.target_modules", "Contradiction",
+        "target_modules names no layer, and no parameters are named", "or name parameters of experts in training",
+        (f"{ADAPTERS}.target_modules=[]", PARAMETERS)),
     "a merged model of full finetuning": Wrong(
         ("training.mode=fft", "output.merge=true"), "output.merge", "MethodContradiction", "training.mode = 'fft'.",
         "select adapters (training.mode: lora).", ("training.mode=lora", "output.merge=true")),

@@ -102,6 +102,7 @@ TWO: dict[str, Two] = {
     "training.lora.modules_to_save": Two(LORA, ["lm_head"], ["norm"]),
     "data.added_tokens": Two(NOTHING, ["<a>"], ["<b>"]),
     "training.lora.trainable_tokens": Two(LORA, ["<|im_start|>"], ["<|im_end|>"]),
+    "training.lora.target_parameters": Two(LORA, ["experts.down_proj"], ["experts.gate_up_proj"]),
     "training.lora.from": Two(LORA, "pvc://models/one", "pvc://models/other"),
     "training.lora.init_lora_weights": Two(LORA, "default", "gaussian"),
     "training.seed": Two(NOTHING, 7, 8),

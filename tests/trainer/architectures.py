@@ -20,7 +20,7 @@ _EXPERTS: dict[str, Any] = {"num_experts": 4, "num_local_experts": 4, "num_exper
 _WINDOWED = {**_SIZES, "sliding_window": 4}
 _BOTH = ["sliding_attention", "full_attention"]
 
-_KINDS: dict[str, dict[str, Any]] = {
+KINDS: dict[str, dict[str, Any]] = {
     "llama": _SIZES,
     "mistral": _WINDOWED,
     "qwen2": {**_WINDOWED, "use_sliding_window": True, "layer_types": _BOTH},
@@ -80,14 +80,14 @@ THEIRS = {
     "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration keeps the attention of transformers (sdpa)",
 }
 """Those that need their own attention, and what is logged of them."""
-ALL = tuple(kind for kind in _KINDS if kind != "xglm")
+ALL = tuple(kind for kind in KINDS if kind != "xglm")
 """Not XGLM: the gradients of the biases of its keys are zero but for rounding."""
 
 
 def model(kind: str, **settings: Any) -> PreTrainedModel:
     """In evaluation mode: some architectures have dropout by default."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(kind, **_KINDS[kind])
+    config = AutoConfig.for_model(kind, **KINDS[kind])
     found: PreTrainedModel = architecture.auto_class(config).from_config(config, **settings)
     found.train(False)
     return found

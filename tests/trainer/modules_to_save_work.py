@@ -53,21 +53,21 @@ def far_from_peft(folder: Path, *, rows: bool = False) -> dict[str, float]:
         for kind in architectures.ALL:
             base = folder / kind
             architectures.model(kind).save_pretrained(base)
-            ends, layer = _ends(_loaded(base)), _layer(_loaded(base))
+            ends, layer = _ends(loaded(base)), _layer(loaded(base))
             whole: list[dict[str, Any]] = [{"modules_to_save": ends}, {"modules_to_save": layer}]
             for number, more in enumerate([{"token_ids": (3, 9, 40)}] if rows else whole):
-                adapted = adapters.attach(_loaded(base), Lora(**models.lora(**more)))
+                adapted = adapters.attach(loaded(base), Lora(**models.lora(**more)))
                 result_work.disturb(adapted)
                 output = folder / f"{kind} {number}"
                 output.mkdir()
                 result = result_work.publish(output, adapted, base, Method.LORA)
-                theirs = PeftModel.from_pretrained(_loaded(base), str(result))
+                theirs = PeftModel.from_pretrained(loaded(base), str(result))
                 difference = result_work.logits(adapted) - result_work.logits(theirs)
                 found[output.name] = float(difference.abs().max())
     return found
 
 
-def _loaded(folder: Path) -> Any:
+def loaded(folder: Path) -> Any:
     made: Any = architecture.auto_class(AutoConfig.from_pretrained(folder))
     return made.from_pretrained(folder, dtype=torch.float32)
 

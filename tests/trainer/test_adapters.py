@@ -161,10 +161,11 @@ def test_dora_on_experts_in_one_parameter_is_refused(kind: str, target: str) -> 
     base = architectures.model(kind)
     with pytest.raises(ModelRefused) as refused:
         adapters.attach(base, Lora(**models.lora(dora=True, target_modules=("q_proj", target))))
-    reason = f"experts, whose weights transformers keeps in one parameter for all, get no adapters: {target};"
+    reason = f"experts, whose weights transformers keeps in one parameter for all, are no modules: {target};"
     assert str(refused.value).startswith(f"training.lora.target_modules: {reason}")
     known = "its linear modules are k_proj, lm_head, o_proj, q_proj, v_proj"
-    assert str(refused.value).endswith(f"{known}; name some of these, or set all-linear")
+    parameters = "experts.down_proj, experts.gate_up_proj in training.lora.target_parameters"
+    assert str(refused.value).endswith(f"{known}; name some of these, or set all-linear; or name {parameters}")
     adapters.attach(base, Lora(**models.lora(dora=True)))
 
 

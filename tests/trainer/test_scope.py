@@ -238,14 +238,14 @@ def test_what_is_trained_is_said_before_weights_are_read(
 @pytest.mark.parametrize(
     ("config_only", "target", "message"),
     [
-        ("qwen3_moe", "gate_up_proj", "experts, whose weights transformers keeps in one parameter for all, get no"),
+        ("qwen3_moe", "gate_up_proj", "experts, whose weights transformers keeps in one parameter for all, are no"),
         (
             "qwen3_moe",
             "up_proj",
-            "get no adapters: up_proj; its linear modules are k_proj, lm_head, o_proj, q_proj",
+            "are no modules: up_proj; its linear modules are k_proj, lm_head, o_proj, q_proj",
         ),
-        ("gpt_oss", "experts", "get no adapters: experts; its linear modules are"),
-        ("mixtral", "w1", "get no adapters: w1; its linear modules are"),
+        ("gpt_oss", "experts", "are no modules: experts; its linear modules are"),
+        ("mixtral", "w1", "are no modules: w1; its linear modules are"),
         ("gemma3", "out_proj", "has no module out_proj (did you mean o_proj?); its linear modules are down_proj"),
     ],
     indirect=["config_only"],

@@ -106,6 +106,7 @@ class LoraSettings:
     init: Setting[str] = _key("training.lora.init_lora_weights", default=defaults.LORA_INIT)
     modules_to_save: Setting[list[str]] = _key("training.lora.modules_to_save", default=[])
     trainable_tokens: Setting[list[str]] = _key("training.lora.trainable_tokens", default=[])
+    target_parameters: Setting[list[str]] = _key("training.lora.target_parameters", default=[])
     source: Setting[str | None] = _key("training.lora.from")
 
     @property

@@ -16,7 +16,7 @@ from finetune_api.validation.problem import Problem
 from finetune_api.validation.shape import quote
 from finetune_api.validation.unknown import nearest
 
-from . import job_settings
+from . import job_settings, targets
 from .batch import BatchSize, resolve_batch
 from .engine import Base, resolve_engine, resolve_precision
 from .job_settings import JobSettings, LoraSettings, MethodSettings, Setting
@@ -195,7 +195,8 @@ def _contradictions(job: JobSettings, method: Method, method_reason: str) -> lis
             f"spec.{job.lora.source.key}", "MethodContradiction",
             f"from names an adapter to continue from, but the job trains all weights. {method_reason}",
             "Remove from, or select adapters (training.mode: lora)."))  # fmt: skip
-    return [*found, *_own_output(job), *_no_expressions(job.lora)]
+    of_targets = () if method is Method.FFT else targets.contradictions(job.lora)
+    return [*found, *_own_output(job), *_no_expressions(job.lora), *of_targets]
 
 
 def _to_qlora(given: MethodSettings) -> str:
@@ -221,9 +222,9 @@ def _own_output(job: JobSettings) -> Iterator[Problem]:
 
 def _no_expressions(lora: LoraSettings) -> Iterator[Problem]:
     """Patterns that the trainer would refuse; whether they name layers of the model, only the trainer sees."""
-    targets = [target for target in lora.target_modules.value if is_pattern(target)]
+    modules = [target for target in lora.target_modules.value if is_pattern(target)]
     ends = [(each.key, pattern) for each in (lora.rank_pattern, lora.alpha_pattern) for pattern in each.value or ()]
-    for key, pattern, read in (*((lora.target_modules.key, target, whole_name) for target in targets),
+    for key, pattern, read in (*((lora.target_modules.key, target, whole_name) for target in modules),
                                *((*each, end_of_name) for each in ends)):  # fmt: skip
         try:
             read(pattern)

@@ -175,6 +175,7 @@ def resolve_lora(given: LoraSettings, method: Method) -> Lora | None:
         init=LoraInit(given.init.value),
         modules_to_save=tuple(sorted(set(given.modules_to_save.value))),
         trainable_tokens=tuple(sorted(set(given.trainable_tokens.value))),
+        target_parameters=tuple(sorted(set(given.target_parameters.value))),
         source=mount(given.source.value, uris.ADAPTER).path if given.source.value else "",
     )
 

@@ -21,6 +21,7 @@ from finetune_api.runtime.protocol import MARKER, RESULT, RUN_FILE
 from finetune_api.runtime.run_config import Lora
 from finetune_data import regular
 
+from . import parameter_files
 from .errors import ModelRefused, StorageFailed
 from .files import TEMPORARY
 from .handoff import CONTENT, MODEL
@@ -32,6 +33,7 @@ _UNCHANGED_BASES = (True, False, None, "gaussian", "orthogonal", "eva")
 _READ = frozenset({
     "peft_type", "base_model_name_or_path", "revision", "r", "lora_alpha", "use_rslora", "rank_pattern",
     "alpha_pattern", "init_lora_weights", "bias", "use_dora", "modules_to_save", "trainable_token_indices",
+    "target_parameters",
 })  # fmt: skip
 _INERT = frozenset({
     "auto_mapping", "task_type", "inference_mode", "lora_dropout", "target_modules", "exclude_modules",
@@ -185,6 +187,7 @@ def continued(lora: Lora, folder: Path) -> Lora:
                 "alpha": alpha,
                 "dropout": lora.dropout,
                 "target_modules": names,
+                "target_parameters": parameter_files.targets(found),
                 "rslora": bool(found.get("use_rslora")),
                 "dora": bool(found.get("use_dora")),
                 "modules_to_save": modules_to_save(folder, found),

@@ -1,8 +1,7 @@
 """LoRA adapters on a frozen base, through PEFT: other tools read its names and files. lora_forward.py computes them.
 
-Called by trainer.py where the method is LoRA. Adapters are on linear modules of the language model. What
-transformers keeps as one parameter, such as the experts of a layer, gets none: PEFT can adapt it, by
-target_parameters, but only without dropout, by building all weights of a layer again in every forward pass.
+Called by trainer.py where the method is LoRA. Adapters are on linear modules of the language model, and on what
+transformers keeps as one parameter, such as the experts of a layer, where the job names that (target_parameters.py).
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -27,7 +27,17 @@ from finetune_api.runtime.choices import LoraInit
 from finetune_api.runtime.patterns import end_of_name, is_pattern, whole_name
 from finetune_api.runtime.run_config import Lora
 
-from . import architecture, decomposition, dora, lora_files, lora_forward, token_rows, whole_modules
+from . import (
+    architecture,
+    decomposition,
+    dora,
+    fused_forward,
+    lora_files,
+    lora_forward,
+    target_parameters,
+    token_rows,
+    whole_modules,
+)
 from .adapter_folder import printable
 from .decomposition import Size
 from .errors import ModelRefused
@@ -44,7 +54,7 @@ ALL_LINEAR = "all-linear"
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Rank and alpha by the name of each module that gets an adapter."""
+    """Rank and alpha by the name of each module or parameter that gets an adapter."""
 
     ranks: Mapping[str, int]
     alphas: Mapping[str, float]
@@ -55,20 +65,23 @@ def attach(model: PreTrainedModel, lora: Lora) -> PeftModel:
 
     Raises ModelRefused if the model lacks a target module, or has one that gets none.
     """
+    target_parameters.require_possible(lora)
     whole = whole_modules.chosen(model, lora)
     trained = whole_modules.weights(whole)
     begun = lora_files.read(Path(lora.folder)) if lora.folder else None
     sizes = _like(model, begun, whole) if begun else _chosen(model, lora, whole)
-    targets = list(sizes.ranks)
+    fused = target_parameters.fused(model)
+    parameters, modules = ([n for n in sizes.ranks if (n in fused) == of_fused] for of_fused in (True, False))
     decomposition.require_possible(model, lora, _of_layers(model, lora, sizes))
     if lora.dora:
-        dora.require_possible(model, targets, lora.folder)
-    with_rows = token_rows.chosen(model, lora, whole, targets)
+        dora.require_possible(model, modules, lora.folder)
+    with_rows = token_rows.chosen(model, lora, whole, modules)
     settings = LoraConfig(
         r=lora.rank,
         lora_alpha=cast("int", lora.alpha),  # PEFT accepts floats, against its annotation
         lora_dropout=lora.dropout,
-        target_modules=targets,
+        target_modules=modules,
+        target_parameters=target_parameters.for_peft(model, lora, parameters) or None,
         rank_pattern=lora_files.differing(sizes.ranks, lora.rank),
         alpha_pattern=lora_files.differing(sizes.alphas, lora.alpha),
         use_rslora=lora.rslora,
@@ -78,14 +91,16 @@ def attach(model: PreTrainedModel, lora: Lora) -> PeftModel:
     )
     lora_forward.use(settings, dora.DoraLinear if lora.dora else LoraLinear)
     try:
-        found = cast("PeftModel", get_peft_model(model, settings))
+        with target_parameters.without_wrong_warning():
+            found = cast("PeftModel", get_peft_model(model, settings))
     except ValueError as error:
         raise ModelRefused(
             f"training.lora: PEFT has no such adapters for {model.config.model_type}: {error}; name other "
             "target_modules, or train all weights (training.mode: fft)"
         ) from error
-    adapted = {name for name, module in model.named_modules() if hasattr(module, "lora_A")}
-    assert adapted == set(targets), f"PEFT has put adapters elsewhere: {sorted(adapted ^ set(targets))[:5]}"
+    fused_forward.use(model)
+    elsewhere = sorted(target_parameters.adapted(model).keys() ^ sizes.ranks.keys())
+    assert not elsewhere, f"PEFT has put adapters elsewhere: {elsewhere[:5]}"
     whole_modules.train(trained.values())
     if whole:  # for the file: PEFT itself would put a copy beside each of them
         settings.modules_to_save = list(whole)
@@ -103,7 +118,8 @@ def sizes(model: PreTrainedModel, lora: Lora) -> dict[str, Size]:
 
 
 def _of_layers(model: PreTrainedModel, lora: Lora, found: _Sizes) -> dict[str, Size]:
-    layers = {name: model.get_submodule(name) for name in found.ranks}
+    linear = architecture.linear(model)
+    layers = {name: linear[name] for name in found.ranks if name in linear}
     return {
         name: Size(
             rank,
@@ -112,6 +128,7 @@ def _of_layers(model: PreTrainedModel, lora: Lora, found: _Sizes) -> dict[str, S
             transposed=isinstance(layers[name], Conv1D),
         )
         for name, rank in found.ranks.items()
+        if name in layers
     }
 
 
@@ -122,9 +139,9 @@ def take_values(model: PeftModel, folder: Path, keep: Keep) -> None:
     """
     begun, modules = lora_files.read(folder), cast("Any", dict(model.get_base_model().named_modules()))
     with begun.opened() as opened, torch.no_grad():
-        for name, layer in begun.layers.items():
+        for name in (*begun.layers, *begun.parameters):
             values = dict(zip(("lora_A", "lora_B"), lora_files.factors(opened, name), strict=True))
-            if layer.dora:
+            if name in begun.layers and begun.layers[name].dora:
                 values[architecture.MAGNITUDES] = lora_files.magnitudes(opened, name)
             for kind, value in values.items():
                 weight = getattr(modules[name], kind)[ADAPTER].weight
@@ -149,16 +166,17 @@ def missed(model: PreTrainedModel) -> dict[str, int]:
 
     Neither the embedding nor the output head.
     """
-    without = {name for name, module in model.named_modules() if hasattr(module, "lora_A")}
+    adapted = target_parameters.adapted(model)
     ends = [model.get_input_embeddings(), model.get_output_embeddings()]  # type: ignore[no-untyped-call]
     outside = {p for module in ends if module is not None for p in module.parameters()}
     others = tuple(f"{part}." for part in architecture.other_parts(model))
+    parameters = {target_parameters.without_wrappers(name): p for name, p in model.named_parameters()}
     return {
         name: parameter.numel()
-        for name, parameter in model.named_parameters()
+        for name, parameter in parameters.items()
         if parameter.ndim > 1 and not parameter.requires_grad and parameter not in outside
         and not name.startswith(others) and "lora_" not in name
-        and name.removesuffix(".base_layer.weight") not in without
+        and name.removesuffix(".weight") not in adapted
     }  # fmt: skip
 
 
@@ -176,11 +194,11 @@ def _chosen(model: PreTrainedModel, lora: Lora, whole: Collection[str]) -> _Size
 def _like(model: PreTrainedModel, begun: SavedAdapter, whole: Mapping[str, nn.Module]) -> _Sizes:
     """Those of an earlier adapter, which has to be one of this model, as `whole` has to be what it has in full."""
     whole_modules.require_like(begun, whole)
+    of_parameters = target_parameters.in_model(model, begun, partial(_of_another_model, begun))
     linear, modules = architecture.linear(model), dict(model.named_modules())
     for name, layer in begun.layers.items():
         if name in linear and _features(linear[name]) == (layer.inputs, layer.outputs):
             continue
-        which = f", of {begun.base}" if begun.base else ""
         if name in linear:
             why = (
                 f"has {_spelled(*_features(linear[name]))} in job.model, and {_spelled(layer.inputs, layer.outputs)}"
@@ -192,13 +210,18 @@ def _like(model: PreTrainedModel, begun: SavedAdapter, whole: Mapping[str, nn.Mo
         else:
             why = "is no layer of job.model, and it has an adapter"
             remedy = "set job.model to its base, or, if it is, load it with PEFT and save it with today's names"
-        raise ModelRefused(
-            f"training.lora.from: {begun.folder} is the adapter of another model{which}: {printable(name)} {why} "
-            f"there; {remedy}; or name another adapter"
-        )
-    return _Sizes(
-        {name: layer.rank for name, layer in begun.layers.items()},
-        {name: layer.alpha for name, layer in begun.layers.items()},
+        raise _of_another_model(begun, f"{printable(name)} {why} there", remedy)
+    every = dict(begun.layers) | of_parameters
+    return _Sizes({name: each.rank for name, each in every.items()}, {n: each.alpha for n, each in every.items()})
+
+
+def _of_another_model(
+    begun: SavedAdapter, what: str, remedy: str = "set job.model to the base that it was trained on"
+) -> ModelRefused:
+    which = f", of {begun.base}" if begun.base else ""
+    return ModelRefused(
+        f"training.lora.from: {begun.folder} is the adapter of another model{which}: {what}; {remedy}; or name "
+        "another adapter"
     )
 
 
@@ -212,7 +235,7 @@ def _spelled(inputs: int, outputs: int) -> str:
 
 
 def _targets(model: PreTrainedModel, lora: Lora, whole: Collection[str] = ()) -> list[str]:
-    """Names of the modules that get adapters. PEFT makes them shorter where they are many."""
+    """Names of the modules and parameters that get adapters. PEFT makes them shorter where they are many."""
     linear = architecture.linear(model)
     if lora.target_modules == (ALL_LINEAR,):
         head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
@@ -227,8 +250,15 @@ def _targets(model: PreTrainedModel, lora: Lora, whole: Collection[str] = ()) ->
         found = {target: [name for name in linear if _is_meant(name, target)] for target in lora.target_modules}
         _require_targets(model, found)
     found = whole_modules.adapter_layers_left(found, whole)
+    parameters = target_parameters.chosen(model, lora)
+    found |= whole_modules.adapter_layers_left(parameters, whole, target_parameters.KEY)
     if lora.layers is not None:
-        found = _in_layers(found, set(lora.layers))
+        found = _in_layers(found, set(lora.layers), parameters)
+    if not found:
+        raise ModelRefused(
+            "training.lora.target_modules: it is empty, and nothing else is named; name layers, or parameters in "
+            "target_parameters"
+        )
     return list(dict.fromkeys(name for names in found.values() for name in names))
 
 
@@ -247,14 +277,15 @@ def _expression(key: str, text: str, read: Callable[[str], re.Pattern[str]]) -> 
         ) from error
 
 
-def _in_layers(found: Mapping[str, list[str]], layers: set[int]) -> dict[str, list[str]]:
+def _in_layers(found: Mapping[str, list[str]], layers: set[int], parameters: Collection[str]) -> dict[str, list[str]]:
     """Of each target the modules that are in layers of these numbers: the first number before the end of a name."""
     numbers = {target: {name: _number(name) for name in names} for target, names in found.items()}
     for target, known in numbers.items():
         if layers.isdisjoint(known.values()):
+            key = target_parameters.KEY if target in parameters else "training.lora.target_modules"
             raise ModelRefused(
                 f"training.lora.layers_to_transform: {target} is in {_layers(known.values())} only; name one of "
-                "them, or leave it out of training.lora.target_modules"
+                f"them, or leave it out of {key}"
             )
     every = {number for known in numbers.values() for number in known.values()}
     if missing := layers - every:
@@ -303,8 +334,9 @@ def _require_targets(model: PreTrainedModel, found: dict[str, list[str]]) -> Non
         if leaves[target] & experts or (not names and any(f".{target}." in f".{name}." for name in fused))
     ]
     missing = [target for target, names in found.items() if not names and target not in taken]
+    parameters = f"; or name {target_parameters.listed(model)} in {target_parameters.KEY}" if taken else ""
     for targets, what in (
-        (taken, "experts, whose weights transformers keeps in one parameter for all, get no adapters:"),
+        (taken, "experts, whose weights transformers keeps in one parameter for all, are no modules:"),
         (
             [target for target in found if leaves[target] & read],
             f"kernels of {model.config.model_type} read their weights past an adapter:",
@@ -314,7 +346,7 @@ def _require_targets(model: PreTrainedModel, found: dict[str, list[str]]) -> Non
         if targets:
             raise ModelRefused(
                 f"training.lora.target_modules: {what} {', '.join(targets)}; its linear modules are {known}; "
-                f"name some of these, or set {ALL_LINEAR}"
+                f"name some of these, or set {ALL_LINEAR}{parameters}"
             )
 
 

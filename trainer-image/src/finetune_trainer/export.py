@@ -109,6 +109,7 @@ def _write_adapter(folder: Path, model: Any, whole: Mapping[str, Tensor], card: 
     config.inference_mode = True
     # PEFT keeps the modules in a set, whose order changes from run to run; a sorted list gives identical files.
     config.target_modules = sorted(config.target_modules)
+    config.target_parameters = sorted(config.target_parameters or ()) or None
     config.save_pretrained(str(folder))
 
 
@@ -171,6 +172,8 @@ def settings(config: RunConfig) -> dict[str, object]:
             found[whole_modules.KEY] = ", ".join(lora.modules_to_save)
         if lora.trainable_tokens:
             found["training.lora.trainable_tokens"] = ", ".join(map(json.dumps, lora.trainable_tokens))
+        if lora.target_parameters:
+            found["training.lora.target_parameters"] = ", ".join(lora.target_parameters)
         found |= {"training.lora.from": lora.source} if lora.source else {}
     return found if how is None else found | {"training.quantization.format": how.format}
 

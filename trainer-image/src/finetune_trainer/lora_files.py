@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +17,10 @@ from typing import Any, TypeVar
 from peft.utils.other import get_pattern_key
 from torch import Tensor
 
-from . import adapter_folder, tensor_files
+from . import adapter_folder, parameter_files, tensor_files
 from .adapter_folder import CONFIG, WEIGHTS, printable
 from .errors import ModelRefused
+from .parameter_files import AdaptedParameter
 from .tensor_files import Outline
 
 T = TypeVar("T")
@@ -67,6 +68,12 @@ class SavedAdapter:
     """Ends of names of the modules that it has in full."""
     rows: Mapping[str, SavedRows] = field(default_factory=dict)
     """By the name of the module in the model."""
+    parameters: Mapping[str, AdaptedParameter] = field(default_factory=dict)
+    """By the name of their factors in the file: target_parameters.py tells which parameters they are of."""
+    targets: Sequence[str] = ()
+    """Ends of names of those parameters."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """Content of adapter_config.json."""
 
     @property
     def base(self) -> str:
@@ -117,11 +124,14 @@ def read(folder: Path) -> SavedAdapter:
     whole = {name: outline for name, outline in stored.items() if _is_of(modules, name)}
     if modules and config.get("ensure_weight_tying"):  # PEFT does not name what is tied to them
         whole |= {n: outline for n, outline in stored.items() if n.startswith(_PREFIX) and not n.endswith(_FACTORS)}
-    layers = _layers(folder, config, {n: outline for n, outline in stored.items() if n not in whole})
+    rest = {n: outline for n, outline in stored.items() if n not in whole}
+    parameters, targets = _parameters(folder, config, rest)
+    layers = _layers(folder, config, rest, parameters)
     named = {name.removeprefix(_PREFIX): outline for name, outline in whole.items()}
     of_modules = {name.removeprefix(_PREFIX).removesuffix(ROWS): outline for name, outline in own_rows.items()}
+    of_tokens = _rows(folder, config, of_modules)
     return SavedAdapter(
-        folder, *adapter_folder.base(config), layers, named, modules, _rows(folder, config, of_modules)
+        folder, *adapter_folder.base(config), layers, named, modules, of_tokens, parameters, targets, config
     )
 
 
@@ -168,18 +178,37 @@ def _outlines(folder: Path) -> dict[str, Outline]:
     return tensor_files.outlines_of([folder / WEIGHTS])
 
 
-def _layers(folder: Path, config: Mapping[str, Any], stored: Mapping[str, Outline]) -> dict[str, AdaptedLayer]:
-    require_factors(folder, stored)
-    names = dict.fromkeys(
-        name.removeprefix(_PREFIX).removesuffix(_A).removesuffix(_B).removesuffix(_MAGNITUDE) for name in stored
-    )
+def _layers(
+    folder: Path, config: Mapping[str, Any], stored: Mapping[str, Outline], others: Collection[str]
+) -> dict[str, AdaptedLayer]:
+    """Those that are of modules, which `others` are not."""
+    names = _names(stored)
     if not names:
         raise ModelRefused(f"adapter {folder}: {WEIGHTS} has no tensors; save the adapter again")
-    return {name: _layer(folder, config, stored, name) for name in names}
+    return {name: _layer(folder, config, stored, name) for name in names if name not in others}
 
 
-def _layer(folder: Path, config: Mapping[str, Any], stored: Mapping[str, Outline], name: str) -> AdaptedLayer:
-    rank, alpha, scaling = _scaling(folder, config, name)
+def _names(stored: Mapping[str, Outline]) -> list[str]:
+    named = (name.removeprefix(_PREFIX).removesuffix(_A).removesuffix(_B).removesuffix(_MAGNITUDE) for name in stored)
+    return list(dict.fromkeys(named))
+
+
+def _parameters(
+    folder: Path, config: Mapping[str, Any], stored: Mapping[str, Outline]
+) -> tuple[dict[str, AdaptedParameter], list[str]]:
+    """Those that are of parameters, and the ends of the names of these."""
+    require_factors(folder, stored)
+    try:
+        targets = parameter_files.targets(config)
+        names = [name for name in _names(stored) if parameter_files.is_of_parameter(config, name)]
+    except ValueError as error:
+        raise ModelRefused(f"adapter {folder}: {CONFIG}: {error}; save the adapter again") from error
+    pairs = {name: _pair(folder, stored, name) for name in names}
+    return {name: AdaptedParameter(tuple(a.shape), tuple(b.shape)) for name, (a, b) in pairs.items()}, targets
+
+
+def _pair(folder: Path, stored: Mapping[str, Outline], name: str) -> tuple[Outline, Outline]:
+    """Of A and B."""
     a, b = stored.get(f"{_PREFIX}{name}{_A}"), stored.get(f"{_PREFIX}{name}{_B}")
     if a is None or b is None:
         raise ModelRefused(f"adapter {folder}: {name} has only one of the factors A and B; save the adapter again")
@@ -187,6 +216,12 @@ def _layer(folder: Path, config: Mapping[str, Any], stored: Mapping[str, Outline
         if not outline.dtype.is_floating_point or len(outline.shape) != 2:
             raise ModelRefused(f"adapter {folder}: {name} has factors of {outline.dtype} {list(outline.shape)}, no "
                                "matrices of numbers; load it with PEFT instead")  # fmt: skip
+    return a, b
+
+
+def _layer(folder: Path, config: Mapping[str, Any], stored: Mapping[str, Outline], name: str) -> AdaptedLayer:
+    rank, alpha, scaling = _scaling(folder, config, name)
+    a, b = _pair(folder, stored, name)
     if (a.shape[0], b.shape[1]) != (rank, rank):
         raise ModelRefused(
             f"adapter {folder}: {name} has the rank {str(rank)[:20]} in {CONFIG}, but factors {list(b.shape)} and "
@@ -199,6 +234,11 @@ def _layer(folder: Path, config: Mapping[str, Any], stored: Mapping[str, Outline
             f"use_dora in {CONFIG} is {str(dora).lower()}; take both files from where the adapter is from"
         )
     return AdaptedLayer(a.shape[1], b.shape[0], a.shape[0], alpha, scaling, dora)
+
+
+def scaling(begun: SavedAdapter, name: str) -> tuple[int, float, float]:
+    """Rank, alpha and scaling of a module or parameter of the model. Raises ModelRefused for what is no number."""
+    return _scaling(begun.folder, begun.config, name)
 
 
 def _scaling(folder: Path, config: Mapping[str, Any], name: str) -> tuple[int, float, float]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,18 @@ from transformers.pytorch_utils import Conv1D
 
 from finetune_api.runtime.protocol import MARKER
 
-from . import architecture, lora_files, model_export, sources, tensor_files, texts, token_rows, weights, whole_modules
+from . import (
+    architecture,
+    lora_files,
+    model_export,
+    sources,
+    target_parameters,
+    tensor_files,
+    texts,
+    token_rows,
+    weights,
+    whole_modules,
+)
 from . import model as base_model
 from .adapter_folder import printable
 from .errors import ModelRefused
@@ -42,6 +53,7 @@ from .export import ADAPTER, MERGED_SENTENCE
 from .files import DISK, Files, require_space, storage_errors
 from .lora_files import AdaptedLayer, SavedAdapter, SavedRows
 from .model_export import Group
+from .target_parameters import FusedFactors
 from .tensor_files import Outline
 
 OnProgress = Callable[[int], None]
@@ -66,6 +78,8 @@ class MergePlan:
     """By the name of a tensor that changes: the parameters that it comes from."""
     stored: Mapping[str, str]
     """By the name that transformers gives such a tensor: its name in the files."""
+    fused: Mapping[str, FusedFactors] = field(default_factory=dict)
+    """By the name of a parameter of many matrices: its factors."""
 
     @property
     def size(self) -> int:
@@ -79,9 +93,9 @@ def plan(base: Path, adapter: SavedAdapter) -> MergePlan:
     model, outlines = base_model.unloaded(base), weights.outlines(base)
     _remember_conversions(model, outlines)
     outlines = _without_second_copies(model, outlines, adapter, base)
-    changed = (
-        _weights(model, adapter, base).keys() | _replaced(model, adapter, base) | _with_rows(model, adapter, base)
-    )
+    fused = target_parameters.in_model(model, adapter, partial(_refused, adapter, base))
+    changed = _weights(model, adapter, base).keys() | fused.keys() | _replaced(model, adapter, base)
+    changed |= _with_rows(model, adapter, base)
     groups: dict[str, Group] = {}
     stored: dict[str, str] = {}
     for group in model_export.groups(model, model_export.weights_of(model), base):
@@ -90,7 +104,7 @@ def plan(base: Path, adapter: SavedAdapter) -> MergePlan:
             stored |= names
             groups |= dict.fromkeys(names.values(), group)
     widest_first = sorted(outlines.items(), key=lambda each: -each[1].dtype.itemsize)  # so that each is aligned
-    return MergePlan(base, model, adapter, dict(widest_first), groups, stored)
+    return MergePlan(base, model, adapter, dict(widest_first), groups, stored, fused)
 
 
 def rows_needed(adapter: SavedAdapter, rows: int) -> int:
@@ -145,6 +159,7 @@ def _card(planned: MergePlan) -> str:
     adapter = planned.adapter
     name, readme = adapter.base_name or str(planned.base), adapter.folder / "README.md"
     full = f"{len(adapter.whole):,} tensors were trained in full. " * bool(adapter.whole)
+    layers = len(adapter.layers) + len(adapter.parameters)
     scaled = ", its rows scaled to their magnitudes (DoRA)" * any(each.dora for each in adapter.layers.values())
     own = ""
     if (adapter.folder / MARKER).is_file() and readme.is_file() and not readme.is_symlink():
@@ -153,7 +168,7 @@ def _card(planned: MergePlan) -> str:
     return (
         f"---\nbase_model: {json.dumps(name)}\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n\n"
         f"# {name} with a LoRA adapter merged into its weights\n\n"
-        f"{len(adapter.layers):,} layers have the weight W + scaling · B A{scaled}, computed in fp32 and rounded "
+        f"{layers:,} layers have the weight W + scaling · B A{scaled}, computed in fp32 and rounded "
         f"once to its format. {full}".rstrip()
         + f"\n{own}"
     )
@@ -181,7 +196,10 @@ def require_possible(base: Path, adapted: PeftModel) -> None:
         for name, p in adapted.named_parameters()
         if p.requires_grad and name not in state and not name.endswith(lora_files.ROWS)
     ]
-    modules: Any = {n: m for n, m in adapted.get_base_model().named_modules() if hasattr(m, "lora_A")}
+    parameters = target_parameters.saved(adapted.get_base_model(), ADAPTER)
+    modules: Any = {
+        n: m for n, m in adapted.get_base_model().named_modules() if hasattr(m, "lora_A") and n not in parameters
+    }
     layers = {
         n: AdaptedLayer(
             m.in_features,
@@ -198,7 +216,9 @@ def require_possible(base: Path, adapted: PeftModel) -> None:
             n.replace(f".{ADAPTER}.", ".").replace("_magnitude_vector.weight", "_magnitude_vector") for n in names
         ]
         lora_files.require_factors(run, saved)
-        plan(base, SavedAdapter(run, "", "", layers, whole, rows=rows))
+        config = adapted.peft_config[ADAPTER].to_dict()
+        targets = tuple(config["target_parameters"] or ())
+        plan(base, SavedAdapter(run, "", "", layers, whole, (), rows, parameters, targets, config))
     except ModelRefused as error:
         raise ModelRefused(f"output.merge: {error}; or remove output.merge") from error
 
@@ -453,6 +473,8 @@ class _Updates:
         return found[:, None].expand(shape)
 
     def _of_parameter(self, parameter: str) -> Tensor:
+        if parameter in self._planned.fused:
+            return target_parameters.update(self._factors, self._planned.fused[parameter])
         name = parameter.removesuffix(".weight")
         layer = self._planned.adapter.layers.get(name)
         if layer is None:

@@ -79,7 +79,8 @@ def _merged(planned: MergePlan, base: Path, output: Path, files: Files) -> Merge
     publish(output, planned, files, on_progress)
     return MergeOutcome(
         exit_code=Exit.OK, reason=MEANINGS[Exit.OK].reason, message=MEANINGS[Exit.OK].sentence,
-        adapter=str(planned.adapter.folder), base=str(base), layers=len(planned.adapter.layers), bytes=total,
+        adapter=str(planned.adapter.folder), base=str(base),
+        layers=len(planned.adapter.layers) + len(planned.adapter.parameters), bytes=total,
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from finetune_api.runtime.run_config import BaseQuantisation, RunConfig
 
-from . import adapters, architecture, model, quantised_base, token_rows, whole_modules
+from . import adapters, architecture, model, quantised_base, target_parameters, token_rows, whole_modules
 from .collectives import on_rank_0
 
 _log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def sentence(adapted: PreTrainedModel | PeftModel) -> str:
     if others:
         parts.append(f"rows are text, so these parts are frozen: {', '.join(others)}")
     if isinstance(adapted, PeftModel):
-        adapted_modules = {_leaf(name) for name, module in base.named_modules() if hasattr(module, "lora_A")}
+        adapted_modules = {_leaf(name) for name in target_parameters.adapted(base)}
         parts.append(f"adapters are on {', '.join(sorted(adapted_modules))}")
         if in_full:
             shared = ", with one weight for both" * whole_modules.share_a_weight(in_full)

@@ -215,12 +215,14 @@ def require_ties_as_expected(loaded: Collection[str], outline: Collection[str]) 
         )
 
 
-def adapter_layers_left(found: Mapping[str, list[str]], modules: Collection[str]) -> dict[str, list[str]]:
-    """Of each target the layers that are not trained in full. Raises ModelRefused for a target without any."""
+def adapter_layers_left(
+    found: Mapping[str, list[str]], modules: Collection[str], key: str = "training.lora.target_modules"
+) -> dict[str, list[str]]:
+    """Of each target of a `key` the layers that are not trained in full. Raises ModelRefused for one without any."""
     left = {target: [name for name in names if not contains(modules, name)] for target, names in found.items()}
     if gone := [target for target, names in left.items() if not names]:
         raise ModelRefused(
-            f"{KEY}: every layer that training.lora.target_modules has for {', '.join(gone)} is trained in full, and "
+            f"{KEY}: every layer that {key} has for {', '.join(gone)} is trained in full, and "
             "gets no adapter beside that; name it in one of the two, or train all weights (training.mode: fft)"
         )
     return left

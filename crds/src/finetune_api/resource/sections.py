@@ -16,6 +16,7 @@ Name = Annotated[str, Field(min_length=1, max_length=256)]
 Uri = Annotated[str, Field(min_length=1, max_length=1024)]
 LongText = Annotated[str, Field(max_length=2048)]
 ShortTexts = Annotated[tuple[ShortText, ...], Field(min_length=1, max_length=64)]
+Targets = Annotated[tuple[ShortText, ...], Field(max_length=64)]
 Gpus = Annotated[int, Field(ge=1, le=16384)]
 Rows = Annotated[int, Field(ge=1, le=1048576)]
 Tokens = Annotated[int, Field(ge=1, le=16777216)]
@@ -197,6 +198,12 @@ class ValidationSection(Section):
     greater_is_better: bool | None = key("Must be false or absent: a loss is better when smaller.")
 
 
+_TARGETS = (
+    "Layers that get adapters: ends of their names, or regular expressions of whole names, such as "
+    rf".*layers\.[0-7]\..*_proj; or {defaults.LORA_TARGETS} (if absent)."
+)
+
+
 class AdapterSizes(Section):
     """What every published spelling of adapters has."""
 
@@ -206,15 +213,13 @@ class AdapterSizes(Section):
         f"{defaults.LORA_ALPHA_PER_RANK} sqrt(r) with use_rslora: {defaults.LORA_ALPHA_PER_RANK} times."
     )
     dropout: Dropout | None = key(f"Dropout on the adapter's input. {defaults.LORA_DROPOUT:g} if absent.")
-    target_modules: ShortTexts | None = key(
-        "Layers that get adapters: ends of their names, or regular expressions of whole names, such as "
-        rf".*layers\.[0-7]\..*_proj; or {defaults.LORA_TARGETS} (if absent)."
-    )
+    target_modules: ShortTexts | None = key(_TARGETS)
 
 
 class Adapter(AdapterSizes):
     """Low-rank adapters."""
 
+    target_modules: Targets | None = key(f"{_TARGETS} [] beside target_parameters: none.")
     layers_to_transform: Annotated[tuple[LayerNumber, ...], Field(min_length=1, max_length=1024)] | None = key(
         "Numbers of the layers that get adapters, from 0. All if absent."
     )
@@ -225,6 +230,10 @@ class Adapter(AdapterSizes):
     modules_to_save: ShortTexts | None = key(
         "Modules that are trained in full beside the adapters, such as [embed_tokens, lm_head]: ends of their names. "
         "None if absent. Where embedding and output head share a weight, either name trains it for both."
+    )
+    target_parameters: ShortTexts | None = key(
+        "Parameters of many matrices that get adapters, a pair for each matrix: ends of their names. For experts "
+        "[mlp.experts.gate_up_proj, mlp.experts.down_proj]. None if absent. Without dropout and use_dora."
     )
     trainable_tokens: ShortTexts | None = key(
         "Tokens whose rows of embedding and output head are trained beside the adapters, such as [<|im_start|>], by "

@@ -76,6 +76,8 @@ class Lora(Frozen):
     """Texts of tokens whose rows of embedding and output head are trained."""
     token_ids: tuple[Count, ...] = ()
     """Their numbers, which the launcher reads from the tokenizer, or from the adapter that it continues from."""
+    target_parameters: tuple[str, ...] = ()
+    """Ends of names of parameters of three dimensions that get adapters, a pair for each matrix."""
     source: str = ""
     """Folder or name of the adapter that training continues from; empty: a new one. Rank, alpha, targets and what is
     below them are then its own, and the launcher reads them there."""
@@ -265,6 +267,7 @@ SPEC_KEYS = {
     "lora.init": "training.lora.init_lora_weights",
     "lora.modules_to_save": "training.lora.modules_to_save",
     "lora.trainable_tokens": "training.lora.trainable_tokens",
+    "lora.target_parameters": "training.lora.target_parameters",
     "lora.source": "training.lora.from",
     "quantisation": "training.quantization",
     "quantisation.format": "training.quantization.format",

@@ -98,7 +98,7 @@ _OF_NEW_ADAPTERS = (
     *LORA_R, *LORA_ALPHA, *LORA_TARGETS,
     *(f"training.lora.{key}" for key in ("layers_to_transform", "rank_pattern", "alpha_pattern", "use_rslora",
                                          "use_dora", "init_lora_weights", "modules_to_save",
-                                         "trainable_tokens")),
+                                         "target_parameters", "trainable_tokens")),
 )  # fmt: skip
 """What an adapter that training continues from decides."""
 _OF_BASE = tuple(init.value for init in LoraInit if init not in {LoraInit.DEFAULT, LoraInit.GAUSSIAN})

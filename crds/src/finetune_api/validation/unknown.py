@@ -45,7 +45,8 @@ USUAL: Mapping[str, str] = {
     "lora_model_dir": "training.lora.from", "lora_r": "training.lora.r",
     "lora_modules_to_save": "training.lora.modules_to_save",
     "lora_rank_pattern": "training.lora.rank_pattern",
-    "lora_target_linear": "training.lora.target_modules", "lr": "hyperparameters.learning_rate",
+    "lora_target_linear": "training.lora.target_modules",
+    "lora_target_parameters": "training.lora.target_parameters", "lr": "hyperparameters.learning_rate",
     "additional_target": "training.lora.modules_to_save",
     **dict.fromkeys(("additional_special_tokens", "new_tokens", "tokens"), "data.added_tokens"),
     "merge_lora": "output.merge", "micro_batch_size": "hyperparameters.per_device_batch",
@@ -59,6 +60,7 @@ USUAL: Mapping[str, str] = {
     "precision": "hyperparameters.parallelism.bf16", "quant_type": "training.quantization.format",
     "rank": "training.lora.r",
     "seq_len": "hyperparameters.sequence_length", "strategy": "hyperparameters.parallelism.fsdp",
+    "target_parameters": "training.lora.target_parameters",
     "use_4bit": "training.use_qlora", "use_dora": "training.lora.use_dora", "use_rslora": "training.lora.use_rslora",
 }  # fmt: skip
 """Usual names in other systems -> our keys, relative to spec. They resemble ours too little to be found."""
@@ -72,8 +74,6 @@ NOT_YET: Mapping[str, str] = {
     **dict.fromkeys(("llm_int8_threshold", "llm_int8_has_fp16_weight"), "Remove it: inputs are not quantised."),
     **dict.fromkeys(("llm_int8_skip_modules", "llm_int8_enable_fp32_cpu_offload"),
                     "Remove it: head, embeddings and routers are never quantised, and nothing is offloaded."),
-    **dict.fromkeys(("target_parameters", "lora_target_parameters"),
-                    "Experts in one parameter get no adapters; training.mode: fft trains all."),
     **dict.fromkeys(("trainable_token_indices", "peft_trainable_token_indices"),
                     "Name the tokens by their texts instead, in training.lora.trainable_tokens."),
     "bnb_4bit_compute_dtype": "Remove it: layers compute in the format of the job, which "

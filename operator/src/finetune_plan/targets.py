@@ -1,0 +1,42 @@
+"""What adapters on parameters (training.lora.target_parameters) exclude. Called by resolve.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from finetune_api.runtime.choices import LoraInit
+from finetune_api.runtime.patterns import is_pattern
+from finetune_api.validation.problem import Problem
+from finetune_api.validation.shape import quote
+
+from .job_settings import LoraSettings
+
+KEY = "training.lora.target_parameters"
+_INITS = frozenset({LoraInit.DEFAULT, LoraInit.GAUSSIAN})
+"""Those that need no weight of a linear layer."""
+
+
+def contradictions(lora: LoraSettings) -> Iterator[Problem]:
+    """Of a job that trains adapters. Which names are of parameters of the model, only the trainer sees."""
+    parameters = lora.target_parameters
+    if not lora.target_modules.value and not parameters.value:
+        yield Problem(f"spec.{lora.target_modules.key}", "Contradiction",
+                      "target_modules names no layer, and no parameters are named, so nothing would be trained.",
+                      f"Name layers, or leave it out for all, or name parameters of experts in {KEY}.")  # fmt: skip
+    if not parameters.value:
+        return
+    for setting, wrong, what in (
+        (lora.dropout, lora.dropout.value > 0, f"dropout is {lora.dropout.value:g}"),
+        (lora.dora, lora.dora.value, "use_dora is true"),
+        (lora.init, lora.init.value not in _INITS, f"init_lora_weights is {lora.init.value}"),
+    ):
+        if wrong:
+            zero = {lora.dropout.key: "0", lora.dora.key: "false"}.get(setting.key, LoraInit.DEFAULT)
+            yield Problem(f"spec.{setting.key}", "Contradiction",
+                          f"{what}, which PEFT has for adapters on layers only, and {KEY} asks for others.",
+                          f"Set it to {zero}, or leave target_parameters out.")  # fmt: skip
+    for name in parameters.value:
+        if is_pattern(name):
+            yield Problem(f"spec.{parameters.key}", "BadExpression",
+                          f"{quote(name)} is no end of a name, and PEFT reads no expressions here.",
+                          "Write names such as mlp.experts.down_proj.")  # fmt: skip
