@@ -26,18 +26,6 @@ from trainer.trainer_work import ALONE
 CPU = torch.device("cpu")
 
 
-class StopAt(Stop):
-    """Requests a stop at the `at`-th question."""
-
-    def __init__(self, at: int) -> None:
-        super().__init__()
-        self._left = at
-
-    def requested(self) -> bool:
-        self._left -= 1
-        return self._left <= 0
-
-
 def adapted(config: RunConfig) -> tuple[PeftModel, dict[str, InitialFactors]]:
     """A model as a run has it before its first step, and its initial factors."""
     folder, lora = Path(config.model), config.lora
@@ -86,7 +74,7 @@ def run_in_two_places(config: RunConfig, handoff: Path, at: int) -> FinalReport:
     handoff.mkdir()
     preparation.prepare(config, 0, handoff, lambda _: None)
     with environment.process_group(ALONE, Device.CPU) as rank_info:
-        report = Trainer(Handoff.read(handoff), handoff, rank_info, StopAt(at)).run()
+        report = Trainer(Handoff.read(handoff), handoff, rank_info, trainer_work.StopAt(at)).run()
     assert report.exit_code != 0, "it was not stopped"
     elsewhere = patch.object(decomposition, "_principal", _with_other_numbers)
     with elsewhere, environment.process_group(ALONE, Device.CPU) as rank_info:
@@ -103,4 +91,4 @@ def _with_other_numbers(weight: Tensor, init: LoraInit, size: Size, seed: int) -
 
 def run_stopped(config: RunConfig, at: int) -> FinalReport:
     """On this rank among others, stopped at the `at`-th check."""
-    return trainer_work.trainer(config, StopAt(at)).run()
+    return trainer_work.trainer(config, trainer_work.StopAt(at)).run()

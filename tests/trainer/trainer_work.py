@@ -190,19 +190,19 @@ def lines_of_first_step(handoff: Path) -> list[int]:
 
 
 class StopAt(Stop):
-    """Requests a stop at the `at`-th check."""
+    """Requests a stop at the `at`-th question."""
 
     def __init__(self, at: int) -> None:
         super().__init__()
         self._left = at
 
-    def requested_on_any_rank(self, device: torch.device) -> bool:
+    def requested(self) -> bool:
         self._left -= 1
         return self._left <= 0
 
 
 def run_stopped_everywhere(config: RunConfig, handoff: Path) -> FinalReport:
-    """Restart the run, stopped at the first check, at the second, ... until it completes."""
+    """Restart the run, stopped at the first question, at the second, ... until it completes."""
     torch.set_num_threads(1)
     handoff.mkdir()
     preparation.prepare(config, 0, handoff, lambda _: None)
@@ -210,5 +210,6 @@ def run_stopped_everywhere(config: RunConfig, handoff: Path) -> FinalReport:
         with environment.process_group(ALONE, Device.CPU) as rank_info:
             report = Trainer(Handoff.read(handoff), handoff, rank_info, StopAt(at)).run()
         if report.exit_code == 0:
+            assert at > 1, "nothing has stopped it"
             return report
     raise AssertionError("the run never completed")
