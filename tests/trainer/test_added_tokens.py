@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from finetune_api.runtime.protocol import MARKER
 from finetune_api.runtime.report import FinalReport, ProgressRecord
 from finetune_api.runtime.run_config import RunConfig
-from finetune_trainer import merging, preparation
+from finetune_trainer import merging, preparation, sources, vocabulary
 from finetune_trainer.errors import ConfigRefused, ModelRefused
 from finetune_trainer.handoff import VALIDATION
 from finetune_trainer.rows import Rows
-from trainer import models
+from trainer import architectures, models, result_work
 from trainer import trainer_work as work
 from trainer.ranks import run_ranks, values
 
@@ -156,7 +160,27 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "a token that exists": (
         {"added_tokens": ("<|im_end|>",)},
         ConfigRefused,
-        'data.added_tokens: "<|im_end|>": job.model has such a token already; name it in training.lora.trainable_',
+        'data.added_tokens: "<|im_end|>" is a token of job.model already; name it in training.lora.trainable_tokens',
+    ),
+    "a letter": (
+        {"added_tokens": ("a",)},
+        ConfigRefused,
+        'data.added_tokens: "a" is a token of job.model already; name it',
+    ),
+    "the spelling of another token": (
+        {"added_tokens": ("Ġ",)},
+        ConfigRefused,
+        "is how the tokenizer of job.model spells another token; choose",
+    ),
+    "white space": (
+        {"added_tokens": ("\n\n",)},
+        ConfigRefused,
+        "is white space, which templates and rows are",
+    ),
+    "a part of a template": (
+        {"added_tokens": ("<|im_start|>user",)},
+        ConfigRefused,
+        'contains "<|im_start|>", which is a token already',
     ),
     "a text of several tokens": (
         {"method": "lora", "lora": models.lora(trainable_tokens=("<|im_emd|>",))},
@@ -190,13 +214,98 @@ def test_refused(tmp_path: Path, inputs: Path, case: str) -> None:
 def test_tokens_without_rows_in_an_earlier_adapter_are_refused(tmp_path: Path, inputs: Path) -> None:
     run(config(inputs, tmp_path / "first", **LORA))
     lora = models.lora(source=str(tmp_path / "first"))
-    for added, message in (
-        ((*ADDED, "<more>"), 'data.added_tokens: "<more>" has no row in'),
-        ((), f"has a row for token {VOCABULARY}, and job.model has {VOCABULARY} rows; set data.added_tokens"),
-    ):
+    for number, (added, message) in enumerate((
+        ((*ADDED, "<more>"), f"training.lora.from: token {VOCABULARY + 2} is null in"),
+        ((), f'training.lora.from: token {VOCABULARY} is "<sum>" in'),
+        (ADDED[::-1], f'training.lora.from: token {VOCABULARY} is "<sum>" in'),
+    )):  # fmt: skip
         settings = config(inputs, tmp_path / "second", method="lora", lora=lora, added_tokens=added)
-        [ended] = run_ranks(1, work.run, settings, tmp_path / f"handoff {len(added)}")
+        [ended] = run_ranks(1, work.run, settings, tmp_path / f"handoff {number}")
+        assert isinstance(ended.error, ConfigRefused)
         assert message in str(ended.error)
+    (tmp_path / "first" / "result").rename(tmp_path / "copy")
+    change(tmp_path / "copy" / "adapter_config.json", trainable_token_indices=None)
+    tensors = safetensors.torch.load_file(tmp_path / "copy" / "adapter_model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if "token_adapter" not in name}
+    safetensors.torch.save_file(kept, tmp_path / "copy" / "adapter_model.safetensors")
+    (tmp_path / "copy" / MARKER).unlink()
+    lora = models.lora(source=str(tmp_path / "copy"))
+    [ended] = run_ranks(1, work.run, config(inputs, tmp_path / "third", method="lora", lora=lora), tmp_path / "h")
+    assert "has rows of no module, and here those of" in str(ended.error)
+
+
+def test_a_tokenizer_with_gaps_between_its_numbers_gets_no_tokens(tmp_path: Path, inputs: Path) -> None:
+    base = shutil.copytree(inputs / "model", tmp_path / "model")
+    found = json.loads((base / "tokenizer.json").read_text())
+    found["added_tokens"] = [dict(each, id=each["id"] + 1) for each in found["added_tokens"]]
+    found["model"]["vocab"]["Ń"] = 261
+    (base / "tokenizer.json").write_text(json.dumps(found))
+    many = [f"<n{number}>" for number in range(8)]
+    with pytest.raises(ModelRefused, match=r"tokenizer.json leaves numbers out between its tokens"):
+        vocabulary.with_tokens(base, tmp_path / "grown", many)
+
+
+def test_a_base_with_our_file_is_refused(tmp_path: Path, inputs: Path) -> None:
+    base = shutil.copytree(inputs / "model", tmp_path / "model")
+    (base / sources.GROWTH).write_text('{"before": 258, "after": 200000}')
+    with pytest.raises(ModelRefused, match=r"finetune-vocabulary.json belongs in folders that the trainer makes"):
+        sources.model_folder(str(base))
+
+
+def test_a_tied_base_whose_files_have_two_copies_is_merged_in_both(tmp_path: Path) -> None:
+    base = models.model_folder(tmp_path / "model", vocabulary=VOCABULARY, tied=True)
+    tensors = safetensors.torch.load_file(base / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    safetensors.torch.save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    made: Any = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base),
+        LoraConfig(target_modules=["q_proj"], trainable_token_indices=[5, 257]),
+    )
+    result_work.disturb(made)
+    made.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=False)
+    merging.run(tmp_path / "adapter", tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert float((result_work.logits(merged) - result_work.logits(made)).abs().max()) <= 1e-5
+
+
+def change(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+HALF: dict[str, tuple[dict[str, Any], str]] = {
+    "rows of one of two": (
+        {"embed_tokens": [5], "lm_head": [6, 7]},
+        "name lm_head, and its file has no rows",
+    ),
+    "two keys of one": ({"model.embed_tokens": [5], "embed_tokens": [6]}, "and trainable_token_indices of"),
+    "no token": ({"embed_tokens": []}, "and trainable_token_indices of"),
+}
+
+
+@pytest.mark.parametrize("case", HALF)
+def test_half_of_the_rows_is_not_merged(tmp_path: Path, case: str) -> None:
+    base = models.model_folder(tmp_path / "model", vocabulary=VOCABULARY)
+    made: Any = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base),
+        LoraConfig(target_modules=["q_proj"], trainable_token_indices={"embed_tokens": [5]}),
+    )
+    made.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=False)
+    named, message = HALF[case]
+    change(tmp_path / "adapter" / "adapter_config.json", trainable_token_indices=named)
+    with pytest.raises(ModelRefused, match=re.escape(message)):
+        merging.run(tmp_path / "adapter", tmp_path / "merged")
+
+
+def test_a_whole_matrix_beside_the_embedding_does_not_make_that_larger(tmp_path: Path) -> None:
+    architectures.model("gpt2").save_pretrained(tmp_path / "base")
+    model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    assert model.config.n_positions != model.config.vocab_size
+    made: Any = get_peft_model(
+        model, LoraConfig(target_modules=["c_attn"], modules_to_save=["wpe"], fan_in_fan_out=True)
+    )
+    made.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=False)
+    merging.run(tmp_path / "adapter", tmp_path / "merged")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged").config.vocab_size == model.config.vocab_size
 
 
 def test_a_model_that_does_not_say_its_size_gets_none(tmp_path: Path, inputs: Path) -> None:

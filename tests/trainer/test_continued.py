@@ -403,7 +403,7 @@ REFUSED: dict[Any, str] = {
     with_half_a_character: "cannot be read: 'utf-8' codec can't encode",
     with_a_long_key: "and more, and only LoRA and DoRA are read",
     with_a_large_config: "cannot be read: it has 8,589,934,592 bytes",
-    with_a_rank_that_is_none: "r, lora_alpha or target_modules of adapter_config.json cannot be read",
+    with_a_rank_that_is_none: "r, lora_alpha, target_modules or trainable_token_indices of adapter_config.json",
     without_weights: "adapter_model.safetensors is missing",
     without_config: "is no adapter: adapter_config.json is missing",
 }

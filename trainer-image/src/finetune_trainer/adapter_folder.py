@@ -137,6 +137,14 @@ def token_ids(folder: Path, found: Mapping[str, Any]) -> dict[str, tuple[int, ..
     return {name: tuple(ids) for name, ids in named.items()}
 
 
+def ids_of(named: Mapping[str, tuple[int, ...]], module: str, embedding: bool) -> tuple[int, ...]:
+    """Those of a module, of `token_ids`. Raises ValueError where two of its keys are of it and differ."""
+    found = {ids for end, ids in named.items() if (f".{module}".endswith(f".{end}") if end else embedding)}
+    if len(found) > 1:
+        raise ValueError("two keys name one module")
+    return next(iter(found), ())
+
+
 def trained_on(folder: Path) -> str | None:
     """Digest of the base, of a result that lies in the output of its run; of others nothing is known."""
     path = folder.parent / RUN_FILE

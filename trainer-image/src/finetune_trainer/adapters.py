@@ -105,9 +105,9 @@ def attach(model: PreTrainedModel, lora: Lora) -> PeftModel:
     if whole:  # for the file: PEFT itself would put a copy beside each of them
         settings.modules_to_save = list(whole)
         settings.ensure_weight_tying = whole_modules.share_a_weight(whole)
+    if begun is not None and (begun.rows or with_rows):
+        token_rows.require_like(begun, with_rows, lora.token_ids)
     if with_rows:  # for the file, as well
-        if begun is not None:
-            token_rows.require_like(begun, with_rows)
         settings.trainable_token_indices = token_rows.train(with_rows, lora.token_ids)
     return found
 

@@ -79,6 +79,12 @@ def _without(module: nn.Module, parameters: set[nn.Parameter], prefix: str = "")
             yield from _without(child, parameters, f"{prefix}{name}.")
 
 
+def ends(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """Embedding and output head of the language model, by name."""
+    found = (model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[no-untyped-call]
+    return {name: module for name, module in model.named_modules() if any(module is end for end in found)}
+
+
 def linear(model: PreTrainedModel) -> dict[str, nn.Module]:
     """Linear modules of the language model."""
     others = tuple(f"{part}." for part in other_parts(model))

@@ -146,7 +146,7 @@ def _readme(card: ModelCard, growth: Growth | None) -> str:
 
 
 def _table(head: str, values: Mapping[str, object]) -> str:
-    rows = "".join(f"| {name} | {value} |\n" for name, value in values.items())
+    rows = "".join(f"| {name} | {str(value).replace('|', chr(92) + '|')} |\n" for name, value in values.items())
     return f"\n| {head} | value |\n|---|---|\n{rows}" if rows else ""
 
 

@@ -139,7 +139,10 @@ def _rows(folder: Path, config: Mapping[str, Any], stored: Mapping[str, Outline]
     """Of each module. PEFT names modules by ends of their names."""
     named, found = adapter_folder.token_ids(folder, config), dict[str, SavedRows]()
     for name, outline in stored.items():
-        ids = next((ids for end, ids in named.items() if not end or f".{name}".endswith(f".{end}")), ())
+        try:
+            ids = adapter_folder.ids_of(named, name, embedding=True)
+        except ValueError:
+            ids = ()
         if len(outline.shape) != 2 or outline.shape[0] != len(ids) or not outline.dtype.is_floating_point:
             raise ModelRefused(
                 f"adapter {folder}: {printable(name)} has rows of {outline.dtype} {list(outline.shape)}, and "

@@ -35,6 +35,7 @@ from transformers.pytorch_utils import Conv1D
 from finetune_api.runtime.protocol import MARKER
 
 from . import (
+    adapter_folder,
     architecture,
     lora_files,
     model_export,
@@ -43,6 +44,7 @@ from . import (
     tensor_files,
     texts,
     token_rows,
+    vocabulary,
     weights,
     whole_modules,
 )
@@ -107,16 +109,19 @@ def plan(base: Path, adapter: SavedAdapter) -> MergePlan:
     return MergePlan(base, model, adapter, dict(widest_first), groups, stored, fused)
 
 
-def rows_needed(adapter: SavedAdapter, rows: int) -> int:
+def rows_needed(adapter: SavedAdapter, base: Path, rows: int) -> int:
     """Rows of the embedding that an adapter was trained on, of a base that has `rows`, with the tokens added to it.
 
     As many as it has in full, or up to the last token of which it has rows, where it has those of all new ones.
     """
-    whole = {each.shape[0] for name, each in adapter.whole.items() if weights.may_be_end(name, each)}
-    if whole:
-        return max(rows, *whole) if len(whole) == 1 else rows
+    if not adapter.rows and not adapter.whole:
+        return rows
+    ends = [f"{name}.weight" for name in architecture.ends(base_model.unloaded(base))]
+    whole = [adapter.whole[name].shape[0] for name in ends if name in adapter.whole and adapter.whole[name].shape]
     new = sorted({each for saved in adapter.rows.values() for each in saved.ids if each >= rows})
-    return rows + len(new) if new == list(range(rows, rows + len(new))) else rows
+    follow = bool(new) and new[0] in (rows, vocabulary.next_number(base))
+    follow = follow and new == list(range(new[0], new[0] + len(new)))
+    return max([rows, *whole, *(number + 1 for number in new if follow)])
 
 
 def write(folder: Path, planned: MergePlan, files: Files = DISK, on_progress: OnProgress = lambda _: None) -> None:
@@ -157,7 +162,7 @@ def _tokenizer(planned: MergePlan) -> Path:
 def _card(planned: MergePlan) -> str:
     """Content of the README.md: what was merged, and what the result of a run says of itself."""
     adapter = planned.adapter
-    name, readme = adapter.base_name or str(planned.base), adapter.folder / "README.md"
+    name, readme = adapter.base_name or planned.base.name, adapter.folder / "README.md"
     full = f"{len(adapter.whole):,} tensors were trained in full. " * bool(adapter.whole)
     layers = len(adapter.layers) + len(adapter.parameters)
     scaled = ", its rows scaled to their magnitudes (DoRA)" * any(each.dora for each in adapter.layers.values())
@@ -296,15 +301,15 @@ def _replaced(model: PreTrainedModel, adapter: SavedAdapter, base: Path) -> set[
 
 def _with_rows(model: PreTrainedModel, adapter: SavedAdapter, base: Path) -> set[str]:
     """Weights of embedding and head some of whose rows the adapter has."""
-    parameters, tied = dict(model.named_parameters(remove_duplicate=False)), _ties(model)
+    ends, tied = architecture.ends(model), _ties(model)
     for name, rows in adapter.rows.items():
-        own = parameters.get(f"{name}.weight")
-        if own is None or own.ndim != 2:
-            raise _refused(adapter, base, f"it has rows of {printable(name)}, which the base lacks")
-        if rows.width != own.shape[1] or max(rows.ids, default=0) >= len(own):
+        if name not in ends:
+            raise _refused(adapter, base, f"it has rows of {printable(name)}, neither embedding nor head of the base")
+        own, last = ends[name].get_parameter("weight"), max(rows.ids, default=0)
+        if rows.width != own.shape[1] or last >= len(own):
             raise _refused(
-                adapter, base, f"of {name} it has rows up to {max(rows.ids)}, of {rows.width} numbers, and the base "
-                f"has {_spelled(own.shape)}",
+                adapter, base, f"of {name} it has rows up to {last}, of {rows.width} numbers, and the base has "
+                f"{_spelled(own.shape)}",
             )  # fmt: skip
         if name in adapter.layers or f"{name}.weight" in adapter.whole:
             raise ModelRefused(f"adapter {adapter.folder}: it has rows of {name}, and all of it; load it with PEFT")
@@ -313,17 +318,29 @@ def _with_rows(model: PreTrainedModel, adapter: SavedAdapter, base: Path) -> set
                 f"adapter {adapter.folder}: rows of {name} were trained apart from those of "
                 f"{tied[f'{name}.weight']}, with which it shares a weight in {base}; load the adapter with PEFT"
             )
+    named = adapter_folder.token_ids(adapter.folder, adapter.config)
+    for name, module in ends.items():
+        partner = tied.get(f"{name}.weight", "").removesuffix(".weight")
+        if (
+            adapter_folder.ids_of(named, name, module is model.get_input_embeddings())
+            and not {name, partner} & adapter.rows.keys()
+        ):
+            raise ModelRefused(
+                f"adapter {adapter.folder}: its trainable_token_indices name {name}, and its file has no rows of "
+                "that; take both files from where the adapter is from"
+            )
     return {f"{name}.weight" for name in adapter.rows}
 
 
 def _without_second_copies(
     model: PreTrainedModel, outlines: Mapping[str, Outline], adapter: SavedAdapter, base: Path
 ) -> dict[str, Outline]:
-    """Without the second copies that files may have of a shared weight that the adapter has in full: of two that
-    differed, the merged model would have both."""
+    """Without the second copies that files may have of a shared weight that the adapter has in full, or rows of: of
+    two that differed, the merged model would have both."""
     second = {
         name: partner for name, partner in _ties(model).items()
-        if name in outlines and partner in outlines and partner in adapter.whole
+        if name in outlines and partner in outlines
+        and (partner in adapter.whole or partner.removesuffix(".weight") in adapter.rows)
     }  # fmt: skip
     if second:
         with weights.opened(base, sources.quantisation(base)) as stored:

@@ -24,7 +24,7 @@ from . import (
     adapter_folder,
     failures,
     fingerprint,
-    lean_peft,  # noqa: F401 - for its effect on the next
+    imports,  # noqa: F401 - for its effect on the next
     lora_files,
     merge,
     records,
@@ -64,8 +64,12 @@ def run(adapter: Path, output: Path, base: str = "", files: Files = DISK) -> Mer
     found = lora_files.read(folder)
     of = _base(found, base)
     _compare_base(found, of, given=bool(base))
-    with vocabulary.with_rows(of, merge.rows_needed(found, vocabulary.size(of) or 0)) as grown:
-        return _merged(merge.plan(grown, found), of, output, files)
+    with vocabulary.with_rows(of, merge.rows_needed(found, of, vocabulary.size(of) or 0)) as grown:
+        try:
+            planned = merge.plan(grown, found)
+        except ModelRefused as error:
+            raise ModelRefused(str(error).replace(str(grown), str(of))) from error
+        return _merged(planned, of, output, files)
 
 
 def _merged(planned: MergePlan, base: Path, output: Path, files: Files) -> MergeOutcome:

@@ -7,7 +7,7 @@ tokenises, and the ranks of a node share one copy of the tokens.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import finetune_data
@@ -16,6 +16,7 @@ from finetune_api.runtime.report import DatasetRecord
 from finetune_api.runtime.run_config import DEFAULT_SEQUENCE_LENGTH, Lora, RunConfig
 from finetune_api.validation.unknown import nearest
 from finetune_tokens import ChatTokenizer, TokenizedDataset
+from finetune_tokens import folder as files
 
 from . import adapter_folder, fingerprint, sources, vocabulary
 from .errors import ConfigRefused, ModelRefused
@@ -87,25 +88,35 @@ def with_token_ids(lora: Lora, tokenizer: ChatTokenizer, added: tuple[int, ...])
     if not lora.source:
         ids = _token_ids(lora.trainable_tokens, tokenizer) | set(added)
         return lora.model_copy(update={"token_ids": tuple(sorted(ids))})
-    if not lora.modules_to_save and (missing := sorted(set(added) - set(lora.token_ids))):
-        raise ConfigRefused(
-            f"{vocabulary.KEY}: {json.dumps(tokenizer.tokenizer.id_to_token(missing[0]))} has no row in "
-            f"{lora.folder}, so it would stay as it is added; name the tokens that the run of that adapter added, or "
-            "leave training.lora.from out"
-        )
-    return lora
+    both = dict.fromkeys((*lora.token_ids, *added))  # in the order of the adapter's file
+    _require_same_tokens(Path(lora.folder), tokenizer, both)
+    return lora.model_copy(update={"token_ids": tuple(both)})
+
+
+def _require_same_tokens(folder: Path, tokenizer: ChatTokenizer, ids: Iterable[int]) -> None:
+    """Raises ConfigRefused for a number that is another token, or none, to the adapter in `folder`."""
+    theirs = files.tokenizer(folder) if (folder / "tokenizer.json").is_file() else tokenizer.tokenizer
+    for number in ids:
+        own, other = (each.id_to_token(number) for each in (tokenizer.tokenizer, theirs))
+        if own is None or own != other:
+            raise ConfigRefused(
+                f"training.lora.from: token {number} is {json.dumps(other)} in {folder}, and {json.dumps(own)} here; "
+                f"set {vocabulary.KEY} to the tokens that its run has added, in the same order, or leave from out"
+            )
 
 
 def _token_ids(texts: Sequence[str], tokenizer: ChatTokenizer) -> set[int]:
     """Raises ConfigRefused for a text that is no token."""
     found = set()
     for text, encoding in zip(texts, tokenizer.encode(texts), strict=True):
-        if len(encoding.ids) != 1:
+        known = len(encoding.ids) == 1 and tokenizer.decode(encoding.ids).strip() == text.strip()
+        if not known:
             near = nearest(text, tuple(tokenizer.added))
             hint = f" (did you mean {near}?)" if near else ""
+            what = "unknown to" if len(encoding.ids) == 1 else f"{len(encoding.ids)} tokens of"
             raise ConfigRefused(
-                f"training.lora.trainable_tokens: {json.dumps(text)} is {len(encoding.ids)} tokens of job.model"
-                f"{hint}, and only a token has a row; correct it, or add it ({vocabulary.KEY})"
+                f"training.lora.trainable_tokens: {json.dumps(text)} is {what} job.model{hint}, and only a token has "
+                f"a row; correct it, or add it ({vocabulary.KEY})"
             )
         found.update(encoding.ids)
     return found

@@ -38,6 +38,8 @@ TOKENIZER = (
 )  # fmt: skip
 """Files and folders of a tokenizer and its template; every result takes them over."""
 MODEL_CONFIG = "config.json"
+GROWTH = "finetune-vocabulary.json"
+"""In a folder that vocabulary.py has made of a model."""
 FILES = {MODEL_CONFIG: WANTED, ADAPTER_CONFIG: [*SMALL, ADAPTER_WEIGHTS]}
 """Files that are downloaded of a repository, by the one that shows what it is."""
 MISTAKEN = {
@@ -135,6 +137,8 @@ def _require_model(folder: Path) -> None:
             f"model {folder}: no *.safetensors found in the folder; other formats can run code when they are "
             "loaded, so convert the model first: model.save_pretrained(folder)"
         )
+    if (folder / GROWTH).exists():
+        raise ModelRefused(f"model {folder}: {GROWTH} belongs in folders that the trainer makes; remove it")
     _require_own_files(folder)
     require_own_texts(folder)
     quantisation(folder)

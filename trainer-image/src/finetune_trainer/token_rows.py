@@ -24,6 +24,7 @@ from .errors import ModelRefused
 from .lora_files import SavedAdapter
 
 KEY = "training.lora.trainable_tokens"
+ADDED = "data.added_tokens"
 _VALUES = "_values_of_token_rows"
 
 
@@ -37,7 +38,7 @@ class TokenRows(nn.Module):
         self.trainable_tokens_delta = nn.Parameter(values)
         self.register_buffer("ids", torch.tensor(ids, device=values.device), persistent=False)
 
-    def embedded(self, tokens: Tensor, others: Tensor, scale: Tensor | None) -> Tensor:
+    def embedded(self, tokens: Tensor, others: Tensor, scale: Tensor | float | None) -> Tensor:
         """`others` [..., hidden size], which an embedding gives for `tokens` [...], with these rows in their places.
 
         `scale`: what the embedding multiplies its rows with.
@@ -45,7 +46,7 @@ class TokenRows(nn.Module):
         same = tokens.unsqueeze(-1).eq(self.ids)
         rows = functional.embedding(same.byte().argmax(-1), self.trainable_tokens_delta)
         if scale is not None:
-            rows = rows * scale.to(rows.dtype)
+            rows = rows * torch.as_tensor(scale, dtype=rows.dtype, device=rows.device)
         return torch.where(same.any(-1, keepdim=True), rows, others)
 
     def logits(self, hidden: Tensor, others: Tensor, bias: Tensor | None) -> Tensor:
@@ -80,23 +81,23 @@ def chosen(
     """
     if lora is None or not lora.token_ids:
         return {}
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[no-untyped-call]
-    named = {name: module for name, module in model.named_modules() if any(module is end for end in ends)}
+    named = architecture.ends(model)
+    key = KEY if lora.trainable_tokens else "training.lora.from" if lora.source else ADDED
     found = {name: module for name, module in named.items() if not whole_modules.contains(whole, name)}
     for name, module in named.items():
         if name not in found and lora.trainable_tokens:
             raise ModelRefused(
-                f"{KEY}: {name} is trained in full (training.lora.modules_to_save), rows of it are no others; remove "
+                f"{key}: {name} is trained in full (training.lora.modules_to_save), rows of it are no others; remove "
                 "one of the two"
             )
         if name in found and name in targets:
             raise ModelRefused(
-                f"{KEY}: {name} gets an adapter (training.lora.target_modules), and rows of it cannot be trained "
+                f"{key}: {name} gets an adapter (training.lora.target_modules), and rows of it cannot be trained "
                 f"beside that; leave {name} out of target_modules"
             )
         if name in found and not _is_usual(module):
             raise ModelRefused(
-                f"{KEY}: {name} of {model.config.model_type} is a {type(module).__name__}, of which no rows are "
+                f"{key}: {name} of {model.config.model_type} is a {type(module).__name__}, of which no rows are "
                 f"trained by themselves; train it in full (training.lora.modules_to_save: [{name}])"
             )
     rows = min((len(_weight(module)) for module in found.values()), default=0)
@@ -164,14 +165,22 @@ def of(model: nn.Module) -> dict[str, TokenRows]:
     return {name.removesuffix(ends): each for name, each in model.named_modules() if isinstance(each, TokenRows)}
 
 
-def require_like(begun: SavedAdapter, modules: Mapping[str, nn.Module]) -> None:
-    """Raises ModelRefused unless an earlier adapter has rows of exactly these modules, a shared weight once."""
+def require_like(begun: SavedAdapter, modules: Mapping[str, nn.Module], ids: Sequence[int]) -> None:
+    """Raises ModelRefused unless an earlier adapter has rows of exactly these modules, a shared weight once.
+
+    And of these tokens: one that was added would stay as it is added without.
+    """
     own = {_weight(module): name for name, module in reversed(list(modules.items()))}.values()
     what = f"training.lora.from: {begun.folder}"
     if set(own) != set(begun.rows):
-        theirs, ours = (", ".join(sorted(map(printable, each))) for each in (begun.rows, own))
+        theirs, ours = (", ".join(sorted(map(printable, each))) or "no module" for each in (begun.rows, own))
         raise ModelRefused(f"{what} has rows of {theirs}, and here those of {ours} are trained; train it with PEFT")
     for name, saved in begun.rows.items():
+        if missing := sorted(set(ids) - set(saved.ids)):
+            raise ModelRefused(
+                f"{ADDED}: token {missing[0]} has no row of {name} in {begun.folder}, so it would stay as it is "
+                "added; name the tokens that the run of that adapter has added, or leave training.lora.from out"
+            )
         if saved.width != _weight(modules[name]).shape[1]:
             raise ModelRefused(
                 f"{what} has rows of {name} with {saved.width} numbers, and job.model has "

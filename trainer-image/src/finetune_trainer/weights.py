@@ -84,11 +84,9 @@ def opened(folder: Path, quantisation: Quantisation | None) -> Iterator[dict[str
 
 def _grown(folder: Path, found: Mapping[str, Outline], growth: Growth) -> dict[str, Outline]:
     """Those of embedding and output head, which are outside of the numbered layers, with the rows of new tokens."""
-    grown = {
-        name: Outline(each.dtype, (growth.after, *each.shape[1:]))
-        for name, each in found.items()
-        if each.shape[:1] == (growth.before,) and may_be_end(name, each)
-    }
+    ends = [name for name, each in found.items() if each.shape[:1] == (growth.before,) and _may_be_end(name, each)]
+    biases = [name for end in ends if found.get(name := f"{end.removesuffix('weight')}bias")]
+    grown = {name: Outline(found[name].dtype, (growth.after, *found[name].shape[1:])) for name in (*ends, *biases)}
     if not grown:
         raise ModelRefused(
             f"model {folder}: no weight has the {growth.before:,} rows that config.json says, so the tokens of "
@@ -97,7 +95,7 @@ def _grown(folder: Path, found: Mapping[str, Outline], growth: Growth) -> dict[s
     return grown
 
 
-def may_be_end(name: str, outline: Outline) -> bool:
+def _may_be_end(name: str, outline: Outline) -> bool:
     """Whether a weight may be that of embedding or output head."""
     return len(outline.shape) == 2 and not any(map(str.isdecimal, name.split(".")))
 
@@ -113,7 +111,7 @@ class _WithMeans:
         assert whole is ..., "a part of a weight with new rows"
         weight: Tensor = self._stored[...]
         mean = weight.mean(0, keepdim=True, dtype=torch.float32).to(weight.dtype)
-        return torch.cat([weight, mean.expand(self._growth.after - self._growth.before, -1)])
+        return torch.cat([weight, mean.expand(self._growth.after - self._growth.before, *weight.shape[1:])])
 
 
 class _Dequantised:

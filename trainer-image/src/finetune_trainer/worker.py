@@ -14,7 +14,7 @@ from pathlib import Path
 from . import (
     environment,
     failures,
-    lean_peft,  # noqa: F401 - for its effect on trainer
+    imports,  # noqa: F401 - for its effect on trainer
     records,
     stacks,
 )
