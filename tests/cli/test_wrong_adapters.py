@@ -104,6 +104,10 @@ WRONG = {
         (f"{ADAPTERS}.init_lora_weights=olora", f"{ADAPTERS}.use_dora=true"), f"{ADAPTERS}.init_lora_weights",
         "AdapterContradiction", "takes a part of each row out of the base", "Set use_dora to false, or",
         (f"{ADAPTERS}.init_lora_weights=olora", f"{ADAPTERS}.use_dora=false")),
+    "dropout of a part of the base": Wrong(
+        (f"{ADAPTERS}.init_lora_weights=pissa", f"{ADAPTERS}.dropout=0.1"), f"{ADAPTERS}.dropout", "Contradiction",
+        "pissa moves the largest part of each weight into its adapter", "Set it to 0, or init_lora_weights to",
+        (f"{ADAPTERS}.init_lora_weights=pissa", f"{ADAPTERS}.dropout=0")),
     "dropout beside parameters": Wrong(
         (PARAMETERS, f"{ADAPTERS}.dropout=0.1"), f"{ADAPTERS}.dropout", "Contradiction",
         "dropout is 0.1, which PEFT has for adapters on layers only", "Set it to 0, or leave target_parameters out.",

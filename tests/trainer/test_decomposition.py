@@ -248,6 +248,10 @@ def test_the_run_asks_its_volume_for_both_factors(tmp_path: Path, inputs: Path) 
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "dropout": (
+        {"dropout": 0.1},
+        "pissa moves the largest part of each weight into its adapter, whose dropout is 0.1 and would drop",
+    ),
     "DoRA": ({"dora": True}, "pissa is not trained with use_dora, whose lengths are those of whole rows"),
     "more directions than there are": (
         {"rank_pattern": (("k_proj", 65),)},
@@ -272,18 +276,39 @@ def test_what_cannot_begin_so_is_refused_before_weights_are_read(case: str) -> N
     adapters.attach(models.llama(tied=True), Lora(**models.lora(init="gaussian", **changes)))
 
 
+WEIGHTS: dict[str, tuple[float, str]] = {
+    "not finite": (torch.nan, "it has numbers that are not finite"),
+    "zero": (0.0, "it has only zeros"),
+}
+
+
 @pytest.mark.parametrize("world", [1, 2])
-def test_a_weight_that_is_not_finite_is_refused_on_every_rank(tmp_path: Path, world: int) -> None:
+@pytest.mark.parametrize("kind", WEIGHTS)
+def test_a_weight_that_cannot_be_divided_is_refused_on_every_rank(tmp_path: Path, world: int, kind: str) -> None:
+    number, message = WEIGHTS[kind]
     path = models.model_folder(tmp_path / "model") / "model.safetensors"
     tensors = load_file(path)
-    tensors["model.layers.1.self_attn.q_proj.weight"][3, 5] = torch.nan
+    tensors["model.layers.1.self_attn.q_proj.weight"][:] = number
     save_file(tensors, path, {"format": "pt"})
     models.dataset(tmp_path / "rows.jsonl")
     ranks = {"mesh__processes_per_node": 2, "mesh__data_parallel": 2, "engine": "ddp"} if world == 2 else {}
     wanted = config(tmp_path, tmp_path / "output", lora={"init": "pissa"}, **ranks)
     for ended in run_ranks(world, trainer_work.run_on_ranks, wanted):
         assert isinstance(ended.error, ModelRefused)
-        assert (
-            "model.layers.1.self_attn.q_proj.weight of job.model cannot be decomposed: it has numbers that are"
-            in (str(ended.error))
-        )
+        named = "model.layers.1.self_attn.q_proj.weight of job.model cannot be decomposed"
+        assert f"{named}: {message}; leave it out of" in str(ended.error)
+
+
+@pytest.mark.parametrize("shape", [(48, 40), (6, 40), (48, 5)], ids=str)
+def test_published_factors_are_as_large_as_their_product(shape: tuple[int, int]) -> None:
+    """Of [B, -B₀] and [A; A₀], large and nearly alike, bf16 leaves their roundings."""
+    outputs, inputs = shape
+    torch.manual_seed(0)
+    a, b = torch.randn(4, inputs), torch.randn(outputs, 4)
+    joined_a, joined_b = torch.cat([a + 1e-3 * torch.randn_like(a), a]), torch.cat([b, -b], 1)
+    exact = joined_b.double() @ joined_a.double()
+    small_a, small_b = decomposition._balanced(joined_a, joined_b)
+    assert (small_a.shape, small_b.shape) == (joined_a.shape, joined_b.shape)
+    assert float((small_b.double() @ small_a.double() - exact).norm()) <= 1e-5 * float(exact.norm())
+    rounded = small_b.bfloat16().double() @ small_a.bfloat16().double()
+    assert float((rounded - exact).norm()) <= 1e-2 * float(exact.norm())

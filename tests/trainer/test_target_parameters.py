@@ -14,11 +14,21 @@ import safetensors.torch
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora.layer import ParamWrapper
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import AutoConfig
 
 from finetune_api.runtime.choices import Engine, Precision
 from finetune_api.runtime.run_config import Lora, RunConfig
-from finetune_trainer import adapter_folder, adapters, fused_forward, merging, scope, tensor_files
+from finetune_trainer import (
+    adapter_folder,
+    adapters,
+    architecture,
+    fused_forward,
+    merging,
+    scope,
+    target_parameters,
+    tensor_files,
+)
 from finetune_trainer.errors import ModelRefused
 from finetune_trainer.fused_forward import FusedLora, LowRankSum
 from trainer import architectures, models, resume_work, trainer_work
@@ -418,6 +428,12 @@ def _without_factors(folder: Path, part: str) -> None:
     safetensors.torch.save_file(kept, path)
 
 
+def _add(folder: Path, name: str) -> None:
+    path = folder / "adapter_model.safetensors"
+    more = {f"base_model.model.{name}": torch.ones(4)}
+    safetensors.torch.save_file(safetensors.torch.load_file(path) | more, path)
+
+
 def _config(folder: Path, **changes: Any) -> None:
     path = folder / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
@@ -440,6 +456,19 @@ SPOILT: dict[str, tuple[Any, str]] = {
         lambda folder: _config(folder, target_parameters=[3]),
         "adapter_config.json: target_parameters is no list of names",
     ),
+    "an expression of modules": (
+        lambda folder: _config(folder, target_modules="(.*.*.*.*.*.*)*X"),
+        "target_modules is an expression beside target_parameters, and is read as a list only",
+    ),
+    "a rank that is no whole number": (lambda folder: _config(folder, r=4.0), "has the rank 4.0 there, which is no"),
+    "magnitudes of experts": (
+        lambda folder: _add(folder, "model.layers.0.mlp.experts.lora_magnitude_vector"),
+        "model.layers.0.mlp.experts is of a parameter and has magnitudes, which only layers have",
+    ),
+    "a name without end": (
+        lambda folder: _add(folder, f"{'a.' * 600}lora_A.weight"),
+        "has a tensor with a name of 1,230 characters; take the file",
+    ),
 }
 
 
@@ -456,6 +485,30 @@ def test_an_adapter_whose_files_do_not_belong_together_is_refused(inputs: Path, 
         merging.run(tmp_path / "theirs", tmp_path / "merged", str(inputs / "model"))
     assert message in str(merged.value)
     assert str(tmp_path / "theirs") in str(merged.value)
+
+
+def test_one_text_may_be_of_layers_and_of_parameters() -> None:
+    sizes = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "num_experts": 4, "moe_intermediate_size": 16,
+             "shared_expert_intermediate_size": 16}  # fmt: skip
+    settings = AutoConfig.for_model("qwen2_moe", **sizes)
+    base: Any = architecture.auto_class(settings).from_config(settings)
+    lora = {"target_modules": ("q_proj", "down_proj"), "target_parameters": ("down_proj",)}
+    adapters.attach(base, Lora(**models.lora(**lora)))
+    names = {".".join(name.split(".")[3:]) for name in target_parameters.adapted(base)}
+    assert names == {"self_attn.q_proj", "mlp.shared_expert.down_proj", "mlp.experts.down_proj"}
+
+
+def test_parameters_of_three_dimensions_that_are_no_experts_get_no_adapters() -> None:
+    class Mixer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.time_mix = nn.Parameter(torch.zeros(1, 1, 8))
+            self.output = nn.Linear(8, 8)
+
+    model = models.llama()
+    model.model.layers[0].mlp.mixer = Mixer()
+    assert target_parameters.fused(model) == {}
 
 
 def test_what_is_trained_is_said_by_the_names_of_parameters(inputs: Path) -> None:

@@ -1,4 +1,4 @@
-"""What adapters on parameters (training.lora.target_parameters) exclude. Called by resolve.py."""
+"""What settings of adapters exclude each other, beyond what the API's rules say. Called by resolve.py."""
 
 from __future__ import annotations
 
@@ -23,6 +23,11 @@ def contradictions(lora: LoraSettings) -> Iterator[Problem]:
         yield Problem(f"spec.{lora.target_modules.key}", "Contradiction",
                       "target_modules names no layer, and no parameters are named, so nothing would be trained.",
                       f"Name layers, or leave it out for all, or name parameters of experts in {KEY}.")  # fmt: skip
+    if lora.dropout.value > 0 and lora.init.value not in _INITS:
+        yield Problem(f"spec.{lora.dropout.key}", "Contradiction",
+                      f"dropout is {lora.dropout.value:g}, and {lora.init.key}: {lora.init.value} moves the largest "
+                      "part of each weight into its adapter, so that parts of the base would be dropped.",
+                      "Set it to 0, or init_lora_weights to default or gaussian.")  # fmt: skip
     if not parameters.value:
         return
     for setting, wrong, what in (

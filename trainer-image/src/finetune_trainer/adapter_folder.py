@@ -46,7 +46,7 @@ _MAY_PASS = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EMFIL
 """Errors after which the same files may be readable later."""
 _LONGEST = 16 << 20
 """Bytes of adapter_config.json: thousands of times those of one with a pattern for every layer."""
-_LISTED, _QUOTED, _LONGEST_NAME = 5, 60, 1024
+_LISTED, _QUOTED, LONGEST_NAME = 5, 60, 1024
 """Keys of a refusal, and characters of each value and of a name."""
 
 
@@ -109,7 +109,7 @@ def base(found: Mapping[str, Any]) -> tuple[str, str]:
 
 def printable(text: object) -> str:
     """For a message; anybody may have written it."""
-    return "".join(c for c in str(text) if c.isprintable())[:_LONGEST_NAME]
+    return "".join(c for c in str(text) if c.isprintable())[:LONGEST_NAME]
 
 
 def modules_to_save(folder: Path, found: Mapping[str, Any]) -> list[str]:

@@ -48,6 +48,9 @@ from .placeholders import Keep
 
 T = TypeVar("T")
 
+_KEY = "training.lora.target_modules"
+_Target = tuple[str, str]
+"""The key of a job, and one of its texts."""
 ALL_LINEAR = "all-linear"
 """Every linear layer but the output head."""
 
@@ -176,7 +179,7 @@ def missed(model: PreTrainedModel) -> dict[str, int]:
         for name, parameter in parameters.items()
         if parameter.ndim > 1 and not parameter.requires_grad and parameter not in outside
         and not name.startswith(others) and "lora_" not in name
-        and name.removesuffix(".weight") not in adapted
+        and name not in adapted and name.removesuffix(".weight") not in adapted
     }  # fmt: skip
 
 
@@ -250,16 +253,20 @@ def _targets(model: PreTrainedModel, lora: Lora, whole: Collection[str] = ()) ->
         found = {target: [name for name in linear if _is_meant(name, target)] for target in lora.target_modules}
         _require_targets(model, found)
     found = whole_modules.adapter_layers_left(found, whole)
-    parameters = target_parameters.chosen(model, lora)
-    found |= whole_modules.adapter_layers_left(parameters, whole, target_parameters.KEY)
+    parameters = whole_modules.adapter_layers_left(
+        target_parameters.chosen(model, lora), whole, target_parameters.KEY
+    )
+    # One text may be a target in both.
+    both = {(_KEY, target): names for target, names in found.items()}
+    both |= {(target_parameters.KEY, target): names for target, names in parameters.items()}
     if lora.layers is not None:
-        found = _in_layers(found, set(lora.layers), parameters)
-    if not found:
+        both = _in_layers(both, set(lora.layers))
+    if not both:
         raise ModelRefused(
             "training.lora.target_modules: it is empty, and nothing else is named; name layers, or parameters in "
             "target_parameters"
         )
-    return list(dict.fromkeys(name for names in found.values() for name in names))
+    return list(dict.fromkeys(name for names in both.values() for name in names))
 
 
 def _is_meant(name: str, target: str) -> bool:
@@ -277,12 +284,11 @@ def _expression(key: str, text: str, read: Callable[[str], re.Pattern[str]]) -> 
         ) from error
 
 
-def _in_layers(found: Mapping[str, list[str]], layers: set[int], parameters: Collection[str]) -> dict[str, list[str]]:
-    """Of each target the modules that are in layers of these numbers: the first number before the end of a name."""
+def _in_layers(found: Mapping[_Target, list[str]], layers: set[int]) -> dict[_Target, list[str]]:
+    """Of each target those that are in layers of these numbers: the first number before the end of a name."""
     numbers = {target: {name: _number(name) for name in names} for target, names in found.items()}
-    for target, known in numbers.items():
+    for (key, target), known in numbers.items():
         if layers.isdisjoint(known.values()):
-            key = target_parameters.KEY if target in parameters else "training.lora.target_modules"
             raise ModelRefused(
                 f"training.lora.layers_to_transform: {target} is in {_layers(known.values())} only; name one of "
                 f"them, or leave it out of {key}"

@@ -105,6 +105,8 @@ def _principal(weight: Tensor, init: LoraInit, size: Size, seed: int) -> tuple[T
             torch.manual_seed(seed)
             u, s, v = torch.svd_lowrank(weight, size.rank, niter=int(init.rpartition("_")[2]))
         vh = v.t()
+    if not s[0] > 0:  # A and B would be zero, and so would their gradients
+        raise ValueError("it has only zeros")
     root = (s[: size.rank] / size.scaling).sqrt()
     return root[:, None] * vh[: size.rank], u[:, : size.rank] * root
 
@@ -120,6 +122,11 @@ def require_possible(model: PreTrainedModel, lora: Lora, sizes: Mapping[str, Siz
         raise ModelRefused(
             f"{KEY}: {lora.init} is not trained with use_dora, whose lengths are those of whole rows, and it leaves "
             f"a part of each row in the base; set use_dora to false, {_OTHERWISE}"
+        )
+    if lora.dropout:
+        raise ModelRefused(
+            f"{KEY}: {lora.init} moves the largest part of each weight into its adapter, whose dropout is "
+            f"{lora.dropout:g} and would drop parts of the base; set training.lora.dropout to 0, {_OTHERWISE}"
         )
     tied = _tied(model)
     for name, size in sizes.items():
@@ -193,13 +200,26 @@ def as_lora(model: PeftModel, config: LoraConfig, tensors: Mapping[str, Tensor])
     joined = dict(tensors)
     for name, found in initial.items():
         a, b = (f"base_model.model.{name}{part}.weight" for part in _PARTS)
-        joined[a], joined[b] = torch.cat([joined[a], found.a]), torch.cat([joined[b], -found.b], 1)
+        joined[a], joined[b] = _balanced(torch.cat([joined[a], found.a]), torch.cat([joined[b], -found.b], 1))
     ranks = {name: 2 * len(each.a) for name, each in initial.items()}
     alphas = {name: _number(each.scaling * ranks[name]) for name, each in initial.items()}
     config.r, config.lora_alpha, config.use_rslora = _usual(ranks.values()), _usual(alphas.values()), False
     config.rank_pattern = lora_files.differing(ranks, config.r)
     config.alpha_pattern = lora_files.differing(alphas, config.lora_alpha)
     return joined
+
+
+def _balanced(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors of the same product b a, as large as it: those of two products that nearly cancel would leave the
+    roundings of these, where a program loads them in bf16."""
+    rank = len(a)
+    left, core = torch.linalg.qr(b.double())
+    right, other = torch.linalg.qr(a.double().t())
+    u, s, vh = torch.linalg.svd(core @ other.t(), full_matrices=False)
+    root = s.sqrt()
+    small_a, small_b = (root[:, None] * (vh @ right.t())).to(a.dtype), ((left @ u) * root).to(b.dtype)
+    missing = rank - len(small_a)  # of a layer with fewer inputs or outputs than that
+    return nn.functional.pad(small_a, (0, 0, 0, missing)), nn.functional.pad(small_b, (0, missing))
 
 
 def _number(value: float) -> Any:

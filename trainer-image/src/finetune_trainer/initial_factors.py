@@ -68,12 +68,13 @@ def _computed(
             found[layer] = decomposition.factors(weight.to(device), lora.init, sizes[layer], config.seed).to_cpu()
         except ValueError as error:
             raise ModelRefused(
-                f"{decomposition.KEY}: {name} of job.model cannot be decomposed: {error}; set it to default or "
-                "gaussian, or take another copy of the model"
+                f"{decomposition.KEY}: {name} of job.model cannot be decomposed: {error}; leave it out of "
+                "training.lora.target_modules, set the key to default or gaussian, or take another copy of the model"
             ) from error
 
     with on_channel(new_channel("decomposing")):  # one rank may be slower than the time-out of another channel
         on_every_rank(lambda: model.show(folder, config, see))
+        assert found.keys() == own, f"not shown: {sorted(own - found.keys())[:5]}"
         return {name: _shared(found.get(name), sizes[name], number % world_size())
                 for number, name in enumerate(order)}  # fmt: skip
 

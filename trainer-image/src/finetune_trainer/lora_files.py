@@ -160,6 +160,8 @@ def _rows(folder: Path, config: Mapping[str, Any], stored: Mapping[str, Outline]
 
 def _is_of(modules: Sequence[str], name: str) -> bool:
     """Whether a tensor of the file is of a module whose name ends so."""
+    if not modules:
+        return False
     *parents, _ = name.removeprefix(_PREFIX).split(".")
     paths = [".".join(parents[: i + 1]) for i in range(len(parents))]
     return name.startswith(_PREFIX) and any(path.endswith(tuple(modules)) for path in paths)
@@ -178,7 +180,13 @@ def require_factors(folder: Path, names: Iterable[str]) -> None:
 
 def _outlines(folder: Path) -> dict[str, Outline]:
     tensor_files.require_known_formats([folder / WEIGHTS])
-    return tensor_files.outlines_of([folder / WEIGHTS])
+    found = tensor_files.outlines_of([folder / WEIGHTS])
+    if (longest := max(map(len, found), default=0)) > adapter_folder.LONGEST_NAME:
+        raise ModelRefused(
+            f"adapter {folder}: {WEIGHTS} has a tensor with a name of {longest:,} characters; take the file from "
+            "where the adapter is from"
+        )
+    return found
 
 
 def _layers(
@@ -206,6 +214,11 @@ def _parameters(
         names = [name for name in _names(stored) if parameter_files.is_of_parameter(config, name)]
     except ValueError as error:
         raise ModelRefused(f"adapter {folder}: {CONFIG}: {error}; save the adapter again") from error
+    if lengths := [name for name in names if f"{_PREFIX}{name}{_MAGNITUDE}" in stored]:
+        raise ModelRefused(
+            f"adapter {folder}: {printable(lengths[0])} is of a parameter and has magnitudes, which only layers "
+            "have; load it with PEFT instead"
+        )
     pairs = {name: _pair(folder, stored, name) for name in names}
     return {name: AdaptedParameter(tuple(a.shape), tuple(b.shape)) for name, (a, b) in pairs.items()}, targets
 
@@ -214,11 +227,15 @@ def _pair(folder: Path, stored: Mapping[str, Outline], name: str) -> tuple[Outli
     """Of A and B."""
     a, b = stored.get(f"{_PREFIX}{name}{_A}"), stored.get(f"{_PREFIX}{name}{_B}")
     if a is None or b is None:
-        raise ModelRefused(f"adapter {folder}: {name} has only one of the factors A and B; save the adapter again")
+        raise ModelRefused(
+            f"adapter {folder}: {printable(name)} has only one of the factors A and B; save the adapter again"
+        )
     for outline in (a, b):
         if not outline.dtype.is_floating_point or len(outline.shape) != 2:
-            raise ModelRefused(f"adapter {folder}: {name} has factors of {outline.dtype} {list(outline.shape)}, no "
-                               "matrices of numbers; load it with PEFT instead")  # fmt: skip
+            raise ModelRefused(
+                f"adapter {folder}: {printable(name)} has factors of {outline.dtype} {list(outline.shape)}, no "
+                "matrices of numbers; load it with PEFT instead"
+            )
     return a, b
 
 

@@ -47,7 +47,7 @@ def sentence(adapted: PreTrainedModel | PeftModel) -> str:
     if others:
         parts.append(f"rows are text, so these parts are frozen: {', '.join(others)}")
     if isinstance(adapted, PeftModel):
-        adapted_modules = {_leaf(name) for name in target_parameters.adapted(base)}
+        adapted_modules = {_leaf(name.removesuffix(".weight")) for name in target_parameters.adapted(base)}
         parts.append(f"adapters are on {', '.join(sorted(adapted_modules))}")
         if in_full:
             shared = ", with one weight for both" * whole_modules.share_a_weight(in_full)

@@ -76,7 +76,13 @@ def fused(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     return {
         name: p for name, p in model.named_parameters()
         if p.ndim == 3 and p not in convolutions and not name.startswith(others)
+        and not _has_modules_inside(model.get_submodule(name.rpartition(".")[0]))
     }  # fmt: skip
+
+
+def _has_modules_inside(module: nn.Module) -> bool:
+    """Whether it computes with more than its own parameters: it would look for its modules in PEFT's wrapper."""
+    return any(True for child in module.children() for _ in child.parameters())
 
 
 def _why_not(model: PreTrainedModel, target: str, known: Collection[str]) -> str:
@@ -199,6 +205,8 @@ def _is_target(begun: SavedAdapter, parameter: str) -> bool:
 
 def _factors(model: PreTrainedModel, begun: SavedAdapter, name: str, parameter: str, refuse: Refuse) -> FusedFactors:
     rank, alpha, scaling = lora_files.scaling(begun, parameter)
+    if type(rank) is not int:
+        raise refuse(f"{parameter} has the rank {str(rank)[:20]} there, which is no whole number")
     experts, inputs, outputs = model.get_parameter(parameter).shape
     transposed = bool(getattr(model.get_submodule(parameter.rpartition(".")[0]), "is_transposed", False))
     if not transposed:
