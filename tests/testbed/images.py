@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import IO
 
 from testbed.api import Json
-from testbed.machine import Machine
+from testbed.machine import Machine, MachineError
 from testbed.packages import MissingError, ensure_packages
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,14 +76,24 @@ class Images:
         self._prune()
 
     def load(self, machine: Machine) -> None:
-        """Copy the images into the containerd of a machine; of their layers, those that it lacks."""
+        """Copy the images into the containerd of a machine; of their layers, those that it lacks.
+
+        Twice if need be: the names of images move to the new ones first, and containerd may then collect a layer of
+        the old ones on which a new layer is about to be unpacked. The second time nothing moves.
+        """
+        try:
+            self._import(machine)
+        except MachineError:
+            self._import(machine)
+        self._share()
+
+    def _import(self, machine: Machine) -> None:
         ctr = ["ctr", "--namespace=k8s.io"]
         held = set(machine.run([*ctr, "content", "ls", "--quiet"]).split())
         with TemporaryDirectory(dir=self.folder) as folder:
             archive = Path(folder) / "images.tar"
             self._pack(archive, held)
             machine.run([*ctr, "images", "import", archive])
-        self._share()
 
     def _base(self) -> None:
         """Built once for its list of packages; `debootstrap` knows where packages come from."""
