@@ -409,7 +409,7 @@ def test_a_pattern_that_holds_is_not_said_to_be_ignored() -> None:
 
 
 def test_a_start_that_needs_a_linear_layer_is_refused() -> None:
-    lora = Lora(**models.lora(**NAMED)).model_copy(update={"init": "pissa"})
+    lora = Lora(**models.lora(**NAMED, init="pissa"))
     with pytest.raises(ModelRefused, match=r"^training.lora.init_lora_weights: pissa needs a linear layer, which"):
         adapters.attach(architectures.model("qwen3_moe"), lora)
 

@@ -12,8 +12,6 @@ from finetune_api.validation.shape import quote
 from .job_settings import LoraSettings
 
 KEY = "training.lora.target_parameters"
-_INITS = frozenset({LoraInit.DEFAULT, LoraInit.GAUSSIAN})
-"""Those that need no weight of a linear layer."""
 
 
 def contradictions(lora: LoraSettings) -> Iterator[Problem]:
@@ -23,7 +21,8 @@ def contradictions(lora: LoraSettings) -> Iterator[Problem]:
         yield Problem(f"spec.{lora.target_modules.key}", "Contradiction",
                       "target_modules names no layer, and no parameters are named, so nothing would be trained.",
                       f"Name layers, or leave it out for all, or name parameters of experts in {KEY}.")  # fmt: skip
-    if lora.dropout.value > 0 and lora.init.value not in _INITS:
+    of_base = LoraInit(lora.init.value).changes_base
+    if lora.dropout.value > 0 and of_base:
         yield Problem(f"spec.{lora.dropout.key}", "Contradiction",
                       f"dropout is {lora.dropout.value:g}, and {lora.init.key}: {lora.init.value} moves the largest "
                       "part of each weight into its adapter, so that parts of the base would be dropped.",
@@ -33,7 +32,7 @@ def contradictions(lora: LoraSettings) -> Iterator[Problem]:
     for setting, wrong, what in (
         (lora.dropout, lora.dropout.value > 0, f"dropout is {lora.dropout.value:g}"),
         (lora.dora, lora.dora.value, "use_dora is true"),
-        (lora.init, lora.init.value not in _INITS, f"init_lora_weights is {lora.init.value}"),
+        (lora.init, of_base, f"init_lora_weights is {lora.init.value}"),
     ):
         if wrong:
             zero = {lora.dropout.key: "0", lora.dora.key: "false"}.get(setting.key, LoraInit.DEFAULT)

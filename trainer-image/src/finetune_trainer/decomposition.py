@@ -29,7 +29,6 @@ from .errors import ModelRefused
 KEY = "training.lora.init_lora_weights"
 _FACTORS = "_initial_factors"
 _PARTS = _A, _B = ".lora_A", ".lora_B"
-_KEPT_BASES = frozenset({LoraInit.DEFAULT, LoraInit.GAUSSIAN})
 _OTHERWISE = "or set it to default or gaussian"
 
 
@@ -74,7 +73,7 @@ class InitialFactors:
 
 
 def changes_base(lora: Lora | None) -> bool:
-    return lora is not None and lora.init not in _KEPT_BASES
+    return lora is not None and lora.init.changes_base
 
 
 def factors(stored: Tensor, init: LoraInit, size: Size, seed: int) -> InitialFactors:

@@ -31,8 +31,6 @@ from .parameter_files import AdaptedParameter, is_end
 
 KEY = "training.lora.target_parameters"
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_INITS = frozenset({LoraInit.DEFAULT, LoraInit.GAUSSIAN})
-"""Those that need no weight of a linear layer."""
 _PARTS = 2
 """Of a name, from its end, where names are listed."""
 _LISTED = 20
@@ -59,7 +57,7 @@ def require_possible(lora: Lora) -> None:
     for key, wrong, why, remedy in (
         ("dropout", lora.dropout > 0, f"{lora.dropout:g} drops inputs of A", "set dropout to 0"),
         ("use_dora", lora.dora, "true trains lengths of rows", "set use_dora to false"),
-        ("init_lora_weights", lora.init not in _INITS, f"{lora.init} needs a linear layer",
+        ("init_lora_weights", lora.init.changes_base, f"{lora.init} needs a linear layer",
          f"set it to {LoraInit.DEFAULT} or {LoraInit.GAUSSIAN}"),
     ):  # fmt: skip
         if wrong:

@@ -18,13 +18,12 @@ from transformers import PreTrainedModel
 
 from finetune_api.runtime.run_config import Lora
 
-from . import architecture, lora_files, placeholders, whole_modules
+from . import architecture, lora_files, placeholders, vocabulary, whole_modules
 from .adapter_folder import printable
 from .errors import ModelRefused
 from .lora_files import SavedAdapter
 
 KEY = "training.lora.trainable_tokens"
-ADDED = "data.added_tokens"
 _VALUES = "_values_of_token_rows"
 
 
@@ -82,7 +81,7 @@ def chosen(
     if lora is None or not lora.token_ids:
         return {}
     named = architecture.ends(model)
-    key = KEY if lora.trainable_tokens else "training.lora.from" if lora.source else ADDED
+    key = KEY if lora.trainable_tokens else "training.lora.from" if lora.source else vocabulary.KEY
     found = {name: module for name, module in named.items() if not whole_modules.contains(whole, name)}
     for name, module in named.items():
         if name not in found and lora.trainable_tokens:
@@ -178,8 +177,8 @@ def require_like(begun: SavedAdapter, modules: Mapping[str, nn.Module], ids: Seq
     for name, saved in begun.rows.items():
         if missing := sorted(set(ids) - set(saved.ids)):
             raise ModelRefused(
-                f"{ADDED}: token {missing[0]} has no row of {name} in {begun.folder}, so it would stay as it is "
-                "added; name the tokens that the run of that adapter has added, or leave training.lora.from out"
+                f"{vocabulary.KEY}: token {missing[0]} has no row of {name} in {begun.folder}, so it would stay as "
+                "it is added; name the tokens that the run of that adapter has added, or leave training.lora.from out"
             )
         if saved.width != _weight(modules[name]).shape[1]:
             raise ModelRefused(

@@ -110,3 +110,8 @@ class LoraInit(StrEnum):
     PISSA_NITER_16 = "pissa_niter_16"
     PISSA_NITER_32 = "pissa_niter_32"
     PISSA_NITER_64 = "pissa_niter_64"
+
+    @property
+    def changes_base(self) -> bool:
+        """Whether a part of the base leaves it."""
+        return self not in {LoraInit.DEFAULT, LoraInit.GAUSSIAN}

@@ -101,7 +101,7 @@ _OF_NEW_ADAPTERS = (
                                          "target_parameters", "trainable_tokens")),
 )  # fmt: skip
 """What an adapter that training continues from decides."""
-_OF_BASE = tuple(init.value for init in LoraInit if init not in {LoraInit.DEFAULT, LoraInit.GAUSSIAN})
+_OF_BASE = tuple(init.value for init in LoraInit if init.changes_base)
 """Adapters that begin with a part of the base."""
 _LABEL_KEY = (r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?"
               r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$")  # fmt: skip
