@@ -26,10 +26,12 @@ TEMPLATE = (
 )
 
 
-def llama(*, tied: bool = False, seed: int = 0, vocabulary: int = 1024, dropout: float = 0.0) -> LlamaForCausalLM:
+def llama(
+    *, tied: bool = False, seed: int = 0, vocabulary: int = 1024, dropout: float = 0.0, biases: bool = False
+) -> LlamaForCausalLM:
     """A random 4-layer Llama: d=128, 4 heads, 2 of keys and values, 1,024 tokens. `dropout` is that of attention."""
     torch.manual_seed(seed)
-    return LlamaForCausalLM(
+    found = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=vocabulary,
             hidden_size=128,
@@ -39,6 +41,8 @@ def llama(*, tied: bool = False, seed: int = 0, vocabulary: int = 1024, dropout:
             num_key_value_heads=2,
             max_position_embeddings=512,
             attention_dropout=dropout,
+            attention_bias=biases,
+            mlp_bias=biases,
             tie_word_embeddings=tied,
             initializer_range=0.05,
             bos_token_id=None,
@@ -46,6 +50,10 @@ def llama(*, tied: bool = False, seed: int = 0, vocabulary: int = 1024, dropout:
             pad_token_id=257,
         )
     )
+    for name, parameter in found.named_parameters():
+        if name.endswith(".bias"):  # transformers begins with zeros
+            torch.nn.init.normal_(parameter, std=0.05)
+    return found
 
 
 def model_folder(folder: Path, *, tied: bool = False, seed: int = 0, vocabulary: int = 1024) -> Path:

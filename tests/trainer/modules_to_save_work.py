@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedModel
 
 from finetune_api.runtime.choices import Method
 from finetune_api.runtime.run_config import Lora
@@ -43,10 +43,11 @@ def _values(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-def far_from_peft(folder: Path, *, rows: bool = False) -> dict[str, float]:
+def far_from_peft(folder: Path, *more: dict[str, Any]) -> dict[str, float]:
     """By architecture, the largest difference of a logit of an adapter, and of its result that plain PEFT loads.
 
-    With modules in full, or with rows of tokens.
+    With `more` settings, one after the other; else with modules in full. An architecture without biases has none to
+    train.
     """
     found = {}
     with group():
@@ -55,8 +56,10 @@ def far_from_peft(folder: Path, *, rows: bool = False) -> dict[str, float]:
             architectures.model(kind).save_pretrained(base)
             ends, layer = _ends(loaded(base)), _layer(loaded(base))
             whole: list[dict[str, Any]] = [{"modules_to_save": ends}, {"modules_to_save": layer}]
-            for number, more in enumerate([{"token_ids": (3, 9, 40)}] if rows else whole):
-                adapted = adapters.attach(loaded(base), Lora(**models.lora(**more)))
+            for number, each in enumerate(more or whole):
+                if "bias" in each and not _has_biases(loaded(base)):
+                    continue
+                adapted = adapters.attach(loaded(base), Lora(**models.lora(**each)))
                 result_work.disturb(adapted)
                 output = folder / f"{kind} {number}"
                 output.mkdir()
@@ -65,6 +68,11 @@ def far_from_peft(folder: Path, *, rows: bool = False) -> dict[str, float]:
                 difference = result_work.logits(adapted) - result_work.logits(theirs)
                 found[output.name] = float(difference.abs().max())
     return found
+
+
+def _has_biases(model: nn.Module) -> bool:
+    architecture.freeze_other_parts(cast("PreTrainedModel", model))
+    return any(p.requires_grad and name.endswith(".bias") for name, p in model.named_parameters())
 
 
 def loaded(folder: Path) -> Any:

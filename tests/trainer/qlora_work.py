@@ -79,6 +79,20 @@ ADAPTERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"modules_to_save": ("norm", "layers.2.mlp.up_proj")},
         {"modules_to_save": ["norm", "layers.2.mlp.up_proj"]},
     ),
+    "biases": ({"bias": "all"}, {"bias": "all"}),
+    "biases of adapted layers": (
+        {"bias": "lora_only", "target_modules": ("q_proj", "up_proj")},
+        {"bias": "lora_only", "target_modules": ["q_proj", "up_proj"]},
+    ),
+    "biases without adapters": (
+        {"bias": "all", "target_modules": ("q_proj", "up_proj")},
+        {"bias": "all", "target_modules": ["q_proj", "up_proj"]},
+    ),
+    "dora and biases": ({"dora": True, "bias": "all"}, {"use_dora": True, "bias": "all"}),
+    "biases, a norm and a layer": (
+        {"bias": "all", "modules_to_save": ("norm", "layers.2.mlp.up_proj")},
+        {"bias": "all", "modules_to_save": ["norm", "layers.2.mlp.up_proj"]},
+    ),
     "tokens": (
         {"token_ids": TOKENS},
         {"trainable_token_indices": {"embed_tokens": list(TOKENS), "lm_head": list(TOKENS)}},

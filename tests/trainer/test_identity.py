@@ -295,7 +295,7 @@ def test_files_that_we_never_write_over_and_a_report_of_a_refusal_may_be_there(t
 def test_every_key_of_the_identity_has_its_name_in_the_job_or_none_on_purpose() -> None:
     adapters = lora(layers=(0,), rank_pattern=(("q", 8),), alpha_pattern=(("q", 8.0),), rslora=True, dora=True,
                     modules_to_save=("norm",), target_parameters=("p",), trainable_tokens=("a",), token_ids=(1,),
-                    init="gaussian")  # fmt: skip
+                    bias="all", init="gaussian")  # fmt: skip
     full = config(method="qlora", lora=adapters, quantisation={"format": "nf4", "double": True}, **LATER)
     begun = config(method="lora", lora=lora(source="org/adapter", folder="/cache/adapter"))
     of_adapters = {key for key in identity.document(begun, {}, 1) if key.startswith("lora.")}

@@ -205,6 +205,17 @@ def test_a_layer_that_was_trained_in_full_is_merged(tmp_path: Path, kind: str) -
     merged_logits_agree(tmp_path, modules_to_save=["h.1" if kind in ("gpt2", "falcon") else "layers.1"])
 
 
+@pytest.mark.parametrize("kind", ["qwen2", "gpt2", "gpt_oss", "xglm", "qwen2_5_vl"])
+def test_biases_that_were_trained_are_merged(tmp_path: Path, kind: str) -> None:
+    """With those of vision, which PEFT trains, too."""
+    architectures.model(kind).save_pretrained(tmp_path / "base")
+    merged_logits_agree(tmp_path, bias="all")
+    names = {name for name in tensor_files.outlines(tmp_path / "base") if name.endswith(".bias")}
+    base, merged = (load_file(tmp_path / each / "model.safetensors") for each in ("base", "merged"))
+    assert names
+    assert all(not torch.equal(base[name], merged[name]) for name in names)
+
+
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16, torch.float32])
 def test_a_weight_that_was_trained_in_full_is_rounded_once(tmp_path: Path, stored: torch.dtype) -> None:
     whole: Any = models.llama()

@@ -104,6 +104,7 @@ class LoraSettings:
     rslora: Setting[bool] = _key("training.lora.use_rslora", default=False)
     dora: Setting[bool] = _key("training.lora.use_dora", default=False)
     init: Setting[str] = _key("training.lora.init_lora_weights", default=defaults.LORA_INIT)
+    bias: Setting[str] = _key("training.lora.bias", default=defaults.LORA_BIAS)
     modules_to_save: Setting[list[str]] = _key("training.lora.modules_to_save", default=[])
     trainable_tokens: Setting[list[str]] = _key("training.lora.trainable_tokens", default=[])
     target_parameters: Setting[list[str]] = _key("training.lora.target_parameters", default=[])

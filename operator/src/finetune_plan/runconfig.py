@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from finetune_api.resource import defaults
-from finetune_api.runtime.choices import BaseFormat, LoraInit, Method, OptimizerName, Recompute
+from finetune_api.runtime.choices import BaseFormat, LoraBias, LoraInit, Method, OptimizerName, Recompute
 from finetune_api.runtime.run_config import (
     BaseQuantisation,
     Batch,
@@ -173,6 +173,7 @@ def resolve_lora(given: LoraSettings, method: Method) -> Lora | None:
         rslora=given.rslora.value,
         dora=given.dora.value,
         init=LoraInit(given.init.value),
+        bias=LoraBias(given.bias.value),
         modules_to_save=tuple(sorted(set(given.modules_to_save.value))),
         trainable_tokens=tuple(sorted(set(given.trainable_tokens.value))),
         target_parameters=tuple(sorted(set(given.target_parameters.value))),

@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from finetune_api.runtime.choices import LoraBias
 from finetune_api.runtime.protocol import MARKER, RESULT, RUN_FILE
 from finetune_api.runtime.run_config import Lora
 from finetune_data import regular
@@ -198,6 +199,7 @@ def continued(lora: Lora, folder: Path) -> Lora:
                 "target_parameters": parameter_files.targets(found),
                 "rslora": bool(found.get("use_rslora")),
                 "dora": bool(found.get("use_dora")),
+                "bias": found.get("bias", LoraBias.NONE),
                 "modules_to_save": modules_to_save(folder, found),
                 "token_ids": next(iter(ids), ()),
                 "source": lora.source,
@@ -234,7 +236,7 @@ def _require_supported(folder: Path, config: Mapping[str, Any]) -> None:
     wrong = [key for key, value in config.items() if value and key not in _READ | _INERT]
     if config.get("peft_type") != "LORA":
         wrong.append("peft_type")
-    if config.get("bias", "none") != "none":
+    if config.get("bias", LoraBias.NONE) not in tuple(LoraBias):
         wrong.append("bias")
     if config.get("init_lora_weights") not in _UNCHANGED_BASES:
         wrong.append("init_lora_weights")

@@ -23,12 +23,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from finetune_api.runtime.choices import LoraInit
+from finetune_api.runtime.choices import LoraBias, LoraInit
 from finetune_api.runtime.patterns import end_of_name, is_pattern, whole_name
 from finetune_api.runtime.run_config import Lora
 
 from . import (
     architecture,
+    biases,
     decomposition,
     dora,
     fused_forward,
@@ -64,20 +65,20 @@ class _Sizes:
 
 
 def attach(model: PreTrainedModel, lora: Lora) -> PeftModel:
-    """The model with new adapters; they and the modules to save require gradients, and are fp32.
+    """The model with new adapters; they, the modules to save and biases require gradients, and are fp32.
 
     Raises ModelRefused if the model lacks a target module, or has one that gets none.
     """
     target_parameters.require_possible(lora)
     whole = whole_modules.chosen(model, lora)
-    trained = whole_modules.weights(whole)
     begun = lora_files.read(Path(lora.folder)) if lora.folder else None
-    sizes = _like(model, begun, whole) if begun else _chosen(model, lora, whole)
+    sizes = _like(model, begun, lora, whole) if begun else _chosen(model, lora, whole)
     fused = target_parameters.fused(model)
     parameters, modules = ([n for n in sizes.ranks if (n in fused) == of_fused] for of_fused in (True, False))
     decomposition.require_possible(model, lora, _of_layers(model, lora, sizes))
     if lora.dora:
         dora.require_possible(model, modules, lora.folder)
+    trained = whole_modules.weights(whole) | biases.chosen(model, lora, modules)
     with_rows = token_rows.chosen(model, lora, whole, modules)
     settings = LoraConfig(
         r=lora.rank,
@@ -105,6 +106,7 @@ def attach(model: PreTrainedModel, lora: Lora) -> PeftModel:
     elsewhere = sorted(target_parameters.adapted(model).keys() ^ sizes.ranks.keys())
     assert not elsewhere, f"PEFT has put adapters elsewhere: {elsewhere[:5]}"
     whole_modules.train(trained.values())
+    settings.bias = lora.bias.value  # for the file: PEFT itself would train those of other parts, too
     if whole:  # for the file: PEFT itself would put a copy beside each of them
         settings.modules_to_save = list(whole)
         settings.ensure_weight_tying = whole_modules.share_a_weight(whole)
@@ -113,6 +115,18 @@ def attach(model: PreTrainedModel, lora: Lora) -> PeftModel:
     if with_rows:  # for the file, as well
         settings.trainable_token_indices = token_rows.train(with_rows, lora.token_ids)
     return found
+
+
+def in_full(model: PreTrainedModel, lora: Lora | None) -> dict[str, nn.Parameter]:
+    """Weights that are trained in full beside the adapters that `attach` makes, by name. Raises ModelRefused."""
+    whole = whole_modules.chosen(model, lora)
+    found = whole_modules.weights(whole)
+    if lora is None:
+        return found
+    layers: Collection[str] = ()
+    if lora.bias is LoraBias.LORA_ONLY:
+        layers = lora_files.read(Path(lora.folder)).layers if lora.folder else _chosen(model, lora, whole).ranks
+    return found | biases.chosen(model, lora, layers)
 
 
 def sizes(model: PreTrainedModel, lora: Lora) -> dict[str, Size]:
@@ -194,9 +208,9 @@ def _chosen(model: PreTrainedModel, lora: Lora, whole: Collection[str]) -> _Size
     )
 
 
-def _like(model: PreTrainedModel, begun: SavedAdapter, whole: Mapping[str, nn.Module]) -> _Sizes:
-    """Those of an earlier adapter, which has to be one of this model, as `whole` has to be what it has in full."""
-    whole_modules.require_like(begun, whole)
+def _like(model: PreTrainedModel, begun: SavedAdapter, lora: Lora, whole: Mapping[str, nn.Module]) -> _Sizes:
+    """Those of an earlier adapter, which has to be one of this model, and to have in full what `lora` asks for."""
+    whole_modules.require_like(begun, whole_modules.tensors(whole) | biases.chosen(model, lora, begun.layers))
     of_parameters = target_parameters.in_model(model, begun, partial(_of_another_model, begun))
     linear, modules = architecture.linear(model), dict(model.named_modules())
     for name, layer in begun.layers.items():

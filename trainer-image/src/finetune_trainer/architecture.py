@@ -153,6 +153,11 @@ def without_router_loss(model: PreTrainedModel) -> None:
         model.config.get_text_config().output_router_logits = False
 
 
+def have_routers(names: Iterable[str]) -> bool:
+    """Whether a weight of these names is of what chooses among experts."""
+    return any(not ROUTERS.isdisjoint(name.split(".")) for name in names)
+
+
 def patterns(names: Iterable[str]) -> list[str]:
     """Names of weights, those of all layers as one."""
     return list(dict.fromkeys(_NUMBER.sub("*", name.removesuffix(".weight")) for name in names))

@@ -17,12 +17,12 @@ from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from finetune_api.runtime.choices import Method
+from finetune_api.runtime.choices import LoraBias, Method
 from finetune_api.runtime.protocol import MERGED
 from finetune_api.runtime.run_config import RunConfig
 from finetune_api.validation.uris import MODEL, Scheme
 
-from . import decomposition, lora_files, model_export, tensor_files, texts, vocabulary, whole_modules
+from . import biases, decomposition, lora_files, model_export, tensor_files, texts, vocabulary, whole_modules
 from .collectives import on_rank_0
 from .files import DISK, Files, storage_errors
 from .model_export import Casting, gathered
@@ -168,6 +168,8 @@ def settings(config: RunConfig) -> dict[str, object]:
         found |= {key: "true" for key, value in chosen.items() if value}
         if decomposition.changes_base(lora):
             found[decomposition.KEY] = f"{lora.init}, as LoRA of twice the rank"
+        if lora.bias is not LoraBias.NONE:
+            found[biases.KEY] = lora.bias
         if lora.modules_to_save:
             found[whole_modules.KEY] = ", ".join(lora.modules_to_save)
         if lora.trainable_tokens:

@@ -1,6 +1,6 @@
 """The weights of a LoRA adapter as PEFT writes them: which layers they are for, and their factors A and B.
 
-And the weights of modules that were trained in full beside them (modules_to_save), and rows of tokens
+And the weights of modules that were trained in full beside them (modules_to_save), biases, and rows of tokens
 (trainable_token_indices).
 """
 
@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 from peft.utils.other import get_pattern_key
 from torch import Tensor
 
+from finetune_api.runtime.choices import LoraBias
+
 from . import adapter_folder, parameter_files, tensor_files
 from .adapter_folder import CONFIG, WEIGHTS, printable
 from .errors import ModelRefused
@@ -24,8 +26,12 @@ from .parameter_files import AdaptedParameter
 from .tensor_files import Outline
 
 T = TypeVar("T")
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 """PEFT's names are those of its model around ours."""
+_BASE = ".base_layer."
+"""In these names, the layer itself inside its adapter."""
+_OF_WRAPPER = (".modules_to_save.bias", ".original_module.bias")
+"""What PEFT adds of a module in full where it also trains biases: the first has the trained one once more."""
 _MOST = 3.4e38
 """Of a scaling: fp32 has no more."""
 _FACTORS = _A, _B, _MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
@@ -89,12 +95,12 @@ class SavedAdapter:
 
 def factors(opened: Mapping[str, Any], layer: str) -> tuple[Tensor, Tensor]:
     """A [rank, inputs] and B [outputs, rank] of a layer."""
-    return opened[f"{_PREFIX}{layer}{_A}"][...], opened[f"{_PREFIX}{layer}{_B}"][...]
+    return opened[f"{PREFIX}{layer}{_A}"][...], opened[f"{PREFIX}{layer}{_B}"][...]
 
 
 def magnitudes(opened: Mapping[str, Any], layer: str) -> Tensor:
     """m [outputs] of a layer of DoRA."""
-    found: Tensor = opened[f"{_PREFIX}{layer}{_MAGNITUDE}"][...]
+    found: Tensor = opened[f"{PREFIX}{layer}{_MAGNITUDE}"][...]
     return found
 
 
@@ -104,14 +110,22 @@ def differing(values: Mapping[str, T], usual: T) -> dict[str, T]:
 
 
 def value(opened: Mapping[str, Any], name: str) -> Tensor:
-    """Of a parameter or buffer of a module that was trained in full."""
-    found: Tensor = opened[f"{_PREFIX}{name}"][...]
+    """Of a parameter or buffer that was trained in full, by its name in the model."""
+    module, _, own = f"{PREFIX}{name}".rpartition(".")
+    adapted = f"{module}{_BASE}{own}"
+    found: Tensor = opened[adapted if adapted in opened else f"{PREFIX}{name}"][...]
     return found
+
+
+def in_model(name: str) -> str:
+    """The name in the model of what PEFT calls `name`, which has the layer itself inside its adapter."""
+    module, _, own = name.removeprefix(PREFIX).rpartition(".")
+    return f"{module.removesuffix(_BASE[:-1])}.{own}"
 
 
 def rows(opened: Mapping[str, Any], module: str) -> Tensor:
     """Of an embedding or a head, in the order of `SavedRows.ids`."""
-    found: Tensor = opened[f"{_PREFIX}{module}{ROWS}"][...]
+    found: Tensor = opened[f"{PREFIX}{module}{ROWS}"][...]
     return found
 
 
@@ -119,16 +133,20 @@ def read(folder: Path) -> SavedAdapter:
     """Everything but the values. Raises ModelRefused for a folder that is no adapter of LoRA or DoRA."""
     config = adapter_folder.settings(folder)
     stored, modules = _outlines(folder), adapter_folder.modules_to_save(folder, config)
-    own_rows = {name: outline for name, outline in stored.items() if name.endswith(ROWS) and name.startswith(_PREFIX)}
-    stored = {name: outline for name, outline in stored.items() if name not in own_rows}
+    own_rows = {name: outline for name, outline in stored.items() if name.endswith(ROWS) and name.startswith(PREFIX)}
+    stored = {
+        name: outline for name, outline in stored.items() if name not in own_rows and not name.endswith(_OF_WRAPPER)
+    }
     whole = {name: outline for name, outline in stored.items() if _is_of(modules, name)}
+    if config.get("bias", LoraBias.NONE) != LoraBias.NONE:
+        whole |= {name: outline for name, outline in stored.items() if _is_bias(name)}
     if modules and config.get("ensure_weight_tying"):  # PEFT does not name what is tied to them
-        whole |= {n: outline for n, outline in stored.items() if n.startswith(_PREFIX) and not n.endswith(_FACTORS)}
+        whole |= {n: outline for n, outline in stored.items() if n.startswith(PREFIX) and not n.endswith(_FACTORS)}
     rest = {n: outline for n, outline in stored.items() if n not in whole}
     parameters, targets = _parameters(folder, config, rest)
     layers = _layers(folder, config, rest, parameters)
-    named = {name.removeprefix(_PREFIX): outline for name, outline in whole.items()}
-    of_modules = {name.removeprefix(_PREFIX).removesuffix(ROWS): outline for name, outline in own_rows.items()}
+    named = {in_model(name): outline for name, outline in whole.items()}
+    of_modules = {name.removeprefix(PREFIX).removesuffix(ROWS): outline for name, outline in own_rows.items()}
     of_tokens = _rows(folder, config, of_modules)
     return SavedAdapter(
         folder, *adapter_folder.base(config), layers, named, modules, of_tokens, parameters, targets, config
@@ -162,19 +180,24 @@ def _is_of(modules: Sequence[str], name: str) -> bool:
     """Whether a tensor of the file is of a module whose name ends so."""
     if not modules:
         return False
-    *parents, _ = name.removeprefix(_PREFIX).split(".")
+    *parents, _ = name.removeprefix(PREFIX).split(".")
     paths = [".".join(parents[: i + 1]) for i in range(len(parents))]
-    return name.startswith(_PREFIX) and any(path.endswith(tuple(modules)) for path in paths)
+    return name.startswith(PREFIX) and any(path.endswith(tuple(modules)) for path in paths)
+
+
+def _is_bias(name: str) -> bool:
+    """Whether a tensor of the file is a bias of the base; an adapter's own is another matter."""
+    return name.startswith(PREFIX) and name.endswith(".bias") and ".lora_" not in name
 
 
 def require_factors(folder: Path, names: Iterable[str]) -> None:
     """Raises ModelRefused for tensors of other methods. `names` are those of an adapter's file."""
-    other = [name for name in names if not name.endswith(_FACTORS) or not name.startswith(_PREFIX)]
+    other = [name for name in names if not name.endswith(_FACTORS) or not name.startswith(PREFIX)]
     if other:
         raise ModelRefused(
             f"adapter {folder}: {', '.join(map(printable, other[:3]))}{' and more' * (len(other) > 3)}: only factors "
-            "A and B of linear layers, magnitudes (LoRA and DoRA), rows of tokens and what modules_to_save names are "
-            "read; load it with PEFT instead"
+            "A and B of linear layers, magnitudes (LoRA and DoRA), rows of tokens, and what modules_to_save and bias "
+            "name are read; load it with PEFT instead"
         )
 
 
@@ -200,7 +223,7 @@ def _layers(
 
 
 def _names(stored: Mapping[str, Outline]) -> list[str]:
-    named = (name.removeprefix(_PREFIX).removesuffix(_A).removesuffix(_B).removesuffix(_MAGNITUDE) for name in stored)
+    named = (name.removeprefix(PREFIX).removesuffix(_A).removesuffix(_B).removesuffix(_MAGNITUDE) for name in stored)
     return list(dict.fromkeys(named))
 
 
@@ -214,7 +237,7 @@ def _parameters(
         names = [name for name in _names(stored) if parameter_files.is_of_parameter(config, name)]
     except ValueError as error:
         raise ModelRefused(f"adapter {folder}: {CONFIG}: {error}; save the adapter again") from error
-    if lengths := [name for name in names if f"{_PREFIX}{name}{_MAGNITUDE}" in stored]:
+    if lengths := [name for name in names if f"{PREFIX}{name}{_MAGNITUDE}" in stored]:
         raise ModelRefused(
             f"adapter {folder}: {printable(lengths[0])} is of a parameter and has magnitudes, which only layers "
             "have; load it with PEFT instead"
@@ -225,7 +248,7 @@ def _parameters(
 
 def _pair(folder: Path, stored: Mapping[str, Outline], name: str) -> tuple[Outline, Outline]:
     """Of A and B."""
-    a, b = stored.get(f"{_PREFIX}{name}{_A}"), stored.get(f"{_PREFIX}{name}{_B}")
+    a, b = stored.get(f"{PREFIX}{name}{_A}"), stored.get(f"{PREFIX}{name}{_B}")
     if a is None or b is None:
         raise ModelRefused(
             f"adapter {folder}: {printable(name)} has only one of the factors A and B; save the adapter again"
@@ -247,7 +270,7 @@ def _layer(folder: Path, config: Mapping[str, Any], stored: Mapping[str, Outline
             f"adapter {folder}: {name} has the rank {str(rank)[:20]} in {CONFIG}, but factors {list(b.shape)} and "
             f"{list(a.shape)}; take both files from where the adapter is from"
         )
-    m, dora = stored.get(f"{_PREFIX}{name}{_MAGNITUDE}"), bool(config.get("use_dora"))
+    m, dora = stored.get(f"{PREFIX}{name}{_MAGNITUDE}"), bool(config.get("use_dora"))
     if (m.shape if m else None) != ((b.shape[0],) if dora else None):
         raise ModelRefused(
             f"adapter {folder}: {name} has {'no magnitudes' if m is None else f'magnitudes {list(m.shape)}'}, and "

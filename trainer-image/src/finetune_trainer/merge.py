@@ -191,7 +191,7 @@ def require_possible(base: Path, adapted: PeftModel) -> None:
     """Raises ModelRefused if the adapter of a run could not be merged at its end."""
     run = Path("of this run")
     state = whole_modules.state(adapted)
-    whole = {name.removeprefix(whole_modules.PREFIX): Outline(t.dtype, tuple(t.shape)) for name, t in state.items()}
+    whole = {lora_files.in_model(name): Outline(t.dtype, tuple(t.shape)) for name, t in state.items()}
     rows = {
         name: SavedRows(tuple(each.ids.tolist()), each.trainable_tokens_delta.shape[1])
         for name, each in token_rows.of(adapted.get_base_model()).items()

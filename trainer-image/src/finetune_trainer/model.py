@@ -25,6 +25,7 @@ from finetune_api.runtime.exits import Exit
 from finetune_api.runtime.run_config import RunConfig
 
 from . import (
+    adapters,
     architecture,
     attention,
     decomposition,
@@ -74,7 +75,7 @@ def load(
 def show(folder: Path, config: RunConfig, see: See) -> None:
     """Give `see` every whole weight, one at a time, as the model computes with them. Raises ModelRefused."""
     outline = unloaded(folder)
-    wide = whole_modules.weights(whole_modules.chosen(outline, config.lora))
+    wide = adapters.in_full(outline, config.lora)
 
     def emptied(name: str, weight: Tensor) -> Tensor:
         see(name, weight)
@@ -103,7 +104,7 @@ def _loaded(
         return stored(name, weight)
 
     with _refused(folder), placeholders.replacing(named, _tied_shapes(outline)):
-        model, report = _read(folder, storage_dtype(config), whole_modules.weights(whole))
+        model, report = _read(folder, storage_dtype(config), adapters.in_full(outline, config.lora))
     _require_complete(folder, report)
     whole_modules.require_ties_as_expected(whole_modules.chosen(model, config.lora), whole)
     placeholders.replace(model, named)
@@ -129,7 +130,7 @@ def prepare(model: PreTrainedModel, config: RunConfig) -> None:
         architecture.cast_buffers(model, COMPUTE[config.precision])
     attention.use(model)
     model.config.use_cache = False  # the KV cache is for generation only
-    if config.method is not Method.FFT and not whole_modules.have_routers(whole_modules.chosen(model, config.lora)):
+    if config.method is not Method.FFT and not architecture.have_routers(adapters.in_full(model, config.lora)):
         architecture.without_router_loss(model)  # routers get no adapters
     model.train()
 

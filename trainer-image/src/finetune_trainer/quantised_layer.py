@@ -71,7 +71,7 @@ class QuantisedLinear(nn.Linear):
 
 
 class _Product(torch.autograd.Function):
-    """x Wᵀ + b with a frozen b, which keeps the codes of W for the backward pass."""
+    """x Wᵀ + b, which keeps the codes of W for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, codes: Tensor, bias: Tensor | None, whole: Callable[[Tensor], Tensor]) -> Tensor:
@@ -83,4 +83,5 @@ class _Product(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (codes,) = ctx.saved_tensors
-        return gradient @ ctx.whole(codes), None, None, None
+        of_bias = gradient.flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None
+        return gradient @ ctx.whole(codes), None, of_bias, None

@@ -6,7 +6,7 @@ The model and its adapters are made without memory for this, so what cannot be t
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import cast
 
@@ -15,7 +15,17 @@ from transformers import PreTrainedModel
 
 from finetune_api.runtime.run_config import BaseQuantisation, RunConfig
 
-from . import adapters, architecture, model, quantised_base, target_parameters, token_rows, whole_modules
+from . import (
+    adapters,
+    architecture,
+    biases,
+    lora_files,
+    model,
+    quantised_base,
+    target_parameters,
+    token_rows,
+    whole_modules,
+)
 from .collectives import on_rank_0
 
 _log = logging.getLogger(__name__)
@@ -52,6 +62,8 @@ def sentence(adapted: PreTrainedModel | PeftModel) -> str:
         if in_full:
             shared = ", with one weight for both" * whole_modules.share_a_weight(in_full)
             parts.append(f"trained in full are {', '.join(architecture.patterns(in_full))}{shared}")
+        if of_bias := biases.of(adapted):
+            parts.append(f"biases are trained in {', '.join(architecture.patterns(_modules(of_bias)))}")
         if rows := token_rows.summary(adapted):
             parts.append(rows)
         missed = adapters.missed(base)
@@ -60,7 +72,7 @@ def sentence(adapted: PreTrainedModel | PeftModel) -> str:
             parts.append(
                 f"no adapters are on {', '.join(architecture.patterns(missed))} ({share:.0%} of the parameters)"
             )
-    routers = not isinstance(adapted, PeftModel) or whole_modules.have_routers(in_full)
+    routers = not isinstance(adapted, PeftModel) or architecture.have_routers(whole_modules.state(adapted))
     if routers and (factor := architecture.router_loss(base)) is not None:
         asked = "(output_router_logits and router_aux_loss_coef in config.json)"
         parts.append(f"the loss includes {factor:g} x the router's {asked}" if factor else f"no router loss {asked}")
@@ -75,6 +87,11 @@ def _stored(base: PreTrainedModel, how: BaseQuantisation, whole: Collection[str]
     kept = f"; not quantised are {', '.join(architecture.patterns(others))}" if others else ""
     scales = " with scales of 8 bits" if how.double else ""
     return f"Stores {share:.0%} of the base in {how.format}{scales}{kept}."
+
+
+def _modules(parameters: Iterable[str]) -> list[str]:
+    """Of parameters by their names beside adapters."""
+    return [lora_files.in_model(name).rpartition(".")[0] for name in parameters]
 
 
 def _leaf(name: str) -> str:

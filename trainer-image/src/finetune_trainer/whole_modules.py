@@ -20,15 +20,13 @@ from finetune_api.runtime.patterns import is_pattern
 from finetune_api.runtime.run_config import Lora
 from finetune_api.validation.unknown import nearest
 
-from . import architecture, lora_files, placeholders
+from . import architecture, biases, lora_files, placeholders
 from .adapter_folder import printable
 from .errors import ModelRefused
-from .lora_files import SavedAdapter
+from .lora_files import PREFIX, SavedAdapter
 from .placeholders import Keep
 
 KEY = "training.lora.modules_to_save"
-PREFIX = "base_model.model."
-"""PEFT's names are those of its model around ours."""
 _LISTS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 _QUOTED = 128
 """Letters of a name that a refusal quotes."""
@@ -69,11 +67,6 @@ def share_a_weight(modules: Mapping[str, nn.Module]) -> bool:
     return len(parameters) != len(set(parameters))
 
 
-def have_routers(modules: Mapping[str, nn.Module]) -> bool:
-    """Whether what chooses among experts is among what is trained in full."""
-    return any(not architecture.ROUTERS.isdisjoint(name.split(".")) for name in weights(modules))
-
-
 def weights(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
     """Their weights that full finetuning trains, under each name; of a model without adapters.
 
@@ -108,13 +101,13 @@ def of(model: PreTrainedModel | PeftModel) -> list[str]:
 
 
 def state(model: PeftModel) -> dict[str, Tensor]:
-    """All that is in them by its name in `model`: PEFT's file has to have what is never trained, too."""
+    """All that is in them, and biases, by name in `model`: PEFT's file has to have what is never trained, too."""
     base = model.get_base_model()
-    found = _tensors({name: base.get_submodule(name) for name in of(model)})
-    return {f"{PREFIX}{name}": tensor for name, tensor in found.items()}
+    found = tensors({name: base.get_submodule(name) for name in of(model)})
+    return {f"{PREFIX}{name}": tensor for name, tensor in found.items()} | biases.of(model)
 
 
-def _tensors(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+def tensors(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     """Parameters and persistent buffers, under each name."""
     found: dict[str, Tensor] = {}
     for name, module in modules.items():
@@ -123,9 +116,8 @@ def _tensors(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     return found
 
 
-def require_like(begun: SavedAdapter, modules: Mapping[str, nn.Module]) -> None:
-    """Raises ModelRefused unless an earlier adapter has exactly these modules in full."""
-    own = _tensors(modules)
+def require_like(begun: SavedAdapter, own: Mapping[str, Tensor]) -> None:
+    """Raises ModelRefused unless an earlier adapter has exactly this in full, by name in the model."""
     what = f"training.lora.from: {begun.folder}"
     for name, outline in begun.whole.items():
         if name not in own:
@@ -140,8 +132,8 @@ def require_like(begun: SavedAdapter, modules: Mapping[str, nn.Module]) -> None:
             )
     if missing := sorted(own.keys() - begun.whole.keys()):
         raise ModelRefused(
-            f"{what} does not have {missing[0]}, which belongs to its modules_to_save, or shares a weight with one "
-            "of them in job.model; train it further with PEFT"
+            f"{what} does not have {missing[0]}, which belongs to its modules_to_save or bias, or shares a weight "
+            "with one of them in job.model; train it further with PEFT"
         )
 
 
@@ -149,7 +141,7 @@ def take_values(model: PeftModel, begun: SavedAdapter, opened: Mapping[str, Any]
     """Give the modules of `model` the values of an earlier adapter, or raise ModelRefused."""
     first: dict[Tensor, str] = {}
     for full_name, target in state(model).items():
-        name = full_name.removeprefix(PREFIX)
+        name = lora_files.in_model(full_name)
         value = lora_files.value(opened, name).to(target.dtype)
         if not value.isfinite().all():
             raise ModelRefused(f"training.lora.from: {begun.folder}: {name} is not finite; name another adapter")

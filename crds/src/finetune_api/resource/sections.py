@@ -239,6 +239,10 @@ class Adapter(AdapterSizes):
         "Tokens whose rows of embedding and output head are trained beside the adapters, such as [<|im_start|>], by "
         "their texts. None if absent."
     )
+    bias: Literal["none", "all", "lora_only"] | None = key(
+        "Biases of the base that are trained beside the adapters: none, all, or those of layers that have an adapter "
+        f"(lora_only). {defaults.LORA_BIAS} if absent."
+    )
     from_: Name | None = key(
         "Training continues from this adapter, a LoRA adapter on the same base: its folder, a URI, or org/name of "
         "the Hugging Face Hub. Rank, alpha and layers are those of the adapter.",

@@ -91,6 +91,15 @@ class OnBadRow(StrEnum):
     SKIP = "skip"
 
 
+class LoraBias(StrEnum):
+    """Biases of the base that are trained beside adapters."""
+
+    NONE = "none"
+    ALL = "all"
+    LORA_ONLY = "lora_only"
+    """Those of layers with an adapter."""
+
+
 class LoraInit(StrEnum):
     """What an adapter begins with: A, beside a B of zeros, or factors of a part of the base, which leaves it."""
 

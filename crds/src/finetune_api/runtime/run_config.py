@@ -15,6 +15,7 @@ from .choices import (
     BaseFormat,
     Device,
     Engine,
+    LoraBias,
     LoraInit,
     Method,
     OnBadRow,
@@ -76,6 +77,7 @@ class Lora(Frozen):
     """Texts of tokens whose rows of embedding and output head are trained."""
     token_ids: tuple[Count, ...] = ()
     """Their numbers, which the launcher reads from the tokenizer, or from the adapter that it continues from."""
+    bias: LoraBias = LoraBias.NONE
     target_parameters: tuple[str, ...] = ()
     """Ends of names of parameters of three dimensions that get adapters, a pair for each matrix."""
     source: str = ""
@@ -265,6 +267,7 @@ SPEC_KEYS = {
     "lora.rslora": "training.lora.use_rslora",
     "lora.dora": "training.lora.use_dora",
     "lora.init": "training.lora.init_lora_weights",
+    "lora.bias": "training.lora.bias",
     "lora.modules_to_save": "training.lora.modules_to_save",
     "lora.trainable_tokens": "training.lora.trainable_tokens",
     "lora.target_parameters": "training.lora.target_parameters",

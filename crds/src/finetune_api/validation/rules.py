@@ -97,7 +97,7 @@ _ephemeral = among("output.ephemeral", True)
 _OF_NEW_ADAPTERS = (
     *LORA_R, *LORA_ALPHA, *LORA_TARGETS,
     *(f"training.lora.{key}" for key in ("layers_to_transform", "rank_pattern", "alpha_pattern", "use_rslora",
-                                         "use_dora", "init_lora_weights", "modules_to_save",
+                                         "use_dora", "init_lora_weights", "modules_to_save", "bias",
                                          "target_parameters", "trainable_tokens")),
 )  # fmt: skip
 """What an adapter that training continues from decides."""

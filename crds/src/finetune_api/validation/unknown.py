@@ -32,7 +32,7 @@ def unknown_keys(resource: Mapping[str, Any]) -> Iterator[Problem]:
 
 USUAL: Mapping[str, str] = {
     "adapter": "training.mode", "adapter_name_or_path": "training.lora.from", "base_model": "job.model",
-    "batch": "hyperparameters.per_device_batch", "dataset": "job.data",
+    "batch": "hyperparameters.per_device_batch", "bias": "training.lora.bias", "dataset": "job.data",
     "bnb_4bit_quant_type": "training.quantization.format",
     "bnb_4bit_use_double_quant": "training.quantization.double_quant",
     "ddp": "hyperparameters.parallelism.fsdp", "dtype": "hyperparameters.parallelism.bf16",
