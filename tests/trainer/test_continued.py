@@ -190,7 +190,7 @@ def test_an_embedding_that_peft_has_trained_apart_from_its_head_is_refused(tmp_p
     saved_by_peft(tied, tmp_path / "theirs", together=False)
     refused = refusal(continuing(tied, tmp_path / "output", tmp_path / "theirs"))
     assert isinstance(refused, ModelRefused)
-    assert "does not have lm_head.weight, which belongs to its modules_to_save, or shares a weight" in str(refused)
+    assert "does not have lm_head.weight, which belongs to its modules_to_save or bias, or shares a weight" in str(refused)
 
 
 def test_values_of_one_weight_that_differ_are_refused(tmp_path: Path, tied: Path) -> None:
@@ -304,8 +304,8 @@ def of_another_start(folder: Path) -> None:
     change_config(folder, init_lora_weights="pissa")
 
 
-def with_biases(folder: Path) -> None:
-    change_config(folder, bias="lora_only")
+def with_other_biases(folder: Path) -> None:
+    change_config(folder, bias="boft_only")
 
 
 def with_an_endless_alpha(folder: Path) -> None:
@@ -396,7 +396,7 @@ REFUSED: dict[Any, str] = {
     of_no_numbers: "model.layers.2.mlp.up_proj has numbers in lora_B that are not finite",
     of_another_method: "has peft_type 'IA3', and only LoRA and DoRA are read",
     of_another_start: "has init_lora_weights 'pissa', and only LoRA and DoRA are read",
-    with_biases: "has bias 'lora_only'",
+    with_other_biases: "has bias 'boft_only', and only LoRA and DoRA are read",
     with_an_endless_alpha: "cannot be read: lora_alpha is inf",
     with_an_alpha_beyond_fp32: "scales model.layers.0.self_attn.q_proj by",
     with_values_beyond_fp32: "has numbers in lora_A that are not finite",
