@@ -99,6 +99,7 @@ TWO: dict[str, Two] = {
     "training.lora.alpha_pattern": Two(LORA, {"q_proj": 4}, {"q_proj": 8}),
     "training.lora.use_rslora": Two(LORA, False, True),
     "training.lora.use_dora": Two(LORA, False, True),
+    "training.lora.bias": Two(LORA, "all", "lora_only"),
     "training.lora.modules_to_save": Two(LORA, ["lm_head"], ["norm"]),
     "data.added_tokens": Two(NOTHING, ["<a>"], ["<b>"]),
     "training.lora.trainable_tokens": Two(LORA, ["<|im_start|>"], ["<|im_end|>"]),

@@ -11,11 +11,11 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from finetune_api.runtime.choices import Engine, LoraBias, Method, Precision
 from finetune_api.runtime.run_config import Lora
-from finetune_trainer import adapter_folder, adapters, architecture, lora_files, model, scope
+from finetune_trainer import adapter_folder, adapters, architecture, lora_files, merge, model, scope
 from finetune_trainer.errors import ModelRefused
 from trainer import architectures, models, modules_to_save_work, qlora_work, result_work
 from trainer.qlora_work import Job, Run, far
@@ -144,7 +144,11 @@ def with_biases(base: Path, folder: Path, bias: str, **settings: Any) -> Any:
     return adapted
 
 
-@pytest.mark.parametrize("more", [{}, {"modules_to_save": ["layers.2.mlp.up_proj", "norm"]}], ids=["", "and modules"])
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"modules_to_save": ["layers.2.mlp.up_proj", "norm"]}, {"modules_to_save": ["layers.3.self_attn"]}],
+    ids=["", "leaves", "a container"],
+)
 @pytest.mark.parametrize("bias", ["all", "lora_only"])
 def test_training_continues_with_the_biases_of_peft(
     tmp_path: Path, folder: Path, bias: str, more: dict[str, Any]
@@ -158,7 +162,8 @@ def test_training_continues_with_the_biases_of_peft(
     difference = result_work.logits(adapted) - result_work.logits(theirs)
     assert float(difference.abs().max()) <= 1e-5
     trained = {name for name, p in adapted.named_parameters() if p.requires_grad and name.endswith(".bias")}
-    assert len(trained) == (28 if bias == "all" else 8)
+    beside = 3 * ("layers.3.self_attn" in more.get("modules_to_save", ()))  # of k, v and o, which get no adapter
+    assert len(trained) == (28 if bias == "all" else 8 + beside)
 
 
 def test_an_adapter_whose_file_lost_a_bias_is_not_continued(tmp_path: Path, folder: Path) -> None:
@@ -170,6 +175,28 @@ def test_an_adapter_whose_file_lost_a_bias_is_not_continued(tmp_path: Path, fold
     lora = adapter_folder.continued(Lora(**models.lora(source="theirs")), tmp_path)
     with pytest.raises(ModelRefused, match=r"does not have model.layers.3.mlp.down_proj.bias, which belongs to"):
         adapters.attach(models.llama(biases=True), lora)
+    with pytest.raises(ModelRefused, match=r"its bias of .* asks for model.layers.3.mlp.down_proj.bias"):
+        merge.plan(folder, lora_files.read(tmp_path))
+
+
+def test_a_bias_with_two_names_in_the_file_is_refused(tmp_path: Path, folder: Path) -> None:
+    """One would be compared with the model, and the other be read."""
+    with_biases(folder, tmp_path, "all")
+    tensors = load_file(tmp_path / adapter_folder.WEIGHTS)
+    tensors["base_model.model.model.layers.0.self_attn.q_proj.bias"] = torch.zeros(128)
+    save_file(tensors, tmp_path / adapter_folder.WEIGHTS, {"format": "pt"})
+    with pytest.raises(ModelRefused, match=r"q_proj.*bias has two names"):
+        lora_files.read(tmp_path)
+
+
+@pytest.mark.parametrize("bias", ["all", "none"])
+def test_rows_of_a_head_with_a_bias_are_refused_because_peft_would_compute_without_that(bias: str) -> None:
+    made: Any = AutoModelForCausalLM
+    sizes = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "pad_token_id": None}  # fmt: skip
+    phi = made.from_config(AutoConfig.for_model("phi", **sizes))
+    with pytest.raises(ModelRefused, match=r"lm_head has a bias, which PEFT would leave out .* train it in full"):
+        adapters.attach(phi, Lora(**models.lora(bias=bias, trainable_tokens=("a",), token_ids=(3,))))
 
 
 def test_biases_of_vision_stay_frozen_and_routers_that_have_one_get_their_loss(tmp_path: Path) -> None:

@@ -193,7 +193,7 @@ def test_an_adapter_whose_file_lost_a_module_is_not_merged(tmp_path: Path) -> No
     tensors = load_file(file)
     del tensors["base_model.model.lm_head.weight"]
     save_file(tensors, file, {"format": "pt"})
-    with pytest.raises(ModelRefused, match=r"modules_to_save name what lm_head.weight is of, and its file does not"):
+    with pytest.raises(ModelRefused, match=r"modules_to_save of .* asks for lm_head.weight, and its file does not"):
         merging.run(tmp_path / "adapter", tmp_path / "merged")
 
 

@@ -124,14 +124,13 @@ def test_either_name_of_a_tied_weight_trains_it_for_both(name: str) -> None:
     assert trained == ["base_model.model.model.embed_tokens.weight"]
 
 
-def test_the_bias_of_a_tied_head_is_not_trained_because_peft_would_not_load_it() -> None:
+def test_a_tied_head_with_a_bias_is_refused_because_peft_would_compute_without_that() -> None:
     sizes = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
              "num_attention_heads": 4, "tie_word_embeddings": True, "pad_token_id": None}  # fmt: skip
     made: Any = AutoModelForCausalLM
     model = made.from_config(AutoConfig.for_model("phi", **sizes))
-    chosen = whole_modules.chosen(model, Lora(**models.lora(modules_to_save=("embed_tokens",))))
-    assert chosen.keys() == {"model.embed_tokens", "lm_head"}
-    assert whole_modules.weights(chosen).keys() == {"model.embed_tokens.weight", "lm_head.weight"}
+    with pytest.raises(ModelRefused, match=r"modules_to_save: lm_head shares its weight .* and has a bias"):
+        whole_modules.chosen(model, Lora(**models.lora(modules_to_save=("embed_tokens",))))
 
 
 def test_names_of_a_strangers_adapter_are_quoted_in_part() -> None:

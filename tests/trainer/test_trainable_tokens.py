@@ -111,6 +111,4 @@ def test_rows_take_the_places_of_those_of_their_tokens() -> None:
     assert rows.embedded(tokens, others, None).tolist() == [[[3, 4], [9, 9]], [[1, 2], [3, 4]]]
     for scale in (torch.tensor(2.0), 2.0):  # as Gemma has it, and as XGLM
         assert rows.embedded(tokens, others, scale)[0].tolist() == [[6, 8], [9, 9]]
-    hidden, bias = torch.tensor([[1.0, 1.0]]), torch.arange(6.0)
-    assert rows.logits(hidden, torch.zeros(1, 6), None).tolist() == [[0, 0, 7, 0, 0, 3]]
-    assert rows.logits(hidden, torch.zeros(1, 6), bias).tolist() == [[0, 0, 9, 0, 0, 8]]
+    assert rows.logits(torch.tensor([[1.0, 1.0]]), torch.zeros(1, 6)).tolist() == [[0, 0, 7, 0, 0, 3]]

@@ -25,18 +25,23 @@ def chosen(model: PreTrainedModel, lora: Lora, layers: Collection[str]) -> dict[
     Of what full finetuning trains: PEFT also trains biases of vision and those that an architecture sets by itself.
     Raises ModelRefused if there are none.
     """
-    if lora.bias is LoraBias.NONE:
-        return {}
-    every = {name: p for name, p in model.named_parameters() if name.endswith(".bias") and p.requires_grad}
-    of_layers = {name: p for name, p in every.items() if name.removesuffix(".bias") in layers}
-    found = every if lora.bias is LoraBias.ALL else of_layers
-    if not found and not lora.source:
-        where, otherwise = ("in layers that get an adapter", f", or set it to {LoraBias.ALL}") if every else ("", "")
+    found = trained(model, lora.bias, layers)
+    if not found and lora.bias is not LoraBias.NONE and not lora.source:
+        others = trained(model, LoraBias.ALL, layers)
+        where, otherwise = ("in layers that get an adapter", f", or set it to {LoraBias.ALL}") if others else ("", "")
         raise ModelRefused(
             f"{KEY}: {lora.bias} trains biases, and {model.config.model_type} has none {where}".rstrip()
             + f"; set it to {LoraBias.NONE}{otherwise}"
         )
     return found
+
+
+def trained(model: PreTrainedModel, bias: str, layers: Collection[str]) -> dict[str, nn.Parameter]:
+    """What an adapter of this kind of `bias` has, by name in `model`; `layers` have an adapter."""
+    every = {name: p for name, p in model.named_parameters() if name.endswith(".bias") and p.requires_grad}
+    if bias == LoraBias.LORA_ONLY:
+        return {name: p for name, p in every.items() if name.removesuffix(".bias") in layers}
+    return every if bias == LoraBias.ALL else {}
 
 
 def of(model: PeftModel) -> dict[str, nn.Parameter]:

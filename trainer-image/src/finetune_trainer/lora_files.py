@@ -30,8 +30,9 @@ PREFIX = "base_model.model."
 """PEFT's names are those of its model around ours."""
 _BASE = ".base_layer."
 """In these names, the layer itself inside its adapter."""
-_OF_WRAPPER = (".modules_to_save.bias", ".original_module.bias")
-"""What PEFT adds of a module in full where it also trains biases: the first has the trained one once more."""
+_OF_ROWS = ".token_adapter.base_layer.bias"
+_WRAPPER = frozenset({"modules_to_save", "original_module"})
+"""In names of biases that PEFT adds of a module in full where it also trains biases: the trained ones once more."""
 _MOST = 3.4e38
 """Of a scaling: fp32 has no more."""
 _FACTORS = _A, _B, _MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
@@ -134,9 +135,9 @@ def read(folder: Path) -> SavedAdapter:
     config = adapter_folder.settings(folder)
     stored, modules = _outlines(folder), adapter_folder.modules_to_save(folder, config)
     own_rows = {name: outline for name, outline in stored.items() if name.endswith(ROWS) and name.startswith(PREFIX)}
-    stored = {
-        name: outline for name, outline in stored.items() if name not in own_rows and not name.endswith(_OF_WRAPPER)
-    }
+    stored = {name: outline for name, outline in stored.items() if name not in own_rows}
+    if config.get("bias", LoraBias.NONE) != LoraBias.NONE and modules:
+        stored = {name: outline for name, outline in stored.items() if not _is_of_wrapper(name)}
     whole = {name: outline for name, outline in stored.items() if _is_of(modules, name)}
     if config.get("bias", LoraBias.NONE) != LoraBias.NONE:
         whole |= {name: outline for name, outline in stored.items() if _is_bias(name)}
@@ -145,7 +146,7 @@ def read(folder: Path) -> SavedAdapter:
     rest = {n: outline for n, outline in stored.items() if n not in whole}
     parameters, targets = _parameters(folder, config, rest)
     layers = _layers(folder, config, rest, parameters)
-    named = {in_model(name): outline for name, outline in whole.items()}
+    named = _in_model(folder, whole)
     of_modules = {name.removeprefix(PREFIX).removesuffix(ROWS): outline for name, outline in own_rows.items()}
     of_tokens = _rows(folder, config, of_modules)
     return SavedAdapter(
@@ -183,6 +184,25 @@ def _is_of(modules: Sequence[str], name: str) -> bool:
     *parents, _ = name.removeprefix(PREFIX).split(".")
     paths = [".".join(parents[: i + 1]) for i in range(len(parents))]
     return name.startswith(PREFIX) and any(path.endswith(tuple(modules)) for path in paths)
+
+
+def _is_of_wrapper(name: str) -> bool:
+    return name.endswith(".bias") and not _WRAPPER.isdisjoint(name.split("."))
+
+
+def _in_model(folder: Path, whole: Mapping[str, Outline]) -> dict[str, Outline]:
+    """By names in the model. Raises ModelRefused for what has two in the file, and for biases of rows of tokens."""
+    found: dict[str, Outline] = {}
+    for name, outline in whole.items():
+        if name.endswith(_OF_ROWS):
+            raise ModelRefused(
+                f"adapter {folder}: {printable(name)} is the bias of a module with rows of tokens, which PEFT "
+                "computes without; load it with PEFT instead"
+            )
+        if in_model(name) in found:
+            raise ModelRefused(f"adapter {folder}: {printable(name)} has two names in {WEIGHTS}; save it again")
+        found[in_model(name)] = outline
+    return found
 
 
 def _is_bias(name: str) -> bool:

@@ -11,7 +11,7 @@ memory, which tensors of the files a parameter is, and how an update of it is wr
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,11 +32,13 @@ from transformers.core_model_loading import (
 )
 from transformers.pytorch_utils import Conv1D
 
+from finetune_api.runtime.choices import LoraBias
 from finetune_api.runtime.protocol import MARKER
 
 from . import (
     adapter_folder,
     architecture,
+    biases,
     lora_files,
     model_export,
     sources,
@@ -281,14 +283,7 @@ def _replaced(model: PreTrainedModel, adapter: SavedAdapter, base: Path) -> set[
             raise _refused(
                 adapter, base, f"{name} has {_spelled(outline.shape)} numbers, and {_spelled(own.shape)} in the base"
             )
-    ends = tuple(adapter.modules)
-    named = [name for name, _ in model.named_modules() if ends and name.endswith(ends)]
-    missing = [name for name in own_state if whole_modules.contains(named, name) and name not in adapter.whole]
-    if missing:
-        raise ModelRefused(
-            f"adapter {adapter.folder}: its modules_to_save name what {missing[0]} is of, and its file does not have "
-            "that; take both files from where the adapter is from"
-        )
+    _require_all_in_full(model, own_state, adapter)
     for name, partner in _ties(model).items():
         if not {name, partner}.isdisjoint(adapter.whole) and not {name, partner} <= adapter.whole.keys():
             alone, other = (name, partner) if name in adapter.whole else (partner, name)
@@ -297,6 +292,22 @@ def _replaced(model: PreTrainedModel, adapter: SavedAdapter, base: Path) -> set[
                 f"{base}; load the adapter with PEFT"
             )
     return {name for name in adapter.whole if name not in _ties(model)}
+
+
+def _require_all_in_full(model: PreTrainedModel, own_state: Collection[str], adapter: SavedAdapter) -> None:
+    """Raises ModelRefused for a file without something that the settings of the adapter ask for."""
+    ends = tuple(adapter.modules)
+    named = [name for name, _ in model.named_modules() if ends and name.endswith(ends)]
+    of_bias = biases.trained(model, adapter.config.get("bias", LoraBias.NONE), adapter.layers)
+    for key, names in (
+        ("modules_to_save", [name for name in own_state if whole_modules.contains(named, name)]),
+        ("bias", of_bias),
+    ):
+        if missing := [name for name in names if name not in adapter.whole]:
+            raise ModelRefused(
+                f"adapter {adapter.folder}: its {key} of {adapter_folder.CONFIG} asks for {missing[0]}, and its file "
+                "does not have that; take both files from where the adapter is from"
+            )
 
 
 def _with_rows(model: PreTrainedModel, adapter: SavedAdapter, base: Path) -> set[str]:

@@ -48,13 +48,12 @@ class TokenRows(nn.Module):
             rows = rows * torch.as_tensor(scale, dtype=rows.dtype, device=rows.device)
         return torch.where(same.any(-1, keepdim=True), rows, others)
 
-    def logits(self, hidden: Tensor, others: Tensor, bias: Tensor | None) -> Tensor:
+    def logits(self, hidden: Tensor, others: Tensor) -> Tensor:
         """`others` [..., vocabulary], which a head gives for `hidden` [..., hidden size], with those of these tokens.
 
         It is changed in place.
         """
-        own = functional.linear(hidden, self.trainable_tokens_delta, None if bias is None else bias[self.ids])
-        return others.index_copy_(-1, self.ids, own)
+        return others.index_copy_(-1, self.ids, functional.linear(hidden, self.trainable_tokens_delta))
 
 
 class _Embedding(nn.Embedding):
@@ -68,7 +67,7 @@ class _Head(nn.Linear):
     token_adapter: TokenRows
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
-        return self.token_adapter.logits(input, super().forward(input), self.bias)
+        return self.token_adapter.logits(input, super().forward(input))
 
 
 def chosen(
@@ -93,6 +92,11 @@ def chosen(
             raise ModelRefused(
                 f"{key}: {name} gets an adapter (training.lora.target_modules), and rows of it cannot be trained "
                 f"beside that; leave {name} out of target_modules"
+            )
+        if name in found and getattr(module, "bias", None) is not None:
+            raise ModelRefused(
+                f"{key}: {name} has a bias, which PEFT would leave out beside rows of it; "
+                f"train it in full (training.lora.modules_to_save: [{name}])"
             )
         if name in found and not _is_usual(module):
             raise ModelRefused(

@@ -53,7 +53,9 @@ def chosen(model: PreTrainedModel, lora: Lora | None) -> dict[str, nn.Module]:
         if why := _why_not(end, matching, own, outside=any(name.endswith(end) for name in modules)):
             raise ModelRefused(f"{key}: {why}")
         found |= matching
-    return _outermost(found | _sharing(model, found))
+    outermost = _outermost(found | _sharing(model, found))
+    _require_readable(key, outermost)
+    return outermost
 
 
 def contains(modules: Iterable[str], name: str) -> bool:
@@ -68,17 +70,12 @@ def share_a_weight(modules: Mapping[str, nn.Module]) -> bool:
 
 
 def weights(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
-    """Their weights that full finetuning trains, under each name; of a model without adapters.
-
-    Of modules that share one, that one: PEFT, which ties them again, would not read the bias of a tied head.
-    """
-    named = [(m, n, p) for m, each in modules.items() for n, p in each.named_parameters(remove_duplicate=False)]
-    count = Counter(parameter for _, _, parameter in named)
-    tied = {module for module, _, parameter in named if count[parameter] > 1}
+    """Their weights that full finetuning trains, under each name; of a model without adapters."""
     return {
         f"{module}.{name}": parameter
-        for module, name, parameter in named
-        if parameter.requires_grad and (count[parameter] > 1 or module not in tied)
+        for module, each in modules.items()
+        for name, parameter in each.named_parameters(remove_duplicate=False)
+        if parameter.requires_grad
     }
 
 
@@ -179,6 +176,18 @@ def _why_not(end: str, matching: Mapping[str, nn.Module], modules: Mapping[str, 
         return f"{end} is no end of a name, and PEFT reads no expressions here; name modules of the model: {known}"
     near = nearest(end, tuple(ends))
     return f"the model has no module {end}{f' (did you mean {near}?)' if near else ''}; name some of its: {known}"
+
+
+def _require_readable(key: str, modules: Mapping[str, nn.Module]) -> None:
+    """Without this check, PEFT, which ties modules again, would compute without the bias of a tied head."""
+    count = Counter(parameter for module in modules.values() for parameter in module.parameters())
+    for name, module in modules.items():
+        of_it = dict(module.named_parameters(recurse=False))
+        if "bias" in of_it and any(count[parameter] > 1 for parameter in of_it.values()):
+            raise ModelRefused(
+                f"{key}: {name} shares its weight with another module and has a bias, which PEFT would leave out; "
+                "train without it, or train all weights (training.mode: fft)"
+            )
 
 
 def _sharing(model: PreTrainedModel, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
