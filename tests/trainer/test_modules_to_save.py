@@ -69,7 +69,8 @@ def same_as_peft(found: dict[str, Run], job: Job) -> None:
     ours, plain = found[str(job)], found[str(replace(job, plain=True))]
     assert len(ours.losses) == qlora_work.STEPS
     exact = job.method is Method.LORA and "dora" not in job.adapter  # PEFT computes DoRA in another order
-    assert far(ours.losses, plain.losses) <= (LOSS if exact else 1e-4)
+    # Of the loss: processors round in other places, and 20 steps make more than 1e-5 nats of that on some.
+    assert far(ours.losses, plain.losses) <= (LOSS if exact else 1e-4) * max(plain.losses)
 
 
 @pytest.mark.parametrize("job", ALONE, ids=str)
