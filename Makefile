@@ -22,12 +22,12 @@ help: ## Show this list
 
 setup: $(STAMP) ## Make the virtual environment
 
-$(STAMP): requirements/uv.txt requirements/dev.txt pyproject.toml
+$(STAMP): requirements/uv.txt requirements/build.txt requirements/dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: $(PYTHON) is older than 3.11; run make PYTHON=python3.12 ..." >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
-	$(BIN)/uv pip sync --quiet --require-hashes requirements/dev.txt
+	DS_BUILD_OPS=0 $(BIN)/uv pip sync --quiet --require-hashes --build-constraints requirements/build.txt requirements/dev.txt
 	$(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
@@ -108,6 +108,8 @@ lock: setup ## Resolve the locks in requirements/ anew
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
 	  --extra operator --extra trainer --extra cli --group dev \
 	  --custom-compile-command "make lock" pyproject.toml -o requirements/dev.txt
+	echo setuptools | $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
+	  --constraints requirements/dev.txt --custom-compile-command "make lock" - -o requirements/build.txt
 
 clean: ## Remove what make setup made; caches stay
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
