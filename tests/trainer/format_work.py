@@ -56,8 +56,9 @@ def train(changes: Mapping[str, Any], scale: float | None = None, stop_after: in
         for begin, end in ((0, stop_after), (stop_after, STEPS)) if stop_after else ((0, STEPS),):
             state = _train_state(changes, end or STEPS)
             if begin:
-                checkpoint.load(output, begin, state.engine.state())
-                state.engine.resumed(begin)
+                tensors = state.engine.state()
+                checkpoint.load(output, begin, tensors)
+                state.engine.resumed(tensors, begin)
             elif scale:
                 state.engine.state()["loss_scale"]["scale"].fill_(scale)
             loop.fit(state, begin or 0, [found.results.append, partial(_note, found, state)])

@@ -47,9 +47,10 @@ def shifted(folder: Path, config: RunConfig) -> dict[str, Tensor]:
         model.load(folder, config, engines.kept(config, layout), layout.rank_info.device), config, layout
     )
     engine.evaluate(collate(rows(1), range(1)))
-    for weight in engine.state()["parameters"].values():
+    state = engine.state()
+    for weight in state["parameters"].values():
         weight.add_(1.0)
-    engine.resumed(1)
+    engine.resumed(state, 1)
     full = {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in engine.model.named_parameters()}
     return {name: tensor.detach().clone() for name, tensor in full.items()}
 

@@ -23,6 +23,7 @@ from finetune_api.runtime.run_config import Lora, RunConfig
 from finetune_trainer import adapters, chunked_loss, engines, environment, loop, mesh
 from finetune_trainer.collate import TokenBatch
 from finetune_trainer.engines import StepOutcome
+from finetune_trainer.engines.zero import Zero
 from finetune_trainer.environment import RankInfo
 from finetune_trainer.loop import StepResult, TrainState
 from finetune_trainer.model import storage_dtype
@@ -152,8 +153,12 @@ class Recording:
         self._engine = engine
         self.model: nn.Module = engine.model
         self.first: dict[str, Tensor] = {}
-        self._update = engine._optimizer.step
-        engine._optimizer.step = self._step
+        if isinstance(engine, Zero):
+            self._update = engine._engine.optimizer.step
+            engine._engine.optimizer.step = self._zero_step
+        else:
+            self._update = engine._optimizer.step
+            engine._optimizer.step = self._step
 
     def train(self, micro_batches: Iterable[TokenBatch], **settings: Any) -> StepOutcome:
         outcome: StepOutcome = self._engine.train(micro_batches, **settings)
@@ -167,8 +172,14 @@ class Recording:
         state: dict[str, Any] = self._engine.state()
         return state
 
-    def resumed(self, steps: int) -> None:
-        self._engine.resumed(steps)
+    def resumed(self, state: Mapping[str, Any], steps: int) -> None:
+        self._engine.resumed(state, steps)
+
+    def _zero_step(self) -> None:
+        if not self.first:
+            get = self._engine._deepspeed.utils.safe_get_full_grad
+            self.first.update({name: get(p).clone() for name, p in self._engine._parameters.items()})
+        self._update()
 
     def _step(self, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor], *settings: Any) -> None:
         if not self.first:

@@ -89,8 +89,9 @@ def _part(case: ResumeCase, output: Path, until: int) -> Part:
     engine = train_state.engine
     start = checkpoint.latest(output)
     if start is not None:
-        checkpoint.load(output, start, engine.state())
-        engine.resumed(start)
+        state = engine.state()
+        checkpoint.load(output, start, state)
+        engine.resumed(state, start)
     began_with = _digests(engine)
     losses: list[float] = []
 

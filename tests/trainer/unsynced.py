@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, cast
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -12,13 +14,16 @@ from torch.distributed.fsdp import FSDPModule
 
 from finetune_api.runtime import choices
 from finetune_api.runtime.run_config import RunConfig
-from finetune_trainer.engines import TrainingEngine
+from finetune_trainer import engines
+from finetune_trainer.engines import TrainingEngine, zero_settings
 from finetune_trainer.engines.fsdp2 import Fsdp2
 from finetune_trainer.engines.replicated import Replicated
 from finetune_trainer.mesh import RankMesh
 
 
 def build(model: nn.Module, config: RunConfig, mesh: RankMesh) -> TrainingEngine:
+    if config.engine in zero_settings.STAGES:
+        return _unsynced_zero(engines.build(model, config, mesh))
     return (UnsyncedReplicated if config.engine is choices.Engine.DDP else UnsyncedFsdp2)(model, config, mesh)
 
 
@@ -33,6 +38,27 @@ class UnsyncedFsdp2(Fsdp2):
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 module.set_custom_reduce_scatter(_OwnPart())  # type: ignore[arg-type]  # of a private type
+
+
+def _unsynced_zero(engine: Any) -> TrainingEngine:
+    """Stage 1 reduces its gradients before the update, the others in the backward pass."""
+    engine._loss.backward = _without_reduction(engine._loss.backward)
+    engine._engine.allreduce_gradients = _without_reduction(engine._engine.allreduce_gradients)
+    return cast("TrainingEngine", engine)
+
+
+def _without_reduction(work: Callable[..., Any]) -> Callable[..., Any]:
+    def done(*arguments: Any, **settings: Any) -> Any:
+        from deepspeed import comm  # noqa: PLC0415 - an engine has imported it
+
+        with patch.multiple(comm, all_reduce=_nothing, reduce=_nothing, reduce_scatter_fn=_nothing):
+            return work(*arguments, **settings)
+
+    return done
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    """A reduction that leaves to each rank its own numbers."""
 
 
 class _OwnPart:

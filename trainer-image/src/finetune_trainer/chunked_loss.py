@@ -55,10 +55,12 @@ class Scaling:
 class ChunkedLoss:
     """The loss of one model. Where the model does something else to its logits, they are held whole."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, called: nn.Module | None = None) -> None:
+        """`called`: a wrapper of `model` that is called in its place."""
         causal = loss.causal(model)
         chunk = GPU_CHUNK if causal.device.type == "cuda" else CPU_CHUNK
         self._model = model
+        self._called = called
         self._scaling = Scaling.of(causal.config)
         self._rows = max(chunk // causal.config.get_text_config().vocab_size, 1)
         self._known: bool | None = None
@@ -69,14 +71,14 @@ class ChunkedLoss:
             total = self._nll(batch, divisor)
             torch.autograd.backward(total)
         else:
-            total = loss.nll(self._model, batch)
+            total = loss.nll(self._model, batch, self._called)
             torch.autograd.backward(total / divisor)
         return total.detach()
 
     def evaluate(self, batch: TokenBatch) -> Tensor:
         """The NLL, without gradients."""
         with torch.no_grad():
-            return self._nll(batch) if self._is_known(batch) else loss.nll(self._model, batch)
+            return self._nll(batch) if self._is_known(batch) else loss.nll(self._model, batch, self._called)
 
     def _nll(self, batch: TokenBatch, divisor: float = 1.0) -> Tensor:
         """The NLL, whose gradient is that of NLL / `divisor`."""
@@ -92,7 +94,7 @@ class ChunkedLoss:
             trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
             return _WithGradients.apply(of_part, parts, divisor, states, *trained)  # type: ignore[no-any-return]
 
-        return loss.instead_of_logits(self._model, batch, of_states, divisor)
+        return loss.instead_of_logits(self._model, batch, of_states, divisor, self._called)
 
     def _is_known(self, batch: TokenBatch) -> bool:
         """Whether the chunks of this model give its own loss: tried once, with a few tokens. Collective."""
@@ -100,7 +102,7 @@ class ChunkedLoss:
             training, few = self._model.training, _first(batch, min(_TRIED, self._rows))  # one chunk
             self._model.eval()  # without dropout
             with torch.no_grad():
-                ours, own = self._nll(few), loss.nll(self._model, few)
+                ours, own = self._nll(few), loss.nll(self._model, few, self._called)
             self._model.train(training)
             if not own.isfinite():
                 return False  # and tried again with the next batch

@@ -22,14 +22,16 @@ OfStates = Callable[[nn.Module, Callable[[Tensor], Tensor], Tensor], Tensor]
 """Of the output head, its forward pass and hidden states [targets, hidden size]."""
 
 
-def nll(forward: nn.Module, batch: TokenBatch) -> Tensor:
+def nll(forward: nn.Module, batch: TokenBatch, called: nn.Module | None = None) -> Tensor:
     """Weighted sum of -log p(target | preceding tokens) over the targets of `batch`, in nats; scalar, at least fp32.
+
+    `called`: a wrapper that is called in place of `forward`, whose modules have to be called through it.
 
     The model numbers the positions itself: `batch.positions` are the same as long as a row is one sequence, some
     architectures take none, and the others would compute their rotary embeddings for every row.
     """
     with _head_sees(batch.targets, forward):
-        output: Any = forward(input_ids=batch.inputs, use_cache=False)
+        output: Any = (called or forward)(input_ids=batch.inputs, use_cache=False)
     shape = tuple(output.logits.shape)
     assert shape[:-1] == batch.labels.shape, f"the model gave logits of shape {shape}"
     return _with_router_loss(of_logits(output.logits, batch.labels, batch.weights), output, forward, batch)
@@ -43,31 +45,38 @@ def of_logits(logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
     return functional.cross_entropy(precise, labels, reduction="none") @ weights.to(precise.dtype)
 
 
-def instead_of_logits(forward: nn.Module, batch: TokenBatch, compute: OfStates, divisor: float) -> Tensor:
+def instead_of_logits(
+    forward: nn.Module, batch: TokenBatch, compute: OfStates, divisor: float, called: nn.Module | None = None
+) -> Tensor:
     """What `compute` gives for the output head and the states that predict a target, in the model's forward pass.
 
-    Its gradient is that of the NLL / `divisor`.
+    Its gradient is that of the NLL / `divisor`. `called` as for `nll`.
 
-    The head's weights may be whole only there, and what wraps the model sees the value as the model's result.
+    The head's weights may be whole only there, and what wraps the model sees the value as the model's result. Hooks
+    of the head see it as that of the head: they may have to gather its weights for the backward pass.
     """
     head = _head(forward)
     own, found = head.forward, list[Tensor]()
 
     def stand_in(hidden: Tensor) -> Tensor:
-        found.append(compute(head, own, hidden.flatten(0, 1).index_select(0, batch.targets)))
-        return hidden.new_zeros(1, 1)
+        return compute(head, own, hidden.flatten(0, 1).index_select(0, batch.targets))
+
+    def taken(_: nn.Module, inputs: tuple[Tensor], value: Tensor) -> Tensor:
+        found.append(value)
+        return inputs[0].new_zeros(1, 1)
 
     def instead(_: nn.Module, __: Any, output: Any) -> Tensor:
         return _with_router_loss(found[0], output, forward, batch, divisor)
 
-    handle = forward.register_forward_hook(instead, prepend=True)
+    handles = forward.register_forward_hook(instead, prepend=True), head.register_forward_hook(taken)
     head.forward = stand_in  # an attribute of the instance, which hides the method
     try:
-        result: Tensor = forward(input_ids=batch.inputs, use_cache=False)
+        result: Tensor = (called or forward)(input_ids=batch.inputs, use_cache=False)
         return result
     finally:
         del head.forward
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def _with_router_loss(

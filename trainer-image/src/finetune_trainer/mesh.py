@@ -4,7 +4,7 @@ Ranks are numbered with the last axis fastest, so that ranks that exchange the m
 
     pipeline   the layers, in stages
     replicate  copies of the weights, whose gradients are summed
-    shard      weights, gradients and optimizer state in parts (FSDP)
+    shard      weights, gradients and optimizer state in parts (FSDP, ZeRO)
     context    the tokens of a sequence
     tensor     the matrices of a layer
 
@@ -82,7 +82,9 @@ class RankMesh:
 def build(config: RunConfig, rank_info: RankInfo) -> RankMesh:
     """The mesh of the run: hybrid sharding shards inside a node and replicates across nodes."""
     mesh = config.mesh
-    shard = {Engine.FSDP2: mesh.data_parallel, Engine.HSDP: mesh.processes_per_node}.get(config.engine, 1)
+    everywhere = (Engine.FSDP2, Engine.ZERO1, Engine.ZERO2, Engine.ZERO3)
+    shards = dict.fromkeys(everywhere, mesh.data_parallel) | {Engine.HSDP: mesh.processes_per_node}
+    shard = shards.get(config.engine, 1)
     return RankMesh(
         rank_info,
         {

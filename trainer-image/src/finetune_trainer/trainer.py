@@ -230,8 +230,9 @@ class Trainer:
         newest = checkpoint.latest(self._output)
         if newest is None:
             return History()
-        extra = checkpoint.load(self._output, newest, train_state.engine.state(), self.heartbeat.active)
-        train_state.engine.resumed(newest)
+        state = train_state.engine.state()
+        extra = checkpoint.load(self._output, newest, state, self.heartbeat.active)
+        train_state.engine.resumed(state, newest)
         self.step = newest
         self.heartbeat.resumed(newest)
         self._write_record(ResumeRecord(time=time.time(), step=newest))
@@ -311,7 +312,7 @@ class Trainer:
         state = train_state.engine.state()
         if best is not None and best != self.step:
             checkpoint.load(self._output, best, state, self.heartbeat.active)
-            train_state.engine.resumed(best)
+            train_state.engine.resumed(state, best)
         card = export.ModelCard(
             base_model=self._config.model,
             method=self._config.method,

@@ -26,6 +26,11 @@ class Unreached:
         self._speaks = speaks
         self._left = STEPS
 
+    @property
+    def asks(self) -> bool:
+        """Whether anything is still in question."""
+        return bool(self._names)
+
     def reached(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """fp64, a number for each parameter in question; 0 where this rank's part of the gradient is zero."""
         flags = [gradients[name].any() for name in self._names]

@@ -18,14 +18,18 @@ from ..placeholders import Keep
 from .base import StepOutcome, TrainingEngine
 from .fsdp2 import Fsdp2
 from .replicated import Replicated
+from .zero import Zero, Zero3
 
 __all__ = ["StepOutcome", "TrainingEngine", "build", "kept"]
 
-_ENGINES: dict[choices.Engine, type[Replicated] | type[Fsdp2]] = {
+_ENGINES: dict[choices.Engine, type[Replicated] | type[Fsdp2] | type[Zero]] = {
     choices.Engine.SINGLE: Replicated,
     choices.Engine.DDP: Replicated,
     choices.Engine.FSDP2: Fsdp2,
     choices.Engine.HSDP: Fsdp2,
+    choices.Engine.ZERO1: Zero,
+    choices.Engine.ZERO2: Zero,
+    choices.Engine.ZERO3: Zero3,
 }
 
 

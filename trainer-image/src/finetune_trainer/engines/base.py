@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
@@ -73,12 +73,12 @@ class TrainingEngine(Protocol):
         """Trained weights and the state of their optimizer: tensors by kind and parameter name. With fp16 also the
         loss scale, and the initial factors of adapters that begin with a part of the base.
 
-        These are the tensors of the engine itself: loading into them in place, then `resumed`, restores its state.
+        Loading into them in place, then `resumed`, restores its state. Mostly they are the engine's own tensors.
         """
         ...
 
-    def resumed(self, steps: int) -> None:
-        """Called after the state of `steps` optimizer steps has been loaded."""
+    def resumed(self, state: Mapping[str, Any], steps: int) -> None:
+        """Called after what `state()` gave has been filled with that of `steps` optimizer steps."""
         ...
 
 
@@ -155,7 +155,7 @@ class AdamwEngine:
             state["initial"] = initial
         return state | ({"loss_scale": self._scale.state} if self._scale else {})
 
-    def resumed(self, steps: int) -> None:
+    def resumed(self, _: Mapping[str, Any], steps: int) -> None:
         self._optimizer.resumed(steps - (self._scale.skipped_steps if self._scale else 0))
         self._steps = steps
         self._weights.publish(steps)

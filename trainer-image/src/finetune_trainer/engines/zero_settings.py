@@ -1,0 +1,74 @@
+"""The DeepSpeed dictionary of a run. Pure: the same run has the same dictionary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from finetune_api.runtime.choices import Device, Engine, LoraInit, Method, OptimizerName, Precision
+from finetune_api.runtime.run_config import Lora, RunConfig
+
+STAGES = {Engine.ZERO1: 1, Engine.ZERO2: 2, Engine.ZERO3: 3}
+BUCKET = 50_000_000
+"""Elements that are reduced or gathered at once: 200 MB in fp32, twice where communication overlaps."""
+PERSISTENT = 10_000
+"""Parameters up to this size, such as norms, stay whole on every rank in stage 3: gathers of them would cost more."""
+
+
+def of(config: RunConfig) -> dict[str, Any]:
+    """What `deepspeed.initialize` gets.
+
+    Gradients are accumulated and reduced in fp32. A step of the optimizer comes when the engine asks for it, whatever
+    the number of micro batches, so there is no number of them here.
+    """
+    return {
+        "train_micro_batch_size_per_gpu": config.batch.per_device,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": config.optimizer.max_grad_norm,
+        "zero_optimization": _zero(STAGES[config.engine], overlap=config.device is Device.CUDA),
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": config.precision is Precision.BF16},
+        "communication_data_type": "fp32",
+        "data_types": {"grad_accum_dtype": "fp32"},
+    }
+
+
+def refused(config: RunConfig) -> Iterator[str]:
+    """What this engine does not do yet, by the keys of a job."""
+    found = [
+        ("hyperparameters.parallelism.bf16", config.precision, config.precision is not Precision.FP32),
+        ("hyperparameters.optim", config.optimizer.name, config.optimizer.name is not OptimizerName.ADAMW),
+        ("training.use_qlora", "true", config.method is Method.QLORA),
+        *(_of_lora(config.lora) if config.lora is not None else ()),
+    ]
+    for key, value, given in found:
+        if given:
+            yield (
+                f"{key}: {value} is not there with DeepSpeed ZeRO yet, which trains all weights or LoRA in fp32 with "
+                "AdamW; in hyperparameters.parallelism set use_deepspeed to false and fsdp to true, which has this"
+            )
+
+
+def _of_lora(lora: Lora) -> Iterator[tuple[str, object, bool]]:
+    """Adapters that use weights outside of their layer's forward pass, or that add to the state."""
+    yield "training.lora.init_lora_weights", lora.init, lora.init not in (LoraInit.DEFAULT, LoraInit.GAUSSIAN)
+    for key in ("dora", "modules_to_save", "trainable_tokens", "target_parameters"):
+        value = getattr(lora, key)
+        yield f"training.lora.{key}", value, bool(value)
+
+
+def _zero(stage: int, *, overlap: bool) -> dict[str, Any]:
+    common = {
+        "stage": stage,
+        "overlap_comm": overlap,
+        "contiguous_gradients": True,
+        "reduce_scatter": True,
+        "reduce_bucket_size": BUCKET,
+    }
+    if stage < 3:
+        return {**common, "allgather_bucket_size": BUCKET}
+    return {
+        **common, "stage3_prefetch_bucket_size": BUCKET, "stage3_param_persistence_threshold": PERSISTENT,
+    }  # fmt: skip
