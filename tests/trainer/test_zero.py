@@ -175,7 +175,8 @@ REFUSED: dict[str, dict[str, Any]] = {
     "hyperparameters.parallelism.bf16: fp16": {"precision": "fp16"},
     "hyperparameters.parallelism.bf16: bf16": {"precision": "bf16"},
     "hyperparameters.optim: adamw_8bit": {"optimizer__name": "adamw_8bit"},
-    "training.lora.dora: True": {"method": "lora", "lora": models.lora(dora=True)},
+    "training.lora.use_dora: True": {"method": "lora", "lora": models.lora(dora=True)},
+    "training.lora.bias: all": {"method": "lora", "lora": models.lora(bias="all")},
     "training.lora.init_lora_weights: olora": {"method": "lora", "lora": models.lora(init="olora")},
     "training.lora.modules_to_save: ('norm',)": {"method": "lora", "lora": models.lora(modules_to_save=("norm",))},
 }

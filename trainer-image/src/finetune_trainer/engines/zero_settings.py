@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from finetune_api.runtime.choices import Device, Engine, LoraInit, Method, OptimizerName, Precision
+from finetune_api.runtime.choices import Device, Engine, LoraBias, LoraInit, Method, OptimizerName, Precision
 from finetune_api.runtime.run_config import Lora, RunConfig
 
 STAGES = {Engine.ZERO1: 1, Engine.ZERO2: 2, Engine.ZERO3: 3}
@@ -54,7 +54,9 @@ def refused(config: RunConfig) -> Iterator[str]:
 def _of_lora(lora: Lora) -> Iterator[tuple[str, object, bool]]:
     """Adapters that use weights outside of their layer's forward pass, or that add to the state."""
     yield "training.lora.init_lora_weights", lora.init, lora.init not in (LoraInit.DEFAULT, LoraInit.GAUSSIAN)
-    for key in ("dora", "modules_to_save", "trainable_tokens", "target_parameters"):
+    yield "training.lora.bias", lora.bias, lora.bias is not LoraBias.NONE
+    yield "training.lora.use_dora", lora.dora, lora.dora
+    for key in ("modules_to_save", "trainable_tokens", "target_parameters"):
         value = getattr(lora, key)
         yield f"training.lora.{key}", value, bool(value)
 
