@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 # pytest's arguments for each suite, as its own target and `make flake` run it.
 TEST_test := -n 2 --dist loadfile
 TEST_chaos := tests/chaos
-TEST_e2e := -v --timeout 900 tests/e2e
+TEST_e2e := -v tests/e2e
 PACKAGES := crds/src operator/src trainer-image/src
 # Compiled bytecode halves the start of every process; some environments switch it off.
 unexport PYTHONDONTWRITEBYTECODE
