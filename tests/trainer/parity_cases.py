@@ -54,6 +54,7 @@ class ParityCase:
     per_device: int | None = None
     """None: 2 in one process, else 1."""
     optimizer: str = "adamw"
+    rounding: str = "stochastic"
 
     @property
     def job(self) -> str:
@@ -199,6 +200,7 @@ def _config(case: ParityCase, world: int) -> RunConfig:
         Path("output"),
         engine=case.engine,
         precision=case.precision,
+        rounding=case.rounding,
         optimizer__name=case.optimizer,
         mesh__nodes=nodes,
         mesh__processes_per_node=world // nodes,

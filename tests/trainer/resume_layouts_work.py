@@ -28,6 +28,7 @@ from finetune_trainer import (
 )
 from finetune_trainer.collectives import rank, world_size
 from finetune_trainer.engines import TrainingEngine
+from finetune_trainer.engines.zero_settings import STAGES
 from finetune_trainer.environment import RankInfo
 from finetune_trainer.loop import StepResult, TrainState
 from finetune_trainer.sampler import BatchSharding
@@ -137,6 +138,7 @@ def _config(case: ResumeCase) -> RunConfig:
     changes: dict[str, Any] = method | {
         "engine": case.engine,
         "precision": case.precision,
+        "rounding": "nearest" if case.engine in STAGES else "stochastic",
         "optimizer__name": "adamw_8bit" if case.eight_bits else "adamw",
         "mesh__nodes": nodes,
         "mesh__processes_per_node": world // nodes,

@@ -24,10 +24,11 @@ WHOLE = Job()
 SPREAD = [Job(engine) for engine in (Engine.DDP, Engine.FSDP2)]
 SPREAD_INTEGERS = [replace(INTEGERS, engine=job.engine) for job in SPREAD]
 HYBRID = Job(Engine.HSDP)
+ZERO = [Job(Engine.ZERO1), Job(Engine.ZERO2), Job(Engine.ZERO3), replace(INTEGERS, engine=Engine.ZERO3)]
 UNSYNCED = [replace(job, synced=False, steps=3) for job in SPREAD]
 WORLDS = {
     1: [WHOLE, *FORMATS, *(replace(job, plain=True) for job in FORMATS)],
-    2: [*SPREAD, *UNSYNCED, *SPREAD_INTEGERS],
+    2: [*SPREAD, *UNSYNCED, *SPREAD_INTEGERS, *ZERO],
     4: [HYBRID],
 }
 """Jobs by number of ranks."""
@@ -43,7 +44,7 @@ def found(folder: Path) -> dict[str, Run]:
     return qlora_work.on_ranks(folder, WORLDS)
 
 
-@pytest.mark.parametrize("job", [*SPREAD, HYBRID, *SPREAD_INTEGERS], ids=str)
+@pytest.mark.parametrize("job", [*SPREAD, HYBRID, *SPREAD_INTEGERS, *ZERO], ids=str)
 def test_a_quantised_base_is_the_same_on_every_layout(found: dict[str, Run], job: Job) -> None:
     qlora_work.require_same_as_alone(found, job, LOSS)
 

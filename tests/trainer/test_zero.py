@@ -18,7 +18,8 @@ from finetune_trainer.engines import zero_settings
 from trainer import models, zero_work
 from trainer.parity_cases import ParityCase, Trace
 from trainer.ranks import run_ranks, values
-from trainer.resume_layouts_work import Part, ResumeCase, parts
+from trainer.resume_layouts_work import PLANNED_STEPS, Part, ResumeCase, parts
+from trainer.test_bf16 import differences as differences_in_bf16
 from trainer.test_parity import differences
 
 GOLDEN = Path(__file__).parent / "zero_settings.json"
@@ -35,6 +36,17 @@ CASES = {
     "ZeRO-3, four micro batches": ParityCase(Engine.ZERO3, tied=False, lora=False, rows=8, steps=12),
     "ZeRO-3, LoRA": ParityCase(Engine.ZERO3, tied=False, lora=True),
 }
+BF16 = {
+    f"{case.engine} {case.job}": replace(case, precision="bf16", per_device=1, rounding="nearest")
+    for case in (
+        ParityCase(Engine.ZERO1, tied=False, lora=False),
+        ParityCase(Engine.ZERO1, tied=True, lora=True),
+        ParityCase(Engine.ZERO2, tied=True, lora=False),
+        ParityCase(Engine.ZERO2, tied=False, lora=True),
+        ParityCase(Engine.ZERO3, tied=False, lora=False),
+        ParityCase(Engine.ZERO3, tied=True, lora=True),
+    )
+}
 UNSYNCED = {
     f"{stage} without gradient sync": ParityCase(stage, tied=True, lora=False, synced=False, steps=3)
     for stage in STAGES
@@ -42,19 +54,22 @@ UNSYNCED = {
 
 
 def _alone(case: ParityCase) -> ParityCase:
-    return replace(case, engine=Engine.SINGLE, synced=True, steps=20, per_device=None)
+    per_device = 1 if case.precision == "bf16" else None
+    return replace(case, engine=Engine.SINGLE, synced=True, steps=20, per_device=per_device)
 
 
 @pytest.fixture(scope="module")
 def alone() -> dict[ParityCase, Trace]:
-    wanted = {str(number): case for number, case in enumerate({_alone(c) for c in (CASES | UNSYNCED).values()})}
+    wanted = {
+        str(number): case for number, case in enumerate({_alone(c) for c in (CASES | BF16 | UNSYNCED).values()})
+    }
     found: dict[str, Trace] = values(run_ranks(1, zero_work.traces, wanted))[0]
     return {wanted[number]: trace for number, trace in found.items()}
 
 
 @pytest.fixture(scope="module")
 def two_ranks() -> dict[str, Trace]:
-    first, second = values(run_ranks(2, zero_work.traces, CASES | UNSYNCED))
+    first, second = values(run_ranks(2, zero_work.traces, CASES | BF16 | UNSYNCED))
     assert all(first[name].losses == second[name].losses for name in first), "ranks report different losses"
     return dict(first)
 
@@ -67,6 +82,15 @@ def test_two_ranks_train_like_one_process(
     assert differences(alone[_alone(CASES[name])], two_ranks[name]) == []
 
 
+@pytest.mark.parametrize("name", BF16)
+def test_in_bf16_the_same_micro_batches_give_the_same_numbers(
+    name: str, alone: dict[ParityCase, Trace], two_ranks: dict[str, Trace]
+) -> None:
+    one, many = alone[_alone(BF16[name])], two_ranks[name]
+    assert one.losses[0] == many.losses[0]
+    assert differences_in_bf16(BF16[name], one, many) == []
+
+
 @pytest.mark.parametrize("name", UNSYNCED)
 def test_ranks_that_keep_their_gradients_are_found_out(
     name: str, alone: dict[ParityCase, Trace], two_ranks: dict[str, Trace]
@@ -75,7 +99,13 @@ def test_ranks_that_keep_their_gradients_are_found_out(
     assert [kind for kind in ("loss", "norm", "gradient") if not any(line.startswith(kind) for line in found)] == []
 
 
-RESUMED = [ResumeCase(stage) for stage in STAGES] + [ResumeCase(Engine.ZERO3, lora=True)]
+RESUMED = [
+    ResumeCase(Engine.ZERO1, precision="bf16"),
+    ResumeCase(Engine.ZERO2),
+    ResumeCase(Engine.ZERO2, lora=True, precision="bf16"),
+    ResumeCase(Engine.ZERO3, precision="bf16"),
+    ResumeCase(Engine.ZERO3, lora=True),
+]
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +114,7 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Part]]:
     folder, cases = tmp_path_factory.mktemp("resumed"), {str(case): case for case in RESUMED}
     return [
         values(run_ranks(2, parts, cases, folder / name, until))[0]
-        for name, until in (("whole", 6), ("parts", 3), ("parts", 6))
+        for name, until in (("whole", 4), ("parts", 2), ("parts", 4))
     ]
 
 
@@ -92,6 +122,7 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Part]]:
 def test_a_resumed_run_has_the_bits_of_the_uninterrupted_one(name: str, resumed: list[dict[str, Part]]) -> None:
     whole, first, second = (each[name] for each in resumed)
     assert second.began_with == first.ended_with
+    assert len(first.losses) == len(second.losses) == 2
     assert first.losses + second.losses == whole.losses
     assert second.ended_with == whole.ended_with
 
@@ -100,7 +131,8 @@ CHAINS = {
     "ZeRO-3, ZeRO-2, FSDP2, one process": (Engine.ZERO3, Engine.ZERO2, Engine.FSDP2, Engine.SINGLE),
     "DDP, ZeRO-1, ZeRO-3, one process": (Engine.DDP, Engine.ZERO1, Engine.ZERO3, Engine.SINGLE),
 }
-WORLDS = (4, 2, 2, 1)
+WORLDS, DONE = (4, 2, 2, 1), (1, 3, 4, PLANNED_STEPS)
+"""Ranks of each part, and the steps that are done at its end."""
 
 
 @pytest.fixture(scope="module")
@@ -110,14 +142,14 @@ def chained(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Part]]:
         values(run_ranks(world, parts, {n: ResumeCase(c[at], dropout=0.0) for n, c in CHAINS.items()}, folder, done))[
             0
         ]
-        for at, (world, done) in enumerate(zip(WORLDS, (2, 4, 6, 8), strict=True))
+        for at, (world, done) in enumerate(zip(WORLDS, DONE, strict=True))
     ]
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Part:
     cases = {"": ResumeCase(Engine.SINGLE, dropout=0.0)}
-    found: dict[str, Part] = values(run_ranks(1, parts, cases, tmp_path_factory.mktemp("alone"), 8))[0]
+    found: dict[str, Part] = values(run_ranks(1, parts, cases, tmp_path_factory.mktemp("alone"), PLANNED_STEPS))[0]
     return found[""]
 
 
@@ -127,8 +159,12 @@ def test_checkpoints_go_from_one_engine_to_another(
 ) -> None:
     each = [part[name] for part in chained]
     assert [later.began_with for later in each[1:]] == [earlier.ended_with for earlier in each[:-1]]
+    assert [len(part.losses) for part in each] == [1, 2, 1, 2]
     losses = [loss for part in each for loss in part.losses]
     assert losses == pytest.approx(uninterrupted.losses, rel=1e-5)
+
+
+NEAREST: dict[str, Any] = {"precision": "bf16", "rounding": "nearest"}
 
 
 def _config(tmp_path: Path, engine: Engine, world: int = 2, **changes: Any) -> Any:
@@ -142,7 +178,7 @@ def test_training_begins_with_the_weights_of_the_files(tmp_path: Path) -> None:
     folder = models.model_folder(tmp_path / "model", vocabulary=1021)  # rows that three ranks cannot share evenly
     files = safetensors.torch.load_file(folder / "model.safetensors")
     elements = sum(tensor.numel() for tensor in files.values())
-    configs = {stage: _config(tmp_path, stage, 3) for stage in (Engine.ZERO2, Engine.ZERO3)}
+    configs = {stage: _config(tmp_path, stage, 3, **NEAREST) for stage in (Engine.ZERO2, Engine.ZERO3)}
     for of_rank in values(run_ranks(3, zero_work.loaded, folder, configs)):
         for weights, _, _ in of_rank.values():
             assert weights.keys() == files.keys()
@@ -152,28 +188,45 @@ def test_training_begins_with_the_weights_of_the_files(tmp_path: Path) -> None:
         assert between < 0.01 * elements, "no weights but norms are whole between two steps"
 
 
+FORMATS: dict[str, dict[str, Any]] = {"fp32": {}, "bf16": NEAREST}
+
+
 @pytest.fixture(scope="module")
 def spoiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What every rank found, by engine and by what was not finite."""
     folder = tmp_path_factory.mktemp("spoiled")
     models.model_folder(folder / "model")
-    configs = {stage: _config(folder, stage) for stage in STAGES}
+    configs = {f"{stage} {name}": _config(folder, stage, **how) for stage in STAGES for name, how in FORMATS.items()}
     return values(run_ranks(2, zero_work.spoiled, configs, folder / "model"))
 
 
 @pytest.mark.parametrize("what", zero_work.SPOILED)
+@pytest.mark.parametrize("precision", FORMATS)
 @pytest.mark.parametrize("engine", STAGES)
-def test_numbers_that_are_not_finite_change_nothing(engine: Engine, what: str, spoiled: list[dict[str, Any]]) -> None:
+def test_numbers_that_are_not_finite_change_nothing(
+    engine: Engine, precision: str, what: str, spoiled: list[dict[str, Any]]
+) -> None:
     for of_rank in spoiled:
-        outcome, same = of_rank[f"{engine} {what}"]
+        outcome, same = of_rank[f"{engine} {precision} {what}"]
         assert outcome.skipped
         assert math.isfinite(outcome.nll) == (what == "gradients only")
         assert same
 
 
+def test_a_weight_that_not_every_micro_batch_uses_is_named(tmp_path: Path) -> None:
+    folder = models.model_folder(tmp_path / "model")
+    configs = {stage: _config(tmp_path, stage) for stage in STAGES}
+    for of_rank in values(run_ranks(2, zero_work.skipping, configs, folder)):
+        for said in of_rank.values():
+            assert said.startswith("model.layers.*.mlp.down_proj, model.layers.*.mlp.gate_proj, ")
+            assert "not every micro batch uses these weights" in said
+            assert said.endswith("set use_deepspeed to false and fsdp to true")
+
+
 REFUSED: dict[str, dict[str, Any]] = {
-    "hyperparameters.parallelism.bf16: fp16": {"precision": "fp16"},
-    "hyperparameters.parallelism.bf16: bf16": {"precision": "bf16"},
+    "hyperparameters.parallelism.fp16: true": {"precision": "fp16"},
+    "hyperparameters.parallelism.rounding: stochastic": {"precision": "bf16"},
+    "hyperparameters.parallelism.weights: bf16": {**NEAREST, "weights": "bf16"},
     "hyperparameters.optim: adamw_8bit": {"optimizer__name": "adamw_8bit"},
     "training.lora.use_dora: True": {"method": "lora", "lora": models.lora(dora=True)},
     "training.lora.bias: all": {"method": "lora", "lora": models.lora(bias="all")},
@@ -192,6 +245,7 @@ def test_what_is_not_there_yet_is_refused_by_name(tmp_path: Path, what: str) -> 
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "ZeRO-1 on CPUs": {"engine": "zero1"},
+    "ZeRO-1 on GPUs": {"engine": "zero1", "device": "cuda"},
     "ZeRO-2 on GPUs in bf16": {"engine": "zero2", "device": "cuda", "precision": "bf16"},
     "ZeRO-3 without clipping": {"engine": "zero3", "device": "cuda", "optimizer__max_grad_norm": 0.0},
 }

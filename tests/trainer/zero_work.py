@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from finetune_api.runtime.run_config import RunConfig
 from finetune_trainer import engines, mesh, model
-from finetune_trainer.collate import collate
+from finetune_trainer.collate import TokenBatch, collate
 from finetune_trainer.engines import StepOutcome
 from finetune_trainer.environment import RankInfo
+from finetune_trainer.errors import ModelRefused
 from finetune_trainer.mesh import RankMesh
 from finetune_trainer.placeholders import Keep
 from trainer import parity_cases
@@ -83,6 +86,32 @@ def _spoil(engine: Any, what: str) -> None:
 
 def _not_a_number(states: Tensor) -> Tensor:
     return states * torch.nan
+
+
+def skipping(configs: Mapping[str, RunConfig], folder: Path) -> dict[str, str]:
+    """What is said where the first of two micro batches does not use a part of the model, and the second does."""
+    return {name: _skipping(config, folder) for name, config in configs.items()}
+
+
+def _skipping(config: RunConfig, folder: Path) -> str:
+    layout = _layout(config)
+    keep = engines.kept(config, layout)
+    engine = engines.build(model.load(folder, config, keep, torch.device("cpu")), config, layout)
+    part: Any = engine.model.get_submodule("model.layers.3.mlp")
+    whole, used = part.forward, False
+
+    def forward(states: Tensor) -> Tensor:
+        return whole(states) if used else torch.zeros_like(states)
+
+    def batches() -> Iterator[TokenBatch]:
+        nonlocal used
+        yield collate(rows(4), range(layout.data_rank, layout.data_rank + 1))
+        used = True
+        yield collate(rows(4), range(2 + layout.data_rank, 3 + layout.data_rank))
+
+    with patch.object(part, "forward", forward), pytest.raises(ModelRefused) as refused:
+        engine.train(batches(), targets=20, learning_rate=1e-3, max_norm=1.0, stop=lambda: False)
+    return str(refused.value)
 
 
 def _layout(config: RunConfig) -> RankMesh:

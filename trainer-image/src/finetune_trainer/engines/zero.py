@@ -10,15 +10,15 @@ import logging
 import math
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 from torch.nn import functional
-from torch.utils.hooks import RemovableHandle
 
 from finetune_api.runtime.choices import Method
 from finetune_api.runtime.run_config import Optimizer, RunConfig
@@ -27,6 +27,7 @@ from .. import architecture, placeholders
 from ..chunked_loss import ChunkedLoss
 from ..collate import TokenBatch
 from ..errors import ConfigRefused, ModelRefused
+from ..master import computes_apart
 from ..mesh import RankMesh
 from ..optim import trained
 from ..unreached import Unreached
@@ -37,6 +38,8 @@ from .replicated import Replicated
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _KEY = "hyperparameters.parallelism.use_deepspeed"
+_PARTS = ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition")
+"""What the optimizer of stage 3, of stages 1 and 2, and of stage 1 in bf16 calls this rank's flat fp32 weights."""
 _SHARED_MEMORY = "deepspeed_shm_comm"
 """An operation that DeepSpeed compiles when ranks on CPUs begin, for collective calls inside a node."""
 
@@ -52,18 +55,25 @@ class Zero:
         self._stage = zero_settings.STAGES[config.engine]
         self._max_norm = config.optimizer.max_grad_norm
         settings = zero_settings.of(config)
+        apart = _computes_apart(model, config)
         if self._stage == 3:
             _require_all_trained(model, config)
-            _partition(model, mesh, deepspeed, settings)
+            exact = _partition(model, mesh, deepspeed, settings, apart)
         else:
             placeholders.fill(model)
+            model.to(self._device)
+            exact = _round(model, mesh, apart)
         model.to(self._device)
         self.model = model
         self._parameters = trained(model)
-        self._reached = _Reached(self._parameters, speaks=mesh.rank_info.rank == 0)
+        if config.lora is not None:
+            for parameter in self._parameters.values():
+                parameter.grad_dtype = torch.float32  # which the layers of adapters give
+        self._reached = _Reached(self._parameters, self._device, speaks=mesh.rank_info.rank == 0)
         self._optimizer = _adamw(self._parameters, config.optimizer)
         self._engine = deepspeed.initialize(model=model, optimizer=self._optimizer, config=settings)[0]
         self._loss = ChunkedLoss(model, self._engine)
+        self._begin_with(exact)
         self._begin_moments()
 
     @staticmethod
@@ -85,10 +95,13 @@ class Zero:
         for batch in micro_batches:
             # DeepSpeed takes the mean over the ranks
             nll += self._loss.backward(batch.to(self._device), targets / self._mesh.data_size)
-        totals = torch.stack([nll, torch.full_like(nll, stop())])
+            self._reached.after_micro_batch()
+        totals = torch.stack([nll, torch.full_like(nll, stop()), torch.full_like(nll, bool(self._reached.missed))])
         totals = torch.cat([totals, self._reached.flags().to(totals.device)])
         self._mesh.sum_over_data(totals)
-        total, stopping, *reached = totals.tolist()
+        total, stopping, missing, *reached = totals.tolist()
+        if missing:
+            raise ModelRefused(self._reached.refusal())
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         norm = self._update() if math.isfinite(total) else math.nan
@@ -118,7 +131,7 @@ class Zero:
         put = self._deepspeed.utils
         for name, parameter in self._parameters.items():
             weight = state["parameters"][name].full_tensor()
-            self._put(parameter, weight, put.safe_set_full_fp32_param, put.safe_set_local_fp32_param)
+            self._put_weight(parameter, weight)
             self._show(parameter, weight)
             for moment in MOMENTS:
                 own = {"optim_state_key": moment}
@@ -130,6 +143,15 @@ class Zero:
     def _rows(self, whole: Callable[[nn.Parameter], Tensor]) -> dict[str, Tensor]:
         """Tensors that are whole one after the other, and of which this rank keeps its rows."""
         return {name: _sharded(whole(parameter), self._mesh) for name, parameter in self._parameters.items()}
+
+    def _begin_with(self, exact: dict[str, DTensor]) -> None:
+        """Give the optimizer the weights in fp32: it has made its own from those that the model computes with."""
+        for name in list(exact):
+            self._put_weight(self._parameters[name], exact.pop(name).full_tensor())
+
+    def _put_weight(self, parameter: nn.Parameter, weight: Tensor) -> None:
+        put = self._deepspeed.utils
+        self._put(parameter, weight, put.safe_set_full_fp32_param, put.safe_set_local_fp32_param)
 
     def _put(
         self, parameter: nn.Parameter, value: Tensor, whole: Callable[..., None], part: Callable[..., None]
@@ -152,8 +174,7 @@ class Zero:
     def _begin_moments(self) -> None:
         """Zeros, for a checkpoint to be loaded into them; torch makes them in the first step."""
         zero = self._engine.optimizer
-        parts = zero.fp32_partitioned_groups_flat if self._stage == 3 else zero.single_partition_of_fp32_groups
-        for part in parts:
+        for part in next(getattr(zero, name) for name in _PARTS if hasattr(zero, name)):
             moments = {moment: torch.zeros_like(part, requires_grad=False) for moment in MOMENTS}
             self._optimizer.state[part] = {"step": torch.zeros((), device=part.device), **moments}
         if self._stage < 3:
@@ -174,38 +195,50 @@ class Zero3(Zero):
 
 
 class _Reached:
-    """Which gradients are not zero, on this rank, in the steps that `Unreached` asks for.
+    """Which weights have got a gradient, and in the steps that `Unreached` asks for, which ones are not zero.
 
     DeepSpeed takes gradients away while the backward pass goes on. Its hooks come after these.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], *, speaks: bool) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], device: torch.device, *, speaks: bool) -> None:
         self._unreached = Unreached(parameters, speaks=speaks)
         self._found: dict[str, Tensor] = {}
         self._names = {parameter: name for name, parameter in parameters.items()}
-        self._handles: list[RemovableHandle] = [
-            p.register_post_accumulate_grad_hook(self._after_backward)  # type: ignore[no-untyped-call]
-            for p in parameters.values()
-        ]
+        self._nothing = torch.zeros((), dtype=torch.bool, device=device)
+        self._seen: set[str] = set()
+        self.missed: set[str] = set()
+        """Those without a gradient in a micro batch of this rank.
+
+        DeepSpeed takes every gradient for granted: where one is missing, its sums are of other weights or steps.
+        """
+        for parameter in parameters.values():
+            parameter.register_post_accumulate_grad_hook(self._after_backward)  # type: ignore[no-untyped-call]
 
     def _after_backward(self, parameter: Tensor) -> None:
         assert parameter.grad is not None
         name = self._names[cast("nn.Parameter", parameter)]
-        found = parameter.grad.any()
-        self._found[name] = self._found[name] | found if name in self._found else found
+        self._seen.add(name)
+        if self._unreached.asks:
+            self._found[name] = self._found.get(name, self._nothing) | parameter.grad.any()
+
+    def after_micro_batch(self) -> None:
+        self.missed |= set(self._names.values()) - self._seen
+        self._seen.clear()
+
+    def refusal(self) -> str:
+        names = ", ".join(architecture.patterns(sorted(self.missed))) or "weights of another rank"
+        return (
+            f"{names}: not every micro batch uses these weights, and DeepSpeed would then sum others' gradients; in "
+            "hyperparameters.parallelism set use_deepspeed to false and fsdp to true"
+        )
 
     def flags(self) -> Tensor:
         """As of `Unreached.reached`."""
-        nothing = torch.zeros(1, dtype=torch.bool)
-        return self._unreached.reached(defaultdict(lambda: nothing, self._found))
+        return self._unreached.reached(defaultdict(lambda: self._nothing, self._found))
 
     def after_step(self, reached: Sequence[float], *, skipped: bool) -> None:
         self._unreached.after_step(reached, skipped=skipped)
         self._found = {}
-        if not self._unreached.asks:
-            for handle in self._handles:
-                handle.remove()
-            self._handles = []
 
 
 def _deepspeed(mesh: RankMesh) -> Any:
@@ -251,30 +284,63 @@ def _require_all_trained(model: nn.Module, config: RunConfig) -> None:
         )
 
 
-def _partition(model: nn.Module, mesh: RankMesh, deepspeed: Any, settings: Mapping[str, Any]) -> None:
+def _computes_apart(model: nn.Module, config: RunConfig) -> frozenset[str]:
+    """As `master.computes_apart`; DeepSpeed has one format for all weights of a model."""
+    apart = frozenset(computes_apart(model, config.precision))
+    kept = [n for n, p in model.named_parameters() if apart and p.dtype == torch.float32 and n not in apart]
+    if kept:
+        raise ModelRefused(
+            f"{', '.join(architecture.patterns(kept))}: the architecture keeps these weights in fp32, and ZeRO "
+            "computes with all weights in one format; set fsdp, or compute in fp32 (hyperparameters.parallelism.bf16)"
+        )
+    return apart
+
+
+def _round(model: nn.Module, mesh: RankMesh, names: Collection[str]) -> dict[str, DTensor]:
+    """Let the model compute in bf16 with these weights. Returns this rank's rows of them as they were on rank 0."""
+    exact = {}
+    for name, parameter in model.named_parameters():
+        if name in names:
+            exact[name] = _of_rank_0(parameter.data, mesh)
+            parameter.data = parameter.data.bfloat16()
+    return exact
+
+
+def _partition(
+    model: nn.Module, mesh: RankMesh, deepspeed: Any, settings: Mapping[str, Any], apart: Collection[str]
+) -> dict[str, DTensor]:
     """Give each weight to DeepSpeed, which leaves a part of it on each rank: one is whole at a time.
 
-    Rows of placeholders come from the ranks that have kept them, other weights from rank 0.
+    Rows of placeholders come from the ranks that have kept them, other weights from rank 0. Returns this rank's rows
+    of those that the model computes with in bf16, as they were.
     """
-    for parameter in model.parameters():
+    exact: dict[str, DTensor] = {}
+    for name, parameter in model.named_parameters():
         part = placeholders.take(parameter)
-        if part is not None:
-            parameter.data = _whole(part, parameter, mesh)
+        rows = None if part is None else _rows(part, parameter, mesh)
+        if name in apart:
+            rows = _of_rank_0(parameter.data.to(mesh.rank_info.device), mesh) if rows is None else rows
+            exact[name], rows = rows, cast("DTensor", rows.bfloat16())
+        if rows is not None:
+            parameter.data = rows.full_tensor()
         deepspeed.zero.Init(
             module=nn.ParameterList([parameter]), mem_efficient_linear=False, config_dict_or_path=settings,
             dtype=parameter.dtype,
         )  # fmt: skip
+    return exact
 
 
-def _whole(part: Tensor, like: Tensor, mesh: RankMesh) -> Tensor:
-    stride = torch.empty(like.shape, device="meta").stride()
-    rows = DTensor.from_local(part, mesh.devices, [Shard(0)], run_check=False, shape=like.shape, stride=stride)
-    return rows.full_tensor()
+def _of_rank_0(whole: Tensor, mesh: RankMesh) -> DTensor:
+    """This rank's rows of rank 0's tensor, which is written over `whole`."""
+    dist.broadcast(whole, src=0)
+    return _sharded(whole, mesh)
 
 
-def _sharded(whole: Tensor, mesh: RankMesh) -> Tensor:
+def _sharded(whole: Tensor, mesh: RankMesh) -> DTensor:
     """This rank's rows of a tensor that every rank has."""
-    rows = Fsdp2.part(whole, mesh)
-    return DTensor.from_local(
-        rows, mesh.devices, [Shard(0)], run_check=False, shape=whole.shape, stride=whole.stride()
-    )
+    return _rows(Fsdp2.part(whole, mesh), whole, mesh)
+
+
+def _rows(part: Tensor, like: Tensor, mesh: RankMesh) -> DTensor:
+    stride = torch.empty(like.shape, device="meta").stride()
+    return DTensor.from_local(part, mesh.devices, [Shard(0)], run_check=False, shape=like.shape, stride=stride)

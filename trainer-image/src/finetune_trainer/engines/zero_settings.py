@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from finetune_api.runtime.choices import Device, Engine, LoraBias, LoraInit, Method, OptimizerName, Precision
+from finetune_api.runtime.choices import (
+    Device,
+    Engine,
+    LoraBias,
+    LoraInit,
+    OptimizerName,
+    Precision,
+    Rounding,
+    WeightFormat,
+)
 from finetune_api.runtime.run_config import Lora, RunConfig
 
 STAGES = {Engine.ZERO1: 1, Engine.ZERO2: 2, Engine.ZERO3: 3}
@@ -21,15 +30,16 @@ def of(config: RunConfig) -> dict[str, Any]:
     Gradients are accumulated and reduced in fp32. A step of the optimizer comes when the engine asks for it, whatever
     the number of micro batches, so there is no number of them here.
     """
+    bf16 = config.precision is Precision.BF16
     return {
         "train_micro_batch_size_per_gpu": config.batch.per_device,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
         "gradient_clipping": config.optimizer.max_grad_norm,
-        "zero_optimization": _zero(STAGES[config.engine], overlap=config.device is Device.CUDA),
+        "zero_optimization": _zero(config),
         "zero_force_ds_cpu_optimizer": False,
         "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": config.precision is Precision.BF16},
+        "bf16": {"enabled": bf16, "check_grad_overflow": bf16},
         "communication_data_type": "fp32",
         "data_types": {"grad_accum_dtype": "fp32"},
     }
@@ -38,16 +48,22 @@ def of(config: RunConfig) -> dict[str, Any]:
 def refused(config: RunConfig) -> Iterator[str]:
     """What this engine does not do yet, by the keys of a job."""
     found = [
-        ("hyperparameters.parallelism.bf16", config.precision, config.precision is not Precision.FP32),
+        ("hyperparameters.parallelism.fp16", "true", config.precision is Precision.FP16),
+        (
+            "hyperparameters.parallelism.rounding",
+            config.rounding,
+            config.precision is Precision.BF16 and config.rounding is Rounding.STOCHASTIC,
+        ),
+        ("hyperparameters.parallelism.weights", config.weights, config.weights is WeightFormat.BF16),
         ("hyperparameters.optim", config.optimizer.name, config.optimizer.name is not OptimizerName.ADAMW),
-        ("training.use_qlora", "true", config.method is Method.QLORA),
         *(_of_lora(config.lora) if config.lora is not None else ()),
     ]
     for key, value, given in found:
         if given:
             yield (
-                f"{key}: {value} is not there with DeepSpeed ZeRO yet, which trains all weights or LoRA in fp32 with "
-                "AdamW; in hyperparameters.parallelism set use_deepspeed to false and fsdp to true, which has this"
+                f"{key}: {value} is not there with DeepSpeed ZeRO yet, which trains all weights or plain LoRA with "
+                "AdamW, rounding to the nearest; in hyperparameters.parallelism set use_deepspeed to false and fsdp "
+                "to true, which has this"
             )
 
 
@@ -61,11 +77,13 @@ def _of_lora(lora: Lora) -> Iterator[tuple[str, object, bool]]:
         yield f"training.lora.{key}", value, bool(value)
 
 
-def _zero(stage: int, *, overlap: bool) -> dict[str, Any]:
+def _zero(config: RunConfig) -> dict[str, Any]:
+    stage = STAGES[config.engine]
     common = {
         "stage": stage,
-        "overlap_comm": overlap,
-        "contiguous_gradients": True,
+        "overlap_comm": config.device is Device.CUDA and stage > 1,  # DeepSpeed refuses it for stage 1 in our steps
+        # The buffer of stage 2 has the format of the weights: it would round the fp32 gradients of adapters.
+        "contiguous_gradients": stage != 2 or config.lora is None,
         "reduce_scatter": True,
         "reduce_bucket_size": BUCKET,
     }
