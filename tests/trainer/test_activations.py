@@ -169,6 +169,30 @@ def test_shards_divide_what_ranks_hold_and_gather_a_layer_at_a_time(tmp_path: Pa
     assert four.engine is Engine.FSDP2
 
 
+@pytest.mark.parametrize(
+    ("engine", "precision", "weights", "gradients"),
+    [  # bytes of a parameter that each rank holds, and that all four share
+        ("zero1", "bf16", (2, 12), (4, 0)),
+        ("zero2", "bf16", (2, 12), (0, 4)),
+        ("zero3", "bf16", (0, 14), (0, 4)),
+        ("zero1", "fp32", (4, 12), (4, 0)),
+        ("zero2", "fp32", (4, 12), (0, 4)),
+        ("zero3", "fp32", (0, 16), (0, 4)),
+    ],
+)
+def test_a_stage_of_zero_divides_what_its_name_says(
+    tmp_path: Path, engine: str, precision: str, weights: tuple[int, int], gradients: tuple[int, int]
+) -> None:
+    models.llama().save_pretrained(tmp_path / "model")
+    config = _config(tmp_path, 4, precision=precision, engine=engine, rounding="nearest")
+    outline = activations.outlined(tmp_path / "model", config)
+    found = activations.fixed(outline, config, _mesh(config), 100)
+    parameters = sum(p.numel() for p in outline.parameters())
+    of_rank = [whole * parameters + part * parameters // 4 for whole, part in (weights, gradients)]
+    assert [found.weights, found.gradients] == of_rank
+    assert (found.gathered > 0) == (engine == "zero3")
+
+
 TEN = [Saved(activations=10, inputs=1)] * 10
 BESIDE = Fixed(weights=100, gradients=40, accumulates=False, loss=5)
 

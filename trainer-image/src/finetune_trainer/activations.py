@@ -33,6 +33,7 @@ from finetune_api.runtime.run_config import RunConfig
 
 from . import adapters, architecture, attention, chunked_loss, loss, model, quantised_base, saved, whole_modules
 from .collectives import on_every_rank, on_rank_0
+from .engines.zero_settings import STAGES
 from .errors import ModelRefused
 from .master import COMPUTE, computes_apart
 from .mesh import RankMesh
@@ -47,6 +48,7 @@ MARGIN = 0.1
 """Share of the free memory that the estimate leaves: fragments, workspaces of kernels, buffers of collectives."""
 LOSS_BYTES = 12
 """Of one logit of a chunk: its softmax, and two gradients of it, in fp32."""
+_GATHER = (Engine.FSDP2, Engine.HSDP, Engine.ZERO3)
 _GIB = 2**30
 
 
@@ -253,27 +255,44 @@ def count(outline: nn.Module, rows: int, longest: int) -> list[Saved]:
 def fixed(outline: nn.Module, config: RunConfig, mesh: RankMesh, longest: int) -> Fixed:
     """From the table of bytes of a parameter in master.py."""
     ranks, compute = mesh.size("shard"), COMPUTE[config.precision].itemsize
-    of_trained = 4 + (compute if compute < 4 else 0) - (4 if config.weights is WeightFormat.BF16 else 0)
-    trained, frozen = (
-        _numbers(outline, trained=True),
-        sum(p.nbytes for p in outline.parameters() if not p.requires_grad),
-    )
-    moments = moment_bytes(outline, config.optimizer)
+    weights, gradients = (_of_zero if config.engine in STAGES else _of_shards)(outline, config, ranks)
     quantised = [module for module in outline.modules() if isinstance(module, QuantisedLinear)]
     base = loss.causal(outline)
     head: nn.Module = base.get_output_embeddings()  # type: ignore[no-untyped-call]
     vocabulary = base.config.get_text_config().vocab_size
     logits = min(chunked_loss.GPU_CHUNK, config.batch.per_device * longest * vocabulary)
     return Fixed(
-        weights=(trained * of_trained + moments + frozen) // ranks
-        + sum(b.nbytes for each in quantised for b in each.buffers()),
-        gradients=trained * 4 // ranks,
+        weights=weights + sum(b.nbytes for each in quantised for b in each.buffers()),
+        gradients=gradients,
         update=step_bytes(config.optimizer),
         accumulates=config.batch.accumulation > 1,
         loss=logits * LOSS_BYTES + _numbers(head, trained=True) * (4 + compute),
-        gathered=_gathered(outline, compute) if config.engine in (Engine.FSDP2, Engine.HSDP) else 0,
+        gathered=_gathered(outline, compute) if config.engine in _GATHER else 0,
         dequantised=max((each.in_features * each.out_features * compute for each in quantised), default=0),
     )
+
+
+def _of_shards(outline: nn.Module, config: RunConfig, ranks: int) -> tuple[int, int]:
+    """Bytes of weights with moments, and of gradients, on a rank that holds a part of each."""
+    trained, compute = _numbers(outline, trained=True), COMPUTE[config.precision].itemsize
+    of_trained = 4 + (compute if compute < 4 else 0) - (4 if config.weights is WeightFormat.BF16 else 0)
+    moments = moment_bytes(outline, config.optimizer)
+    return (trained * of_trained + moments + _frozen_bytes(outline)) // ranks, trained * 4 // ranks
+
+
+def _of_zero(outline: nn.Module, config: RunConfig, ranks: int) -> tuple[int, int]:
+    """The same, where the stage says what is in parts (docs/adr/0056)."""
+    stage, trained = STAGES[config.engine], _numbers(outline, trained=True)
+    computes_with = trained * COMPUTE[config.precision].itemsize + _frozen_bytes(outline)
+    updates = trained * 4 + moment_bytes(outline, config.optimizer)
+    return (
+        computes_with // (ranks if stage == 3 else 1) + updates // ranks,
+        trained * 4 // (1 if stage == 1 else ranks),
+    )
+
+
+def _frozen_bytes(outline: nn.Module) -> int:
+    return sum(p.nbytes for p in outline.parameters() if not p.requires_grad)
 
 
 def _gathered(outline: nn.Module, compute: int) -> int:
