@@ -27,16 +27,22 @@ TEMPLATE = (
 
 
 def llama(
-    *, tied: bool = False, seed: int = 0, vocabulary: int = 1024, dropout: float = 0.0, biases: bool = False
+    *,
+    tied: bool = False,
+    seed: int = 0,
+    vocabulary: int = 1024,
+    dropout: float = 0.0,
+    biases: bool = False,
+    layers: int = 4,
 ) -> LlamaForCausalLM:
-    """A random 4-layer Llama: d=128, 4 heads, 2 of keys and values, 1,024 tokens. `dropout` is that of attention."""
+    """A random Llama: d=128, 4 heads, 2 of keys and values, 1,024 tokens. `dropout` is that of attention."""
     torch.manual_seed(seed)
     found = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=vocabulary,
             hidden_size=128,
             intermediate_size=256,
-            num_hidden_layers=4,
+            num_hidden_layers=layers,
             num_attention_heads=4,
             num_key_value_heads=2,
             max_position_embeddings=512,

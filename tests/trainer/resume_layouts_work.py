@@ -110,7 +110,7 @@ def _part(case: ResumeCase, output: Path, until: int) -> Part:
 def _train_state(case: ResumeCase) -> TrainState:
     config = _config(case)
     layout = mesh.build(config, RankInfo(rank(), world_size(), rank(), torch.device("cpu")))
-    base = models.llama(dropout=case.dropout)
+    base = models.llama(dropout=case.dropout, layers=2)
     for parameter in base.parameters():  # as it is loaded
         parameter.data = parameter.data.to(model.storage_dtype(config))
     model.prepare(base, config)
@@ -128,7 +128,7 @@ def _config(case: ResumeCase) -> RunConfig:
     world = world_size()
     nodes = 2 if case.engine is Engine.HSDP else 1
     rank = 16 if case.eight_bits else 4
-    modules = ("embed_tokens", "norm", "layers.2.mlp") if case.whole else ()
+    modules = ("embed_tokens", "norm", "layers.1.mlp") if case.whole else ()
     lora = models.lora(
         rank=rank, dropout=case.dropout, dora=case.dora, modules_to_save=modules, token_ids=(3, 17) * case.rows
     )
