@@ -205,7 +205,7 @@ class _Reached:
         self._found: dict[str, Tensor] = {}
         self._names = {parameter: name for name, parameter in parameters.items()}
         self._nothing = torch.zeros((), dtype=torch.bool, device=device)
-        self._seen: set[str] = set()
+        self._with_gradient: set[str] = set()
         self.missed: set[str] = set()
         """Those without a gradient in a micro batch of this rank.
 
@@ -217,13 +217,13 @@ class _Reached:
     def _after_backward(self, parameter: Tensor) -> None:
         assert parameter.grad is not None
         name = self._names[cast("nn.Parameter", parameter)]
-        self._seen.add(name)
+        self._with_gradient.add(name)
         if self._unreached.asks:
             self._found[name] = self._found.get(name, self._nothing) | parameter.grad.any()
 
     def after_micro_batch(self) -> None:
-        self.missed |= set(self._names.values()) - self._seen
-        self._seen.clear()
+        self.missed |= set(self._names.values()) - self._with_gradient
+        self._with_gradient.clear()
 
     def refusal(self) -> str:
         names = ", ".join(architecture.patterns(sorted(self.missed))) or "weights of another rank"
