@@ -138,12 +138,11 @@ WORLDS, DONE = (4, 2, 2, 1), (1, 3, 4, PLANNED_STEPS)
 @pytest.fixture(scope="module")
 def chained(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Part]]:
     folder = tmp_path_factory.mktemp("chains")
-    return [
-        values(run_ranks(world, parts, {n: ResumeCase(c[at], dropout=0.0) for n, c in CHAINS.items()}, folder, done))[
-            0
-        ]
-        for at, (world, done) in enumerate(zip(WORLDS, DONE, strict=True))
-    ]
+    found = []
+    for at, (world, done) in enumerate(zip(WORLDS, DONE, strict=True)):
+        cases = {name: ResumeCase(chain[at], dropout=0.0) for name, chain in CHAINS.items()}
+        found.append(values(run_ranks(world, parts, cases, folder, done))[0])
+    return found
 
 
 @pytest.fixture(scope="module")

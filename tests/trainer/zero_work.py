@@ -16,7 +16,7 @@ from torch import Tensor
 from finetune_api.runtime.run_config import RunConfig
 from finetune_trainer import engines, mesh, model
 from finetune_trainer.collate import TokenBatch, collate
-from finetune_trainer.engines import StepOutcome
+from finetune_trainer.engines import StepOutcome, TrainingEngine
 from finetune_trainer.environment import RankInfo
 from finetune_trainer.errors import ModelRefused
 from finetune_trainer.mesh import RankMesh
@@ -60,13 +60,10 @@ def spoiled(configs: Mapping[str, RunConfig], folder: Path) -> dict[str, tuple[S
 
 
 def _spoiled(config: RunConfig, folder: Path, what: str) -> tuple[StepOutcome, bool]:
-    layout = _layout(config)
-    keep = engines.kept(config, layout)
-    engine = engines.build(model.load(folder, config, keep, torch.device("cpu")), config, layout)
+    engine, rank = _engine(config, folder), dist.get_rank()
     before = {kind: _whole(tensors) for kind, tensors in engine.state().items()}
-    if layout.data_rank == 0:
+    if rank == 0:
         _spoil(engine, what)
-    rank = layout.data_rank
     outcome = engine.train(
         [collate(rows(2), range(rank, rank + 1))], targets=10, learning_rate=1e-3, max_norm=1.0, stop=lambda: False
     )
@@ -94,9 +91,7 @@ def skipping(configs: Mapping[str, RunConfig], folder: Path) -> dict[str, str]:
 
 
 def _skipping(config: RunConfig, folder: Path) -> str:
-    layout = _layout(config)
-    keep = engines.kept(config, layout)
-    engine = engines.build(model.load(folder, config, keep, torch.device("cpu")), config, layout)
+    engine, rank = _engine(config, folder), dist.get_rank()
     part: Any = engine.model.get_submodule("model.layers.3.mlp")
     whole, used = part.forward, False
 
@@ -105,13 +100,19 @@ def _skipping(config: RunConfig, folder: Path) -> str:
 
     def batches() -> Iterator[TokenBatch]:
         nonlocal used
-        yield collate(rows(4), range(layout.data_rank, layout.data_rank + 1))
+        yield collate(rows(4), range(rank, rank + 1))
         used = True
-        yield collate(rows(4), range(2 + layout.data_rank, 3 + layout.data_rank))
+        yield collate(rows(4), range(2 + rank, 3 + rank))
 
     with patch.object(part, "forward", forward), pytest.raises(ModelRefused) as refused:
         engine.train(batches(), targets=20, learning_rate=1e-3, max_norm=1.0, stop=lambda: False)
     return str(refused.value)
+
+
+def _engine(config: RunConfig, folder: Path) -> TrainingEngine:
+    layout = _layout(config)
+    base = model.load(folder, config, engines.kept(config, layout), torch.device("cpu"))
+    return engines.build(base, config, layout)
 
 
 def _layout(config: RunConfig) -> RankMesh:
