@@ -112,7 +112,7 @@ def _model() -> Any:
     """Nearly all parameters are in its layers."""
     return LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=1024, hidden_size=384, intermediate_size=768, num_hidden_layers=LAYERS,
+            vocab_size=1024, hidden_size=256, intermediate_size=512, num_hidden_layers=LAYERS,
             num_attention_heads=4, num_key_value_heads=2, bos_token_id=None, eos_token_id=257, pad_token_id=257,
         )
     )  # fmt: skip

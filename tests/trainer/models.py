@@ -62,9 +62,9 @@ def llama(
     return found
 
 
-def model_folder(folder: Path, *, tied: bool = False, seed: int = 0, vocabulary: int = 1024) -> Path:
+def model_folder(folder: Path, *, tied: bool = False, seed: int = 0, vocabulary: int = 1024, layers: int = 4) -> Path:
     """A folder with such a model and a tokenizer of bytes with a chat template."""
-    return save(llama(tied=tied, seed=seed, vocabulary=vocabulary), folder)
+    return save(llama(tied=tied, seed=seed, vocabulary=vocabulary, layers=layers), folder)
 
 
 def save(model: PreTrainedModel, folder: Path) -> Path:

@@ -99,7 +99,7 @@ def trace(case: ParityCase, rank_info: RankInfo) -> Trace:
     config = _config(case, rank_info.world_size)
     several = case.engine is not Engine.SINGLE and case.precision == "fp32"
     chunked_loss.CPU_CHUNK = SMALL_CHUNK if several else CHUNK  # this process is a rank of its own
-    model: nn.Module = models.llama(tied=case.tied)
+    model: nn.Module = models.llama(tied=case.tied, layers=2)
     if config.lora is not None:
         model.to(storage_dtype(config))
         model = with_random_b(model, config.lora)

@@ -64,8 +64,8 @@ ADAPTERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "expression": ({"target_modules": (r".*\.[01]\..*_proj",)}, {"target_modules": r".*\.[01]\..*_proj"}),
     "layers": (
-        {"target_modules": ("q_proj", "up_proj"), "layers": (1, 3)},
-        {"target_modules": ["q_proj", "up_proj"], "layers_to_transform": [1, 3]},
+        {"target_modules": ("q_proj", "up_proj"), "layers": (1,)},
+        {"target_modules": ["q_proj", "up_proj"], "layers_to_transform": [1]},
     ),
     "ends": (
         {"modules_to_save": ("embed_tokens", "lm_head")},
@@ -76,8 +76,8 @@ ADAPTERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"modules_to_save": ["lm_head"], "ensure_weight_tying": True},
     ),
     "norms and a layer": (
-        {"modules_to_save": ("norm", "layers.2.mlp.up_proj")},
-        {"modules_to_save": ["norm", "layers.2.mlp.up_proj"]},
+        {"modules_to_save": ("norm", "layers.1.mlp.up_proj")},
+        {"modules_to_save": ["norm", "layers.1.mlp.up_proj"]},
     ),
     "biases": ({"bias": "all"}, {"bias": "all"}),
     "biases of adapted layers": (
@@ -90,8 +90,8 @@ ADAPTERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "dora and biases": ({"dora": True, "bias": "all"}, {"use_dora": True, "bias": "all"}),
     "biases, a norm and a layer": (
-        {"bias": "all", "modules_to_save": ("norm", "layers.2.mlp.up_proj")},
-        {"bias": "all", "modules_to_save": ["norm", "layers.2.mlp.up_proj"]},
+        {"bias": "all", "modules_to_save": ("norm", "layers.1.mlp.up_proj")},
+        {"bias": "all", "modules_to_save": ["norm", "layers.1.mlp.up_proj"]},
     ),
     "tokens": (
         {"token_ids": TOKENS},
@@ -116,7 +116,7 @@ ADAPTERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
 }  # fmt: skip
 """Settings of adapters: ours, and PEFT's."""
-UNQUANTISED = ["lm_head", "layers.2.mlp.up_proj"]
+UNQUANTISED = ["lm_head", "layers.1.mlp.up_proj"]
 """Modules that transformers is told to leave in the compute format where an adapter trains one of them in full."""
 
 

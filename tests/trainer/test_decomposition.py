@@ -50,7 +50,7 @@ NF4 = {"format": "nf4", "double": True}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models.model_folder(tmp_path_factory.mktemp("base") / "model")
+    return models.model_folder(tmp_path_factory.mktemp("base") / "model", layers=2)
 
 
 @pytest.fixture(scope="module")

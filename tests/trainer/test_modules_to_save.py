@@ -21,7 +21,7 @@ from trainer.ranks import run_ranks, values
 
 LOSS = 1e-5
 """Largest difference of a loss, in nats."""
-LORA = models.lora(modules_to_save=("embed_tokens", "lm_head", "layers.2.mlp.up_proj"))
+LORA = models.lora(modules_to_save=("embed_tokens", "lm_head", "layers.1.mlp.up_proj"))
 ENDS = Job(method=Method.LORA, adapter="ends")
 NORMS = Job(method=Method.LORA, adapter="norms and a layer")
 FP32 = [ENDS, NORMS, replace(ENDS, adapter="dora and ends")]
@@ -47,12 +47,12 @@ TIED_WORLDS = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models.model_folder(tmp_path_factory.mktemp("base") / "model")
+    return models.model_folder(tmp_path_factory.mktemp("base") / "model", layers=2)
 
 
 @pytest.fixture(scope="module")
 def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models.model_folder(tmp_path_factory.mktemp("tied") / "model", tied=True)
+    return models.model_folder(tmp_path_factory.mktemp("tied") / "model", tied=True, layers=2)
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +164,7 @@ def test_what_is_trained_begins_with_the_numbers_of_the_files(
     adapted = adapters.attach(models.loaded(path, wanted), wanted.lora)
     trained = {n: p for n, p in adapted.named_parameters() if p.requires_grad and "lora_" not in n}
     names = {name.removeprefix("base_model.model.") for name in trained}
-    whole = {"lm_head.weight", "model.embed_tokens.weight", "model.layers.2.mlp.up_proj.weight"}
+    whole = {"lm_head.weight", "model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight"}
     assert names == whole - ({"lm_head.weight"} if is_tied else set())
     assert all(torch.equal(p, stored[name.removeprefix("base_model.model.")]) for name, p in trained.items())
     assert adapted.get_parameter("base_model.model.model.norm.weight").dtype == torch.bfloat16
@@ -175,7 +175,7 @@ def test_a_step_changes_what_is_trained_and_nothing_else(tmp_path: Path, folder:
     changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
     assert changed == trained
     assert {n for n in changed if "lora_" not in n} == {
-        f"base_model.model.{name}.weight" for name in ("lm_head", "model.embed_tokens", "model.layers.2.mlp.up_proj")
+        f"base_model.model.{name}.weight" for name in ("lm_head", "model.embed_tokens", "model.layers.1.mlp.up_proj")
     }
 
 

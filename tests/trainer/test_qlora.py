@@ -36,7 +36,7 @@ WORLDS = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models.model_folder(tmp_path_factory.mktemp("base") / "model")
+    return models.model_folder(tmp_path_factory.mktemp("base") / "model", layers=2)
 
 
 @pytest.fixture(scope="module")

@@ -33,12 +33,12 @@ TIED_WORLDS = {1: [TOKENS, replace(TOKENS, plain=True)], 2: [replace(TOKENS, eng
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models.model_folder(tmp_path_factory.mktemp("base") / "model")
+    return models.model_folder(tmp_path_factory.mktemp("base") / "model", layers=2)
 
 
 @pytest.fixture(scope="module")
 def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models.model_folder(tmp_path_factory.mktemp("tied") / "model", tied=True)
+    return models.model_folder(tmp_path_factory.mktemp("tied") / "model", tied=True, layers=2)
 
 
 @pytest.fixture(scope="module")
