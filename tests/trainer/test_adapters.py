@@ -15,6 +15,7 @@ from finetune_api.runtime.choices import Engine, LoraInit, Method, Precision
 from finetune_api.runtime.run_config import Lora
 from finetune_trainer import adapter_folder, adapters
 from finetune_trainer.errors import ModelRefused
+from finetune_trainer.expressions import Expressions
 from trainer import architectures, models, qlora_work
 from trainer.qlora_work import SAME, Job, Run, far
 from trainer.ranks import run_ranks, values
@@ -153,6 +154,20 @@ def test_what_names_no_module_is_refused(
     assert str(refused.value).endswith(remedy)
     assert str(refused.value).startswith("training.lora.")
     adapters.attach(models.llama(), Lora(**models.lora(**mended)))
+
+
+def test_all_linear_is_one_target_beside_others() -> None:
+    whole, both = (
+        adapters._targets(models.llama(), Lora(**models.lora(target_modules=targets)))
+        for targets in (("all-linear",), ("all-linear", "lm_head"))
+    )
+    assert sorted(both) == sorted([*whole, "lm_head"])
+
+
+def test_an_expression_that_takes_for_ever_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapters, "Expressions", lambda: Expressions(0.2))
+    with pytest.raises(ModelRefused, match=r"target_modules: .* is no regular expression: it takes too long to match"):
+        adapters.attach(models.llama(), Lora(**models.lora(target_modules=("(?:.*?[._]?){20}[A-Z]",))))
 
 
 @pytest.mark.parametrize("kind", ["qwen3_moe", "mixtral"])

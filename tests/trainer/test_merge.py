@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from transformers import AutoConfig, AutoTokenizer, LlamaConfig, LlamaForCausalL
 from finetune_api.runtime.choices import Method
 from finetune_api.runtime.report import FinalReport
 from finetune_api.runtime.run_config import Lora, RunConfig
-from finetune_trainer import adapters, architecture, merging, result, tensor_files
+from finetune_tokens import TokenizerRefused
+from finetune_trainer import adapters, architecture, lora_files, merging, result, tensor_files
 from finetune_trainer.errors import ModelRefused, OutputRefused, StorageFailed
+from finetune_trainer.expressions import Expressions
 from finetune_trainer.files import DISK
 from finetune_trainer.marker import digests_in, read_marker
 from trainer import architectures, merge_work, model_work, models, quantised, trainer_work
@@ -328,8 +331,10 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "another base than it names": (set_config(init_lora_weights="pissa"), "has init_lora_weights 'pissa'"),
     "a key of a later PEFT": (set_config(use_new_thing=[1]), r"has use_new_thing \[1\]"),
     "another rank": (set_config(r=8), r"_proj has the rank 8 in adapter_config.json, but factors \[128, 4\]"),
-    "no number": (set_config(lora_alpha="8"), "r, lora_alpha or a pattern of adapter_config.json is no number"),
-    "rank 0": (set_config(r=0), "is no number: division by zero"),
+    "no number": (
+        set_config(lora_alpha="8"), "gives model.layers.0.* the rank 4 and the alpha '8', which have no quotient",
+    ),
+    "rank 0": (set_config(r=0), "the rank 0 and the alpha 8, which have no quotient"),
     "a saved module": (
         set_tensors(lambda t: t.update({"base_model.model.lm_head.weight": torch.zeros(2, 2)})),
         "base_model.model.lm_head.weight: only factors A and B of linear layers",
@@ -378,13 +383,36 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         "q_proj it has 128 inputs and 64 outputs, and the base has a weight of 128 x 128; merge it into the model",
     ),
     "the tied head": (
-        set_tensors(lambda t: t.update({"base_model.model.lm_head.lora_A.weight": torch.ones(4, 128),
-                                        "base_model.model.lm_head.lora_B.weight": torch.ones(1024, 4)})),
+        lambda at: (
+            set_config(target_modules=None)(at),
+            set_tensors(lambda t: t.update({"base_model.model.lm_head.lora_A.weight": torch.ones(4, 128),
+                                            "base_model.model.lm_head.lora_B.weight": torch.ones(1024, 4)}))(at),
+        ),
         "lm_head shares its weight with model.embed_tokens.weight in .*; load the adapter with PEFT",
     ),
     "numbers that are none": (
         set_tensors(lambda t: t[f"{LAYER}.lora_A.weight"].fill_(torch.nan)),
-        "q_proj.weight has numbers that are not finite in torch.float32; load the adapter with PEFT",
+        "q_proj.weight has numbers that are not finite in torch.float32; if the .* bfloat16.*; else train it again",
+    ),
+    "a pattern that takes for ever": (
+        set_config(rank_pattern={"(?:.*?[._]?){20}[A-Z]": 4}),
+        r"rank_pattern of adapter_config.json has '\(\?:.*, which is no .*: it takes too long to match with the",
+    ),
+    "a pattern that is none": (set_config(alpha_pattern={"(": 4}), r"has '\(', which is no regular expression of"),
+    "patterns that are none": (set_config(alpha_pattern=[4]), "alpha_pattern of adapter_config.json is no object"),
+    "layers that PEFT would leave out": (
+        set_config(target_modules=["q_proj"]),
+        "has model.layers.0.*, which target_modules, exclude_modules or .* leave out; take both files from where",
+    ),
+    "layers that PEFT would exclude": (
+        set_config(exclude_modules="model.layers.2.mlp.*"), r"has model.layers.2.mlp.*, which target_modules, excl",
+    ),
+    "layers of numbers that PEFT would not take": (
+        set_config(layers_to_transform=[0, 1]), r"has model.layers.2.*, which target_modules, exclude_modules or",
+    ),
+    "targets that are none": (set_config(target_modules=[1]), r"target_modules of .* cannot be read: \[1\] is no"),
+    "a base of a name that no file can have": (
+        set_config(base_model_name_or_path="/" + 5000 * "a"), "which cannot be read here: .*File name too long; .*G",
     ),
     "no base": (set_config(base_model_name_or_path=""), "does not name its base; give --base"),
     "a base that is not here": (
@@ -400,11 +428,23 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_merged_is_refused_with_a_remedy_and_nothing_is_left(
-    tmp_path: Path, ready: Path, case: str
+    tmp_path: Path, ready: Path, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
+    monkeypatch.setattr(lora_files, "Expressions", partial(Expressions, 0.5))
     change, message = REFUSED[case]
     change(copied(ready, tmp_path))
     with pytest.raises(ModelRefused, match=message):
+        merging.run(tmp_path / "adapter", tmp_path / "merged")
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter", "output"}
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_tokenizer_of_the_adapter_that_nobody_could_load_is_refused(tmp_path: Path, ready: Path, name: str) -> None:
+    copied(ready, tmp_path)
+    for own in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(ready / "base" / own, tmp_path / "adapter" / own)
+    (tmp_path / "adapter" / name).write_text("junk")
+    with pytest.raises(TokenizerRefused, match=f"adapter/{name}: not "):
         merging.run(tmp_path / "adapter", tmp_path / "merged")
     assert {path.name for path in tmp_path.iterdir()} == {"adapter", "output"}
 

@@ -43,6 +43,7 @@ from .adapter_folder import printable
 from .decomposition import Size
 from .errors import ModelRefused
 from .export import ADAPTER
+from .expressions import Expressions
 from .lora_files import SavedAdapter
 from .lora_forward import LoraLinear
 from .placeholders import Keep
@@ -253,19 +254,13 @@ def _spelled(inputs: int, outputs: int) -> str:
 
 def _targets(model: PreTrainedModel, lora: Lora, whole: Collection[str] = ()) -> list[str]:
     """Names of the modules and parameters that get adapters. PEFT makes them shorter where they are many."""
-    linear = architecture.linear(model)
-    if lora.target_modules == (ALL_LINEAR,):
-        head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        left_out = _experts(model) | _kernels(model)
-        found = {ALL_LINEAR: [n for n, each in linear.items() if each is not head and _leaf(n) not in left_out]}
-        if not found[ALL_LINEAR]:
-            raise ModelRefused(
-                f"training.lora.target_modules: {model.config.model_type} has no linear modules for adapters; train "
-                "all weights instead (training.mode: fft)"
-            )
-    else:
-        found = {target: [name for name in linear if _is_meant(name, target)] for target in lora.target_modules}
-        _require_targets(model, found)
+    linear, expressions = architecture.linear(model), Expressions()
+    found = {
+        target: _all_linear(model) if target == ALL_LINEAR
+        else [name for name in linear if _is_meant(name, target, expressions)]
+        for target in lora.target_modules
+    }  # fmt: skip
+    _require_targets(model, found)
     found = whole_modules.adapter_layers_left(found, whole)
     parameters = whole_modules.adapter_layers_left(
         target_parameters.chosen(model, lora), whole, target_parameters.KEY
@@ -283,15 +278,31 @@ def _targets(model: PreTrainedModel, lora: Lora, whole: Collection[str] = ()) ->
     return list(dict.fromkeys(name for names in both.values() for name in names))
 
 
-def _is_meant(name: str, target: str) -> bool:
+def _all_linear(model: PreTrainedModel) -> list[str]:
+    """Not the head, and no layer that has a reason to be left as it is."""
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    left_out = _experts(model) | _kernels(model)
+    linear = architecture.linear(model).items()
+    found = [name for name, each in linear if each is not head and _leaf(name) not in left_out]
+    if not found:
+        raise ModelRefused(
+            f"training.lora.target_modules: {model.config.model_type} has no linear modules for adapters; train "
+            "all weights instead (training.mode: fft)"
+        )
+    return found
+
+
+def _is_meant(name: str, target: str, expressions: Expressions) -> bool:
     if is_pattern(target):
-        return _expression("target_modules", target, whole_name).fullmatch(name) is not None
+        return _matches("target_modules", target, whole_name, name, expressions)
     return f".{name}".endswith(f".{target}")
 
 
-def _expression(key: str, text: str, read: Callable[[str], re.Pattern[str]]) -> re.Pattern[str]:
+def _matches(
+    key: str, text: str, read: Callable[[str], re.Pattern[str]], name: str, expressions: Expressions
+) -> bool:
     try:
-        return read(text)
+        return expressions.matches(read(text).pattern, name)
     except ValueError as error:
         raise ModelRefused(
             f"training.lora.{key}: {text} is no regular expression: {error}; correct it, or write the end of a name"
@@ -328,9 +339,11 @@ def _number(name: str) -> int | None:
 
 def _by_layer(key: str, patterns: Sequence[tuple[str, T]], targets: Sequence[str]) -> dict[str, T]:
     """The value of each target that a pattern is of. A pattern that is of no target is a typo."""
-    read = [(text, _expression(key, text, end_of_name), value) for text, value in patterns]
-    holding = {name: next(((text, value) for text, each, value in read if each.fullmatch(name)), None)
-               for name in targets}  # fmt: skip
+    expressions = Expressions()
+    holding = {
+        name: next((each for each in patterns if _matches(key, each[0], end_of_name, name, expressions)), None)
+        for name in targets
+    }
     used = {found[0] for found in holding.values() if found}
     if unused := [text for text, _ in patterns if text not in used]:
         leaves = ", ".join(sorted({_leaf(name) for name in targets}))

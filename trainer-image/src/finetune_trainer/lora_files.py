@@ -6,7 +6,6 @@ And the weights of modules that were trained in full beside them (modules_to_sav
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,14 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from peft.utils.other import get_pattern_key
 from torch import Tensor
 
 from finetune_api.runtime.choices import LoraBias
 
-from . import adapter_folder, parameter_files, tensor_files
+from . import adapter_folder, lora_settings, parameter_files, tensor_files
 from .adapter_folder import CONFIG, WEIGHTS, printable
 from .errors import ModelRefused
+from .expressions import Expressions
 from .parameter_files import AdaptedParameter
 from .tensor_files import Outline
 
@@ -33,8 +32,6 @@ _BASE = ".base_layer."
 _OF_ROWS = ".token_adapter.base_layer.bias"
 _WRAPPER = frozenset({"modules_to_save", "original_module"})
 """In names of biases that PEFT adds of a module in full where it also trains biases: the trained ones once more."""
-_MOST = 3.4e38
-"""Of a scaling: fp32 has no more."""
 _FACTORS = _A, _B, _MAGNITUDE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
 ROWS = ".token_adapter.trainable_tokens_delta"
 """End of the name of rows [tokens, width] that take the places of those of an embedding or a head."""
@@ -239,7 +236,9 @@ def _layers(
     names = _names(stored)
     if not names:
         raise ModelRefused(f"adapter {folder}: {WEIGHTS} has no tensors; save the adapter again")
-    return {name: _layer(folder, config, stored, name) for name in names if name not in others}
+    of_modules, expressions = [name for name in names if name not in others], Expressions()
+    lora_settings.require_targets(folder, config, of_modules, expressions)
+    return {name: _layer(folder, config, stored, name, expressions) for name in of_modules}
 
 
 def _names(stored: Mapping[str, Outline]) -> list[str]:
@@ -282,8 +281,10 @@ def _pair(folder: Path, stored: Mapping[str, Outline], name: str) -> tuple[Outli
     return a, b
 
 
-def _layer(folder: Path, config: Mapping[str, Any], stored: Mapping[str, Outline], name: str) -> AdaptedLayer:
-    rank, alpha, scaling = _scaling(folder, config, name)
+def _layer(
+    folder: Path, config: Mapping[str, Any], stored: Mapping[str, Outline], name: str, expressions: Expressions
+) -> AdaptedLayer:
+    rank, alpha, scaling = lora_settings.scaling(folder, config, name, expressions)
     a, b = _pair(folder, stored, name)
     if (a.shape[0], b.shape[1]) != (rank, rank):
         raise ModelRefused(
@@ -301,29 +302,4 @@ def _layer(folder: Path, config: Mapping[str, Any], stored: Mapping[str, Outline
 
 def scaling(begun: SavedAdapter, name: str) -> tuple[int, float, float]:
     """Rank, alpha and scaling of a module or parameter of the model. Raises ModelRefused for what is no number."""
-    return _scaling(begun.folder, begun.config, name)
-
-
-def _scaling(folder: Path, config: Mapping[str, Any], name: str) -> tuple[int, float, float]:
-    """Rank, alpha and scaling of a layer: alpha / r, or with rsLoRA alpha / sqrt(r) (Kalajdzievski 2023)."""
-    try:
-        rank, alpha = (
-            _setting(config, "r", "rank_pattern", name),
-            _setting(config, "lora_alpha", "alpha_pattern", name),
-        )
-        scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    except (TypeError, AttributeError, ValueError, ArithmeticError, RecursionError, re.error) as error:
-        raise ModelRefused(
-            f"adapter {folder}: r, lora_alpha or a pattern of {CONFIG} is no number: {error}"
-        ) from error
-    if not abs(scaling) <= _MOST:
-        raise ModelRefused(
-            f"adapter {folder}: {CONFIG} scales {name} by {scaling}; take it from the adapter's source"
-        )
-    return rank, alpha, scaling
-
-
-def _setting(config: Mapping[str, Any], key: str, patterns: str, name: str) -> Any:
-    """The value for a layer: that of the first pattern which its name ends with, else that of all layers."""
-    special = config.get(patterns) or {}
-    return special.get(get_pattern_key(list(special), name), config.get(key, 8))
+    return lora_settings.scaling(begun.folder, begun.config, name, Expressions())

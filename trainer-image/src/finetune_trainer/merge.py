@@ -34,6 +34,7 @@ from transformers.pytorch_utils import Conv1D
 
 from finetune_api.runtime.choices import LoraBias
 from finetune_api.runtime.protocol import MARKER
+from finetune_tokens import folder as tokens
 
 from . import (
     adapter_folder,
@@ -131,6 +132,7 @@ def write(folder: Path, planned: MergePlan, files: Files = DISK, on_progress: On
 
     Raises StorageFailed, also before anything is written if the volume is too small.
     """
+    tokenizer = _tokenizer(planned)
     require_space(folder, planned.size, "free space there, or choose another folder")
     parts = tensor_files.shards(planned.outlines)
     with (
@@ -147,17 +149,20 @@ def write(folder: Path, planned: MergePlan, files: Files = DISK, on_progress: On
                 writing.send(value)
             del value
             on_progress(planned.outlines[name].nbytes)
-    texts.copy(planned.base, folder, configs=True, tokenizer=_tokenizer(planned))
+    texts.copy(planned.base, folder, configs=True, tokenizer=tokenizer)
     with storage_errors(folder):
         (folder / "README.md").write_text(_card(planned), encoding="utf-8")
 
 
 def _tokenizer(planned: MergePlan) -> Path:
-    """The adapter's own, where it has a whole one: it was trained with that template."""
+    """The adapter's own, where it has a whole one: it was trained with that template. Raises TokenizerRefused."""
     own = planned.adapter.folder
     if not (own / "tokenizer_config.json").is_file() or not any(next(own.glob(n), None) for n in _VOCABULARIES):
         return planned.base
     sources.require_own_texts(own)
+    tokens.document(own / "tokenizer_config.json")
+    if (own / "tokenizer.json").is_file():
+        tokens.tokenizer(own)
     return own
 
 
@@ -185,7 +190,8 @@ def _require_finite(planned: MergePlan, name: str, tensor: Tensor) -> None:
     if not tensor.isfinite().all():
         raise ModelRefused(
             f"adapter {planned.adapter.folder}: merged into {planned.base}, {name} has numbers that are not finite "
-            f"in {tensor.dtype}; load the adapter with PEFT, or merge it into a copy of the base in bfloat16"
+            f"in {tensor.dtype}; if the adapter's own numbers are finite, merge it into a copy of the base in "
+            "bfloat16, which has larger ones, or load it with PEFT; else train it again"
         )
 
 

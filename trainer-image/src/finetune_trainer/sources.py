@@ -127,7 +127,11 @@ def _unsupported_scheme(what: str, uri: str, accepted: str) -> str:
 
 
 def _require_model(folder: Path) -> None:
-    if not folder.is_dir():
+    try:
+        there = folder.is_dir()
+    except OSError as error:  # such as a name that is too long
+        raise ModelRefused(f"model {str(folder)[:_QUOTED]}: {error.strerror}; {_REMEDY}") from error
+    if not there:
         raise ModelRefused(f"model {folder}: folder not found; {_REMEDY}")
     if not (folder / MODEL_CONFIG).is_file():
         remedy = MISTAKEN[MODEL_CONFIG] if (folder / ADAPTER_CONFIG).is_file() else _REMEDY
@@ -194,6 +198,8 @@ def quantisation(folder: Path) -> Quantisation | None:
     return quantisations.of(folder, model_config(folder))
 
 
+_QUOTED = 200
+"""Characters of a name that no file can have."""
 _REMEDY = "use the folder that save_pretrained wrote, or a name on the Hugging Face Hub (org/name)"
 
 

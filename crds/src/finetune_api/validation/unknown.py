@@ -38,8 +38,9 @@ USUAL: Mapping[str, str] = {
     "ddp": "hyperparameters.parallelism.fsdp", "dtype": "hyperparameters.parallelism.bf16",
     "epochs": "hyperparameters.n_epochs", "fsdp2": "hyperparameters.parallelism.fsdp",
     "gpus": "compute.gpu_count", "hsdp": "hyperparameters.parallelism.fsdp_sharding_strategy",
+    "gradient_checkpointing": "hyperparameters.parallelism.activation_checkpointing",
     "init_lora_weights": "training.lora.init_lora_weights",
-    "layers_to_transform": "training.lora.layers_to_transform",
+    **dict.fromkeys(("layers_to_transform", "lora_layers_to_transform"), "training.lora.layers_to_transform"),
     "load_best_model_at_end": "training.validation.save_best_model_at_end",
     "load_in_4bit": "training.use_qlora", "lora_alpha_pattern": "training.lora.alpha_pattern",
     "lora_model_dir": "training.lora.from", "lora_r": "training.lora.r",
@@ -49,7 +50,8 @@ USUAL: Mapping[str, str] = {
     "lora_target_parameters": "training.lora.target_parameters", "lr": "hyperparameters.learning_rate",
     "additional_target": "training.lora.modules_to_save",
     **dict.fromkeys(("additional_special_tokens", "new_tokens", "tokens"), "data.added_tokens"),
-    "merge_lora": "output.merge", "micro_batch_size": "hyperparameters.per_device_batch",
+    **dict.fromkeys(("merge_adapter", "merge_lora"), "output.merge"),
+    "micro_batch_size": "hyperparameters.per_device_batch",
     "model_name_or_path": "job.model", "modules_to_save": "training.lora.modules_to_save",
     "num_epochs": "hyperparameters.n_epochs",
     "num_train_epochs": "hyperparameters.n_epochs", "optimizer": "hyperparameters.optim",
@@ -59,7 +61,8 @@ USUAL: Mapping[str, str] = {
     "per_device_train_batch_size": "hyperparameters.per_device_batch",
     "precision": "hyperparameters.parallelism.bf16", "quant_type": "training.quantization.format",
     "rank": "training.lora.r",
-    "seq_len": "hyperparameters.sequence_length", "strategy": "hyperparameters.parallelism.fsdp",
+    **dict.fromkeys(("seq_len", "sequence_len"), "hyperparameters.sequence_length"),
+    "strategy": "hyperparameters.parallelism.fsdp",
     "target_parameters": "training.lora.target_parameters",
     "use_4bit": "training.use_qlora", "use_dora": "training.lora.use_dora", "use_rslora": "training.lora.use_rslora",
 }  # fmt: skip
@@ -70,6 +73,12 @@ NOT_YET: Mapping[str, str] = {
     **dict.fromkeys(("load_in_8bit", "use_8bit"),
                     "Remove it; for a base in eight bits set training.use_qlora to true and "
                     "training.quantization.format to int8."),
+    "exclude_modules": "Remove it, and name in training.lora.target_modules what gets adapters, by ends of names or "
+                       "by an expression such as '.*\\.(q|v)_proj'.",
+    "lora_bias": "Remove it: biases of adapters themselves are not supported; training.lora.bias trains those of the "
+                 "base.",
+    **dict.fromkeys(("val_set_size", "eval_split", "test_size"),
+                    "Remove it, and name rows to evaluate in data.validation_path: rows are never split off."),
     "bnb_4bit_quant_storage": "Remove it: codes are stored as bytes, however they are sharded.",
     **dict.fromkeys(("llm_int8_threshold", "llm_int8_has_fp16_weight"), "Remove it: inputs are not quantised."),
     **dict.fromkeys(("llm_int8_skip_modules", "llm_int8_enable_fp32_cpu_offload"),

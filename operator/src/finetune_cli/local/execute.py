@@ -22,7 +22,7 @@ from .recorder import RunRecorder
 from .supervise import SupervisedRun, signals_as_events, started, supervise
 
 STOPPING = "stopping: saving a checkpoint; press Ctrl-C again to stop immediately"
-KILLING = "stopping immediately; the same command resumes from the last checkpoint"
+KILLING = "stopping immediately; the same command resumes from the last checkpoint, if there is one"
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def execute(work: Workload, output: Path, status: Status, display: Display, lock
         recorder.open(replicas)
         run = _supervise(replicas, recorder, display, lock)
         reports = {each.node: found for each in replicas if (found := outcomes.read_report(each))}
-    outcome = outcomes.outcome(run.ended, reports, stopped=run.signals == 1)
+    outcome = outcomes.outcome(run.ended, reports, requests=run.signals)
     recorder.end(outcome)
     return FinishedRun(outcome, recorder.status, monotonic() - started_at, recorder.log(outcome.replica))
 

@@ -17,7 +17,7 @@ from finetune_api.runtime.root_cause import precedence
 from .launches import Launch
 from .processes import Ended
 
-TERMINATED = 128 + signal.SIGTERM
+TERMINATED, KILLED = 128 + signal.SIGTERM, 128 + signal.SIGKILL
 SECONDARY = {Exit.STOPPED, Exit.PEER_LOST, TERMINATED}
 """Exit codes of replicas that ended because of another one, or because we stopped them."""
 
@@ -47,10 +47,10 @@ class Outcome:
         return "" if known else exits.meaning(self.code).remedy
 
 
-def outcome(ended: Sequence[Ended], reports: Mapping[int, FinalReport], *, stopped: bool) -> Outcome:
+def outcome(ended: Sequence[Ended], reports: Mapping[int, FinalReport], *, requests: int) -> Outcome:
     """The outcome of a run whose replicas `ended` in this order. Success requires rank 0's own report.
 
-    `stopped`: we forwarded a request to stop, and did not kill.
+    `requests`: how often we were asked to stop. We forward the first, and kill at the second.
     """
     if all(each.code == Exit.OK for each in ended):
         first = next(each for each in ended if each.launch.node == 0)
@@ -58,8 +58,10 @@ def outcome(ended: Sequence[Ended], reports: Mapping[int, FinalReport], *, stopp
         return Outcome(first.launch.name, Exit.OK if report else Exit.CRASHED, report)
     failed = [each for each in ended if each.code != Exit.OK]
     root = min(failed, key=lambda e: precedence(e.code, reports.get(e.launch.node), secondary=SECONDARY))
-    if stopped and root.code == TERMINATED:
-        return Outcome(root.launch.name, Exit.STOPPED, _stopped_before_start())
+    if requests == 1 and root.code == TERMINATED:  # before the trainer could handle signals
+        return Outcome(root.launch.name, Exit.STOPPED, _stopped("The run was stopped before training started."))
+    if requests > 1 and root.code == KILLED:
+        return Outcome(root.launch.name, Exit.STOPPED, _stopped("The run was ended at once, without a checkpoint."))
     report = reports.get(root.launch.node)
     return Outcome(root.launch.name, root.code, report if report and report.exit_code == root.code else None)
 
@@ -72,8 +74,7 @@ def read_report(launch: Launch) -> FinalReport | None:
         return None
 
 
-def _stopped_before_start() -> FinalReport:
-    """For a request to stop that arrived before the trainer could handle signals."""
+def _stopped(message: str) -> FinalReport:
+    """For a replica that could not report it."""
     meaning = exits.MEANINGS[Exit.STOPPED]
-    message = "The run was stopped before training started."
     return FinalReport(time=time(), exit_code=Exit.STOPPED, reason=meaning.reason, message=message, step=0)
