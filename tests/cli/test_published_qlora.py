@@ -26,6 +26,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from cli.calls import finetune
 from finetune_api.resource.names import RUN_CONFIG_ANNOTATION
+from finetune_api.runtime.choices import Engine
 from finetune_api.runtime.report import ProgressRecord
 from finetune_api.runtime.run_config import RunConfig
 from finetune_cli import job_file, planning
@@ -38,18 +39,21 @@ from trainer.ranks import run_ranks, values
 HERE = Path(__file__).parent
 STEPS = 3
 ON_A_CLUSTER = ("--dataset", "pvc://rows/train.jsonl", "--output", "pvc://models/out")
-NO_ZERO = ("hyperparameters.parallelism.use_deepspeed=false",)
-"""The remedy for ZeRO, which does not shard a quantised base."""
-HERE_ALONE = (
-    "compute.gpu_type=CPU",
-    "compute.gpu_count=1",
-    "compute.nodes=1",
-    "compute.gpus_per_node=1",
-    "data.topology=null",
-    f"hyperparameters.n_epochs={STEPS}",
-    f"hyperparameters.total_steps={STEPS}",
-)
-"""Three steps by one process of this machine, however many rows a step takes."""
+
+
+def here(ranks: int) -> tuple[str, ...]:
+    """Three steps by processes of this machine, however many rows a step takes."""
+    return (
+        "compute.gpu_type=CPU",
+        f"compute.gpu_count={ranks}",
+        "compute.nodes=1",
+        f"compute.gpus_per_node={ranks}",
+        "data.topology=null",
+        f"hyperparameters.n_epochs={STEPS}",
+        f"hyperparameters.total_steps={STEPS}",
+    )
+
+
 EVALUATED = ("data.validation_path=pvc://rows/eval.jsonl",)
 EXPERTS = "training.use_qlora: qwen3_moe keeps matrices of a layer, as those of experts, in one parameter"
 NOT_QUANTISED = ("training.mode=lora", "training.use_qlora=false")
@@ -92,6 +96,8 @@ class Example:
     double: bool = True
     remedy: tuple[str, ...] = ()
     """Assignments (--set) with which `finetune validate` accepts it."""
+    ranks: int = 1
+    """Two where the file asks for ZeRO, which one process does not need."""
     refused: str = ""
     """What the trainer says of the family's architecture before it reads weights."""
 
@@ -104,16 +110,16 @@ class Example:
 
 
 EXAMPLES = (
-    Example("multi_gpu_qlora_4xh100.toml", "Qwen3", remedy=NO_ZERO),
-    Example("qlora_small.toml", "Qwen3", remedy=NO_ZERO),
+    Example("multi_gpu_qlora_4xh100.toml", "Qwen3", ranks=2),
+    Example("qlora_small.toml", "Qwen3", ranks=2),
     Example("qlora_minimal.toml", "Qwen3"),
     Example("crafter_lora_qwen0p6b.toml", "Qwen3"),
     Example("coder_lora_small.toml", "Qwen3", dropout=0.05),
     Example("coder_lora_4b.toml", "Qwen3", dropout=0.05),
     Example("coder_lora_30b.toml", "Qwen3 MoE", dropout=0.05, refused=EXPERTS),
-    Example("crafter_sft_qwen30b_lora.toml", "Qwen3 MoE", dropout=0.05, remedy=NO_ZERO, refused=EXPERTS),
+    Example("crafter_sft_qwen30b_lora.toml", "Qwen3 MoE", dropout=0.05, ranks=2, refused=EXPERTS),
     Example("sft_vision_small.toml", "Qwen3-VL", ("q_proj", "v_proj"), rank=8, alpha=16),
-    Example("crafter_vlm_sft_example.toml", "Qwen2-VL", dropout=0.05, remedy=NO_ZERO),
+    Example("crafter_vlm_sft_example.toml", "Qwen2-VL", dropout=0.05, ranks=2),
     Example("sft_sample.toml", "Llama", remedy=EVALUATED),
     Example("modelforge_low_end.yaml", "Qwen2.5", dropout=0.1, double=False),
     Example("modelforge_mid_range.yaml", "Llama", rank=64, alpha=128, dropout=0.1, double=False),
@@ -177,7 +183,7 @@ def run_config(example: Example, model: Path, folder: Path, *more: str) -> RunCo
     evaluated = [f"data.validation_path={held_out}"] * ("validation_path" in file.resource["spec"].get("data", {}))
     given = Overrides(
         dataset=str(rows), model=str(model), output=str(folder / "output"),
-        assignments=(*example.remedy, *HERE_ALONE, *evaluated, *more),
+        assignments=(*example.remedy, *here(example.ranks), *evaluated, *more),
     )  # fmt: skip
     return planning.accept(file, given, cluster=False).resolution.run_config
 
@@ -187,12 +193,13 @@ def test_a_published_example_trains_a_small_model_of_its_family(tmp_path: Path, 
     model = base(example.family)
     config = run_config(example, model, tmp_path)
     if example.refused:
-        [ended] = run_ranks(1, trainer_work.run, config, tmp_path / "refused")
-        assert isinstance(ended.error, ModelRefused)
-        assert str(ended.error).startswith(example.refused)
-        assert "(training.mode: lora, use_qlora: false)" in str(ended.error)
+        for ended in run_ranks(example.ranks, trainer_work.run_on_ranks, config):
+            assert isinstance(ended.error, ModelRefused)
+            assert str(ended.error).startswith(example.refused)
+            assert "(training.mode: lora, use_qlora: false)" in str(ended.error)
         config = run_config(example, model, tmp_path, *NOT_QUANTISED)
-    report = values(run_ranks(1, trainer_work.run, config, tmp_path / "handoff"))[0]
+    assert config.engine is (Engine.ZERO2 if example.ranks > 1 else Engine.SINGLE)
+    report = values(run_ranks(example.ranks, trainer_work.run_on_ranks, config))[0]
     losses = [r.loss for r in trainer_work.records(tmp_path / "output") if isinstance(r, ProgressRecord)]
     assert report.step == len(losses) == STEPS
     assert all(loss is not None and math.isfinite(loss) for loss in losses)
@@ -209,12 +216,25 @@ def ends(example: Example) -> set[str]:
     return attention | dense if example.targets == ("all-linear",) else set(example.targets)
 
 
-def test_finetune_run_takes_a_published_toml_as_it_is_but_for_zero(tmp_path: Path, base: Any) -> None:
+def test_zero_3_trains_a_published_toml_of_all_weights(tmp_path: Path, base: Any) -> None:
+    example = Example("crafter_fft.toml", "Qwen3", ranks=2)
+    config = run_config(example, base("Qwen3"), tmp_path)
+    assert config.engine is Engine.ZERO3
+    report = values(run_ranks(2, trainer_work.run_on_ranks, config))[0]
+    assert report.step == STEPS
+    before, after = (
+        load_file(folder / "model.safetensors") for folder in (base("Qwen3"), tmp_path / "output/result")
+    )
+    assert before.keys() == after.keys()
+    assert [name for name in before if torch.equal(before[name].float(), after[name].float())] == []
+
+
+def test_finetune_run_takes_a_published_toml_as_it_is(tmp_path: Path, base: Any) -> None:
     example = next(each for each in EXAMPLES if each.file == "multi_gpu_qlora_4xh100.toml")
     rows = models.dataset(tmp_path / "rows.jsonl", 32)
     given = ("--dataset", rows, "--model", base(example.family), "--output", tmp_path / "output")
     done = subprocess.run(
-        [sys.executable, "-m", "finetune_cli", "run", example.path, *given, *sets((*example.remedy, *HERE_ALONE))],
+        [sys.executable, "-m", "finetune_cli", "run", example.path, *given, *sets(here(example.ranks))],
         env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -15,7 +15,6 @@ from cli.calls import finetune
 
 FOLDER = Path(__file__).parent / "toml"
 P = "hyperparameters.parallelism"
-ZERO = [(f"{P}.use_deepspeed", "Unsupported")]
 MISPLACED = [
     (f"{P}.{key}", "UnknownKey") for key in (
         "eval_steps", "evaluation_strategy", "greater_is_better", "load_best_model_at_end", "metric_for_best_model",
@@ -23,17 +22,17 @@ MISPLACED = [
     )
 ]  # fmt: skip
 EXPECTED: dict[str, tuple[list[tuple[str, str]], str | None, str | None, int]] = {
-    "crafter_fft.toml": (ZERO, "fft", "zero3", 4),
+    "crafter_fft.toml": ([], "fft", "zero3", 4),
     "qwen3_32b_fft_4xh100.toml": ([], "fft", "fsdp2", 4),
     "multi_gpu_fft_8xh100.toml": ([], "fft", "fsdp2", 8),
-    "multi_gpu_qlora_4xh100.toml": (ZERO, "qlora", "zero2", 4),
-    "qlora_small.toml": (ZERO, "qlora", "zero2", 4),
+    "multi_gpu_qlora_4xh100.toml": ([], "qlora", "zero2", 4),
+    "qlora_small.toml": ([], "qlora", "zero2", 4),
     "qlora_minimal.toml": ([], "qlora", "single", 1),
     "crafter_lora_qwen0p6b.toml": ([], "qlora", "single", 1),
     "coder_lora_small.toml": ([], "qlora", "single", 1),
     "coder_lora_4b.toml": ([], "qlora", "single", 1),
     "coder_lora_30b.toml": ([], "qlora", "single", 1),
-    "crafter_sft_qwen30b_lora.toml": (ZERO, "qlora", "zero2", 2),
+    "crafter_sft_qwen30b_lora.toml": ([], "qlora", "zero2", 2),
     "sft_vision_small.toml": ([], "qlora", "single", 1),
     "crafter_vlm_sft_example.toml": (MISPLACED, None, None, 0),
     "sft_sample.toml": ([("data.validation_path", "DataRefused")], "qlora", "ddp", 4),

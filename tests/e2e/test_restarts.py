@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 
@@ -37,6 +37,12 @@ class Disturbance:
     happen: Callable[[Team, str], None]
     restarts: int
     """Of lifecycle.maxRestarts."""
+    parallelism: Json = field(default_factory=dict)
+    """Of the job."""
+
+    @property
+    def spec(self) -> Json:
+        return SMALL | {"hyperparameters": SMALL["hyperparameters"] | {"parallelism": self.parallelism}}
 
 
 def suspend_and_resume(team: Team, job: str) -> None:
@@ -64,20 +70,27 @@ def is_due(status: Json) -> bool:
     return ((status.get("progress") or {}).get("checkpointStep") or 0) >= DISTURBED_AT
 
 
-@pytest.fixture(scope="module")
-def undisturbed(team: Team) -> Run:
+ZERO: Json = {"use_deepspeed": True, "deepspeed_stage": 2}
+
+
+def run_undisturbed(team: Team, name: str, spec: Json) -> Run:
     """The same job on this machine, without a cluster."""
-    team.run_here("undisturbed", SMALL)
-    [run] = runs(team.volume / "undisturbed")
+    team.run_here(name, spec)
+    [run] = runs(team.volume / name)
     assert run.steps == list(range(1, STEPS + 1))
     return run
+
+
+@pytest.fixture(scope="module")
+def undisturbed(team: Team) -> Run:
+    return run_undisturbed(team, "undisturbed", SMALL)
 
 
 @pytest.mark.parametrize(
     "disturbance",
     [
         pytest.param(Disturbance("suspended", suspend_and_resume, restarts=0), id="suspended and resumed"),
-        pytest.param(Disturbance("deleted", delete_a_pod, restarts=0), id="a pod deleted by force"),
+        pytest.param(Disturbance("deleted", delete_a_pod, 0, ZERO), id="a pod deleted by force, with ZeRO-2"),
         pytest.param(Disturbance("killed", kill_a_rank, restarts=1), id="a rank killed by signal 9"),
     ],
 )
@@ -85,7 +98,7 @@ def test_a_disturbed_job_has_the_losses_of_an_undisturbed_one(
     team: Team, undisturbed: Run, disturbance: Disturbance
 ) -> None:
     job = disturbance.job
-    team.submit(job, **(SMALL | {"output": {"uri": f"pvc://shared/{job}"}}))
+    team.submit(job, **(disturbance.spec | {"output": {"uri": f"pvc://shared/{job}"}}))
     team.until(job, is_due, timeout_s=180)
     disturbance.happen(team, job)
     status = team.until(job, lambda status: status.get("completionTime"), timeout_s=180)
@@ -93,6 +106,8 @@ def test_a_disturbed_job_has_the_losses_of_an_undisturbed_one(
     team.pods(0)
 
     assert status["phase"] == "Succeeded", status
+    if disturbance.parallelism:
+        undisturbed = run_undisturbed(team, f"{job}-here", disturbance.spec)
     assert (status["run"], status.get("restarts") or 0) == (2, disturbance.restarts)
     before, after = runs(team.volume / job)
     assert_continued(before, after, undisturbed)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from builders import Json, resource
-from finetune_api.runtime.choices import BaseFormat, Device, Engine, Method, Precision
+from finetune_api.runtime.choices import BaseFormat, Device, Engine, Method, Precision, Rounding
 from finetune_plan.engine import Base, resolve_engine
 from finetune_plan.job_settings import read
 from finetune_plan.layout import Layout
@@ -100,6 +100,25 @@ def test_what_is_for_bf16_is_refused_where_the_plan_computes_in_another_format(
     assert [p.reason for p in validate(job, PlanSettings()).problems] == ["PrecisionContradiction"] * bool(
         contradicts
     )
+
+
+ROUNDINGS: dict[str, tuple[Json, Rounding]] = {
+    "a job without a key": ({}, Rounding.STOCHASTIC),
+    "ZeRO": ({f"{P}.use_deepspeed": True}, Rounding.NEAREST),
+    "ZeRO, and nearest": ({f"{P}.use_deepspeed": True, f"{P}.rounding": "nearest"}, Rounding.NEAREST),
+    "stage 0, which is data parallel": (
+        {f"{P}.use_deepspeed": True, f"{P}.deepspeed_stage": 0}, Rounding.STOCHASTIC),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("gpus", [1, 4, 8])
+@pytest.mark.parametrize("case", ROUNDINGS)
+def test_how_a_job_rounds_does_not_depend_on_its_number_of_gpus(case: str, gpus: int) -> None:
+    """It is in the identity of a run, which goes on with another number."""
+    changes, rounding = ROUNDINGS[case]
+    job = resource({**changes, "compute.gpu_count": gpus})
+    assert validate(job, PlanSettings()).problems == ()
+    assert resolve(job, PlanSettings()).run_config.rounding is rounding
 
 
 ADAPTERS: dict[str, tuple[Json, str]] = {

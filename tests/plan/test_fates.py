@@ -56,8 +56,6 @@ class Only(NamedTuple):
     besides: Json
     legal: tuple[Any, ...]
     refused: Any
-    blames: str = ""
-    """The key that the refusal names, if it is another one."""
 
 
 class Checked(NamedTuple):
@@ -124,7 +122,8 @@ TWO: dict[str, Two] = {
     f"{H}.max_grad_norm": Two(NOTHING, 0.3, 0),
     f"{H}.optim": Two(NOTHING, "adamw", "adamw_8bit"),
     f"{H}.train_kind": Two(NOTHING, "fft", "peft"),
-    f"{P}.use_deepspeed": Two({f"{P}.deepspeed_stage": 0}, True, False),
+    f"{P}.use_deepspeed": Two(NOTHING, True, False),
+    f"{P}.deepspeed_stage": Two({f"{P}.use_deepspeed": True}, 1, 3),
     f"{P}.fsdp": Two(LORA, True, False),
     f"{P}.fsdp_sharding_strategy": Two(FSDP, "full_shard", "no_shard"),
     f"{P}.bf16": Two(NOTHING, True, False),
@@ -174,8 +173,6 @@ ONLY: dict[str, Only] = {
     "data.format": Only(NOTHING, ("messages",), "parquet"),
     f"{V}.metric_for_best_model": Only(EVAL, ("val.loss", "eval_loss"), "bleu"),
     f"{V}.greater_is_better": Only(EVAL, (False,), True),
-    # The stage of an absent key is not supported either, so the switch is to blame.
-    f"{P}.deepspeed_stage": Only({f"{P}.use_deepspeed": True}, (0,), 3, f"{P}.use_deepspeed"),
     f"{P}.fsdp_auto_wrap_policy": Only(FSDP, ("transformer_block", "transformer_based_wrap"), "size_based_wrap"),
     f"{P}.tensor_parallel_size": Only(LORA, (1,), 2),
     f"{P}.pipeline_parallel_size": Only(LORA, (1,), 2),
@@ -220,7 +217,7 @@ def test_the_only_legal_value_has_one_effect_and_another_value_is_refused(key: s
     case = ONLY[key]
     first, *others = (effects(job(case.besides, spelling, value)) for value in case.legal)
     assert all(each == first for each in others)
-    assert refused_at(job(case.besides, spelling, case.refused)) == [f"spec.{case.blames or spelling}"]
+    assert refused_at(job(case.besides, spelling, case.refused)) == [f"spec.{spelling}"]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from finetune_api.runtime.choices import Engine
 from finetune_api.runtime.run_config import RunConfig
+from finetune_api.runtime.zero import STAGES
 from finetune_trainer import (
     checkpoint,
     engines,
@@ -28,7 +29,6 @@ from finetune_trainer import (
 )
 from finetune_trainer.collectives import rank, world_size
 from finetune_trainer.engines import TrainingEngine
-from finetune_trainer.engines.zero_settings import STAGES
 from finetune_trainer.environment import RankInfo
 from finetune_trainer.loop import StepResult, TrainState
 from finetune_trainer.sampler import BatchSharding

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,13 @@ from finetune_trainer.config import NodeInfo
 from finetune_trainer.errors import ConfigRefused, Unsupported
 from trainer import models
 
-SUPPORTED = "supported are methods fft, lora, qlora; engines single, ddp, fsdp2, hsdp; precisions fp32, bf16, fp16"
+SUPPORTED = (
+    "supported are methods fft, lora, qlora; engines single, ddp, fsdp2, hsdp, zero1, zero2, zero3; precisions fp32, "
+    "bf16, fp16"
+)
 TWO = {"mesh__processes_per_node": 2, "mesh__data_parallel": 2}
 LORA = {"lora": models.lora()}
+NEAREST = {"precision": "bf16", "rounding": "nearest"}
 QUANTISED = {"quantisation": {"format": "nf4", "double": True}}
 
 
@@ -34,6 +39,9 @@ def fine(**changes: Any) -> RunConfig:
         pytest.param({"precision": "fp16"}, id="fp16"),
         pytest.param({"engine": "ddp", **TWO}, id="DDP"),
         pytest.param({"engine": "fsdp2", **TWO}, id="FSDP2"),
+        pytest.param({"engine": "zero3", **TWO}, id="ZeRO"),
+        pytest.param({"engine": "zero3", **TWO, "method": "qlora", **LORA, **QUANTISED}, id="QLoRA with ZeRO"),
+        pytest.param({"engine": "zero1", **TWO, "method": "lora", **LORA, **NEAREST}, id="LoRA in bf16 with ZeRO"),
         pytest.param({"engine": "ddp"}, id="DDP over one process"),
     ],
 )
@@ -41,10 +49,27 @@ def test_accepted(changes: dict[str, Any]) -> None:
     config.check(fine(**changes))
 
 
+ABSENT_WITH_ZERO: dict[str, dict[str, Any]] = {
+    "hyperparameters.optim: adamw_8bit": {"optimizer__name": "adamw_8bit"},
+    "hyperparameters.parallelism.rounding: stochastic": {"precision": "bf16"},
+    "hyperparameters.parallelism.weights: bf16": {**NEAREST, "weights": "bf16"},
+    "training.lora.use_dora: true": {"method": "lora", "lora": models.lora(dora=True)},
+    "training.lora.bias: all": {"method": "lora", "lora": models.lora(bias="all")},
+    "training.lora.init_lora_weights: olora": {"method": "lora", "lora": models.lora(init="olora")},
+    "training.lora.modules_to_save: norm": {"method": "lora", "lora": models.lora(modules_to_save=("norm",))},
+}
+
+
+@pytest.mark.parametrize("what", ABSENT_WITH_ZERO)
+def test_what_zero_does_not_have_is_refused_by_its_key(what: str) -> None:
+    with pytest.raises(Unsupported, match=f"^{re.escape(what)} is not there with DeepSpeed ZeRO: "):
+        config.check(fine(engine="zero2", **TWO, **ABSENT_WITH_ZERO[what]))
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        pytest.param({"engine": "zero2", **TWO}, "does not have engine zero2", id="ZeRO is to come"),
+        pytest.param({"engine": "zero2", "precision": "fp16", **TWO}, "fp16 with DeepSpeed ZeRO", id="ZeRO in fp16"),
         pytest.param({"mesh__tensor_parallel": 2}, "does not have tensor_parallel 2", id="tensor parallelism"),
         pytest.param({"mesh__pipeline_parallel": 4}, "does not have pipeline_parallel 4", id="pipeline parallelism"),
         pytest.param(

@@ -164,6 +164,17 @@ def test_a_config_that_no_model_can_have_is_refused(tmp_path: Path, changes: dic
     assert message in str(refusal.value)
 
 
+@pytest.mark.parametrize("engine", ["fsdp2", "zero1", "zero3"])
+def test_layers_left_out_at_random_are_refused_where_ranks_share_weights(tmp_path: Path, engine: str) -> None:
+    folder = tmp_path / "model"
+    built = architectures.model("xglm")
+    built.config.layerdrop = 0.1
+    built.save_pretrained(folder)
+    with pytest.raises(ModelRefused, match=r"layerdrop in config\.json is 0\.1, .*; set it to 0, or in hyper"):
+        models.loaded(folder, _config(tmp_path, engine=engine))
+    models.loaded(folder, _config(tmp_path, engine="ddp"))
+
+
 def test_a_weight_file_that_is_cut_off_is_refused_by_its_name(tmp_path: Path) -> None:
     file = models.model_folder(tmp_path / "model") / "model.safetensors"
     os.truncate(file, file.stat().st_size // 2)

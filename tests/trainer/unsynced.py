@@ -14,15 +14,16 @@ from torch.distributed.fsdp import FSDPModule
 
 from finetune_api.runtime import choices
 from finetune_api.runtime.run_config import RunConfig
+from finetune_api.runtime.zero import STAGES
 from finetune_trainer import engines
-from finetune_trainer.engines import TrainingEngine, zero_settings
+from finetune_trainer.engines import TrainingEngine
 from finetune_trainer.engines.fsdp2 import Fsdp2
 from finetune_trainer.engines.replicated import Replicated
 from finetune_trainer.mesh import RankMesh
 
 
 def build(model: nn.Module, config: RunConfig, mesh: RankMesh) -> TrainingEngine:
-    if config.engine in zero_settings.STAGES:
+    if config.engine in STAGES:
         return _unsynced_zero(engines.build(model, config, mesh))
     return (UnsyncedReplicated if config.engine is choices.Engine.DDP else UnsyncedFsdp2)(model, config, mesh)
 

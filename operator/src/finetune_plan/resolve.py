@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from finetune_api.runtime import zero
 from finetune_api.runtime.capabilities import Combination, refuse
 from finetune_api.runtime.choices import BaseFormat, Device, Engine, Method, Precision, WeightFormat
 from finetune_api.runtime.patterns import end_of_name, is_pattern, whole_name
@@ -95,7 +96,7 @@ def resolve(
         *_unsupported(job, asked),
         *_contradictions(job, method, method_reason),
     ]
-    return Resolution(
+    decided = Resolution(
         job=job,
         method=method,
         engine=engine,
@@ -111,8 +112,9 @@ def resolve(
             *network_notes(job.pods.network_profile, network),
             *notes(job, method, asked.precision, device),
         ),
-        problems=tuple(sorted(found)),
+        problems=(),
     )
+    return replace(decided, problems=tuple(sorted([*found, *_absent_with_zero(decided)])))
 
 
 def _device(job: JobSettings) -> Device:
@@ -162,6 +164,15 @@ def _unsupported(job: JobSettings, asked: Combination) -> list[Problem]:
     sentence = f"{sentence[0].upper()}{sentence[1:]}."
     remedy = _WITHOUT.get(path.rpartition(".")[2], "Choose one of the combinations listed.")
     return [Problem(f"spec.{path}", "Unsupported", sentence, remedy)]
+
+
+def _absent_with_zero(decided: Resolution) -> Iterator[Problem]:
+    if decided.engine not in zero.STAGES:
+        return
+    for key, value, reason in zero.absent(decided.run_config):
+        yield Problem(f"spec.{key}", "Unsupported",
+                      f"{key} is {value}, which this version does not have with DeepSpeed ZeRO: {reason}.",
+                      f"Leave it out, or {zero.INSTEAD}.")  # fmt: skip
 
 
 _SHARDS = "hyperparameters.parallelism.fsdp: true shards the model."

@@ -8,7 +8,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from finetune_api.resource import defaults
-from finetune_api.runtime.choices import BaseFormat, LoraBias, LoraInit, Method, OptimizerName, Recompute
+from finetune_api.runtime.choices import (
+    BaseFormat,
+    LoraBias,
+    LoraInit,
+    Method,
+    OptimizerName,
+    Precision,
+    Recompute,
+    Rounding,
+)
 from finetune_api.runtime.run_config import (
     BaseQuantisation,
     Batch,
@@ -23,7 +32,14 @@ from finetune_api.runtime.run_config import (
 )
 from finetune_api.validation import uris
 
-from .job_settings import DataSettings, JobSettings, LoraSettings, OptimizerSettings, QuantizationSettings
+from .job_settings import (
+    DataSettings,
+    EngineSettings,
+    JobSettings,
+    LoraSettings,
+    OptimizerSettings,
+    QuantizationSettings,
+)
 from .mounts import mount
 from .resolve import Resolution
 
@@ -44,7 +60,7 @@ def run_config(resolved: Resolution) -> RunConfig:
         engine=resolved.engine,
         device=resolved.device,
         precision=resolved.precision,
-        rounding=job.engine.rounding.value,
+        rounding=_rounding(job.engine, resolved.precision),
         weights=job.engine.weights.value,
         tf32=job.engine.tf32.value,
         deterministic=job.training.deterministic.value,
@@ -73,6 +89,17 @@ def run_config(resolved: Resolution) -> RunConfig:
         output=mount(output_uri(job), uris.OUTPUT).path,
         merge=job.merge.value,
     )
+
+
+def _rounding(given: EngineSettings, precision: Precision) -> Rounding:
+    """By default that of DeepSpeed ZeRO, the nearest, where a job names it, on one GPU too.
+
+    Rounding is in the identity of a run, and a run may continue on another number of GPUs.
+    """
+    names_zero = given.use_deepspeed.value is True and given.deepspeed_stage.value > 0
+    if names_zero and precision is Precision.BF16 and not given.rounding.key:
+        return Rounding.NEAREST
+    return Rounding(given.rounding.value)
 
 
 def _recompute(given: str | bool) -> dict[str, Any]:

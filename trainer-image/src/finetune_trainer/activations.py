@@ -30,10 +30,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from finetune_api.runtime.choices import Engine, Recompute, WeightFormat
 from finetune_api.runtime.run_config import RunConfig
+from finetune_api.runtime.zero import STAGES
 
 from . import adapters, architecture, attention, chunked_loss, loss, model, quantised_base, saved, whole_modules
 from .collectives import on_every_rank, on_rank_0
-from .engines.zero_settings import STAGES
 from .errors import ModelRefused
 from .master import COMPUTE, computes_apart
 from .mesh import RankMesh

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from finetune_api.runtime import capabilities
+from finetune_api.runtime import capabilities, zero
 from finetune_api.runtime.choices import Engine, Method, Precision, Rounding, WeightFormat
 from finetune_api.runtime.protocol import (
     CONFIG_ENV,
@@ -68,6 +68,8 @@ def check(config: RunConfig) -> None:
     )
     if reason:
         raise Unsupported(reason)
+    for key, value, reason in zero.absent(config):
+        raise Unsupported(f"{key}: {value} is not there with DeepSpeed ZeRO: {reason}; {zero.INSTEAD}")
     for problem in _contradictions(config):
         raise ConfigRefused(problem)
 

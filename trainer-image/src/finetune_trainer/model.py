@@ -20,7 +20,7 @@ import transformers
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from finetune_api.runtime.choices import Method
+from finetune_api.runtime.choices import Engine, Method
 from finetune_api.runtime.exits import Exit
 from finetune_api.runtime.run_config import RunConfig
 
@@ -51,6 +51,8 @@ _NONE: Mapping[str, InitialFactors] = MappingProxyType({})
 _MOST = 2
 """How many times as many parameters as numbers in the files are not refused before they are looked for."""
 _FLOATING = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
+_LAYER_DROP = ("layerdrop", "decoder_layerdrop")
+"""In config.json, as architectures call the share of layers that a step leaves out."""
 _MAX_LISTED = 5
 """Keys named in a message; the rest are counted."""
 
@@ -91,6 +93,7 @@ def _loaded(
     folder: Path, config: RunConfig, keep: Keep, device: torch.device, initial: Mapping[str, InitialFactors]
 ) -> PreTrainedModel:
     outline, how = unloaded(folder), config.quantisation
+    _require_all_layers(folder, outline, config.engine)
     whole = whole_modules.chosen(outline, config.lora)
     lengths = LengthsOfRows(outline, device) if config.lora is not None and config.lora.dora else None
     see = None if lengths is None else lengths.see
@@ -133,6 +136,18 @@ def prepare(model: PreTrainedModel, config: RunConfig) -> None:
     if config.method is not Method.FFT and not architecture.have_routers(adapters.in_full(model, config.lora)):
         architecture.without_router_loss(model)  # routers get no adapters
     model.train()
+
+
+def _require_all_layers(folder: Path, outline: PreTrainedModel, engine: Engine) -> None:
+    """LayerDrop leaves out other layers on each rank: those that gather weights for a layer would wait forever."""
+    settings = outline.config.get_text_config()
+    dropped = [key for key in _LAYER_DROP if getattr(settings, key, None)]
+    if dropped and engine not in {Engine.SINGLE, Engine.DDP}:
+        raise ModelRefused(
+            f"model {folder}: {dropped[0]} in config.json is {getattr(settings, dropped[0])}, so each rank would "
+            "leave out other layers, whose weights the ranks share; set it to 0, or in hyperparameters.parallelism "
+            "use_deepspeed and fsdp to false"
+        )
 
 
 def _tied_shapes(outline: PreTrainedModel) -> set[torch.Size]:

@@ -331,7 +331,8 @@ class Parallelism(Section):
     fp16: bool | None = key("Compute in float16, with a dynamic loss scale. Not together with bf16.")
     rounding: Literal["stochastic", "nearest"] | None = key(
         "How fp32 weights become the bf16 weights that the model computes with. "
-        f"{defaults.ROUNDING} if absent: up or down at random, so that small updates count at once. Only with bf16."
+        f"{defaults.ROUNDING} if absent: up or down at random, so that small updates count at once. Only with bf16. "
+        "DeepSpeed ZeRO has nearest alone."
     )
     weights: Literal["fp32", "bf16"] | None = key(
         f"What the optimizer keeps of each weight. {defaults.WEIGHTS} if absent. bf16, for full finetuning in bf16: "

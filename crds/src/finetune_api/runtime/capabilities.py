@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from .choices import Engine, Method, Precision
 
 METHODS = (Method.FFT, Method.LORA, Method.QLORA)
-ENGINES = (Engine.SINGLE, Engine.DDP, Engine.FSDP2, Engine.HSDP)
-PRECISIONS = (Precision.FP32, Precision.BF16, Precision.FP16)
-
 _ZERO = (Engine.ZERO1, Engine.ZERO2, Engine.ZERO3)
+ENGINES = (Engine.SINGLE, Engine.DDP, Engine.FSDP2, Engine.HSDP, *_ZERO)
+PRECISIONS = (Precision.FP32, Precision.BF16, Precision.FP16)
 
 
 @dataclass(frozen=True)
@@ -64,6 +63,7 @@ def refuse(asked: Combination) -> str | None:
         (asked.method in METHODS, f"method {asked.method}"),
         (asked.engine in ENGINES, f"engine {asked.engine}"),
         (asked.precision in PRECISIONS, f"precision {asked.precision}"),
+        (asked.engine not in _ZERO or asked.precision is not Precision.FP16, "fp16 with DeepSpeed ZeRO"),
         (asked.tensor_parallel == 1, f"tensor_parallel {asked.tensor_parallel}"),
         (asked.pipeline_parallel == 1, f"pipeline_parallel {asked.pipeline_parallel}"),
     )

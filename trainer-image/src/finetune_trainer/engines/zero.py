@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from finetune_api.runtime.choices import Method
 from finetune_api.runtime.run_config import Optimizer, RunConfig
+from finetune_api.runtime.zero import STAGES
 
 from .. import architecture, placeholders
 from ..chunked_loss import ChunkedLoss
@@ -46,13 +47,11 @@ _SHARED_MEMORY = "deepspeed_shm_comm"
 
 class Zero:
     def __init__(self, model: nn.Module, config: RunConfig, mesh: RankMesh) -> None:
-        for problem in zero_settings.refused(config):
-            raise ConfigRefused(problem)
         deepspeed = _deepspeed(mesh)
         self._deepspeed = deepspeed
         self._mesh = mesh
         self._device = mesh.rank_info.device
-        self._stage = zero_settings.STAGES[config.engine]
+        self._stage = STAGES[config.engine]
         self._max_norm = config.optimizer.max_grad_norm
         settings = zero_settings.of(config)
         apart = _computes_apart(model, config)
