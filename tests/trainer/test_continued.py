@@ -290,6 +290,13 @@ def of_another_part(folder: Path) -> None:
     weights = safetensors.torch.load_file(folder / "adapter_model.safetensors")
     renamed = {name.replace("layers.3.mlp.down_proj.", "layers.3."): tensor for name, tensor in weights.items()}
     safetensors.torch.save_file(renamed, folder / "adapter_model.safetensors")
+    change_config(
+        folder, target_modules=[*json.loads((folder / "adapter_config.json").read_bytes())["target_modules"], "3"]
+    )
+
+
+def of_a_layer_that_its_settings_leave_out(folder: Path) -> None:
+    change_config(folder, target_modules=["q_proj"])
 
 
 def of_no_numbers(folder: Path) -> None:
@@ -393,6 +400,7 @@ REFUSED: dict[Any, str] = {
     of_a_smaller_base: "has 256 inputs and 128 outputs in job.model, and 64 inputs and 128 outputs there",
     of_other_layers: "model.layers.7.mlp.down_proj is no layer of job.model, and it has an adapter there",
     of_another_part: "model.layers.3 is no linear layer of the language model, which alone gets adapters here",
+    of_a_layer_that_its_settings_leave_out: "which target_modules, exclude_modules or layers_to_transform of adapt",
     of_no_numbers: "model.layers.2.mlp.up_proj has numbers in lora_B that are not finite",
     of_another_method: "has peft_type 'IA3', and only LoRA and DoRA are read",
     of_another_start: "has init_lora_weights 'pissa', and only LoRA and DoRA are read",
