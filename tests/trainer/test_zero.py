@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import safetensors.torch
 import torch
 
 from finetune_api.runtime.choices import Engine
+from finetune_trainer.engines import zero_settings
 from trainer import models, zero_work
 from trainer.parity_cases import ParityCase, Trace
 from trainer.ranks import run_ranks, values
@@ -217,3 +220,22 @@ def test_a_weight_that_not_every_micro_batch_uses_is_named(tmp_path: Path) -> No
             assert said.startswith("model.layers.*.mlp.down_proj, model.layers.*.mlp.gate_proj, ")
             assert "not every micro batch uses these weights" in said
             assert said.endswith("set use_deepspeed to false and fsdp to true")
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "ZeRO-1 on CPUs": {"engine": "zero1"},
+    "ZeRO-1 on GPUs": {"engine": "zero1", "device": "cuda"},
+    "ZeRO-2 on GPUs in bf16": {"engine": "zero2", "device": "cuda", "precision": "bf16"},
+    "ZeRO-3 without clipping": {"engine": "zero3", "device": "cuda", "optimizer__max_grad_norm": 0.0},
+}
+
+
+def test_the_settings_of_deepspeed_are_those_of_the_golden_file() -> None:
+    found = {
+        name: zero_settings.of(models.run_config(Path("model"), Path("rows"), Path("out"), **changes))
+        for name, changes in SETTINGS.items()
+    }
+    text = json.dumps(found, indent=2) + "\n"
+    if os.environ.get("GOLDEN") == "rewrite":
+        GOLDEN.write_text(text)
+    assert text == GOLDEN.read_text()
