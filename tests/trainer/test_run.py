@@ -138,7 +138,10 @@ def waiting_in(process: subprocess.Popen[str], function: str) -> None:
     ("changes", "code", "message"),
     [
         pytest.param(
-            {"engine": "zero3"}, 6, "finetune-trainer: Unsupported: this version does not have", id="engine"
+            {"engine": "zero3", "precision": "fp16"},
+            6,
+            "finetune-trainer: Unsupported: this version does not have fp16 with DeepSpeed ZeRO",
+            id="engine",
         ),
         pytest.param({"model": "/nowhere"}, 4, "ModelRefused: model /nowhere: folder not found", id="model"),
         pytest.param({"data": "broken.jsonl"}, 3, "1 of 25 rows is bad\n  line 25: ", id="a broken line"),
