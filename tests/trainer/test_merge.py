@@ -410,7 +410,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "layers of numbers that PEFT would not take": (
         set_config(layers_to_transform=[0, 1]), r"has model.layers.2.*, which target_modules, exclude_modules or",
     ),
-    "targets that are none": (set_config(target_modules=[1]), r"target_modules of .* cannot be read: \[1\] is no"),
+    "targets that are none": (set_config(target_modules=[1]), r"target_modules, .* cannot be read: \[1\] is no"),
     "a base of a name that no file can have": (
         set_config(base_model_name_or_path="/" + 5000 * "a"), "which cannot be read here: .*File name too long; .*G",
     ),

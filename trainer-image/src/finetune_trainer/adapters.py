@@ -256,7 +256,7 @@ def _targets(model: PreTrainedModel, lora: Lora, whole: Collection[str] = ()) ->
     """Names of the modules and parameters that get adapters. PEFT makes them shorter where they are many."""
     linear, expressions = architecture.linear(model), Expressions()
     found = {
-        target: _all_linear(model) if target == ALL_LINEAR
+        target: _all_linear(model, linear) if target == ALL_LINEAR
         else [name for name in linear if _is_meant(name, target, expressions)]
         for target in lora.target_modules
     }  # fmt: skip
@@ -278,12 +278,11 @@ def _targets(model: PreTrainedModel, lora: Lora, whole: Collection[str] = ()) ->
     return list(dict.fromkeys(name for names in both.values() for name in names))
 
 
-def _all_linear(model: PreTrainedModel) -> list[str]:
+def _all_linear(model: PreTrainedModel, linear: Mapping[str, nn.Module]) -> list[str]:
     """Not the head, and no layer that has a reason to be left as it is."""
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     left_out = _experts(model) | _kernels(model)
-    linear = architecture.linear(model).items()
-    found = [name for name, each in linear if each is not head and _leaf(name) not in left_out]
+    found = [name for name, each in linear.items() if each is not head and _leaf(name) not in left_out]
     if not found:
         raise ModelRefused(
             f"training.lora.target_modules: {model.config.model_type} has no linear modules for adapters; train "

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from finetune_api.resource.defaults import LORA_TARGETS
+
 from . import parameter_files
 from .adapter_folder import CONFIG, WEIGHTS, printable
 from .errors import ModelRefused
@@ -17,7 +19,6 @@ _MOST = 3.4e38
 """Of a scaling: fp32 has no more."""
 _QUOTED = 60
 """Characters of a value in a message."""
-_ALL = "all-linear"
 _LAYER = re.compile(r".*?\.[^.]*\.(\d+)\.")
 """In the name of a module, its first number, as PEFT finds it."""
 
@@ -75,8 +76,8 @@ def require_targets(folder: Path, config: Mapping[str, Any], names: Iterable[str
             meant = _is_target(config, name, expressions)
         except (ValueError, TypeError) as error:
             raise ModelRefused(
-                f"adapter {folder}: target_modules of {CONFIG} cannot be read: {error}; take it from the adapter's "
-                "source"
+                f"adapter {folder}: target_modules, exclude_modules or layers_to_transform of {CONFIG} cannot be "
+                f"read: {error}; take it from the adapter's source"
             ) from error
         if not meant:
             raise ModelRefused(
@@ -92,7 +93,7 @@ def _is_target(config: Mapping[str, Any], name: str, expressions: Expressions) -
     )
     if excluded and _is_named(excluded, name, expressions):
         return False
-    if targets and targets != _ALL and not _is_named(targets, name, expressions):
+    if targets and targets != LORA_TARGETS and not _is_named(targets, name, expressions):
         return False
     if only in (None, []) or not isinstance(targets, list) or config.get("layers_pattern"):
         return True

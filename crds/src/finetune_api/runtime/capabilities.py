@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .choices import Engine, Method, Precision
+from .zero import STAGES
 
 METHODS = (Method.FFT, Method.LORA, Method.QLORA)
-_ZERO = (Engine.ZERO1, Engine.ZERO2, Engine.ZERO3)
-ENGINES = (Engine.SINGLE, Engine.DDP, Engine.FSDP2, Engine.HSDP, *_ZERO)
+ENGINES = (Engine.SINGLE, Engine.DDP, Engine.FSDP2, Engine.HSDP, *STAGES)
 PRECISIONS = (Precision.FP32, Precision.BF16, Precision.FP16)
 
 
@@ -41,7 +41,7 @@ IMPOSSIBLE = (
     Impossible(
         "ZeRO with tensor or pipeline parallelism",
         "ZeRO owns the gradients and the optimizer state that these would cut differently",
-        lambda c: c.engine in _ZERO and (c.tensor_parallel > 1 or c.pipeline_parallel > 1),
+        lambda c: c.engine in STAGES and (c.tensor_parallel > 1 or c.pipeline_parallel > 1),
     ),
 )
 
@@ -63,7 +63,7 @@ def refuse(asked: Combination) -> str | None:
         (asked.method in METHODS, f"method {asked.method}"),
         (asked.engine in ENGINES, f"engine {asked.engine}"),
         (asked.precision in PRECISIONS, f"precision {asked.precision}"),
-        (asked.engine not in _ZERO or asked.precision is not Precision.FP16, "fp16 with DeepSpeed ZeRO"),
+        (asked.engine not in STAGES or asked.precision is not Precision.FP16, "fp16 with DeepSpeed ZeRO"),
         (asked.tensor_parallel == 1, f"tensor_parallel {asked.tensor_parallel}"),
         (asked.pipeline_parallel == 1, f"pipeline_parallel {asked.pipeline_parallel}"),
     )
