@@ -99,9 +99,21 @@ def test_a_wrong_shape_is_refused(path: str, value: Any, reason: str, message: s
     assert problem.remedy
 
 
-def test_a_number_in_place_of_a_text_wants_quotes() -> None:
-    [problem] = check.problems(resource({"pods.cpu": 8}))
-    assert (problem.path, problem.remedy) == ("spec.pods.cpu", "Put quotes around it.")
+@pytest.mark.parametrize(
+    ("path", "value", "remedy"),
+    [
+        ("pods.cpu", 8, "Put quotes around it."),
+        ("lora.target_modules", "q_proj, v_proj", "Write [q_proj, v_proj]."),
+        ("lora.target_modules", "all-linear", "Write [all-linear]."),
+        ("training.lora.layers_to_transform", 3, "Write [3]."),
+        ("training.lora.target_modules", "[q_proj", "Correct it; `finetune explain training.lora.target_modules`"),
+        ("training.lora.init_lora_weights", True, "Set default, gaussian, olora"),
+    ],
+)
+def test_a_value_of_another_type_is_answered_with_what_was_meant(path: str, value: object, remedy: str) -> None:
+    [problem] = check.problems(resource({path: value}))
+    assert problem.path == f"spec.{path}"
+    assert problem.remedy.startswith(remedy)
 
 
 @pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PET_NNODES"])

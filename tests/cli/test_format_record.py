@@ -96,7 +96,7 @@ def test_a_message_of_the_trainer_begins_no_line_of_the_summary(code: Exit) -> N
     )
     outcome = Outcome("r", code, report)
     if code is Exit.OK:
-        lines = summary.succeeded(outcome, [], 3.0).splitlines()
+        lines = summary.succeeded(outcome, [], 3.0, merged=False).splitlines()
         own = {"succeeded in 3s", "note:       Bad.", "train loss: nan at the end", "result:     out"}
     elif code is Exit.STOPPED:
         lines = summary.stopped(outcome, "finetune run 'a\nb'").splitlines()
@@ -112,7 +112,7 @@ def test_a_message_of_the_trainer_begins_no_line_of_the_summary(code: Exit) -> N
 def test_the_summary_says_what_came_out_and_where() -> None:
     report = REPORT.model_copy(update={"metrics": {"val.loss": 1.2, "val.loss.initial": 2.4, "train.loss": 1.0}})
     steps = [STEP.model_copy(update={"step": step, "loss": 3.0 - step / 10}) for step in range(1, 13)]
-    text = summary.succeeded(Outcome("r", Exit.OK, report), [DATASET, *steps, EVALUATION], 250.0)
+    text = summary.succeeded(Outcome("r", Exit.OK, report), [DATASET, *steps, EVALUATION], 250.0, merged=True)
     head, plot = text.split("\n\n")
     assert head.splitlines() == [
         "succeeded in 4m10s",
@@ -121,6 +121,7 @@ def test_the_summary_says_what_came_out_and_where() -> None:
         "train loss: 1.0000 at the end",
         "rows:       train: 9 of 10 rows, 1 refused; 100 tokens, 25 with loss",
         "result:     out/result",
+        "merged:     out/result/merged",
     ]
     assert plot.startswith("training loss over steps\n      2.9 ")
 

@@ -77,6 +77,11 @@ def test_an_adapter_of_another_base_is_refused_with_exit_code_2(place: Path, tmp
     [
         (("none", "--output", "merged"), "error: ADAPTER: The folder none does not exist. [ModelRefused]"),
         (("adapter", "--output", "base"), "error: --output: base already exists. [OutputRefused]"),
+        (
+            (".", "--output", "merged"),
+            "error: ADAPTER: . has no adapter_config.json, so it is no adapter. [ModelRefused]",
+        ),
+        (("adapter", "--output", "base/config.json/merged"), "base/config.json is no folder that can be written to."),
     ],
 )
 def test_folders_are_checked_before_torch_is_imported(
@@ -85,7 +90,8 @@ def test_folders_are_checked_before_torch_is_imported(
     monkeypatch.chdir(place)
     monkeypatch.setattr(merge, "PROGRAM", ("false",))
     answer = finetune("merge", *arguments)
-    assert (answer.exit_code, answer.stderr.splitlines()[0]) == (2, message)
+    first = answer.stderr.splitlines()[0]
+    assert (answer.exit_code, first.startswith("error: "), message in first) == (2, True, True)
     assert "remedy: " in answer.stderr
 
 

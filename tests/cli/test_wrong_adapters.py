@@ -124,6 +124,14 @@ WRONG = {
         (rf'{ADAPTERS}.target_parameters=[".*down_proj"]',), f"{ADAPTERS}.target_parameters", "BadExpression",
         "'.*down_proj' is no end of a name, and PEFT reads no expressions here.",
         "Write names such as mlp.experts.down_proj.", (PARAMETERS,)),
+    "modules in full by a pattern": Wrong(
+        (rf'{ADAPTERS}.modules_to_save=[".*head"]',), f"{ADAPTERS}.modules_to_save", "BadExpression",
+        "'.*head' is no end of a name, and PEFT reads no expressions here.",
+        "Write names such as lm_head or embed_tokens.", (f'{ADAPTERS}.modules_to_save=["lm_head"]',)),
+    "a token of white space": Wrong(
+        ('data.added_tokens=["<a>", " "]',), "data.added_tokens", "BadValue",
+        "A token of white space only would be in every template and row.", "Choose another text.",
+        ('data.added_tokens=["<a>"]',)),
     "nothing to adapt": Wrong(
         (f"{ADAPTERS}.target_modules=[]",), f"{ADAPTERS}.target_modules", "Contradiction",
         "target_modules names no layer, and no parameters are named", "or name parameters of experts in training",

@@ -206,6 +206,10 @@ def _contradictions(job: JobSettings, method: Method, method_reason: str) -> lis
             f"spec.{job.lora.source.key}", "MethodContradiction",
             f"from names an adapter to continue from, but the job trains all weights. {method_reason}",
             "Remove from, or select adapters (training.mode: lora)."))  # fmt: skip
+    if any(not text.strip() for text in job.data.added_tokens.value):
+        found.append(Problem(
+            f"spec.{job.data.added_tokens.key}", "BadValue",
+            "A token of white space only would be in every template and row.", "Choose another text."))  # fmt: skip
     of_targets = () if method is Method.FFT else targets.contradictions(job.lora)
     return [*found, *_own_output(job), *_no_expressions(job.lora), *of_targets]
 

@@ -9,7 +9,7 @@ from finetune_api.runtime.patterns import is_pattern
 from finetune_api.validation.problem import Problem
 from finetune_api.validation.shape import quote
 
-from .job_settings import LoraSettings
+from .job_settings import LoraSettings, Setting
 
 KEY = "training.lora.target_parameters"
 
@@ -27,8 +27,10 @@ def contradictions(lora: LoraSettings) -> Iterator[Problem]:
                       f"dropout is {lora.dropout.value:g}, and {lora.init.key}: {lora.init.value} moves the largest "
                       "part of each weight into its adapter, so that parts of the base would be dropped.",
                       "Set it to 0, or init_lora_weights to default or gaussian.")  # fmt: skip
+    yield from _no_names(lora.modules_to_save, "lm_head or embed_tokens")
     if not parameters.value:
         return
+    yield from _no_names(parameters, "mlp.experts.down_proj")
     for setting, wrong, what in (
         (lora.dropout, lora.dropout.value > 0, f"dropout is {lora.dropout.value:g}"),
         (lora.dora, lora.dora.value, "use_dora is true"),
@@ -39,8 +41,11 @@ def contradictions(lora: LoraSettings) -> Iterator[Problem]:
             yield Problem(f"spec.{setting.key}", "Contradiction",
                           f"{what}, which PEFT has for adapters on layers only, and {KEY} asks for others.",
                           f"Set it to {zero}, or leave target_parameters out.")  # fmt: skip
-    for name in parameters.value:
+
+
+def _no_names(setting: Setting[list[str]], example: str) -> Iterator[Problem]:
+    for name in setting.value:
         if is_pattern(name):
-            yield Problem(f"spec.{parameters.key}", "BadExpression",
+            yield Problem(f"spec.{setting.key}", "BadExpression",
                           f"{quote(name)} is no end of a name, and PEFT reads no expressions here.",
-                          "Write names such as mlp.experts.down_proj.")  # fmt: skip
+                          f"Write names such as {example}.")  # fmt: skip

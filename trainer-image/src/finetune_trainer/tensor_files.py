@@ -87,7 +87,7 @@ def opened(path: Path) -> Any:
         return safe_open(path, "pt")
     except SafetensorError as error:
         raise ModelRefused(
-            f"model {path.parent}: {path.name} is cut off or no safetensors file ({error}); copy or download it again"
+            f"{path} is cut off or no safetensors file ({error}); copy or download it again"
         ) from error
 
 

@@ -7,6 +7,7 @@ the end of the text, and a mistake in an entry of a list is reported at that ent
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -56,9 +57,7 @@ def shape_problems(value: Any, node: Node, path: str = "") -> Iterator[Problem]:
     declared = node.get("type", _MIXED)
     right, kind, inside = _KINDS[declared]
     if not right(value):
-        # YAML reads a text without quotes, such as `cpu: 8`, as a number or a boolean.
-        remedy = _ADD_QUOTES if declared == "string" and isinstance(value, (int, float)) else ""
-        yield _bad_value(path, value, f"it must be {kind}", remedy)
+        yield _bad_value(path, value, f"it must be {kind}", _meant(value, node))
     else:
         yield from inside(value, node, path)
 
@@ -134,6 +133,20 @@ def _bad_value(path: str, value: Any, expected: str, remedy: str = "") -> Proble
     return Problem(path, "BadValue", f"{quote(value)} is not valid: {expected}.", remedy or _remedy(path))
 
 
+def _meant(value: Any, node: Node) -> str:
+    """How to write what a value of another type says; empty if that is unknown."""
+    declared = node.get("type", _MIXED)
+    if declared == "string" and isinstance(value, (int, float)):
+        # YAML reads a text without quotes, such as `cpu: 8`, as a number or a boolean.
+        return node.get("instead") or _ADD_QUOTES
+    if declared == "array":
+        entries = value.split(",") if isinstance(value, str) else [json.dumps(value)]
+        names = [each.strip() for each in entries]
+        if all(map(_UNQUOTED.fullmatch, names)):
+            return f"Write [{', '.join(names)}]."
+    return ""
+
+
 def _intended(value: Any, choices: list[Any]) -> str:
     near = nearest(value, tuple(each for each in choices if isinstance(each, str))) if isinstance(value, str) else ""
     return f"Did you mean {near}?" if near else ""
@@ -161,6 +174,8 @@ def _escaped(letter: str) -> str:
 
 
 _ADD_QUOTES = "Put quotes around it."
+_UNQUOTED = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,60}")
+"""What YAML reads in a list as it is written, and a terminal shows so."""
 
 
 def _remedy(path: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from finetune_api.runtime import report
 from finetune_api.runtime.exits import MEANINGS, Exit
-from finetune_api.runtime.protocol import RECORDS
+from finetune_api.runtime.protocol import MERGED, RECORDS
 from finetune_api.runtime.report import DatasetRecord, EvaluationRecord, ProgressRecord, Record
 from finetune_cli.errors import KEPT, printable
 from finetune_data import regular
@@ -30,8 +30,8 @@ def records(output: Path) -> list[Record]:
     return []
 
 
-def succeeded(outcome: Outcome, found: list[Record], seconds: float) -> str:
-    """The result of a run that succeeded."""
+def succeeded(outcome: Outcome, found: list[Record], seconds: float, *, merged: bool) -> str:
+    """The result of a run that succeeded. `merged`: whether it has the merged model, too."""
     assert outcome.report is not None
     metrics = outcome.report.metrics
     lines = [f"succeeded in {format_duration(seconds)}"]
@@ -47,6 +47,8 @@ def succeeded(outcome: Outcome, found: list[Record], seconds: float) -> str:
     datasets = {each.split: each for each in found if isinstance(each, DatasetRecord)}  # the last of each split
     lines += [f"rows:       {format_record(each)}" for each in datasets.values()]
     lines.append(f"result:     {_printable(outcome.report.result)}")
+    if merged:
+        lines.append(f"merged:     {_printable(outcome.report.result)}/{MERGED}")
     return "\n".join([*lines, *_plots(found)])
 
 

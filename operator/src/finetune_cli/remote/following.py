@@ -39,7 +39,8 @@ def follow(cluster: ClusterClient, name: str, *, quiet: bool = False) -> Json:
     if error := failure(job):
         raise error
     if not quiet:
-        click.echo(summary.succeeded(_outcome(job), records, _seconds(job)))
+        merged = bool(find(job, "spec.output.merge"))
+        click.echo(summary.succeeded(_outcome(job), records, _seconds(job), merged=merged))
     return job
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
 
 from finetune_api.runtime.exits import MEANINGS, Exit
+from finetune_api.runtime.protocol import RESULT, RUN_FILE
 from finetune_api.validation.problem import Problem
 from finetune_cli import printing
 from finetune_cli.errors import InvalidInput, OperationFailed
 from finetune_cli.local import merge, summary
 from finetune_cli.remote.progress import format_size
+
+CONFIG = "adapter_config.json"
 
 
 @click.command()
@@ -29,6 +33,7 @@ def command(adapter: str, output: str, base: str, quiet: bool, form: str | None)
     8 bits that in 16. Exit code 1 if it could not be written, 2 if the input is wrong.
     """
     _require_folders(Path(adapter), Path(output))
+    _require_contents(adapter, output)
     _require_packages()
     outcome = merge.run(Path(adapter), Path(output), base, quiet=quiet or bool(form))
     if outcome.exit_code != Exit.OK:
@@ -63,4 +68,18 @@ def _require_folders(adapter: Path, output: Path) -> None:
     if output.exists() or output.is_symlink():
         problem = Problem("--output", reasons[Exit.OUTPUT_REFUSED], f"{output} already exists.",
                           "Give --output with a new folder.")  # fmt: skip
+        raise InvalidInput([problem])
+
+
+def _require_contents(adapter: str, output: str) -> None:
+    """Likewise of what the folders have; who may read it and whether it is whole, the program says."""
+    reasons = {each: MEANINGS[each].reason for each in (Exit.MODEL_REFUSED, Exit.OUTPUT_REFUSED)}
+    if not any(os.path.lexists(f"{adapter}/{name}") for name in (CONFIG, RUN_FILE, RESULT)):
+        problem = Problem("ADAPTER", reasons[Exit.MODEL_REFUSED], f"{adapter} has no {CONFIG}, so it is no adapter.",
+                          "Name the output of a run, its result, or the folder of an adapter.")  # fmt: skip
+        raise InvalidInput([problem])
+    there = next(each for each in Path(os.path.abspath(output)).parents if os.path.lexists(each))  # noqa: PTH100 - keeps links
+    if not os.access(there, os.W_OK | os.X_OK):
+        problem = Problem("--output", reasons[Exit.OUTPUT_REFUSED], f"{there} is no folder that can be written to.",
+                          "Give --output with a folder in one where you may write.")  # fmt: skip
         raise InvalidInput([problem])

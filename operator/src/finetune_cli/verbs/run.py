@@ -95,7 +95,8 @@ def _summarise(finished: FinishedRun, job: ValidatedJob, *, quiet: bool) -> int:
     if outcome.code == Exit.OK:
         if not quiet:
             output = Path(run_config(job.resolution).output)
-            click.echo(summary.succeeded(outcome, summary.records(output), finished.seconds))
+            merged = job.resolution.job.merge.value
+            click.echo(summary.succeeded(outcome, summary.records(output), finished.seconds, merged=merged))
         return exit_codes.OK
     if outcome.code == Exit.STOPPED:
         click.echo(summary.stopped(outcome, shlex.join(["finetune", *sys.argv[1:]])), err=True)
