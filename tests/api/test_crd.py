@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 
 from finetune_api.codegen import crd, policy
 from finetune_api.codegen.schema import SchemaError, structural
+from finetune_api.resource.key_table import free_maps
 from finetune_api.resource.keys import Native, Section, key, keys
 from finetune_api.resource.names import NAME_LENGTH, NAME_PATTERN
 from finetune_api.resource.v1alpha1 import Spec
@@ -65,7 +66,7 @@ def test_every_key_of_the_models_is_in_the_schema() -> None:
 
 def test_mirrored_sections_keep_unknown_keys_and_native_parts_drop_them() -> None:
     keeping = {p for p, node in NODES if node.get("x-kubernetes-preserve-unknown-fields") and "enum" not in node}
-    assert keeping == {path for path, _ in policy.sections()} | {"spec.tags", "spec.metadata"}
+    assert keeping == {path for path, _ in policy.sections()} | {f"spec.{key}" for key in free_maps()}
     assert "spec.hyperparameters.parallelism.topology" in keeping
     assert "spec.pods" not in keeping
 

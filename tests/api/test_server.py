@@ -14,7 +14,7 @@ from api.conftest import CRDS, Refusal, wait_for_policy
 from api.mutations import BASES, mutant
 from api.test_models import STATUS
 from api.verdicts import disagreement
-from builders import Json, resource
+from builders import Json, put, resource
 from finetune_api.codegen import policy
 from finetune_api.codegen.schema import structural
 from finetune_api.resource.key_table import FREE_LENGTH, free_maps
@@ -273,8 +273,10 @@ def test_a_job_with_a_map_that_became_too_long_can_still_be_suspended(
     server: Cluster, namespace: str, key: str
 ) -> None:
     _store_unchecked(server, namespace, {key: {"a": "x" * FREE_LENGTH}})
+    longer: Json = {}
+    put(longer, f"spec.{key}", {"b": 1})
     with pytest.raises(ApiError, match=f"spec.{key} is too long"):
-        server.api.patch(_path(namespace), {"spec": {key: {"b": 1}}})
+        server.api.patch(_path(namespace), longer)
     _write_status(server, namespace, Status(run=1))
     server.api.patch(_path(namespace), {"spec": {"suspend": True}})
 

@@ -13,7 +13,10 @@ ZERO = (FOUR, f"{P}.use_deepspeed=true")
 FSDP = (FOUR, f"{P}.use_deepspeed=false", f"{P}.fsdp=true")
 LORA = (*ZERO, "training.mode=lora")
 SAID = "which this version does not have with DeepSpeed ZeRO: "
-REMEDY = "Leave it out, or in hyperparameters.parallelism set use_deepspeed to false and fsdp to true"
+REMEDY = (
+    "Leave it out, or in hyperparameters.parallelism leave deepspeed_config out and set use_deepspeed to false and "
+    "fsdp to true"
+)
 BOTH = "Set use_deepspeed or fsdp to false."
 
 WRONG = {

@@ -26,6 +26,17 @@ RUNS: dict[str, dict[str, Any]] = {
     "qlora": {"method": "qlora", "lora": models.lora(), "quantisation": {"format": "nf4", "double": True}},
     "fsdp2": {"engine": "fsdp2"},
     "ddp": {"engine": "ddp"},
+    "zero2": {"engine": "zero2", "zero": {"reduce_bucket": 1000, "allgather_bucket": 1000}},
+    "zero3": {
+        "engine": "zero3",
+        "zero": {
+            "prefetch_bucket": 1000,
+            "persistence_threshold": 100,
+            "max_live_parameters": 10_000,
+            "max_reuse_distance": 10_000,
+            "sub_group": 10_000,
+        },
+    },
     "validation": {
         "validation": {"every_steps": 0, "keep_best": True, "metric": "val.loss", "greater_is_better": False},
     },

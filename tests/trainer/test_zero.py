@@ -36,6 +36,11 @@ CASES = {
     "ZeRO-3, four micro batches": ParityCase(Engine.ZERO3, tied=False, lora=False, rows=8, steps=12),
     "ZeRO-3, LoRA": ParityCase(Engine.ZERO3, tied=False, lora=True),
 }
+ON_FOUR = {
+    "ZeRO-2, LoRA": ParityCase(Engine.ZERO2, tied=False, lora=True, steps=12),
+    "ZeRO-3, four micro batches": ParityCase(Engine.ZERO3, tied=True, lora=False, rows=16, steps=6),
+}
+"""Cases of four ranks."""
 BF16 = {
     f"{case.engine} {case.job}": replace(case, precision="bf16", per_device=1, rounding="nearest")
     for case in (
@@ -51,6 +56,7 @@ UNSYNCED = {
     f"{stage} without gradient sync": ParityCase(stage, tied=True, lora=False, synced=False, steps=3)
     for stage in STAGES
 }
+ALL = CASES | BF16 | UNSYNCED
 
 
 def _alone(case: ParityCase) -> ParityCase:
@@ -61,7 +67,7 @@ def _alone(case: ParityCase) -> ParityCase:
 @pytest.fixture(scope="module")
 def alone() -> dict[ParityCase, Trace]:
     wanted = {
-        str(number): case for number, case in enumerate({_alone(c) for c in (CASES | BF16 | UNSYNCED).values()})
+        str(number): case for number, case in enumerate({_alone(c) for c in (*ALL.values(), *ON_FOUR.values())})
     }
     found: dict[str, Trace] = values(run_ranks(1, zero_work.traces, wanted))[0]
     return {wanted[number]: trace for number, trace in found.items()}
@@ -69,9 +75,14 @@ def alone() -> dict[ParityCase, Trace]:
 
 @pytest.fixture(scope="module")
 def two_ranks() -> dict[str, Trace]:
-    first, second = values(run_ranks(2, zero_work.traces, CASES | BF16 | UNSYNCED))
+    first, second = values(run_ranks(2, zero_work.traces, ALL))
     assert all(first[name].losses == second[name].losses for name in first), "ranks report different losses"
     return dict(first)
+
+
+@pytest.fixture(scope="module")
+def four_ranks() -> dict[str, Trace]:
+    return dict(values(run_ranks(4, zero_work.traces, ON_FOUR))[0])
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -80,6 +91,12 @@ def test_two_ranks_train_like_one_process(
 ) -> None:
     assert len(two_ranks[name].losses) == CASES[name].steps
     assert differences(alone[_alone(CASES[name])], two_ranks[name]) == []
+
+
+@pytest.mark.parametrize("name", ON_FOUR)
+def test_four_ranks_do_too(name: str, alone: dict[ParityCase, Trace], four_ranks: dict[str, Trace]) -> None:
+    assert len(four_ranks[name].losses) == ON_FOUR[name].steps
+    assert differences(alone[_alone(ON_FOUR[name])], four_ranks[name]) == []
 
 
 @pytest.mark.parametrize("name", BF16)
@@ -212,6 +229,26 @@ def test_numbers_that_are_not_finite_change_nothing(
         assert same
 
 
+SIZES: dict[str, dict[str, int]] = {
+    "zero1": {"reduce_bucket": 1000, "allgather_bucket": 2000},
+    "zero2": {"reduce_bucket": 1000, "allgather_bucket": 2000},
+    "zero3": {"max_live_parameters": 0, "max_reuse_distance": 0, "sub_group": 0},
+    "zero3 in small parts": {"reduce_bucket": 1000, "prefetch_bucket": 0, "persistence_threshold": 0},
+}
+
+
+def test_the_sizes_of_a_job_change_no_bit(tmp_path: Path) -> None:
+    folder = models.model_folder(tmp_path / "model", layers=2)
+    configs = {
+        f"{name}{' by default' * (not sizes)}": _config(tmp_path, Engine(name.split()[0]), zero=sizes or None)
+        for name, given in SIZES.items() for sizes in (given, {})
+    }  # fmt: skip
+    for found in values(run_ranks(2, zero_work.stepped, configs, folder)):
+        for name in SIZES:
+            for weight, value in found[name].items():
+                assert torch.equal(value, found[f"{name} by default"][weight]), (name, weight)
+
+
 def test_a_weight_that_not_every_micro_batch_uses_is_named(tmp_path: Path) -> None:
     folder = models.model_folder(tmp_path / "model")
     configs = {stage: _config(tmp_path, stage) for stage in STAGES}
@@ -227,6 +264,19 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "ZeRO-1 on GPUs": {"engine": "zero1", "device": "cuda"},
     "ZeRO-2 on GPUs in bf16": {"engine": "zero2", "device": "cuda", "precision": "bf16"},
     "ZeRO-3 without clipping": {"engine": "zero3", "device": "cuda", "optimizer__max_grad_norm": 0.0},
+    "ZeRO-2 with sizes": {"engine": "zero2", "device": "cuda", "zero": {"reduce_bucket": 7, "allgather_bucket": 8}},
+    "ZeRO-3 with sizes": {
+        "engine": "zero3",
+        "device": "cuda",
+        "zero": {
+            "reduce_bucket": 1,
+            "prefetch_bucket": 2,
+            "persistence_threshold": 3,
+            "max_live_parameters": 4,
+            "max_reuse_distance": 5,
+            "sub_group": 6,
+        },
+    },
 }
 
 

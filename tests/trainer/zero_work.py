@@ -54,6 +54,18 @@ def _counted(keep: Keep, kept: list[int], weight: Tensor) -> Tensor:
     return part
 
 
+def stepped(configs: Mapping[str, RunConfig], folder: Path) -> dict[str, dict[str, Tensor]]:
+    """By name: the weights after two steps."""
+    found = {}
+    for name, config in configs.items():
+        engine, rank = _engine(config, folder), dist.get_rank()
+        for step in range(2):
+            batches = [collate(rows(4), [2 * micro + rank]) for micro in range(2)]
+            engine.train(batches, targets=20, learning_rate=1e-3 * (step + 1), max_norm=1.0, stop=lambda: False)
+        found[name] = _whole(engine.state()["parameters"])
+    return found
+
+
 def spoiled(configs: Mapping[str, RunConfig], folder: Path) -> dict[str, tuple[StepOutcome, bool]]:
     """A step whose loss, or whose gradients only, are not finite; and whether the state is as before it."""
     return {f"{name} {what}": _spoiled(config, folder, what) for name, config in configs.items() for what in SPOILED}

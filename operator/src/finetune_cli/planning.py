@@ -14,7 +14,7 @@ from finetune_plan.network import LOCAL, OF_SETTINGS
 from finetune_plan.resolve import Resolution, Verdict
 from finetune_plan.settings import PlanSettings
 
-from . import overrides
+from . import deepspeed_file, overrides
 from .job_file import JobFile
 from .overrides import Overrides
 
@@ -31,6 +31,8 @@ class ValidatedJob:
     verdict: Verdict
     left_to_cluster: tuple[Problem, ...] = ()
     """What the verdict leaves out: problems of the network, which only the settings of a cluster decide."""
+    dictionary_file: str = ""
+    """Of this machine, which holds a part of the job."""
 
     @property
     def resolution(self) -> Resolution:
@@ -40,13 +42,19 @@ class ValidatedJob:
 
 
 def validate(file: JobFile, given: Overrides, *, cluster: bool = True) -> ValidatedJob:
-    """Raises InvalidInput only if an override cannot be applied. A local run skips the rules about pods."""
-    resource = overrides.apply(file.resource, given)
+    """Raises InvalidInput only if an override cannot be applied, or a DeepSpeed file cannot be read.
+
+    A local run skips the rules about pods.
+    """
     located = replace(file, location=lambda path: overrides.option_at(given, path) or file.location(path))
+    asked = overrides.apply(file.resource, given)
+    resource, unreadable = deepspeed_file.inlined(asked)
+    if unreadable:
+        raise located.invalid(unreadable)
     verdict = resolve.validate(resource, SETTINGS, cluster=cluster)
     left = tuple(p for p in verdict.problems if p.reason in OF_SETTINGS)
     decided = replace(verdict, problems=tuple(p for p in verdict.problems if p not in left))
-    return ValidatedJob(located, resource, decided, left)
+    return ValidatedJob(located, resource, decided, left, deepspeed_file.named(asked))
 
 
 def accept(file: JobFile, given: Overrides, *, cluster: bool = True) -> ValidatedJob:

@@ -17,6 +17,9 @@ from finetune_api.resource.key_table import Fate, declared
 from finetune_api.validation.normalize import as_stored
 from finetune_api.validation.predicates import find
 
+from . import deepspeed_dictionary
+from .deepspeed_dictionary import Translated
+
 T = TypeVar("T")
 P, H, V = "hyperparameters.parallelism", "hyperparameters", "training.validation"
 
@@ -70,6 +73,7 @@ class EngineSettings:
         f"{P}.fsdp_sharding_strategy", default=defaults.FSDP_SHARDING_STRATEGY
     )
     use_deepspeed: Setting[bool | None] = _key(f"{P}.use_deepspeed")
+    deepspeed_config: Setting[Mapping[str, Any] | None] = _key(f"{P}.deepspeed_config")
     deepspeed_stage: Setting[int] = _key(f"{P}.deepspeed_stage", default=defaults.DEEPSPEED_STAGE)
     bf16: Setting[bool | None] = _key(f"{P}.bf16")
     fp16: Setting[bool | None] = _key(f"{P}.fp16")
@@ -247,9 +251,10 @@ class JobSettings:
 
 def read(resource: Mapping[str, Any]) -> JobSettings:
     """The settings of a FinetuneJob given as plain data. Only of a valid job are the types those declared."""
-    spec = as_stored(resource.get("spec") or {})
-    given = tuple(f"spec.{path}" for path in _informational_keys() if find(spec, path) is not None)
-    return JobSettings(name=resource["metadata"]["name"], informational=given, **_read(JobSettings, spec))
+    meant = deepspeed_dictionary.translated(as_stored(resource.get("spec") or {}))
+    given = [path for path in _informational_keys() if find(meant.spec, path) is not None]
+    ignored = tuple(f"spec.{path}" for path in (*given, *meant.without_effect))
+    return JobSettings(name=resource["metadata"]["name"], informational=ignored, **_read(JobSettings, meant))
 
 
 def spellings(cls: type[Any] = JobSettings) -> frozenset[str]:
@@ -258,20 +263,24 @@ def spellings(cls: type[Any] = JobSettings) -> frozenset[str]:
     return own.union(*(spellings(f.metadata["group"]) for f in fields(cls) if "group" in f.metadata))
 
 
-def _read(cls: type[Any], spec: Mapping[str, Any]) -> dict[str, Any]:
+def _read(cls: type[Any], meant: Translated) -> dict[str, Any]:
     """The arguments of a group's class."""
     found: dict[str, Any] = {}
     for each in fields(cls):
         if "group" in each.metadata:
             group = each.metadata["group"]
-            found[each.name] = group(**_read(group, spec))
+            found[each.name] = group(**_read(group, meant))
         elif "spellings" in each.metadata:
-            found[each.name] = _setting(spec, **each.metadata)
+            found[each.name] = _setting(meant, **each.metadata)
     return found
 
 
-def _setting(spec: Mapping[str, Any], spellings: tuple[str, ...], default: Any) -> Setting[Any]:
-    given = (Setting(value, key) for key in spellings if (value := find(spec, key)) is not None)
+def _setting(meant: Translated, spellings: tuple[str, ...], default: Any) -> Setting[Any]:
+    given = (
+        Setting(value, meant.sources.get(key, key))
+        for key in spellings
+        if (value := find(meant.spec, key)) is not None
+    )
     return next(given, Setting(default))
 
 

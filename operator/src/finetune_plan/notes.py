@@ -9,6 +9,7 @@ from finetune_api.resource import reasons as r
 from finetune_api.resource.reasons import Reason
 from finetune_api.runtime.choices import Device, Method, Precision
 
+from . import deepspeed_dictionary
 from .job_settings import JobSettings
 
 
@@ -39,6 +40,9 @@ def notes(job: JobSettings, method: Method, precision: Precision, device: Device
     tf32 = job.engine.tf32
     if tf32.value and (precision is not Precision.FP32 or device is Device.CPU):
         yield note(r.TF32_UNUSED, key=tf32.key, precision=precision, device=_DEVICES[device])
+    dictionary = job.engine.deepspeed_config
+    if deepspeed_dictionary.warms_up_otherwise(dictionary.value or {}):
+        yield note(r.WARMUP_DIFFERS, key=f"{dictionary.key}.scheduler")
     length, limit = job.data.sequence_length, job.data.max_model_len
     if length.value and limit.value and limit.value < length.value:
         yield note(r.LENGTH_CAPPED, key=length.key, value=length.value, limit_key=limit.key, limit=limit.value)

@@ -13,11 +13,12 @@ from finetune_api.runtime.choices import BaseFormat, Device, Engine, Method, Pre
 from finetune_api.runtime.patterns import end_of_name, is_pattern, whole_name
 from finetune_api.runtime.protocol import RESULT
 from finetune_api.validation import check, uris
+from finetune_api.validation.normalize import as_stored
 from finetune_api.validation.problem import Problem
 from finetune_api.validation.shape import quote
 from finetune_api.validation.unknown import nearest
 
-from . import job_settings, targets
+from . import deepspeed_dictionary, job_settings, targets
 from .batch import BatchSize, resolve_batch
 from .engine import Base, resolve_engine, resolve_precision
 from .job_settings import JobSettings, LoraSettings, MethodSettings, Setting
@@ -178,6 +179,7 @@ def _absent_with_zero(decided: Resolution) -> Iterator[Problem]:
 _SHARDS = "hyperparameters.parallelism.fsdp: true shards the model."
 _WITHOUT = {
     "use_deepspeed": f"Set it to false; {_SHARDS}",
+    "deepspeed_config": f"Remove it; {_SHARDS}",
     **dict.fromkeys(("tensor_parallel_size", "tensor_parallel", "pipeline_parallel_size"), f"Set it to 1; {_SHARDS}"),
 }
 """Last part of a key that asks for what this version does not have -> what works in its place."""
@@ -282,17 +284,38 @@ def validate(
     cluster: whether it will run on one; pinned_network: the profile that it was accepted with, if it was
     (network.pinned_name); nodes: None if they have no say.
     """
-    found = check.problems(resource, cluster=cluster)
-    if found and any(p.reason not in ABOUT_PODS for p in check.problems(resource, cluster=False)):
+    found = _mistakes(resource, cluster=cluster)
+    if found and any(p.reason not in ABOUT_PODS for p in _mistakes(resource, cluster=False)):
         return Verdict(tuple(found), None)
     # The rules about pods do not affect decisions, so both are reported at once.
     resolution = resolve(resource, settings, cluster=cluster, pinned_network=pinned_network, nodes=nodes)
     return Verdict(tuple(sorted([*found, *resolution.problems])), resolution, nodes)
 
 
+def _mistakes(resource: Mapping[str, Any], *, cluster: bool) -> list[Problem]:
+    """Of the job as it is written; then of what its DeepSpeed dictionary means, at the dictionary's own paths."""
+    found = check.problems(resource, cluster=cluster)
+    if any(p.reason not in ABOUT_PODS for p in found):
+        return found
+    meant = deepspeed_dictionary.translated(as_stored(resource["spec"]))
+    if meant.problems:
+        return sorted([*found, *meant.problems])
+    again = check.problems({**resource, "spec": meant.spec}, cluster=cluster) if meant.sources else found
+    return sorted(_in_dictionary(each, meant.sources) for each in again)
+
+
+def _in_dictionary(problem: Problem, sources: Mapping[str, str]) -> Problem:
+    """The same, where the values that the dictionary has filled in are written."""
+    message = problem.message
+    for key, source in sources.items():
+        message = message.replace(f"{key} = ", f"{source} = ")
+    path = sources.get(problem.path.removeprefix("spec."))
+    return replace(problem, message=message, path=f"spec.{path}" if path else problem.path)
+
+
 def needs_nodes(resource: Mapping[str, Any], settings: PlanSettings) -> bool:
     """Whether the nodes of the cluster have a say in a new job, which may be invalid."""
-    if any(p.reason not in ABOUT_PODS for p in check.problems(resource, cluster=False)):
+    if any(p.reason not in ABOUT_PODS for p in _mistakes(resource, cluster=False)):
         return False
     job = job_settings.read(resource)
     return needs_evidence(job, resolve_layout(job.layout), _device(job), settings)

@@ -10,6 +10,7 @@ from typing import Any
 from finetune_api.resource import defaults
 from finetune_api.runtime.choices import (
     BaseFormat,
+    Engine,
     LoraBias,
     LoraInit,
     Method,
@@ -29,9 +30,12 @@ from finetune_api.runtime.run_config import (
     RunConfig,
     Schedule,
     Validation,
+    ZeroSizes,
 )
+from finetune_api.runtime.zero import STAGES
 from finetune_api.validation import uris
 
+from . import deepspeed_dictionary
 from .job_settings import (
     DataSettings,
     EngineSettings,
@@ -76,6 +80,7 @@ def run_config(resolved: Resolution) -> RunConfig:
             tensor_parallel=layout.tensor_parallel,
             pipeline_parallel=layout.pipeline_parallel,
         ),
+        zero=_zero(job.engine, resolved.engine),
         batch=Batch(per_device=resolved.batch.per_device, accumulation=resolved.batch.accumulation),
         optimizer=_optimizer(job.optimizer, resolved.method),
         schedule=_schedule(job.optimizer),
@@ -102,6 +107,11 @@ def _rounding(given: EngineSettings, precision: Precision) -> Rounding:
     return Rounding(given.rounding.value)
 
 
+def _zero(given: EngineSettings, engine: Engine) -> ZeroSizes | None:
+    found = deepspeed_dictionary.sizes(given.deepspeed_config.value or {}, STAGES.get(engine, 0))
+    return ZeroSizes(**found) if found else None
+
+
 def _recompute(given: str | bool) -> dict[str, Any]:
     """In the key that version 0.1.0 has, where that can say it; for its trainer selective is full."""
     if isinstance(given, bool):
@@ -115,8 +125,8 @@ def _recompute(given: str | bool) -> dict[str, Any]:
 
 
 def digest(config: RunConfig) -> str:
-    """What a run configuration is known by: all of it but `recompute`, with which results are the same bits."""
-    known = config.model_copy(update={"recompute": None})
+    """What a run configuration is known by: all but where, and in what portions, the same is computed."""
+    known = config.model_copy(update={"recompute": None, "zero": None})
     return "sha256:" + hashlib.sha256(known.document().encode()).hexdigest()
 
 

@@ -80,13 +80,18 @@ _REMEDY = "Correct or remove them; `finetune validate` names the nearest known k
 def _short(key: str) -> Manifest:
     """A structural schema has no bound for a value of any type."""
     text = f"'%s'.format([dyn(object.spec).{key}])"
-    unchanged = f"has(oldObject.spec.{key}) && object.spec.{key} == oldObject.spec.{key}"
+    unchanged = f"{_has('oldObject.spec', key)} && object.spec.{key} == oldObject.spec.{key}"
     return {
-        "expression": f"!has(object.spec.{key}) || {text}.size() <= {FREE_LENGTH} || "
+        "expression": f"!({_has('object.spec', key)}) || {text}.size() <= {FREE_LENGTH} || "
         f"(request.operation == 'UPDATE' && {unchanged})",
         "message": f"spec.{key} is too long: as text it may have at most {FREE_LENGTH} characters. Shorten it.",
         "reason": "Invalid",
     }
+
+
+def _has(root: str, key: str) -> str:
+    names = key.split(".")
+    return " && ".join(f"has({root}.{'.'.join(names[: i + 1])})" for i in range(len(names)))
 
 
 def _unknown(path: str, known: tuple[str, ...]) -> str:

@@ -52,9 +52,12 @@ def declared(*, below: Node | None = None, prefix: str = "") -> Iterator[Declare
         yield from declared(below=node["items"] if is_list else node, prefix=f"{path}[]." if is_list else f"{path}.")
 
 
-def free_maps() -> Iterator[str]:
+def free_maps(below: Node | None = None, prefix: str = "") -> Iterator[str]:
     """The keys of spec that hold anything; only the whole of each has a bound."""
-    return (name for name, node in keys(spec()).items() if is_free(node))
+    for name, node in keys(spec() if below is None else below).items():
+        if is_free(node):
+            yield f"{prefix}{name}"
+        yield from free_maps(node, f"{prefix}{name}.")
 
 
 def is_free(node: Node) -> bool:

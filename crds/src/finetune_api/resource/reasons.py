@@ -55,6 +55,12 @@ TF32_UNUSED = Reason(
     "Tf32Unused", (c.ACCEPTED,),
     "{key} is true, but the job computes in {precision} on {device}, so it changes nothing.",
 )  # fmt: skip
+WARMUP_DIFFERS = Reason(
+    "WarmupDiffers", (c.ACCEPTED,),
+    "{key} has no warmup_type: the learning rate rises by the same amount in each step, where DeepSpeed's default is "
+    "logarithmic, and over hyperparameters.warmup_ratio of all steps.",
+    "To silence this note, set warmup_type to linear.",
+)  # fmt: skip
 NETWORK_UNUSED = Reason("NetworkUnused", (c.ACCEPTED,), "{key} is {value}, which only several nodes with GPUs use.")
 GLOBAL_BATCH_DIFFERS = Reason(
     "GlobalBatchDiffers", (c.ACCEPTED,),

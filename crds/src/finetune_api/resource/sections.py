@@ -4,7 +4,7 @@ No key has a default here: a default in the schema would be written into stored 
 job means when it changes. Defaults are decided by the plan and shown in the job's status.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -314,6 +314,10 @@ class Parallelism(Section):
     use_deepspeed: bool | None = key("Shard with DeepSpeed ZeRO. Not together with fsdp.")
     deepspeed_stage: Annotated[int, Field(ge=0, le=3)] | None = key(
         f"ZeRO stage; {defaults.DEEPSPEED_STAGE} if absent. 0 is plain data parallel."
+    )
+    deepspeed_config: Annotated[dict[str, Any], Field(max_length=64)] | None = key(
+        "A DeepSpeed dictionary, as other trainers take it: its values are read as keys of this job, and refused by "
+        "name where they have no meaning here. auto is what the job says elsewhere. Implies use_deepspeed."
     )
     fsdp: bool | None = key(
         "true: shard with PyTorch FSDP; false: do not. If absent, full finetuning on several GPUs is sharded. "

@@ -10,6 +10,7 @@ Long = Annotated[str, Field(max_length=32768)]
 Time = Annotated[str, Field(max_length=32, json_schema_extra={"format": "date-time"})]
 Int = Annotated[int, Field(ge=-(2**53), le=2**53)]
 Texts = Annotated[tuple[Text, ...], Field(max_length=64)]
+MOST_INFORMATIONAL = 128
 
 
 class Phase(StrEnum):
@@ -179,7 +180,9 @@ class Status(Part):
     dataset: DatasetStatus | None = key("What the rows are like.")
     progress: ProgressStatus | None = key("How far training is.")
     result: ResultStatus | None = key("What came out.")
-    informational: Texts | None = key("Keys that were accepted and change nothing.")
+    informational: Annotated[tuple[Text, ...], Field(max_length=MOST_INFORMATIONAL)] | None = key(
+        "Keys that were accepted and change nothing."
+    )
     startTime: Time | None = key("When the first run started.")  # noqa: N815
     completionTime: Time | None = key("When the job was over; unless it succeeded, all its pods had ended.")  # noqa: N815
 

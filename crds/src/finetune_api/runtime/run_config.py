@@ -168,6 +168,19 @@ class Checkpointing(Frozen):
     """How many checkpoints stay, besides the best one."""
 
 
+class ZeroSizes(Frozen):
+    """Elements that DeepSpeed ZeRO treats at once, where the job says so; None: as the engine chooses."""
+
+    reduce_bucket: Positive | None = None
+    allgather_bucket: Positive | None = None
+    prefetch_bucket: Count | None = None
+    persistence_threshold: Count | None = None
+    """Weights up to this size stay whole on every rank in stage 3."""
+    max_live_parameters: Count | None = None
+    max_reuse_distance: Count | None = None
+    sub_group: Count | None = None
+
+
 class RunConfig(Frozen):
     """One run of the trainer."""
 
@@ -196,6 +209,8 @@ class RunConfig(Frozen):
     """Of the base; None in methods other than qlora."""
     mesh: Mesh
     batch: Batch
+    zero: ZeroSizes | None = None
+    """With the engines of DeepSpeed ZeRO."""
     optimizer: Optimizer
     schedule: Schedule
     validation: Validation | None
@@ -216,7 +231,8 @@ class RunConfig(Frozen):
         return self.model_dump_json(exclude=defaults)
 
 
-LATER = ("rounding", "weights", "tf32", "deterministic", "recompute", "quantisation", "merge", "added_tokens")
+LATER = ("rounding", "weights", "tf32", "deterministic", "recompute", "quantisation", "merge", "added_tokens",
+         "zero")  # fmt: skip
 """Keys that version 0.1.0 does not have. A document without them is the one that it wrote, so the results that it
 recorded on claims count (docs/adr/0013), and its image reads the document."""
 

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from .run_config import Lora, RunConfig
 
 STAGES = {Engine.ZERO1: 1, Engine.ZERO2: 2, Engine.ZERO3: 3}
-INSTEAD = "in hyperparameters.parallelism set use_deepspeed to false and fsdp to true, which has this"
+INSTEAD = (
+    "in hyperparameters.parallelism leave deepspeed_config out and set use_deepspeed to false and fsdp to true, which"
+    " has this"
+)
 
 
 class Absent(NamedTuple):

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import click
 
 from finetune_api.validation.problem import Problem
+from finetune_api.validation.shape import quote
 from finetune_cli import exit_codes, job_file, overrides, planning, printing
 from finetune_cli.errors import InvalidInput, format_problem
 from finetune_cli.overrides import Overrides
 from finetune_cli.planning import ValidatedJob
+from finetune_plan.deepspeed_dictionary import KEY as DICTIONARY
 from finetune_plan.resolve import Verdict
 
 
@@ -50,8 +52,18 @@ def answer(file: str, given: Overrides, *, check_data: bool) -> dict[str, Any]:
     problems = [*found.verdict.problems, *_files(found, given, check_data=check_data)]
     invalid = found.file.invalid(problems)
     verdict = _verdict(found.file.file, invalid.problems, invalid.locations, found.verdict)
-    notes = _left_to_cluster(found) if job.is_resource else _cluster_notes(found, given)
+    notes = [*_inlined(found), *_left_to_cluster(found)] if job.is_resource else _cluster_notes(found, given)
     return verdict | {"notes": [*verdict["notes"], *notes]}
+
+
+def _inlined(found: ValidatedJob) -> Iterator[dict[str, str]]:
+    """What `kubectl apply` of the file lacks."""
+    if file := found.dictionary_file:
+        yield {
+            "reason": "LocalFile",
+            "sentence": f"{DICTIONARY} names the file {quote(file)} of this machine, which a cluster does not see: "
+            "`finetune submit` and `finetune render` put its content there, and `kubectl apply` is refused.",
+        }
 
 
 def _left_to_cluster(found: ValidatedJob) -> list[dict[str, str]]:

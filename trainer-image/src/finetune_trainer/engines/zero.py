@@ -228,7 +228,7 @@ class _Reached:
         names = ", ".join(architecture.patterns(sorted(self.missed))) or "weights of another rank"
         return (
             f"{names}: not every micro batch uses these weights, and DeepSpeed would then sum others' gradients; in "
-            "hyperparameters.parallelism set use_deepspeed to false and fsdp to true"
+            "hyperparameters.parallelism leave deepspeed_config out and set use_deepspeed to false and fsdp to true"
         )
 
     def flags(self) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from finetune_api.runtime.choices import Device, Precision
-from finetune_api.runtime.run_config import RunConfig
+from finetune_api.runtime.run_config import RunConfig, ZeroSizes
 from finetune_api.runtime.zero import STAGES
 
 BUCKET = 50_000_000
@@ -36,17 +36,29 @@ def of(config: RunConfig) -> dict[str, Any]:
 
 
 def _zero(config: RunConfig) -> dict[str, Any]:
-    stage = STAGES[config.engine]
+    stage, sizes = STAGES[config.engine], config.zero or ZeroSizes()
     common = {
         "stage": stage,
         "overlap_comm": config.device is Device.CUDA and stage > 1,  # DeepSpeed refuses it for stage 1 in our steps
         # The buffer of stage 2 has the format of the weights: it would round the fp32 gradients of adapters.
         "contiguous_gradients": stage != 2 or config.lora is None,
         "reduce_scatter": True,
-        "reduce_bucket_size": BUCKET,
+        "reduce_bucket_size": _given(sizes.reduce_bucket, BUCKET),
     }
     if stage < 3:
-        return {**common, "allgather_bucket_size": BUCKET}
+        return {**common, "allgather_bucket_size": _given(sizes.allgather_bucket, BUCKET)}
+    without_default = {
+        "stage3_max_live_parameters": sizes.max_live_parameters,
+        "stage3_max_reuse_distance": sizes.max_reuse_distance,
+        "sub_group_size": sizes.sub_group,
+    }
     return {
-        **common, "stage3_prefetch_bucket_size": BUCKET, "stage3_param_persistence_threshold": PERSISTENT,
-    }  # fmt: skip
+        **common,
+        "stage3_prefetch_bucket_size": _given(sizes.prefetch_bucket, BUCKET),
+        "stage3_param_persistence_threshold": _given(sizes.persistence_threshold, PERSISTENT),
+        **{key: size for key, size in without_default.items() if size is not None},
+    }
+
+
+def _given(size: int | None, default: int) -> int:
+    return default if size is None else size
