@@ -19,10 +19,14 @@ from trainer import models, trainer_work
 from trainer.ranks import run_ranks, values
 
 FOLDER = Path(__file__).parent / "deepspeed"
+OFFLOADS = {
+    "zero2_offload": {"optimizer": True, "parameters": False},
+    "zero3_offload_params": {"optimizer": False, "parameters": True},
+    "zero3_offload_all": {"optimizer": True, "parameters": True},
+}
 KEY = "hyperparameters.parallelism.deepspeed_config"
 STEPS = 3
-TRAINED = {"zero1": "zero1", "zero1_compile": "zero1", "zero2": "zero2", "zero3": "zero3", "zero3_bf16": "zero3"}
-OFFLOADS = ("zero2_offload", "zero3_offload_params", "zero3_offload_all")
+TRAINED = ("zero1", "zero1_compile", "zero2", "zero3", "zero3_bf16", *OFFLOADS)
 
 
 def job(folder: Path, dictionary: Any, **changes: Any) -> Path:
@@ -39,7 +43,9 @@ def test_a_job_with_a_usual_file_validates_renders_and_trains(tmp_path: Path, na
     [run] = [each for each in yaml.safe_load_all(rendered.stdout) if each and each["kind"] == "PyTorchJob"]
     [replica] = run["spec"]["pytorchReplicaSpecs"].values()
     config = json.loads(replica["template"]["metadata"]["annotations"][RUN_CONFIG_ANNOTATION])
-    assert (config["engine"], config["precision"], config["rounding"]) == (TRAINED[name], "bf16", "nearest")
+    engine = name.partition("_")[0]
+    assert (config["engine"], config["precision"], config["rounding"]) == (engine, "bf16", "nearest")
+    assert config.get("offload") == OFFLOADS.get(name)
 
     model = models.model_folder(tmp_path / "model", layers=2)
     given = Overrides(
@@ -53,12 +59,13 @@ def test_a_job_with_a_usual_file_validates_renders_and_trains(tmp_path: Path, na
     assert all(each.loss is not None and each.loss < 10 for each in records)
 
 
-@pytest.mark.parametrize("name", OFFLOADS)
-def test_a_file_that_offloads_is_refused_by_its_own_key(tmp_path: Path, name: str) -> None:
-    said = finetune("validate", job(tmp_path, str(FOLDER / f"{name}.json")))
+@pytest.mark.parametrize("key", ["offload_optimizer", "offload_param"])
+def test_a_file_that_moves_state_to_a_disk_is_refused_by_its_own_key(tmp_path: Path, key: str) -> None:
+    dictionary = json.loads((FOLDER / "zero3_offload_all.json").read_text())
+    dictionary["zero_optimization"][key] |= {"device": "nvme", "nvme_path": "/tmp"}
+    said = finetune("validate", job(tmp_path, dictionary))
     assert said.exit_code == 2
-    assert f"spec.{KEY}.zero_optimization.offload_" in said.output
-    assert "is 'cpu': nothing is moved to the memory of the host or to a disk yet. [Unsupported]" in said.output
+    assert f"spec.{KEY}.zero_optimization.{key}.device: 'nvme' is not one of 'none' or 'cpu'." in said.output
 
 
 def test_a_file_of_this_machine_is_noted_for_who_would_apply_the_job_itself(tmp_path: Path) -> None:

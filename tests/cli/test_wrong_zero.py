@@ -17,6 +17,7 @@ REMEDY = (
     "Leave it out, or in hyperparameters.parallelism leave deepspeed_config out and set use_deepspeed to false and "
     "fsdp to true"
 )
+TO_ZERO = "Leave it out, or in hyperparameters.parallelism set use_deepspeed to true and deepspeed_stage"
 BOTH = "Set use_deepspeed or fsdp to false."
 
 WRONG = {
@@ -42,6 +43,28 @@ WRONG = {
     "moments of eight bits": Wrong(
         (*ZERO, "hyperparameters.optim=adamw_8bit"), "hyperparameters.optim", "Unsupported", SAID, REMEDY,
         (*FSDP, "hyperparameters.optim=adamw_8bit")),
+    "weights on the host in stage 2": Wrong(
+        (*ZERO, f"{P}.offload_param_device=cpu"), f"{P}.offload_param_device", "Unsupported",
+        "is cpu, which this version does not have below stage 3 of DeepSpeed ZeRO: only stage 3",
+        f"Leave it out, or set {P}.deepspeed_stage to 3.",
+        (*ZERO, f"{P}.offload_param_device=cpu", f"{P}.deepspeed_stage=3")),
+    "offload with FSDP": Wrong(
+        (*FSDP, f"{P}.offload_optimizer_device=cpu"), f"{P}.offload_optimizer_device", "Unsupported",
+        "does not have without DeepSpeed ZeRO: the engine of this job is fsdp2", f"{TO_ZERO} to 1, 2 or 3.",
+        (*ZERO, f"{P}.offload_optimizer_device=cpu", f"{P}.deepspeed_stage=2")),
+    "offload in stage 0": Wrong(
+        (*ZERO, f"{P}.deepspeed_stage=0", f"{P}.offload_param_device=cpu"),
+        f"{P}.offload_param_device", "Unsupported",
+        "the engine of this job is ddp", f"{TO_ZERO} to 1, 2 or 3.",
+        (*ZERO, f"{P}.deepspeed_stage=3", f"{P}.offload_param_device=cpu")),
+    "offload on one GPU without ZeRO": Wrong(
+        (f"{P}.offload_optimizer_device=cpu",), f"{P}.offload_optimizer_device", "Unsupported",
+        "the engine of this job is single", f"{TO_ZERO} to 1, 2 or 3.",
+        (f"{P}.use_deepspeed=true", f"{P}.offload_optimizer_device=cpu")),
+    "offload to a disk": Wrong(
+        (*ZERO, f"{P}.offload_optimizer_device=nvme"), f"{P}.offload_optimizer_device", "UnknownValue",
+        "'nvme' is not one of 'none' or 'cpu'.",
+        "Correct it", (*ZERO, f"{P}.offload_optimizer_device=cpu")),
     "DoRA": Wrong(
         (*LORA, f"{ADAPTERS}.use_dora=true"), f"{ADAPTERS}.use_dora", "Unsupported", SAID, REMEDY,
         (*LORA, f"{ADAPTERS}.use_dora=false")),

@@ -82,7 +82,8 @@ VALUES: Mapping[str, Sequence[Any]] = {
 }  # fmt: skip
 """Values of keys whose bounds alone are not enough to choose a valid one."""
 NETWORKS = ("tcp", "tcp", "none", "auto", "coreweave-ib", "aws-efa")
-APART = {f"{P}.use_deepspeed", f"{P}.deepspeed_stage", f"{P}.fsdp", f"{P}.fsdp_sharding_strategy",
+OFFLOADS = (f"{P}.offload_optimizer_device", f"{P}.offload_param_device")
+APART = {*OFFLOADS, f"{P}.use_deepspeed", f"{P}.deepspeed_stage", f"{P}.fsdp", f"{P}.fsdp_sharding_strategy",
          f"{P}.fsdp_auto_wrap_policy", f"{P}.fp16", f"{P}.bf16", f"{P}.rounding", f"{P}.weights", f"{T}.mode",
          f"{T}.use_qlora", f"{H}.train_kind", "algorithm.variety", "policy.trainer_mode", "suspend", "cancel",
          "compute.gpu_type", "network.profile", "credentials.huggingFace.secretName", "credentials.huggingFace.key",
@@ -196,14 +197,21 @@ def _engine(draw: Random, body: Json) -> None:
                 wraps = ("transformer_block", "transformer_based_wrap", "Transformer_Block")
                 put(body, f"{P}.fsdp_auto_wrap_policy", draw.choice(wraps))
         case 3:
-            put(body, f"{P}.use_deepspeed", True)
-            if draw.random() < 0.8:
-                put(body, f"{P}.deepspeed_stage", draw.choice((0, 0, 0, 1, 2, 3)))
+            _zero(draw, body)
         case 4:
             put(body, f"{P}.use_deepspeed", False)
             put(body, f"{P}.fsdp", False)
             put(body, f"{P}.deepspeed_stage", draw.choice((0, 3)))
             put(body, f"{P}.fsdp_sharding_strategy", "hybrid_shard")
+
+
+def _zero(draw: Random, body: Json) -> None:
+    put(body, f"{P}.use_deepspeed", True)
+    if draw.random() < 0.8:
+        put(body, f"{P}.deepspeed_stage", draw.choice((0, 0, 0, 1, 2, 3)))
+    for device in OFFLOADS:
+        if draw.random() < 0.2:
+            put(body, device, draw.choice(("none", "cpu")))
 
 
 def _precision(draw: Random, body: Json) -> None:

@@ -12,6 +12,7 @@ from builders import Json, resource
 from finetune_api.resource import key_table
 from finetune_api.resource.status import MOST_INFORMATIONAL
 from finetune_api.runtime.choices import Engine, Precision, Rounding
+from finetune_api.runtime.run_config import Offload
 from finetune_plan import deepspeed_dictionary as dictionary
 from finetune_plan.resolve import resolve, validate
 from finetune_plan.runconfig import digest
@@ -36,29 +37,28 @@ def problems(given: Json, **changes: Any) -> list[tuple[str, str]]:
     return [(problem.path.removeprefix(f"spec.{P}.deepspeed_config."), problem.reason) for problem in found]
 
 
-PUBLISHED: dict[str, tuple[Engine, list[str]]] = {
-    "zero1": (Engine.ZERO1, []),
-    "zero1_compile": (Engine.ZERO1, []),
-    "zero2": (Engine.ZERO2, []),
-    "zero2_offload": (Engine.ZERO2, ["offload_optimizer"]),
-    "zero3": (Engine.ZERO3, []),
-    "zero3_bf16": (Engine.ZERO3, []),
-    "zero3_offload_params": (Engine.ZERO3, ["offload_param"]),
-    "zero3_offload_all": (Engine.ZERO3, ["offload_optimizer", "offload_param"]),
+PUBLISHED: dict[str, tuple[Engine, Offload | None]] = {
+    "zero1": (Engine.ZERO1, None),
+    "zero1_compile": (Engine.ZERO1, None),
+    "zero2": (Engine.ZERO2, None),
+    "zero2_offload": (Engine.ZERO2, Offload(optimizer=True)),
+    "zero3": (Engine.ZERO3, None),
+    "zero3_bf16": (Engine.ZERO3, None),
+    "zero3_offload_params": (Engine.ZERO3, Offload(parameters=True)),
+    "zero3_offload_all": (Engine.ZERO3, Offload(optimizer=True, parameters=True)),
 }
-"""Written after the files that axolotl ships: the engine, and what is not there yet."""
+"""Written after the files that axolotl ships: the engine, and what is in the memory of the host."""
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_usual_dictionaries_are_valid_but_for_offload(name: str) -> None:
-    engine, missing = PUBLISHED[name]
+def test_usual_dictionaries_are_valid(name: str) -> None:
+    engine, offload = PUBLISHED[name]
     given = json.loads((FOLDER / f"{name}.json").read_text())
-    assert problems(given) == [(f"zero_optimization.{each}.device", "Unsupported") for each in missing]
-    for each in missing:
-        given["zero_optimization"][each]["device"] = "none"
+    assert problems(given) == []
     found = resolve(job(given), PlanSettings())
     assert (found.engine, found.precision) == (engine, Precision.BF16)
     assert found.run_config.rounding is Rounding.NEAREST
+    assert found.run_config.offload == offload
 
 
 SPELLED: dict[str, tuple[Json, str, Any]] = {
@@ -76,6 +76,31 @@ SPELLED: dict[str, tuple[Json, str, Any]] = {
     "weight decay": ({"optimizer": {"params": {"weight_decay": 0.25}}}, "optimizer.weight_decay", 0.25),
     "the schedule": ({"scheduler": {"type": "WarmupDecayLR"}}, "schedule.name", "linear"),
     "the stage": ({"zero_optimization": {"stage": 3}}, "engine", "zero3"),
+    "offload of the optimizer": (
+        {"zero_optimization": STAGE | {"offload_optimizer": {"device": "cpu", "pin_memory": False, "ratio": 1.0}}},
+        "offload",
+        Offload(optimizer=True),
+    ),
+    "its old spelling": (
+        {"zero_optimization": STAGE | {"cpu_offload": True, "cpu_offload_use_pin_memory": True}},
+        "offload",
+        Offload(optimizer=True),
+    ),
+    "its old spelling, switched off": (
+        {"zero_optimization": STAGE | {"cpu_offload": False}},
+        "offload",
+        None,
+    ),
+    "offload of weights": (
+        {"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu", "buffer_count": 5}}},
+        "offload",
+        Offload(parameters=True),
+    ),
+    "its old spelling, too": (
+        {"zero_optimization": {"stage": 3, "cpu_offload_param": True}},
+        "offload",
+        Offload(parameters=True),
+    ),
 }
 
 
@@ -122,6 +147,8 @@ WRONG: dict[str, tuple[Json, Json, str, str, str]] = {
     "another batch than the job's": (
         {"train_micro_batch_size_per_gpu": 4}, {f"{H}.per_device_batch": 2}, "train_micro_batch_size_per_gpu",
         "Contradiction", "train_micro_batch_size_per_gpu is 4, and hyperparameters.per_device_batch is 2."),
+    "an optimizer that ZeRO does not have": (
+        {"optimizer": {"type": "adamw_8bit"}}, {}, "optimizer.type", "Unsupported", "its optimizer is torch's AdamW"),
     "another stage than the job's": (
         {}, {f"{P}.deepspeed_stage": 3}, "zero_optimization.stage", "Contradiction", "deepspeed_stage is 3."),
     "two learning rates": (
@@ -132,9 +159,25 @@ WRONG: dict[str, tuple[Json, Json, str, str, str]] = {
     "stage 4": ({"zero_optimization": {"stage": 4}}, {}, "zero_optimization.stage", "BadValue", "4"),
     "an optimizer that is not there": (
         {"optimizer": {"type": "Lion"}}, {}, "optimizer.type", "UnknownValue", "Lion"),
-    "weights in the memory of the host": (
+    "weights in the memory of the host in stage 2": (
         {"zero_optimization": STAGE | {"offload_param": {"device": "cpu"}}}, {},
-        "zero_optimization.offload_param.device", "Unsupported", "is 'cpu': nothing is moved to the memory of"),
+        "zero_optimization.offload_param.device", "Unsupported", "does not have below stage 3 of DeepSpeed ZeRO"),
+    "the same in its old spelling": (
+        {"zero_optimization": STAGE | {"cpu_offload_param": True}}, {}, "zero_optimization.cpu_offload_param",
+        "Unsupported", "does not have below stage 3 of DeepSpeed ZeRO"),
+    "state on a disk": (
+        {"zero_optimization": STAGE | {"offload_optimizer": {"device": "nvme"}}}, {},
+        "zero_optimization.offload_optimizer.device", "UnknownValue", "'nvme' is not one of"),
+    "a part of the state": (
+        {"zero_optimization": STAGE | {"offload_optimizer": {"device": "cpu", "ratio": 0.5}}}, {},
+        "zero_optimization.offload_optimizer.ratio", "Unsupported", "all of the optimizer's state is moved"),
+    "another offload than the job's": (
+        {"zero_optimization": STAGE | {"offload_optimizer": {"device": "cpu"}}},
+        {f"{P}.offload_optimizer_device": "none"}, "zero_optimization.offload_optimizer.device", "Contradiction",
+        "offload_optimizer_device is 'none'."),
+    "offload in stage 0": (
+        {"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}}, {},
+        "zero_optimization.offload_optimizer.device", "Unsupported", "without DeepSpeed ZeRO"),
     "gradients that are communicated in fp16": (
         {"communication_data_type": "fp16"}, {}, "communication_data_type", "Unsupported", "communicated in fp32"),
     "a warmup in steps": (

@@ -58,6 +58,11 @@ CASES: dict[str, tuple[Json, Method, Device, tuple[int, int], Engine, str]] = {
     "DeepSpeed counts although fsdp is false": (
         {f"{P}.use_deepspeed": True, f"{P}.deepspeed_stage": 3, f"{P}.fsdp": False}, Method.FFT, Device.CUDA, (1, 8),
         Engine.ZERO3, f"{P}.deepspeed_stage is 3"),
+    "DeepSpeed has nothing to divide on one GPU": (
+        {f"{P}.use_deepspeed": True}, Method.FFT, Device.CUDA, (1, 1), Engine.SINGLE, "one replica"),
+    "but moves state to its host": (
+        {f"{P}.use_deepspeed": True, f"{P}.offload_optimizer_device": "cpu"}, Method.FFT, Device.CUDA, (1, 1),
+        Engine.ZERO2, "no stage is given: 2"),
 }  # fmt: skip
 
 
@@ -187,6 +192,17 @@ def test_the_run_configuration_has_a_later_key_only_where_it_differs_from_the_de
     assert json.loads(differs) == {**json.loads(without), name: other}
 
 
+def test_the_run_configuration_says_what_is_on_the_host_only_where_something_is() -> None:
+    keys = {f"{P}.use_deepspeed": True, f"{P}.deepspeed_stage": 3, "compute.gpu_count": 4}
+    without, none, both = (
+        json.loads(resolve(resource(keys | offload), PlanSettings()).config_json)
+        for offload in ({}, {f"{P}.offload_optimizer_device": "none"}, {f"{P}.offload_optimizer_device": "cpu"})
+    )
+    assert "offload" not in without
+    assert none == without
+    assert both == without | {"offload": {"optimizer": True, "parameters": False}}
+
+
 @pytest.mark.parametrize(
     ("given", "document"),
     [
@@ -238,6 +254,24 @@ def test_tf32_that_changes_nothing_is_a_note(changes: Json, computes: str) -> No
     }
     assert ("Tf32Unused" in found) == bool(computes)
     assert computes in found.get("Tf32Unused", "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({}, ""),
+        ({f"{P}.offload_param_device": "none"}, ""),
+        ({f"{P}.offload_param_device": "cpu"}, f"{P}.offload_param_device"),
+        ({f"{P}.deepspeed_config": {"zero_optimization": {"cpu_offload": True}}},
+         f"{P}.deepspeed_config.zero_optimization.cpu_offload"),
+        ({f"{P}.offload_param_device": "cpu", "pods.memory": "64Gi"}, ""),
+    ],
+)  # fmt: skip
+def test_offload_into_memory_that_no_pod_asks_for_is_a_note(changes: Json, key: str) -> None:
+    job = resource({f"{P}.use_deepspeed": True, f"{P}.deepspeed_stage": 3} | changes)
+    found = {note.reason: note.sentence for note in resolve(job, PlanSettings()).notes}
+    assert ("HostMemoryUnasked" in found) == bool(key)
+    assert key in found.get("HostMemoryUnasked", "")
 
 
 OWN: dict[str, tuple[str, str, bool]] = {

@@ -125,6 +125,8 @@ TWO: dict[str, Two] = {
     f"{P}.use_deepspeed": Two(NOTHING, True, False),
     f"{P}.deepspeed_stage": Two({f"{P}.use_deepspeed": True}, 1, 3),
     f"{P}.deepspeed_config": Two(NOTHING, {"zero_optimization": {"stage": 1}}, {"zero_optimization": {"stage": 3}}),
+    f"{P}.offload_optimizer_device": Two({f"{P}.use_deepspeed": True}, "none", "cpu"),
+    f"{P}.offload_param_device": Two({f"{P}.use_deepspeed": True, f"{P}.deepspeed_stage": 3}, "none", "cpu"),
     f"{P}.fsdp": Two(LORA, True, False),
     f"{P}.fsdp_sharding_strategy": Two(FSDP, "full_shard", "no_shard"),
     f"{P}.bf16": Two(NOTHING, True, False),

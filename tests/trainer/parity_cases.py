@@ -55,6 +55,8 @@ class ParityCase:
     """None: 2 in one process, else 1."""
     optimizer: str = "adamw"
     rounding: str = "stochastic"
+    offload: tuple[str, ...] = ()
+    """What DeepSpeed keeps in the memory of the host: fields of `Offload`."""
 
     @property
     def job(self) -> str:
@@ -63,6 +65,7 @@ class ParityCase:
 
     def __str__(self) -> str:
         optimizer = "" if self.optimizer == "adamw" else f" {self.optimizer}"
+        optimizer += f" offloads {' and '.join(self.offload)}" if self.offload else ""
         synced = "" if self.synced else " without gradient sync"
         return f"{self.engine} {self.job} {self.precision}{optimizer}{synced}"
 
@@ -202,6 +205,7 @@ def _config(case: ParityCase, world: int) -> RunConfig:
         precision=case.precision,
         rounding=case.rounding,
         optimizer__name=case.optimizer,
+        offload=dict.fromkeys(case.offload, True) or None,
         mesh__nodes=nodes,
         mesh__processes_per_node=world // nodes,
         mesh__data_parallel=world,

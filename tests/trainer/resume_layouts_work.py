@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from finetune_trainer.sampler import BatchSharding
 from finetune_trainer.stop import StopRequested
 from finetune_trainer.trainer import sampler
 from trainer import models
-from trainer.parity_cases import rows, with_random_b
+from trainer.parity_cases import group, rows, with_random_b
 from trainer.torch_ddp import TorchDdp
 
 ROWS, ROWS_PER_STEP = 21, 8
@@ -61,11 +61,14 @@ class ResumeCase:
     """Gradients are summed by torch's DistributedDataParallel."""
     eight_bits: bool = False
     """Of the optimizer's moments, but for those of weights that are small."""
+    offload: tuple[str, ...] = ()
+    """What DeepSpeed keeps in the memory of the host: fields of `Offload`."""
 
     def __str__(self) -> str:
         method = "qlora" if self.quantised else "lora" if self.lora else "fft"
         kind = f"{method}{' dora' * self.dora}{' whole' * self.whole}{' rows' * self.rows}"
         besides = " by torch" * self.torch_ddp + " 8-bit moments" * self.eight_bits
+        besides += f" offloads {' and '.join(self.offload)}" if self.offload else ""
         return f"{self.engine} {kind} {self.precision}{besides}"
 
 
@@ -81,7 +84,8 @@ class Part:
 def parts(which: Mapping[str, ResumeCase], folder: Path, until: int) -> dict[str, Part]:
     """Each case, from the newest checkpoint in its folder (or from the start) to one after `until` steps."""
     torch.set_num_threads(1)
-    return {name: _part(case, folder / name, until) for name, case in which.items()}
+    with group() if any(case.engine in STAGES for case in which.values()) else nullcontext():  # DeepSpeed needs one
+        return {name: _part(case, folder / name, until) for name, case in which.items()}
 
 
 def _part(case: ResumeCase, output: Path, until: int) -> Part:
@@ -138,6 +142,7 @@ def _config(case: ResumeCase) -> RunConfig:
     changes: dict[str, Any] = method | {
         "engine": case.engine,
         "precision": case.precision,
+        "offload": dict.fromkeys(case.offload, True) or None,
         "rounding": "nearest" if case.engine in STAGES else "stochastic",
         "optimizer__name": "adamw_8bit" if case.eight_bits else "adamw",
         "mesh__nodes": nodes,

@@ -66,6 +66,25 @@ def test_what_zero_does_not_have_is_refused_by_its_key(what: str) -> None:
         config.check(fine(engine="zero2", **TWO, **ABSENT_WITH_ZERO[what]))
 
 
+OFFLOAD_WITHOUT: dict[str, tuple[dict[str, Any], str]] = {
+    "ZeRO": (
+        {"engine": "fsdp2", "offload": {"optimizer": True}},
+        "offload_optimizer_device: cpu is not there without DeepSpeed ZeRO: the engine of this job is fsdp2",
+    ),
+    "stage 3": (
+        {"engine": "zero2", "offload": {"parameters": True}},
+        "offload_param_device: cpu is not there below stage 3 of DeepSpeed ZeRO: ",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", OFFLOAD_WITHOUT)
+def test_offload_is_refused_without(what: str) -> None:
+    changes, said = OFFLOAD_WITHOUT[what]
+    with pytest.raises(Unsupported, match=f"^hyperparameters.parallelism.{re.escape(said)}"):
+        config.check(fine(**TWO, **changes))
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

@@ -131,7 +131,7 @@ def test_the_first_run_owns_the_folder_and_the_same_run_owns_it_again(tmp_path: 
 NOT_IDENTITY = {
     "engine": "fsdp2", "activation_checkpointing": True, "recompute": "selective", "log_every_steps": 9,
     "name": "other", "batch__per_device": 1, "batch__accumulation": 4, "checkpointing__keep": 5,
-    "data__max_bad_share": 0.5,
+    "data__max_bad_share": 0.5, "offload": {"optimizer": True},
     "mesh": {"nodes": 2, "processes_per_node": 1, "data_parallel": 2, "tensor_parallel": 1, "pipeline_parallel": 1},
 }  # fmt: skip
 

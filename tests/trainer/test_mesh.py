@@ -27,6 +27,14 @@ def test_the_last_axis_changes_fastest() -> None:
     ]  # fmt: skip
 
 
+def test_on_its_host_a_rank_of_a_gpu_stands_where_it_stood() -> None:
+    here = placed(3, 4, shard=4)
+    gpu = RankMesh(RankInfo(3, 4, 1, torch.device("cuda", 1)), here.sizes)
+    assert gpu.on_host == RankMesh(RankInfo(3, 4, 1, torch.device("cpu")), here.sizes)
+    assert gpu.on_host is gpu.on_host, "its groups are made once"
+    assert here.on_host is here
+
+
 def test_ranks_of_one_replica_have_the_same_rows() -> None:
     assert [placed(rank, 8, replicate=2, shard=2, tensor=2).data_rank for rank in range(8)] == [
         0,

@@ -24,6 +24,8 @@ from trainer.test_parity import differences
 
 GOLDEN = Path(__file__).parent / "zero_settings.json"
 STAGES = (Engine.ZERO1, Engine.ZERO2, Engine.ZERO3)
+OPTIMIZER, PARAMETERS, BOTH = ("optimizer",), ("parameters",), ("optimizer", "parameters")
+"""What is in the memory of the host."""
 CASES = {
     # With two micro batches, but where it says otherwise. After 12 steps with four, the losses of DDP and FSDP2 are
     # 3e-5 apart too: the job then makes differences in the last bits larger.
@@ -35,6 +37,12 @@ CASES = {
     "ZeRO-3, one micro batch": ParityCase(Engine.ZERO3, tied=True, lora=False, per_device=2),
     "ZeRO-3, four micro batches": ParityCase(Engine.ZERO3, tied=False, lora=False, rows=8, steps=12),
     "ZeRO-3, LoRA": ParityCase(Engine.ZERO3, tied=False, lora=True),
+    "ZeRO-1 that offloads, LoRA": ParityCase(Engine.ZERO1, tied=False, lora=True, steps=6, offload=OPTIMIZER),
+    "ZeRO-2 that offloads": ParityCase(Engine.ZERO2, tied=False, lora=False, rows=8, steps=6, offload=OPTIMIZER),
+    "ZeRO-3 that offloads, tied": ParityCase(Engine.ZERO3, tied=True, lora=False, steps=6, offload=BOTH),
+    "ZeRO-3 that offloads weights, LoRA": ParityCase(
+        Engine.ZERO3, tied=False, lora=True, steps=6, offload=PARAMETERS
+    ),
 }
 ON_FOUR = {
     "ZeRO-2, LoRA": ParityCase(Engine.ZERO2, tied=False, lora=True, steps=12),
@@ -42,7 +50,9 @@ ON_FOUR = {
 }
 """Cases of four ranks."""
 BF16 = {
-    f"{case.engine} {case.job}": replace(case, precision="bf16", per_device=1, rounding="nearest")
+    f"{case.engine} {case.job}{' that offloads' * bool(case.offload)}": replace(
+        case, precision="bf16", per_device=1, rounding="nearest"
+    )
     for case in (
         ParityCase(Engine.ZERO1, tied=False, lora=False),
         ParityCase(Engine.ZERO1, tied=True, lora=True),
@@ -50,6 +60,9 @@ BF16 = {
         ParityCase(Engine.ZERO2, tied=False, lora=True),
         ParityCase(Engine.ZERO3, tied=False, lora=False),
         ParityCase(Engine.ZERO3, tied=True, lora=True),
+        ParityCase(Engine.ZERO1, tied=False, lora=False, offload=OPTIMIZER),
+        ParityCase(Engine.ZERO2, tied=False, lora=True, offload=OPTIMIZER),
+        ParityCase(Engine.ZERO3, tied=False, lora=False, offload=BOTH),
     )
 }
 UNSYNCED = {
@@ -61,7 +74,7 @@ ALL = CASES | BF16 | UNSYNCED
 
 def _alone(case: ParityCase) -> ParityCase:
     per_device = 1 if case.precision == "bf16" else None
-    return replace(case, engine=Engine.SINGLE, synced=True, steps=20, per_device=per_device)
+    return replace(case, engine=Engine.SINGLE, synced=True, steps=20, per_device=per_device, offload=())
 
 
 @pytest.fixture(scope="module")
@@ -116,12 +129,36 @@ def test_ranks_that_keep_their_gradients_are_found_out(
     assert [kind for kind in ("loss", "norm", "gradient") if not any(line.startswith(kind) for line in found)] == []
 
 
+ONE = {
+    "ZeRO-2": ParityCase(Engine.ZERO2, tied=False, lora=False, offload=OPTIMIZER, steps=5),
+    "ZeRO-3": ParityCase(Engine.ZERO3, tied=False, lora=False, offload=BOTH, steps=5),
+}
+
+
+def test_one_rank_offloads_too(alone: dict[ParityCase, Trace]) -> None:
+    found = values(run_ranks(1, zero_work.traces, ONE))[0]
+    assert {name: differences(alone[_alone(case)], found[name]) for name, case in ONE.items()} == {
+        name: [] for name in ONE
+    }
+
+
+def test_offload_changes_no_gradient(two_ranks: dict[str, Trace], alone: dict[ParityCase, Trace]) -> None:
+    """Not in any bit: only the norm is of sums in another order."""
+    for name, case in BF16.items():
+        if case.offload:
+            gradients = two_ranks[name].gradients
+            same = two_ranks[f"{case.engine} {case.job}"].gradients
+            assert [each for each in same if not torch.equal(same[each], gradients[each])] == [], name
+
+
 RESUMED = [
     ResumeCase(Engine.ZERO1, precision="bf16"),
     ResumeCase(Engine.ZERO2),
     ResumeCase(Engine.ZERO2, lora=True, precision="bf16"),
     ResumeCase(Engine.ZERO3, precision="bf16"),
     ResumeCase(Engine.ZERO3, lora=True),
+    ResumeCase(Engine.ZERO2, lora=True, precision="bf16", offload=OPTIMIZER),
+    ResumeCase(Engine.ZERO3, precision="bf16", offload=BOTH),
 ]
 
 
@@ -144,10 +181,16 @@ def test_a_resumed_run_has_the_bits_of_the_uninterrupted_one(name: str, resumed:
     assert second.ended_with == whole.ended_with
 
 
+ALONE: tuple[Engine, tuple[str, ...]] = (Engine.SINGLE, ())
 CHAINS = {
-    "ZeRO-3, ZeRO-2, FSDP2, one process": (Engine.ZERO3, Engine.ZERO2, Engine.FSDP2, Engine.SINGLE),
-    "DDP, ZeRO-1, ZeRO-3, one process": (Engine.DDP, Engine.ZERO1, Engine.ZERO3, Engine.SINGLE),
-}
+    "ZeRO-3, ZeRO-2, FSDP2, one process": ((Engine.ZERO3, ()), (Engine.ZERO2, ()), (Engine.FSDP2, ()), ALONE),
+    "DDP, ZeRO-1, ZeRO-3, one process": ((Engine.DDP, ()), (Engine.ZERO1, ()), (Engine.ZERO3, ()), ALONE),
+    "ZeRO-3 with offload, ZeRO-3 and ZeRO-1 without, with it on one": (
+        (Engine.ZERO3, BOTH), (Engine.ZERO3, ()), (Engine.ZERO1, ()), (Engine.ZERO2, OPTIMIZER)),
+    "ZeRO-1 without offload, ZeRO-1, 2 and 3 with it": (
+        (Engine.ZERO1, ()), (Engine.ZERO1, OPTIMIZER), (Engine.ZERO2, OPTIMIZER), (Engine.ZERO3, PARAMETERS)),
+}  # fmt: skip
+"""Engine and offload of each part."""
 WORLDS, DONE = (4, 2, 2, 1), (1, 3, 4, PLANNED_STEPS)
 """Ranks of each part, and the steps that are done at its end."""
 
@@ -157,7 +200,8 @@ def chained(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Part]]:
     folder = tmp_path_factory.mktemp("chains")
     found = []
     for at, (world, done) in enumerate(zip(WORLDS, DONE, strict=True)):
-        cases = {name: ResumeCase(chain[at], dropout=0.0) for name, chain in CHAINS.items()}
+        chains = {name: chain[at] for name, chain in CHAINS.items()}
+        cases = {name: ResumeCase(engine, dropout=0.0, offload=off) for name, (engine, off) in chains.items()}
         found.append(values(run_ranks(world, parts, cases, folder, done))[0])
     return found
 
@@ -181,6 +225,7 @@ def test_checkpoints_go_from_one_engine_to_another(
 
 
 NEAREST: dict[str, Any] = {"precision": "bf16", "rounding": "nearest"}
+OFFLOADS: dict[str, Any] = {"offload": {"optimizer": True}}
 
 
 def _config(tmp_path: Path, engine: Engine, world: int = 2, **changes: Any) -> Any:
@@ -194,7 +239,11 @@ def test_training_begins_with_the_weights_of_the_files(tmp_path: Path) -> None:
     folder = models.model_folder(tmp_path / "model", vocabulary=1021)  # rows that three ranks cannot share evenly
     files = safetensors.torch.load_file(folder / "model.safetensors")
     elements = sum(tensor.numel() for tensor in files.values())
-    configs = {stage: _config(tmp_path, stage, 3, **NEAREST) for stage in (Engine.ZERO2, Engine.ZERO3)}
+    formats = {"": NEAREST, " that offloads": NEAREST | OFFLOADS}
+    configs = {
+        f"{stage}{which}": _config(tmp_path, stage, 3, **how)
+        for stage in (Engine.ZERO2, Engine.ZERO3) for which, how in formats.items()
+    }  # fmt: skip
     for of_rank in values(run_ranks(3, zero_work.loaded, folder, configs)):
         for weights, _, _ in of_rank.values():
             assert weights.keys() == files.keys()
@@ -204,14 +253,16 @@ def test_training_begins_with_the_weights_of_the_files(tmp_path: Path) -> None:
         assert between < 0.01 * elements, "no weights but norms are whole between two steps"
 
 
-FORMATS: dict[str, dict[str, Any]] = {"fp32": {}, "bf16": NEAREST}
+FORMATS: dict[str, dict[str, Any]] = {
+    "fp32": {}, "bf16": NEAREST, "bf16 with offload": NEAREST | OFFLOADS,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def spoiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What every rank found, by engine and by what was not finite."""
     folder = tmp_path_factory.mktemp("spoiled")
-    models.model_folder(folder / "model")
+    models.model_folder(folder / "model", layers=2)
     configs = {f"{stage} {name}": _config(folder, stage, **how) for stage in STAGES for name, how in FORMATS.items()}
     return values(run_ranks(2, zero_work.spoiled, configs, folder / "model"))
 
@@ -265,6 +316,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "ZeRO-2 on GPUs in bf16": {"engine": "zero2", "device": "cuda", "precision": "bf16"},
     "ZeRO-3 without clipping": {"engine": "zero3", "device": "cuda", "optimizer__max_grad_norm": 0.0},
     "ZeRO-2 with sizes": {"engine": "zero2", "device": "cuda", "zero": {"reduce_bucket": 7, "allgather_bucket": 8}},
+    "ZeRO-2 with offload": {"engine": "zero2", "device": "cuda", "offload": {"optimizer": True}},
+    "ZeRO-3 with offload": {
+        "engine": "zero3",
+        "device": "cuda",
+        "precision": "bf16",
+        "offload": {"optimizer": True, "parameters": True},
+    },
     "ZeRO-3 with sizes": {
         "engine": "zero3",
         "device": "cuda",

@@ -67,8 +67,8 @@ Meaning = Spelling | EngineSize | Only | Nothing
 _RECORDS = Nothing("the trainer has its own records")
 _ENGINE = Nothing("the engine does what is possible in a stage")
 _IN_FP32 = Only("fp32", "gradients are summed and communicated in fp32")
-_NO_OFFLOAD = Only("none", "nothing is moved to the memory of the host or to a disk yet")
-_OF_OFFLOAD = Nothing("nothing is offloaded")
+_OF_NVME = Nothing("nothing is moved to a disk")
+_PINNED = Nothing("what is moved to the host is pinned there")
 _WHOLE = Nothing("results are always whole")
 _OF_FP16 = Nothing("it is for fp16")
 _ADAMW = Nothing("the optimizer is torch's AdamW")
@@ -77,7 +77,8 @@ _WARMUP = f"the rise of the learning rate is a share of all steps, in {_H}.warmu
 _Z = "zero_optimization"
 _PREFIXES = ("stage3_", "")
 """DeepSpeed takes names of sizes of stage 3 with and without it."""
-_OFFLOADS = (f"{_Z}.offload_optimizer", f"{_Z}.offload_param")
+_OFFLOADS = ("offload_optimizer", "offload_param")
+_OLD_OFFLOADS = MappingProxyType({True: "cpu", False: "none"})
 _ADAMS = MappingProxyType({"Adam": "adamw", "AdamW": "adamw"})  # DeepSpeed's Adam decouples the decay, too
 _SCHEDULES = MappingProxyType({"WarmupLR": "constant", "WarmupDecayLR": "linear", "WarmupCosineLR": "cosine"})
 
@@ -121,12 +122,17 @@ MEANINGS: Mapping[str, Meaning] = {
     f"{_Z}.stage3_gather_fp16_weights_on_model_save": _WHOLE,
     f"{_Z}.elastic_checkpoint": Nothing("checkpoints go to any number of ranks"),
     f"{_Z}.load_from_fp32_weights": Nothing("runs start and go on with the fp32 weights"),
-    **{f"{offload}.device": _NO_OFFLOAD for offload in _OFFLOADS},
-    **{f"{offload}.{key}": _OF_OFFLOAD for offload in _OFFLOADS for key in (
-        "pin_memory", "ratio", "buffer_count", "buffer_size", "fast_init", "max_in_cpu", "pipeline_read",
-        "pipeline_write", "nvme_path",
+    **{f"{_Z}.{offload}.device": Spelling(f"{P}.{offload}_device") for offload in _OFFLOADS},
+    f"{_Z}.cpu_offload": Spelling(f"{P}.offload_optimizer_device", _OLD_OFFLOADS),
+    f"{_Z}.cpu_offload_param": Spelling(f"{P}.offload_param_device", _OLD_OFFLOADS),
+    f"{_Z}.cpu_offload_use_pin_memory": _PINNED,
+    **{f"{_Z}.{offload}.pin_memory": _PINNED for offload in _OFFLOADS},
+    **{f"{_Z}.{offload}.{key}": _OF_NVME for offload in _OFFLOADS for key in (
+        "buffer_count", "buffer_size", "fast_init", "max_in_cpu", "pipeline_read", "pipeline_write", "nvme_path",
     )},
-    f"{_Z}.cpu_offload": Only(False, _NO_OFFLOAD.because),
+    f"{_Z}.offload_optimizer.ratio": Only(1, "all of the optimizer's state is moved, or nothing"),
+    f"{_Z}.offload_optimizer.super_offload": Only(False, "the optimizer is torch's AdamW"),
+    f"{_Z}.offload_optimizer.cpuadam_cores_perc": Nothing("it is for super_offload"),
     f"{_Z}.zero_hpz_partition_size": Only(1, _NO_ZERO_PP),
     **dict.fromkeys((f"{_Z}.{key}" for key in (
         "zero_quantized_weights", "zero_quantized_gradients", "zero_quantized_nontrainable_weights",
@@ -247,7 +253,7 @@ def _filled(spec: Mapping[str, Any], given: list[_Given]) -> _Filled:
     found = _Filled({}, {}, [])
     for path, value, meaning in given:
         assert isinstance(meaning, Spelling)
-        ours = meaning.names.get(value, value) if isinstance(value, str) else value
+        ours = meaning.names.get(value, value) if isinstance(value, str | bool) else value
         known = found.values.get(meaning.key, find(spec, meaning.key))
         if known is None:
             found.values[meaning.key], found.sources[meaning.key] = ours, f"{KEY}.{path}"

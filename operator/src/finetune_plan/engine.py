@@ -37,7 +37,7 @@ def resolve_engine(
     given: EngineSettings, method: Method, layout: Layout, device: Device, base: Base
 ) -> tuple[Engine, str]:
     """The engine, and why."""
-    if layout.data_parallel == 1:
+    if layout.data_parallel == 1 and not _offloads(given):
         return Engine.SINGLE, "There is one replica of the model: nothing to shard or to average."
     if given.fsdp.value is True:
         return _sharded(given, layout)
@@ -53,6 +53,11 @@ def resolve_engine(
     if method is Method.FFT:
         return Engine.FSDP2, "Full finetuning on several GPUs shards its state unless a key selects another engine."
     return _of_adapters(base)
+
+
+def _offloads(given: EngineSettings) -> bool:
+    """Whether ZeRO is of use on one GPU, too."""
+    return given.offloads and given.use_deepspeed.value is True and given.deepspeed_stage.value > 0
 
 
 def _of_adapters(base: Base) -> tuple[Engine, str]:

@@ -75,6 +75,8 @@ class EngineSettings:
     use_deepspeed: Setting[bool | None] = _key(f"{P}.use_deepspeed")
     deepspeed_config: Setting[Mapping[str, Any] | None] = _key(f"{P}.deepspeed_config")
     deepspeed_stage: Setting[int] = _key(f"{P}.deepspeed_stage", default=defaults.DEEPSPEED_STAGE)
+    offload_optimizer: Setting[str] = _key(f"{P}.offload_optimizer_device", default=defaults.OFFLOAD)
+    offload_parameters: Setting[str] = _key(f"{P}.offload_param_device", default=defaults.OFFLOAD)
     bf16: Setting[bool | None] = _key(f"{P}.bf16")
     fp16: Setting[bool | None] = _key(f"{P}.fp16")
     rounding: Setting[str] = _key(f"{P}.rounding", default=defaults.ROUNDING)
@@ -83,6 +85,16 @@ class EngineSettings:
     activation_checkpointing: Setting[str | bool] = _key(
         f"{P}.activation_checkpointing", default=defaults.ACTIVATION_CHECKPOINTING
     )
+
+    @property
+    def offload(self) -> tuple[Setting[str], Setting[str]]:
+        """Where optimizer and weights are kept: none or cpu."""
+        return self.offload_optimizer, self.offload_parameters
+
+    @property
+    def offloads(self) -> bool:
+        """Whether the job moves something to the memory of the host."""
+        return any(each.value == "cpu" for each in self.offload)
 
 
 @dataclass(frozen=True)
@@ -245,6 +257,8 @@ class JobSettings:
     training: TrainingSettings = _group(TrainingSettings)
     pods: PodSettings = _group(PodSettings)
     lifecycle: LifecycleSettings = _group(LifecycleSettings)
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """Keys whose values are in a DeepSpeed dictionary -> their paths in it."""
     informational: tuple[str, ...] = ()
     """Keys of the job that change nothing, from the root of the resource."""
 
@@ -254,7 +268,8 @@ def read(resource: Mapping[str, Any]) -> JobSettings:
     meant = deepspeed_dictionary.translated(as_stored(resource.get("spec") or {}))
     given = [path for path in _informational_keys() if find(meant.spec, path) is not None]
     ignored = tuple(f"spec.{path}" for path in (*given, *meant.without_effect))
-    return JobSettings(name=resource["metadata"]["name"], informational=ignored, **_read(JobSettings, meant))
+    name = resource["metadata"]["name"]
+    return JobSettings(name=name, sources=meant.sources, informational=ignored, **_read(JobSettings, meant))
 
 
 def spellings(cls: type[Any] = JobSettings) -> frozenset[str]:

@@ -43,6 +43,9 @@ def notes(job: JobSettings, method: Method, precision: Precision, device: Device
     dictionary = job.engine.deepspeed_config
     if deepspeed_dictionary.warms_up_otherwise(dictionary.value or {}):
         yield note(r.WARMUP_DIFFERS, key=f"{dictionary.key}.scheduler")
+    offloads = next((each for each in job.engine.offload if each.value == "cpu"), None)
+    if offloads and not job.pods.memory.value:
+        yield note(r.HOST_MEMORY_UNASKED, key=offloads.key)
     length, limit = job.data.sequence_length, job.data.max_model_len
     if length.value and limit.value and limit.value < length.value:
         yield note(r.LENGTH_CAPPED, key=length.key, value=length.value, limit_key=limit.key, limit=limit.value)

@@ -168,12 +168,13 @@ def _unsupported(job: JobSettings, asked: Combination) -> list[Problem]:
 
 
 def _absent_with_zero(decided: Resolution) -> Iterator[Problem]:
-    if decided.engine not in zero.STAGES:
+    if decided.engine not in zero.STAGES and not decided.job.engine.offloads:
         return
-    for key, value, reason in zero.absent(decided.run_config):
+    for each in zero.absent(decided.run_config):
+        key = decided.job.sources.get(each.key, each.key)
         yield Problem(f"spec.{key}", "Unsupported",
-                      f"{key} is {value}, which this version does not have with DeepSpeed ZeRO: {reason}.",
-                      f"Leave it out, or {zero.INSTEAD}.")  # fmt: skip
+                      f"{key} is {each.value}, which this version does not have {each.where}: {each.reason}.",
+                      f"Leave it out, or {each.instead}.")  # fmt: skip
 
 
 _SHARDS = "hyperparameters.parallelism.fsdp: true shards the model."

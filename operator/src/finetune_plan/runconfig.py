@@ -26,6 +26,7 @@ from finetune_api.runtime.run_config import (
     DataConfig,
     Lora,
     Mesh,
+    Offload,
     Optimizer,
     RunConfig,
     Schedule,
@@ -81,6 +82,7 @@ def run_config(resolved: Resolution) -> RunConfig:
             pipeline_parallel=layout.pipeline_parallel,
         ),
         zero=_zero(job.engine, resolved.engine),
+        offload=_offload(job.engine),
         batch=Batch(per_device=resolved.batch.per_device, accumulation=resolved.batch.accumulation),
         optimizer=_optimizer(job.optimizer, resolved.method),
         schedule=_schedule(job.optimizer),
@@ -112,6 +114,11 @@ def _zero(given: EngineSettings, engine: Engine) -> ZeroSizes | None:
     return ZeroSizes(**found) if found else None
 
 
+def _offload(given: EngineSettings) -> Offload | None:
+    optimizer, parameters = (each.value == "cpu" for each in given.offload)
+    return Offload(optimizer=optimizer, parameters=parameters) if given.offloads else None
+
+
 def _recompute(given: str | bool) -> dict[str, Any]:
     """In the key that version 0.1.0 has, where that can say it; for its trainer selective is full."""
     if isinstance(given, bool):
@@ -126,7 +133,7 @@ def _recompute(given: str | bool) -> dict[str, Any]:
 
 def digest(config: RunConfig) -> str:
     """What a run configuration is known by: all but where, and in what portions, the same is computed."""
-    known = config.model_copy(update={"recompute": None, "zero": None})
+    known = config.model_copy(update={"recompute": None, "zero": None, "offload": None})
     return "sha256:" + hashlib.sha256(known.document().encode()).hexdigest()
 
 

@@ -68,8 +68,8 @@ def check(config: RunConfig) -> None:
     )
     if reason:
         raise Unsupported(reason)
-    for key, value, reason in zero.absent(config):
-        raise Unsupported(f"{key}: {value} is not there with DeepSpeed ZeRO: {reason}; {zero.INSTEAD}")
+    for each in zero.absent(config):
+        raise Unsupported(f"{each.key}: {each.value} is not there {each.where}: {each.reason}; {each.instead}")
     for problem in _contradictions(config):
         raise ConfigRefused(problem)
 

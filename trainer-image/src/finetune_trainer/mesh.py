@@ -14,11 +14,12 @@ Rows are spread over replicate x shard, the data axes. An axis of size 1 has no 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from typing import Literal
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -63,6 +64,13 @@ class RankMesh:
         axes = [axis for axis in AXES if self.sizes[axis] > 1] or ["shard"]
         sizes = tuple(self.sizes[axis] for axis in axes)
         return init_device_mesh(self.rank_info.device.type, sizes, mesh_dim_names=tuple(axes))
+
+    @cached_property
+    def on_host(self) -> RankMesh:
+        """The same, of tensors in the memory of the CPU."""
+        if self.rank_info.device.type == "cpu":
+            return self
+        return replace(self, rank_info=replace(self.rank_info, device=torch.device("cpu")))
 
     def sum_over_data(self, tensor: Tensor) -> None:
         """Sum `tensor` in place over the data axes."""

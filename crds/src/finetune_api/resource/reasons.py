@@ -61,6 +61,10 @@ WARMUP_DIFFERS = Reason(
     "logarithmic, and over hyperparameters.warmup_ratio of all steps.",
     "To silence this note, set warmup_type to linear.",
 )  # fmt: skip
+HOST_MEMORY_UNASKED = Reason(
+    "HostMemoryUnasked", (c.ACCEPTED,),
+    "{key} is cpu, but pods.memory is not set: pods ask for less memory than they then fill, and nodes may run out.",
+)  # fmt: skip
 NETWORK_UNUSED = Reason("NetworkUnused", (c.ACCEPTED,), "{key} is {value}, which only several nodes with GPUs use.")
 GLOBAL_BATCH_DIFFERS = Reason(
     "GlobalBatchDiffers", (c.ACCEPTED,),

@@ -319,6 +319,15 @@ class Parallelism(Section):
         "A DeepSpeed dictionary, as other trainers take it: its values are read as keys of this job, and refused by "
         "name where they have no meaning here. auto is what the job says elsewhere. Implies use_deepspeed."
     )
+    offload_optimizer_device: Literal["none", "cpu"] | None = key(
+        "cpu: DeepSpeed ZeRO keeps the optimizer's state, its fp32 weights among it, in the memory of the host and "
+        "updates there: slower, with less memory of the GPU, on one GPU too. Results are the same. none if absent; "
+        "nothing is moved to a disk."
+    )
+    offload_param_device: Literal["none", "cpu"] | None = key(
+        "cpu: stage 3 of DeepSpeed ZeRO keeps weights in the memory of the host while their layer does not compute. "
+        "none if absent."
+    )
     fsdp: bool | None = key(
         "true: shard with PyTorch FSDP; false: do not. If absent, full finetuning on several GPUs is sharded. "
         "Not together with use_deepspeed."

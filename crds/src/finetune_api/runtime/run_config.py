@@ -181,6 +181,15 @@ class ZeroSizes(Frozen):
     sub_group: Count | None = None
 
 
+class Offload(Frozen):
+    """What DeepSpeed ZeRO keeps in the memory of the host."""
+
+    optimizer: bool = False
+    """The optimizer's state, and the fp32 weights that it updates there."""
+    parameters: bool = False
+    """Weights of layers that do not compute, in stage 3."""
+
+
 class RunConfig(Frozen):
     """One run of the trainer."""
 
@@ -211,6 +220,8 @@ class RunConfig(Frozen):
     batch: Batch
     zero: ZeroSizes | None = None
     """With the engines of DeepSpeed ZeRO."""
+    offload: Offload | None = None
+    """With the engines of DeepSpeed ZeRO; None: nothing."""
     optimizer: Optimizer
     schedule: Schedule
     validation: Validation | None
@@ -232,7 +243,7 @@ class RunConfig(Frozen):
 
 
 LATER = ("rounding", "weights", "tf32", "deterministic", "recompute", "quantisation", "merge", "added_tokens",
-         "zero")  # fmt: skip
+         "zero", "offload")  # fmt: skip
 """Keys that version 0.1.0 does not have. A document without them is the one that it wrote, so the results that it
 recorded on claims count (docs/adr/0013), and its image reads the document."""
 
@@ -257,7 +268,7 @@ IDENTITY = (
 )
 """Keys that make a run what it is. Together with the content of model and data, and the rows per step,
 they form the digest that checkpoints are keyed by: another value is another run. How the same work is
-spread over ranks (mesh, engine, micro batch) is not among them."""
+spread over ranks (mesh, engine, micro batch, offload) is not among them."""
 
 SPEC_KEYS = {
     "model": "job.model",

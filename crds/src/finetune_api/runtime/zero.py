@@ -19,15 +19,23 @@ INSTEAD = (
     " has this"
 )
 
+SWITCH_ON = "in hyperparameters.parallelism set use_deepspeed to true and deepspeed_stage to 1, 2 or 3"
+TO_STAGE_3 = "set hyperparameters.parallelism.deepspeed_stage to 3"
+OFFLOAD_OPTIMIZER = "hyperparameters.parallelism.offload_optimizer_device"
+OFFLOAD_PARAMETERS = "hyperparameters.parallelism.offload_param_device"
+
 
 class Absent(NamedTuple):
     key: str
     value: object
     reason: str
+    where: str = "with DeepSpeed ZeRO"
+    instead: str = INSTEAD
 
 
 def absent(config: RunConfig) -> Iterator[Absent]:
-    """What a run with ZeRO asks for in vain."""
+    """What a run asks for in vain, of ZeRO or because of it."""
+    yield from _of_offload(config)
     if config.engine not in STAGES:
         return
     if config.optimizer.name is not OptimizerName.ADAMW:
@@ -39,6 +47,20 @@ def absent(config: RunConfig) -> Iterator[Absent]:
     if config.lora is not None:
         for key, value in _of_lora(config.lora):
             yield Absent(f"training.lora.{key}", value, "its adapters are plain LoRA")
+
+
+def _of_offload(config: RunConfig) -> Iterator[Absent]:
+    """Other engines keep everything on the GPU."""
+    offload, stage = config.offload, STAGES.get(config.engine)
+    if offload is None:
+        return
+    if stage is None:
+        for key in (OFFLOAD_OPTIMIZER,) * offload.optimizer + (OFFLOAD_PARAMETERS,) * offload.parameters:
+            reason = f"the engine of this job is {config.engine}"
+            yield Absent(key, "cpu", reason, "without DeepSpeed ZeRO", SWITCH_ON)
+    elif offload.parameters and stage < 3:
+        reason = "only stage 3 gathers a weight where its layer computes"
+        yield Absent(OFFLOAD_PARAMETERS, "cpu", reason, "below stage 3 of DeepSpeed ZeRO", TO_STAGE_3)
 
 
 def _of_lora(lora: Lora) -> Iterator[tuple[str, object]]:

@@ -18,7 +18,7 @@ from ..placeholders import Keep
 from .base import StepOutcome, TrainingEngine
 from .fsdp2 import Fsdp2
 from .replicated import Replicated
-from .zero import Zero, Zero3
+from .zero import Zero, Zero3, keeper
 
 __all__ = ["StepOutcome", "TrainingEngine", "build", "kept"]
 
@@ -35,7 +35,8 @@ _ENGINES: dict[choices.Engine, type[Replicated] | type[Fsdp2] | type[Zero]] = {
 
 def kept(config: RunConfig, mesh: RankMesh) -> Keep:
     """What this rank keeps of a weight when the model is loaded."""
-    return partial(_ENGINES[config.engine].part, mesh=mesh)
+    keeps = keeper(config, mesh) if config.engine is choices.Engine.ZERO3 else mesh
+    return partial(_ENGINES[config.engine].part, mesh=keeps)
 
 
 def build(model: nn.Module, config: RunConfig, mesh: RankMesh) -> TrainingEngine:

@@ -51,17 +51,18 @@ class Zero:
         self._deepspeed = deepspeed
         self._mesh = mesh
         self._device = mesh.rank_info.device
+        self._keeper = keeper(config, mesh)
         self._stage = STAGES[config.engine]
         self._max_norm = config.optimizer.max_grad_norm
         settings = zero_settings.of(config)
         apart = _computes_apart(model, config)
         if self._stage == 3:
             _require_all_trained(model, config)
-            exact = _partition(model, mesh, deepspeed, settings, apart)
+            exact = _partition(model, mesh, self._keeper, deepspeed, settings, apart)
         else:
             placeholders.fill(model)
             model.to(self._device)
-            exact = _round(model, mesh, apart)
+            exact = _round(model, self._keeper, apart)
         model.to(self._device)
         self.model = model
         self._parameters = trained(model)
@@ -71,6 +72,8 @@ class Zero:
         self._reached = _Reached(self._parameters, self._device, speaks=mesh.rank_info.rank == 0)
         self._optimizer = _adamw(self._parameters, config.optimizer)
         self._engine = deepspeed.initialize(model=model, optimizer=self._optimizer, config=settings)[0]
+        if config.lora is not None and config.offload is not None and config.offload.optimizer:
+            _keep_fp32_gradients(self._engine.optimizer)
         self._loss = ChunkedLoss(model, self._engine)
         self._begin_with(exact)
         self._begin_moments()
@@ -129,24 +132,27 @@ class Zero:
     def resumed(self, state: Mapping[str, Any], steps: int) -> None:
         put = self._deepspeed.utils
         for name, parameter in self._parameters.items():
-            weight = state["parameters"][name].full_tensor()
+            weight = self._whole(state["parameters"][name])
             self._put_weight(parameter, weight)
             self._show(parameter, weight)
             for moment in MOMENTS:
                 own = {"optim_state_key": moment}
                 whole = partial(put.safe_set_full_optimizer_state, **own)
                 part = partial(put.safe_set_local_optimizer_state, **own)
-                self._put(parameter, state[moment][name].full_tensor(), whole, part)
+                self._put(parameter, self._whole(state[moment][name]), whole, part)
         self._set_steps(steps)
 
     def _rows(self, whole: Callable[[nn.Parameter], Tensor]) -> dict[str, Tensor]:
         """Tensors that are whole one after the other, and of which this rank keeps its rows."""
-        return {name: _sharded(whole(parameter), self._mesh) for name, parameter in self._parameters.items()}
+        return {name: _sharded(whole(parameter), self._keeper) for name, parameter in self._parameters.items()}
+
+    def _whole(self, rows: DTensor) -> Tensor:
+        return _gathered(rows, self._mesh)
 
     def _begin_with(self, exact: dict[str, DTensor]) -> None:
         """Give the optimizer the weights in fp32: it has made its own from those that the model computes with."""
         for name in list(exact):
-            self._put_weight(self._parameters[name], exact.pop(name).full_tensor())
+            self._put_weight(self._parameters[name], self._whole(exact.pop(name)))
 
     def _put_weight(self, parameter: nn.Parameter, weight: Tensor) -> None:
         put = self._deepspeed.utils
@@ -256,6 +262,17 @@ def _deepspeed(mesh: RankMesh) -> Any:
     return deepspeed
 
 
+def keeper(config: RunConfig, mesh: RankMesh) -> RankMesh:
+    """Where a rank has rows that nothing computes with, of weights while they load and of checkpoints: a run that
+    offloads has no room for them on its device."""
+    return mesh if config.offload is None else mesh.on_host
+
+
+def _keep_fp32_gradients(zero: Any) -> None:
+    """Of adapters. Offload does not work without the buffer of stage 2, which has the format of the weights."""
+    zero._gradient_reduction_buffer_dtype = lambda: torch.float32  # noqa: SLF001 - no setting for it
+
+
 def _adamw(parameters: Mapping[str, nn.Parameter], settings: Optimizer) -> torch.optim.AdamW:
     """Groups of matrices and of others. DeepSpeed replaces their weights with this rank's part, in one piece."""
     groups = []
@@ -295,19 +312,20 @@ def _computes_apart(model: nn.Module, config: RunConfig) -> frozenset[str]:
     return apart
 
 
-def _round(model: nn.Module, mesh: RankMesh, names: Collection[str]) -> dict[str, DTensor]:
+def _round(model: nn.Module, keeper: RankMesh, names: Collection[str]) -> dict[str, DTensor]:
     """Let the model compute in bf16 with these weights. Returns this rank's rows of them as they were on rank 0."""
     exact = {}
     for name, parameter in model.named_parameters():
         if name in names:
-            exact[name] = _of_rank_0(parameter.data, mesh)
+            exact[name] = _of_rank_0(parameter.data, keeper)
             parameter.data = parameter.data.bfloat16()
     return exact
 
 
 def _partition(
-    model: nn.Module, mesh: RankMesh, deepspeed: Any, settings: Mapping[str, Any], apart: Collection[str]
-) -> dict[str, DTensor]:
+    model: nn.Module, mesh: RankMesh, keeper: RankMesh, deepspeed: Any, settings: Mapping[str, Any],
+    apart: Collection[str],
+) -> dict[str, DTensor]:  # fmt: skip
     """Give each weight to DeepSpeed, which leaves a part of it on each rank: one is whole at a time.
 
     Rows of placeholders come from the ranks that have kept them, other weights from rank 0. Returns this rank's rows
@@ -316,12 +334,12 @@ def _partition(
     exact: dict[str, DTensor] = {}
     for name, parameter in model.named_parameters():
         part = placeholders.take(parameter)
-        rows = None if part is None else _rows(part, parameter, mesh)
+        rows = None if part is None else _rows(part, parameter, keeper)
         if name in apart:
-            rows = _of_rank_0(parameter.data.to(mesh.rank_info.device), mesh) if rows is None else rows
+            rows = _of_rank_0(parameter.data.to(mesh.rank_info.device), keeper) if rows is None else rows
             exact[name], rows = rows, cast("DTensor", rows.bfloat16())
         if rows is not None:
-            parameter.data = rows.full_tensor()
+            parameter.data = _gathered(rows, mesh)
         deepspeed.zero.Init(
             module=nn.ParameterList([parameter]), mem_efficient_linear=False, config_dict_or_path=settings,
             dtype=parameter.dtype,
@@ -329,15 +347,20 @@ def _partition(
     return exact
 
 
-def _of_rank_0(whole: Tensor, mesh: RankMesh) -> DTensor:
+def _of_rank_0(whole: Tensor, keeper: RankMesh) -> DTensor:
     """This rank's rows of rank 0's tensor, which is written over `whole`."""
     dist.broadcast(whole, src=0)
-    return _sharded(whole, mesh)
+    return _sharded(whole, keeper)
 
 
-def _sharded(whole: Tensor, mesh: RankMesh) -> DTensor:
+def _sharded(whole: Tensor, keeper: RankMesh) -> DTensor:
     """This rank's rows of a tensor that every rank has."""
-    return _rows(Fsdp2.part(whole, mesh), whole, mesh)
+    return _rows(Fsdp2.part(whole, keeper), whole, keeper)
+
+
+def _gathered(rows: DTensor, mesh: RankMesh) -> Tensor:
+    """The whole tensor on this rank's device, also of rows that are in the memory of the host."""
+    return _rows(rows.to_local().to(mesh.rank_info.device), rows, mesh).full_tensor()
 
 
 def _rows(part: Tensor, like: Tensor, mesh: RankMesh) -> DTensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from finetune_api.runtime.choices import Device, Precision
-from finetune_api.runtime.run_config import RunConfig, ZeroSizes
+from finetune_api.runtime.run_config import Offload, RunConfig, ZeroSizes
 from finetune_api.runtime.zero import STAGES
 
 BUCKET = 50_000_000
@@ -45,6 +45,7 @@ def _zero(config: RunConfig) -> dict[str, Any]:
         "reduce_scatter": True,
         "reduce_bucket_size": _given(sizes.reduce_bucket, BUCKET),
     }
+    common |= _offloads(config.offload or Offload())
     if stage < 3:
         return {**common, "allgather_bucket_size": _given(sizes.allgather_bucket, BUCKET)}
     without_default = {
@@ -58,6 +59,12 @@ def _zero(config: RunConfig) -> dict[str, Any]:
         "stage3_param_persistence_threshold": _given(sizes.persistence_threshold, PERSISTENT),
         **{key: size for key, size in without_default.items() if size is not None},
     }
+
+
+def _offloads(offload: Offload) -> dict[str, Any]:
+    """The host's memory is pinned: else copies would wait for each other."""
+    wanted = {"offload_optimizer": offload.optimizer, "offload_param": offload.parameters}
+    return {key: {"device": "cpu", "pin_memory": True} for key, moved in wanted.items() if moved}
 
 
 def _given(size: int | None, default: int) -> int:
