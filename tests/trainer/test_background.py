@@ -106,8 +106,9 @@ def test_a_stop_while_a_checkpoint_is_written_ends_both_saves(config: RunConfig)
     assert checkpoint.latest(Path(config.output)) == report.step
 
 
-def test_a_save_that_fails_on_one_rank_ends_the_run_on_every_rank(inputs: Path, tmp_path: Path) -> None:
-    config = settings(inputs, tmp_path, engine="fsdp2", mesh=TWO_RANKS, batch={"per_device": 1, "accumulation": 1})
+@pytest.mark.parametrize("engine", ["fsdp2", "zero3"])
+def test_a_save_that_fails_on_one_rank_ends_the_run_on_every_rank(inputs: Path, tmp_path: Path, engine: str) -> None:
+    config = settings(inputs, tmp_path, engine=engine, mesh=TWO_RANKS, batch={"per_device": 1, "accumulation": 1})
     for ended in run_ranks(2, work.run_full, config, 1):
         assert isinstance(ended.error, StorageFailed)
         assert "rank 1: cannot write" in str(ended.error)
