@@ -203,3 +203,15 @@ def test_weights_that_are_not_there_are_refused_on_every_rank(tmp_path: Path) ->
     for ended in run_ranks(2, work.refused, [full, without], _config(tmp_path, engine="ddp")):
         assert isinstance(ended.error, ModelRefused)
         assert str(ended.error).startswith(f"rank 1: model {without} cannot be loaded")
+
+
+@pytest.mark.parametrize("engine", ["fsdp2", "zero3"])
+def test_a_weight_file_without_one_tensor_is_refused_on_every_rank(tmp_path: Path, engine: str) -> None:
+    """No weight begins at random."""
+    folder = models.model_folder(tmp_path / "model", layers=2)
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    safetensors.torch.save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    for ended in run_ranks(2, work.refused, [folder, folder], _config(tmp_path, engine=engine)):
+        assert isinstance(ended.error, ModelRefused)
+        assert "model.layers.1.mlp.up_proj.weight" in str(ended.error)
