@@ -38,7 +38,9 @@ def disagreement(problems: Iterable[Problem], refusal: ApiError | None) -> str:
     if "denied request" in refusal.message:
         return _differ("unknown", _listed(refusal), {p.path for p in problems})
     if any(UNCHECKED in cause["message"] for cause in refusal.causes):
-        shape -= {p.path for p in problems if p.remedy in INSTEAD}  # choices that a rule checks
+        shape -= {
+            p.path for p in problems if p.reason == "UnknownValue" and p.remedy in INSTEAD
+        }  # choices that a rule checks
     counted = {path for path in _shape(refusal) if any(bad.startswith(f"{path}[") for bad in shape)} - shape
     return _differ("malformed", _shape(refusal) - counted, shape) or _rules(refusal, rules, complete=not shape)
 

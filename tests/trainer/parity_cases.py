@@ -156,6 +156,7 @@ class Recording:
     def __init__(self, engine: Any) -> None:
         self._engine = engine
         self.model: nn.Module = engine.model
+        self.state_is_a_copy: bool = engine.state_is_a_copy
         self.first: dict[str, Tensor] = {}
         if isinstance(engine, Zero):
             self._update = engine._engine.optimizer.step

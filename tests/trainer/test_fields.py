@@ -29,6 +29,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "zero2": {"engine": "zero2", "zero": {"reduce_bucket": 1000, "allgather_bucket": 1000}},
     "zero3": {
         "engine": "zero3",
+        "offload": {"optimizer": True, "parameters": True},
         "zero": {
             "prefetch_bucket": 1000,
             "persistence_threshold": 100,

@@ -300,6 +300,17 @@ def test_the_sizes_of_a_job_change_no_bit(tmp_path: Path) -> None:
                 assert torch.equal(value, found[f"{name} by default"][weight]), (name, weight)
 
 
+def test_what_a_checkpoint_gets_is_not_changed_by_the_next_step(tmp_path: Path) -> None:
+    """Though it is not copied once more."""
+    folder = models.model_folder(tmp_path / "model", layers=2)
+    configs = {
+        "zero1": _config(tmp_path, Engine.ZERO1), "zero2": _config(tmp_path, Engine.ZERO2, **OFFLOADS),
+        "zero3": _config(tmp_path, Engine.ZERO3, offload={"optimizer": True, "parameters": True}),
+    }  # fmt: skip
+    for found in values(run_ranks(2, zero_work.kept, configs, folder)):
+        assert found == dict.fromkeys(configs, (True, True))
+
+
 def test_a_weight_that_not_every_micro_batch_uses_is_named(tmp_path: Path) -> None:
     folder = models.model_folder(tmp_path / "model")
     configs = {stage: _config(tmp_path, stage) for stage in STAGES}

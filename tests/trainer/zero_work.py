@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from finetune_api.runtime.run_config import RunConfig
-from finetune_trainer import engines, mesh, model
+from finetune_trainer import engines, mesh, model, snapshot
 from finetune_trainer.collate import TokenBatch, collate
 from finetune_trainer.engines import StepOutcome, TrainingEngine
 from finetune_trainer.environment import RankInfo
@@ -63,6 +63,23 @@ def stepped(configs: Mapping[str, RunConfig], folder: Path) -> dict[str, dict[st
             batches = [collate(rows(4), [2 * micro + rank]) for micro in range(2)]
             engine.train(batches, targets=20, learning_rate=1e-3 * (step + 1), max_norm=1.0, stop=lambda: False)
         found[name] = _whole(engine.state()["parameters"])
+    return found
+
+
+def kept(configs: Mapping[str, RunConfig], folder: Path) -> dict[str, tuple[bool, bool]]:
+    """Whether what a checkpoint gets of the first step is as it was after the second, and whether that has others."""
+    found = {}
+    for name, config in configs.items():
+        engine, batches = _engine(config, folder), [collate(rows(2), [dist.get_rank()])]
+        step = partial(engine.train, batches, targets=10, learning_rate=1e-3, max_norm=1.0, stop=lambda: False)
+        step()
+        first = snapshot.take(engine.state(), {}, copy=not engine.state_is_a_copy).pieces
+        values = [piece.values.clone() for piece in first]
+        step()
+        second = snapshot.take(engine.state(), {}).pieces
+        same = all(torch.equal(piece.values, value) for piece, value in zip(first, values, strict=True))
+        moved = any(not torch.equal(a.values, b.values) for a, b in zip(first, second, strict=True))
+        found[name] = same, moved
     return found
 
 

@@ -11,7 +11,6 @@ from finetune_api.resource.key_table import FREE_LENGTH
 from finetune_api.validation.predicates import find
 from finetune_api.validation.problem import Problem
 from finetune_api.validation.shape import quote
-from finetune_data import regular
 from finetune_plan.deepspeed_dictionary import KEY
 
 from .kubernetes_yaml import MAX_DEPTH, too_deep
@@ -49,6 +48,8 @@ def inlined(resource: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]
 
 def _read(path: Path) -> dict[str, Any]:
     """Raises OSError, ValueError and RecursionError."""
+    from finetune_data import regular  # noqa: PLC0415 - most jobs name no file, and it takes time
+
     with regular.opened(path, "rb") as stream:
         text: bytes = stream.read(_LONGEST + 1)
     if len(text) > _LONGEST:

@@ -142,7 +142,8 @@ class Checkpoints:
         began = time.monotonic()
         best = self.history.best_step
         with self.train_state.heartbeat.saving():
-            taken = snapshot.take(self.train_state.engine.state(), self.history.model_dump())
+            engine = self.train_state.engine
+            taken = snapshot.take(engine.state(), self.history.model_dump(), copy=not engine.state_is_a_copy)
         work = partial(
             checkpoint.save,
             self.output,

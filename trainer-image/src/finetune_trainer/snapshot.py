@@ -43,9 +43,12 @@ class RankSnapshot:
     """JSON, the same on every rank."""
 
 
-def take(state: Mapping[str, Any], extra: Mapping[str, Any]) -> RankSnapshot:
-    """Copy `state`, a nested dict of tensors and DTensors. Every rank takes its part at the same step."""
-    return RankSnapshot(tuple(_pieces(dict(_flat(state)))), rng.capture(), extra)
+def take(state: Mapping[str, Any], extra: Mapping[str, Any], *, copy: bool = True) -> RankSnapshot:
+    """Of `state`, a nested dict of tensors and DTensors. Every rank takes its part at the same step.
+
+    copy: also of tensors that are in the memory of the CPU, as the next step changes them.
+    """
+    return RankSnapshot(tuple(_pieces(dict(_flat(state)), copy=copy)), rng.capture(), extra)
 
 
 def size(state: Mapping[str, Any]) -> int:
@@ -62,7 +65,7 @@ def _flat(state: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Ten
             yield prefix + key, value
 
 
-def _pieces(tensors: Mapping[str, Tensor]) -> Iterator[Piece]:
+def _pieces(tensors: Mapping[str, Tensor], *, copy: bool) -> Iterator[Piece]:
     """Plain tensors are the same on every rank: each goes to the rank that has the least to write so far.
 
     Scalars do not count, so those beside shards are in one file: a resume of any rank needs them all.
@@ -72,12 +75,12 @@ def _pieces(tensors: Mapping[str, Tensor]) -> Iterator[Piece]:
         tensor = tensors[name].detach()
         if isinstance(tensor, DTensor):
             if _writes_shard(tensor, number):
-                yield _shard(name, tensor)
+                yield _shard(name, tensor, copy=copy)
             continue
         writer = bytes_of.index(min(bytes_of))
         bytes_of[writer] += tensor.nbytes if tensor.dim() else 0
         if writer == rank():
-            yield Piece(name, tuple(tensor.shape), (0,) * tensor.dim(), _copied(tensor))
+            yield Piece(name, tuple(tensor.shape), (0,) * tensor.dim(), _on_cpu(tensor, copy=copy))
 
 
 def _writes_shard(tensor: DTensor, number: int) -> bool:
@@ -92,10 +95,10 @@ def _writes_shard(tensor: DTensor, number: int) -> bool:
     return holds_something and number % replicas == replica
 
 
-def _shard(name: str, tensor: DTensor) -> Piece:
+def _shard(name: str, tensor: DTensor, *, copy: bool) -> Piece:
     _, offsets = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
-    return Piece(name, tuple(tensor.shape), tuple(offsets), _copied(tensor.to_local()))
+    return Piece(name, tuple(tensor.shape), tuple(offsets), _on_cpu(tensor.to_local(), copy=copy))
 
 
-def _copied(tensor: Tensor) -> Tensor:
-    return tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
+def _on_cpu(tensor: Tensor, *, copy: bool) -> Tensor:
+    return tensor.to("cpu", copy=copy, memory_format=torch.contiguous_format)

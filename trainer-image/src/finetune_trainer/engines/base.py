@@ -48,6 +48,8 @@ class TrainingEngine(Protocol):
 
     model: nn.Module
     """The module with the names of the checkpoint; its parameters may be sharded, and in the compute format."""
+    state_is_a_copy: bool
+    """Whether no step changes the tensors of `state`."""
 
     def train(
         self,
@@ -84,6 +86,8 @@ class TrainingEngine(Protocol):
 
 class AdamwEngine:
     """An engine whose optimizer is AdamW. Subclasses place the weights and synchronise the gradients."""
+
+    state_is_a_copy = False
 
     def __init__(self, model: nn.Module, config: RunConfig, mesh: RankMesh, weights: MasterWeights) -> None:
         """`model` is on its device; `weights` are its trained ones."""

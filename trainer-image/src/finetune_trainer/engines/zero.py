@@ -122,6 +122,8 @@ class Zero:
         self._engine.train()
         return total
 
+    state_is_a_copy = True
+
     def state(self) -> dict[str, Any]:
         get = self._deepspeed.utils
         found = {"parameters": self._rows(get.safe_get_full_fp32_param)}
