@@ -143,6 +143,13 @@ def test_a_size_that_the_stage_does_not_have_is_named(key: str) -> None:
     assert found.job.informational == (f"spec.{P}.deepspeed_config.zero_optimization.{key}",)
 
 
+def test_a_stage_that_is_left_to_the_job_has_the_sizes_of_the_default() -> None:
+    found = resolve(job(zero(stage="auto", allgather_bucket_size=5, sub_group_size=6)), PlanSettings())
+    assert found.run_config.zero is not None
+    assert found.run_config.zero.model_dump(exclude_none=True) == {"allgather_bucket": 5}
+    assert found.job.informational == (f"spec.{P}.deepspeed_config.zero_optimization.sub_group_size",)
+
+
 WRONG: dict[str, tuple[Json, Json, str, str, str]] = {
     "another batch than the job's": (
         {"train_micro_batch_size_per_gpu": 4}, {f"{H}.per_device_batch": 2}, "train_micro_batch_size_per_gpu",

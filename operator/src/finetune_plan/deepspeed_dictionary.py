@@ -14,6 +14,7 @@ from itertools import islice
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from finetune_api.resource import defaults
 from finetune_api.resource.aliases import PARALLELISM as P
 from finetune_api.validation.predicates import find
 from finetune_api.validation.problem import Problem
@@ -203,6 +204,7 @@ def translated(spec: Mapping[str, Any]) -> Translated:
         filled.values[_SWITCH], filled.sources[_SWITCH] = True, KEY
     meant = _with(spec, filled.values)
     stage = find(meant, _STAGE)
+    stage = defaults.DEEPSPEED_STAGE if stage is None else stage
     idle = (*(each.path for each in given if each.is_idle(stage)), *off)
     return Translated(
         meant,
