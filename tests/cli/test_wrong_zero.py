@@ -17,7 +17,7 @@ REMEDY = (
     "Leave it out, or in hyperparameters.parallelism leave deepspeed_config out and set use_deepspeed to false and "
     "fsdp to true"
 )
-TO_ZERO = "Leave it out, or in hyperparameters.parallelism set use_deepspeed to true and deepspeed_stage"
+TO_ZERO = f"Leave it out, or set {P}.use_deepspeed to true and {P}.deepspeed_stage"
 BOTH = "Set use_deepspeed or fsdp to false."
 
 WRONG = {

@@ -254,6 +254,14 @@ def test_a_rise_of_the_learning_rate_that_is_not_deepspeeds_is_noted() -> None:
     assert [sorted(each) for each in notes] == [["ValidationSkipped", "WarmupDiffers"], ["ValidationSkipped"]]
 
 
+@pytest.mark.parametrize(("stage", "wanted"), [(2, "to 3."), (0, "to 1, 2 or 3.")])
+def test_the_way_out_is_in_the_dictionary_where_the_stage_is(stage: int, wanted: str) -> None:
+    given = zero(stage=stage, offload_param={"device": "cpu"})
+    [problem] = validate(job(given), PlanSettings()).problems
+    assert problem.remedy.endswith(f"{P}.deepspeed_config.zero_optimization.stage {wanted}")
+    assert problems(zero(stage=3, offload_param={"device": "cpu"}), **{f"{P}.use_deepspeed": True}) == []
+
+
 def test_all_names_of_torchs_adamw_are_one() -> None:
     assert problems(zero() | {"optimizer": {"type": "AdamW"}}, hyperparameters__optim="adamw_torch_fused") == []
 

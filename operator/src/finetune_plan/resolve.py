@@ -170,11 +170,13 @@ def _unsupported(job: JobSettings, asked: Combination) -> list[Problem]:
 def _absent_with_zero(decided: Resolution) -> Iterator[Problem]:
     if decided.engine not in zero.STAGES and not decided.job.engine.offloads:
         return
+    sources = decided.job.sources
+    stage = sources.get(zero.STAGE, zero.STAGE)
     for each in zero.absent(decided.run_config):
-        key = decided.job.sources.get(each.key, each.key)
+        key, instead = sources.get(each.key, each.key), each.instead.replace(zero.STAGE, stage)
         yield Problem(f"spec.{key}", "Unsupported",
                       f"{key} is {each.value}, which this version does not have {each.where}: {each.reason}.",
-                      f"Leave it out, or {each.instead}.")  # fmt: skip
+                      f"Leave it out, or {instead}.")  # fmt: skip
 
 
 _SHARDS = "hyperparameters.parallelism.fsdp: true shards the model."

@@ -19,8 +19,9 @@ INSTEAD = (
     " has this"
 )
 
-SWITCH_ON = "in hyperparameters.parallelism set use_deepspeed to true and deepspeed_stage to 1, 2 or 3"
-TO_STAGE_3 = "set hyperparameters.parallelism.deepspeed_stage to 3"
+STAGE = "hyperparameters.parallelism.deepspeed_stage"
+SWITCH_ON = f"set hyperparameters.parallelism.use_deepspeed to true and {STAGE} to 1, 2 or 3"
+TO_STAGE_3 = f"set {STAGE} to 3"
 OFFLOAD_OPTIMIZER = "hyperparameters.parallelism.offload_optimizer_device"
 OFFLOAD_PARAMETERS = "hyperparameters.parallelism.offload_param_device"
 

@@ -46,6 +46,8 @@ _SHARED_MEMORY = "deepspeed_shm_comm"
 
 
 class Zero:
+    state_is_a_copy = True
+
     def __init__(self, model: nn.Module, config: RunConfig, mesh: RankMesh) -> None:
         deepspeed = _deepspeed(mesh)
         self._deepspeed = deepspeed
@@ -121,8 +123,6 @@ class Zero:
         total = self._loss.evaluate(batch.to(self._device))
         self._engine.train()
         return total
-
-    state_is_a_copy = True
 
     def state(self) -> dict[str, Any]:
         get = self._deepspeed.utils
